@@ -1,0 +1,366 @@
+//! The table of the counting rules (section 2) as one pure function.
+
+use smallvec::SmallVec;
+
+use super::{Action, Delivers, Limit, Meter, MeterId, OnExceed, PlanId, Plans, Platform};
+
+/// All plans and meters. Decides what an export costs; knows nothing of what has been used.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// The plans that tokens may name.
+    pub plans: Plans,
+    /// The meters, by [`MeterId`].
+    pub meters: Vec<Meter>,
+}
+
+/// All that the table asks about an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Export {
+    /// What the request does. Actions that are not exports cost nothing.
+    pub action: Action,
+    /// Where the user is.
+    pub platform: Platform,
+    /// Whether the design uses an AI feature.
+    pub ai: bool,
+    /// The user's plan.
+    pub plan: PlanId,
+    /// How the route hands the image out.
+    pub delivers: Delivers,
+}
+
+/// What the table says about an export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Charges to be made together, all or nothing. Empty: nothing counts this export.
+    pub demands: SmallVec<[Demand; 2]>,
+    /// The sentence of the table that decided.
+    pub rule: Rule,
+}
+
+impl Verdict {
+    /// Whether a limit may refuse this export. If not, it is forwarded even when nothing can be charged.
+    pub fn is_limited(&self) -> bool {
+        self.demands.iter().any(|demand| demand.on_exceed == OnExceed::Deny)
+    }
+}
+
+/// A charge on one meter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Demand {
+    /// The meter to charge.
+    pub meter: MeterId,
+    /// How much; at least 1.
+    pub cost: u32,
+    /// What the plan allows in a window.
+    pub limit: u32,
+    /// What happens over the limit.
+    pub on_exceed: OnExceed,
+    /// What sessions of the export screen have to do with it.
+    pub session: SessionUse,
+}
+
+/// What a session of the export screen means to a charge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionUse {
+    /// Nothing.
+    None,
+    /// An open session of the same user and design covers it.
+    Covered,
+    /// It opens a session, in place of any that is open.
+    Opens,
+}
+
+/// The sentence of the table that decided about an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Rule {
+    /// Each download, share or autosave counts.
+    EachExportCounts,
+    /// Opening the export screen counts once and opens a session.
+    OpeningStartsSession,
+    /// An open session covers it, else it counts.
+    CoveredBySession,
+    /// The opening delivers the file: it is the autosave, and counts.
+    OpeningIsAutosave,
+    /// The opening delivers screen data only: no file left.
+    ScreenDataIsNoFile,
+    /// No limit of this plan counts this export.
+    Unlimited,
+    /// The action is not an export.
+    NotAnExport,
+}
+
+impl Rule {
+    /// Short name for logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::EachExportCounts => "each-export-counts",
+            Self::OpeningStartsSession => "opening-starts-session",
+            Self::CoveredBySession => "covered-by-session",
+            Self::OpeningIsAutosave => "opening-is-autosave",
+            Self::ScreenDataIsNoFile => "screen-data-is-no-file",
+            Self::Unlimited => "unlimited",
+            Self::NotAnExport => "not-an-export",
+        }
+    }
+
+    /// The sentence itself.
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::EachExportCounts => "each download, share of a file or autosave counts as one export",
+            Self::OpeningStartsSession => {
+                "opening the export screen counts as one export, and covers what is exported from that screen"
+            }
+            Self::CoveredBySession => {
+                "an open export screen of this user and design covers it; without one it counts as one export"
+            }
+            Self::OpeningIsAutosave => "this export screen delivers the file, so opening it is the autosave and counts",
+            Self::ScreenDataIsNoFile => "the export screen delivers only screen data: no file leaves, nothing counts",
+            Self::Unlimited => "no limit of this plan counts this export",
+            Self::NotAnExport => "the design stays inside the product: never counted, never refused",
+        }
+    }
+}
+
+impl Policy {
+    /// Reads the table: which meters an export is charged on, and which sentence says so.
+    pub fn decide(&self, export: Export) -> Verdict {
+        if !export.action.is_export() {
+            return Verdict { demands: SmallVec::new(), rule: Rule::NotAnExport };
+        }
+        let opening = export.action == Action::OpenExportScreen;
+        let mobile = export.platform.has_export_screen();
+        let mut rule =
+            if opening && export.delivers == Delivers::Screen { Rule::ScreenDataIsNoFile } else { Rule::Unlimited };
+        let mut demands = SmallVec::new();
+        for (id, meter) in self.meters() {
+            if !meter.counts.include(export.action, export.platform, export.ai, export.plan) {
+                continue;
+            }
+            let Some(Limit::AtMost(limit)) = meter.limit(export.plan) else { continue };
+            let (session, sentence) = match (opening, meter.sessions && mobile) {
+                (true, true) => (SessionUse::Opens, Rule::OpeningStartsSession),
+                (true, false) if export.delivers == Delivers::Screen => continue,
+                (true, false) => (SessionUse::None, Rule::OpeningIsAutosave),
+                (false, true) => (SessionUse::Covered, Rule::CoveredBySession),
+                (false, false) => (SessionUse::None, Rule::EachExportCounts),
+            };
+            rule = sentence;
+            demands.push(Demand { meter: id, cost: 1, limit, on_exceed: meter.on_exceed, session });
+        }
+        Verdict { demands, rule }
+    }
+
+    /// The meters with their ids.
+    pub fn meters(&self) -> impl Iterator<Item = (MeterId, &Meter)> {
+        (0..).map(MeterId).zip(&self.meters)
+    }
+
+    /// The meter of that id.
+    pub fn meter(&self, id: MeterId) -> Option<&Meter> {
+        self.meters.get(usize::from(id.0))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use std::sync::Arc;
+
+    use jiff::civil::Weekday;
+    use jiff::tz::TimeZone;
+
+    use super::super::{Calendar, CalendarUnit, Counts, Window};
+    use super::*;
+
+    const FREE: PlanId = PlanId(0);
+    const PRO: PlanId = PlanId(1);
+    const MAX: PlanId = PlanId(2);
+
+    const AI_EXPORTS: MeterId = MeterId(0);
+    const EXPORTS: MeterId = MeterId(1);
+    const FAIR_USE: MeterId = MeterId(2);
+
+    /// The shipped defaults. That `config/gate.toml` says the same is tested with the configuration.
+    fn shipped() -> Policy {
+        use Limit::{AtMost, Unlimited};
+        let window = |unit| Window::Calendar(Calendar { unit, zone: TimeZone::UTC });
+        let week = window(CalendarUnit::Week { starts: Weekday::Monday });
+        Policy {
+            plans: Plans::new(["free", "pro", "max"].map(Arc::from)),
+            meters: vec![
+                Meter {
+                    name: "ai-exports".into(),
+                    counts: Counts { ai: Some(true), ..Counts::default() },
+                    window: week.clone(),
+                    sessions: true,
+                    on_exceed: OnExceed::Deny,
+                    limits: vec![Some(AtMost(2)), Some(AtMost(30)), Some(AtMost(120))],
+                },
+                Meter {
+                    name: "exports".into(),
+                    counts: Counts { ai: Some(false), ..Counts::default() },
+                    window: week,
+                    sessions: false,
+                    on_exceed: OnExceed::Deny,
+                    limits: vec![Some(AtMost(60)), Some(Unlimited), Some(Unlimited)],
+                },
+                Meter {
+                    name: "fair-use".into(),
+                    counts: Counts { ai: Some(false), plans: vec![PRO, MAX], ..Counts::default() },
+                    window: window(CalendarUnit::Day),
+                    sessions: false,
+                    on_exceed: OnExceed::Observe,
+                    limits: vec![None, Some(AtMost(1000)), Some(AtMost(3000))],
+                },
+            ],
+        }
+    }
+
+    const LEAVING: [Action; 3] = [Action::Download, Action::ShareFile, Action::Autosave];
+    const MOBILE: [Platform; 2] = [Platform::Ios, Platform::Android];
+    const ANY_PLAN: [PlanId; 3] = [FREE, PRO, MAX];
+    const FILE_LIKE: [Delivers; 3] = [Delivers::File, Delivers::Redirect, Delivers::Success];
+    const AI: bool = true;
+    const PLAIN: bool = false;
+
+    /// Every combination of a row gets the same charges: (meter, cost, what sessions mean to it).
+    fn row(
+        actions: &[Action],
+        platforms: &[Platform],
+        ai: bool,
+        plans: &[PlanId],
+        delivers: &[Delivers],
+        expected: &[(MeterId, SessionUse)],
+        rule: Rule,
+    ) {
+        let policy = shipped();
+        for &action in actions {
+            for &platform in platforms {
+                for &plan in plans {
+                    for &delivers in delivers {
+                        let export = Export { action, platform, ai, plan, delivers };
+                        let verdict = policy.decide(export);
+                        let charged: Vec<_> = verdict.demands.iter().map(|d| (d.meter, d.session)).collect();
+                        assert_eq!(charged, expected, "{export:?}");
+                        assert!(verdict.demands.iter().all(|d| d.cost == 1), "{export:?}");
+                        assert_eq!(verdict.rule, rule, "{export:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn web_each_ai_download_share_or_autosave_costs_one_ai_export() {
+        let platforms = [Platform::Web, Platform::Other];
+        let charge = [(AI_EXPORTS, SessionUse::None)];
+        row(&LEAVING, &platforms, AI, &ANY_PLAN, &FILE_LIKE, &charge, Rule::EachExportCounts);
+    }
+
+    #[test]
+    fn mobile_opening_the_export_screen_of_an_ai_design_costs_one_ai_export_and_opens_a_session() {
+        let delivers = [Delivers::File, Delivers::Redirect, Delivers::Success, Delivers::Screen];
+        let charge = [(AI_EXPORTS, SessionUse::Opens)];
+        row(&[Action::OpenExportScreen], &MOBILE, AI, &ANY_PLAN, &delivers, &charge, Rule::OpeningStartsSession);
+    }
+
+    #[test]
+    fn mobile_ai_exports_are_covered_by_an_open_session_and_cost_one_ai_export_without() {
+        let charge = [(AI_EXPORTS, SessionUse::Covered)];
+        row(&LEAVING, &MOBILE, AI, &ANY_PLAN, &FILE_LIKE, &charge, Rule::CoveredBySession);
+    }
+
+    #[test]
+    fn free_each_plain_download_share_or_autosave_costs_one_export_on_any_platform_whatever_session_is_open() {
+        let charge = [(EXPORTS, SessionUse::None)];
+        row(&LEAVING, &Platform::ALL, PLAIN, &[FREE], &FILE_LIKE, &charge, Rule::EachExportCounts);
+    }
+
+    #[test]
+    fn free_mobile_opening_a_screen_that_delivers_the_plain_file_costs_one_export() {
+        let charge = [(EXPORTS, SessionUse::None)];
+        row(&[Action::OpenExportScreen], &MOBILE, PLAIN, &[FREE], &FILE_LIKE, &charge, Rule::OpeningIsAutosave);
+    }
+
+    #[test]
+    fn free_mobile_opening_a_screen_of_a_plain_design_that_delivers_only_screen_data_costs_nothing() {
+        let opening = [Action::OpenExportScreen];
+        row(&opening, &MOBILE, PLAIN, &[FREE], &[Delivers::Screen], &[], Rule::ScreenDataIsNoFile);
+    }
+
+    #[test]
+    fn web_opening_an_export_screen_counts_as_a_download_if_it_delivers_a_file_and_opens_no_session() {
+        let opening = [Action::OpenExportScreen];
+        let platforms = [Platform::Web, Platform::Other];
+        let ai_charge = [(AI_EXPORTS, SessionUse::None)];
+        row(&opening, &platforms, AI, &ANY_PLAN, &FILE_LIKE, &ai_charge, Rule::OpeningIsAutosave);
+        let plain_charge = [(EXPORTS, SessionUse::None)];
+        row(&opening, &platforms, PLAIN, &[FREE], &FILE_LIKE, &plain_charge, Rule::OpeningIsAutosave);
+    }
+
+    #[test]
+    fn web_opening_an_export_screen_that_delivers_only_screen_data_costs_nothing() {
+        let opening = [Action::OpenExportScreen];
+        let platforms = [Platform::Web, Platform::Other];
+        row(&opening, &platforms, AI, &ANY_PLAN, &[Delivers::Screen], &[], Rule::ScreenDataIsNoFile);
+        row(&opening, &platforms, PLAIN, &ANY_PLAN, &[Delivers::Screen], &[], Rule::ScreenDataIsNoFile);
+    }
+
+    #[test]
+    fn pro_and_max_plain_exports_are_unlimited_and_only_observed_for_fair_use() {
+        let charge = [(FAIR_USE, SessionUse::None)];
+        let paid = [PRO, MAX];
+        row(&LEAVING, &Platform::ALL, PLAIN, &paid, &FILE_LIKE, &charge, Rule::EachExportCounts);
+        let opening = [Action::OpenExportScreen];
+        row(&opening, &Platform::ALL, PLAIN, &paid, &FILE_LIKE, &charge, Rule::OpeningIsAutosave);
+        row(&opening, &MOBILE, PLAIN, &paid, &[Delivers::Screen], &[], Rule::ScreenDataIsNoFile);
+        for plan in paid {
+            let export =
+                Export { action: Action::Download, platform: Platform::Web, ai: PLAIN, plan, delivers: Delivers::File };
+            assert!(!shipped().decide(export).is_limited());
+        }
+    }
+
+    #[test]
+    fn saving_sharing_a_link_viewing_and_leaving_the_screen_cost_nothing_for_anyone() {
+        let actions = [Action::SaveDesign, Action::ShareLink, Action::View, Action::LeaveExportScreen];
+        let delivers = [Delivers::File, Delivers::Redirect, Delivers::Success, Delivers::Screen];
+        for ai in [AI, PLAIN] {
+            row(&actions, &Platform::ALL, ai, &ANY_PLAN, &delivers, &[], Rule::NotAnExport);
+        }
+    }
+
+    #[test]
+    fn the_limit_demanded_is_the_one_of_the_plan() {
+        let limits = ANY_PLAN.map(|plan| {
+            let export =
+                Export { action: Action::Download, platform: Platform::Web, ai: AI, plan, delivers: Delivers::File };
+            shipped().decide(export).demands.first().unwrap().limit
+        });
+        assert_eq!(limits, [2, 30, 120]);
+    }
+
+    #[test]
+    fn a_meter_counts_only_the_actions_and_platforms_it_names() {
+        let mut policy = shipped();
+        policy.meters[0].counts.actions = vec![Action::ShareFile];
+        policy.meters[0].counts.platforms = vec![Platform::Web];
+        let costs = |action, platform| {
+            let export = Export { action, platform, ai: AI, plan: FREE, delivers: Delivers::File };
+            policy.decide(export).demands.len()
+        };
+        assert_eq!(costs(Action::ShareFile, Platform::Web), 1);
+        assert_eq!(costs(Action::Download, Platform::Web), 0);
+        assert_eq!(costs(Action::ShareFile, Platform::Ios), 0);
+    }
+
+    #[test]
+    fn several_meters_that_count_one_export_are_charged_together() {
+        let mut policy = shipped();
+        policy.meters[1].counts.ai = None;
+        let export =
+            Export { action: Action::Download, platform: Platform::Web, ai: AI, plan: FREE, delivers: Delivers::File };
+        let meters: Vec<_> = policy.decide(export).demands.iter().map(|d| d.meter).collect();
+        assert_eq!(meters, [AI_EXPORTS, EXPORTS]);
+    }
+}

@@ -1,0 +1,19 @@
+//! What counts, when, and against which limit. Pure: no I/O, no runtime, no clock; time is an argument.
+//!
+//! * [`Action`], [`Platform`], [`Delivers`], [`PlanId`]: the vocabulary of the counting rules.
+//! * [`Routes`]: which request is which action ([`path`] is why a strange spelling of a path cannot slip by).
+//! * [`Meter`]: what is counted, for how long, and how much of it a plan allows.
+//! * [`Policy::decide`]: an [`Export`] becomes a [`Verdict`]: what to charge on which meter, and the [`Rule`] that says so.
+
+mod decision;
+mod meter;
+pub mod path;
+mod routes;
+mod vocabulary;
+mod window;
+
+pub use decision::{Demand, Export, Policy, Rule, SessionUse, Verdict};
+pub use meter::{Counts, Limit, Meter, MeterId, OnExceed};
+pub use routes::{Conditions, DesignFrom, Found, Match, Misread, Route, RouteConflict, RouteId, Routes};
+pub use vocabulary::{Action, Delivers, PlanId, Plans, Platform};
+pub use window::{Calendar, CalendarUnit, Span, Window};

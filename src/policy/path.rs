@@ -1,0 +1,185 @@
+//! Other spellings of a path, and why they matter.
+//!
+//! A backend may read a path more leniently than the gate: decode `%64ownload`, merge `//`, resolve `/../`, drop `;params`,
+//! ignore case. If such a reading reaches an export route while the spelling itself does not, the export would pass
+//! uncounted. So the gate classifies [canonical](is_canonical) paths as they stand, and [reads](lenient_readings) all others
+//! the way a lenient backend might. Nothing here changes what is forwarded.
+
+use std::borrow::Cow;
+
+/// Whether every reader must agree on what the path means (RFC 3986, section 6.2.2, and nothing that servers are known
+/// to differ about). Upper-case letters are canonical: identifiers have them.
+pub fn is_canonical(path: &str) -> bool {
+    let bytes = path.as_bytes();
+    if bytes.first() != Some(&b'/') {
+        return false;
+    }
+    let mut at = 1;
+    let mut segment = 1;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'/' if is_odd_segment(&bytes[segment..at]) => return false,
+            b'/' => segment = at + 1,
+            b'%' => {
+                let Some(decoded) = bytes.get(at + 1..at + 3).and_then(hex_pair) else { return false };
+                // `%25` could start a second layer of encoding; the rest needs no encoding, or means something decoded.
+                if is_unreserved(decoded)
+                    || decoded < 0x20
+                    || matches!(decoded, b'%' | b'/' | b'\\' | b';' | b'.' | 0x7f)
+                {
+                    return false;
+                }
+                at += 2;
+            }
+            b';' | b'\\' | 0..=0x20 | 0x7f.. => return false,
+            _ => {}
+        }
+        at += 1;
+    }
+    path == "/" || !is_odd_segment(&bytes[segment..])
+}
+
+/// Empty (`//`, trailing `/`), all dots, or with a dot at its end (which some file systems drop).
+fn is_odd_segment(segment: &[u8]) -> bool {
+    segment.last().is_none_or(|last| *last == b'.')
+}
+
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// All that a lenient backend might take the path for, in lower case: decoded not at all, once or twice, with `\` as `/`,
+/// without `;params`, empty and dot segments, trailing dots and blanks.
+pub fn lenient_readings(path: &str) -> impl Iterator<Item = String> {
+    let once = percent_decoded(path.as_bytes());
+    let twice = percent_decoded(&once).into_owned();
+    [path.as_bytes().to_vec(), once.into_owned(), twice].into_iter().flat_map(|bytes| {
+        let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase().replace('\\', "/");
+        let kept = plain_segments(&text, |segment| segment);
+        let stripped = plain_segments(&text, |segment| segment.split(';').next().unwrap_or(""));
+        [kept, stripped]
+    })
+}
+
+fn plain_segments(text: &str, trim: impl Fn(&str) -> &str) -> String {
+    // A NUL ends a path for some readers.
+    let text = text.split('\0').next().unwrap_or("");
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in text.split('/') {
+        match trim(segment).trim_matches(|c: char| c.is_ascii_whitespace() || c.is_ascii_control()) {
+            "" | "." => {}
+            ".." => drop(segments.pop()),
+            segment => segments.push(segment.trim_end_matches(['.', ' '])),
+        }
+    }
+    segments.retain(|segment| !segment.is_empty());
+    format!("/{}", segments.join("/"))
+}
+
+/// Percent-decoding as text; what is not UTF-8 is replaced, as in a log.
+pub fn decoded(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(String::from_utf8_lossy(&percent_decoded(text.as_bytes())).into_owned())
+}
+
+fn percent_decoded(bytes: &[u8]) -> Cow<'_, [u8]> {
+    if !bytes.contains(&b'%') {
+        return Cow::Borrowed(bytes);
+    }
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes.get(at + 1..at + 3).and_then(hex_pair).filter(|_| bytes[at] == b'%') {
+            Some(byte) => {
+                decoded.push(byte);
+                at += 3;
+            }
+            None => {
+                decoded.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    Cow::Owned(decoded)
+}
+
+fn hex_pair(pair: &[u8]) -> Option<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    u8::try_from(digit(*pair.first()?)? * 16 + digit(*pair.get(1)?)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinary_paths_are_canonical() {
+        for path in ["/", "/v1/designs/Ab_9~-x/download", "/a.png", "/caf%C3%A9", "/a%20b", "/a:b@c!$&'()*+,="] {
+            assert!(is_canonical(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn paths_that_servers_read_differently_are_not() {
+        let odd = [
+            "",
+            "*",
+            "//",
+            "/a//b",
+            "/a/",
+            "/a/./b",
+            "/a/../b",
+            "/..",
+            "/a.",
+            "/%61",
+            "/a%2Fb",
+            "/a%2fb",
+            "/a%5cb",
+            "/a\\b",
+            "/a;b",
+            "/a%3bb",
+            "/a%2",
+            "/a%zz",
+            "/%2561",
+            "/a%00",
+            "/a%2e",
+            "/a b",
+            "/caf\u{e9}",
+        ];
+        for path in odd {
+            assert!(!is_canonical(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn some_lenient_reading_undoes_each_disguise() {
+        let disguises = [
+            "/v1//designs/x/download",
+            "/v1/designs/x/download/",
+            "/v1/./designs/x/download",
+            "/v1/a/../designs/x/download",
+            "/v1/designs/x/%64ownload",
+            "/v1/designs/x/%2564ownload",
+            "/v1/designs/x%2Fdownload",
+            "/v1\\designs\\x\\download",
+            "/v1/designs/x/download;jsessionid=1",
+            "/v1;a/designs/x/download",
+            "/V1/Designs/x/DOWNLOAD",
+            "/v1/designs/x/download.",
+            "/v1/designs/x/download%00",
+            "/v1/designs/x/download%20",
+            "/v1/designs/x/%2e%2e/x/download",
+            "/v1/designs/x/download%3b",
+        ];
+        for path in disguises {
+            assert!(lenient_readings(path).any(|reading| reading == "/v1/designs/x/download"), "{path}");
+        }
+    }
+
+    #[test]
+    fn decoding_leaves_what_is_no_escape() {
+        assert_eq!(decoded("a%20b%zz%4"), "a b%zz%4");
+    }
+}

@@ -1,0 +1,156 @@
+//! The words of the counting rules.
+
+use std::sync::Arc;
+
+/// What a request does with a design (counting rules, section 1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// The user downloads the image.
+    Download,
+    /// The image file goes to another app.
+    ShareFile,
+    /// The app saves the image to the device by itself.
+    Autosave,
+    /// iOS and Android: the user enters the export screen.
+    OpenExportScreen,
+    /// iOS and Android: the user leaves it; ends the session. Always forwarded.
+    LeaveExportScreen,
+    /// The design is saved inside the product.
+    SaveDesign,
+    /// A link is shared: the image stays inside the product.
+    ShareLink,
+    /// The design is shown inside the product.
+    View,
+}
+
+impl Action {
+    /// Every action, in the order of the counting rules.
+    pub const ALL: [Self; 8] = [
+        Self::Download,
+        Self::ShareFile,
+        Self::Autosave,
+        Self::OpenExportScreen,
+        Self::LeaveExportScreen,
+        Self::SaveDesign,
+        Self::ShareLink,
+        Self::View,
+    ];
+
+    /// The name used in configuration, logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Download => "download",
+            Self::ShareFile => "share-file",
+            Self::Autosave => "autosave",
+            Self::OpenExportScreen => "open-export-screen",
+            Self::LeaveExportScreen => "leave-export-screen",
+            Self::SaveDesign => "save-design",
+            Self::ShareLink => "share-link",
+            Self::View => "view",
+        }
+    }
+
+    /// Whether a design leaves the product as a file by this action.
+    pub const fn is_export(self) -> bool {
+        matches!(self, Self::Download | Self::ShareFile | Self::Autosave | Self::OpenExportScreen)
+    }
+}
+
+/// Where the user is (counting rules, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Platform {
+    /// The web app, and whoever does not say.
+    Web,
+    /// The app on iOS.
+    Ios,
+    /// The app on Android.
+    Android,
+    /// Anything else that names itself.
+    Other,
+}
+
+impl Platform {
+    /// Every platform.
+    pub const ALL: [Self; 4] = [Self::Web, Self::Ios, Self::Android, Self::Other];
+
+    /// The name used in configuration, tokens, logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Web => "web",
+            Self::Ios => "ios",
+            Self::Android => "android",
+            Self::Other => "other",
+        }
+    }
+
+    /// Reads a platform's name; one that nobody knows is [`Platform::Other`].
+    pub fn named(name: &str) -> Self {
+        Self::ALL.into_iter().find(|platform| platform.as_str().eq_ignore_ascii_case(name)).unwrap_or(Self::Other)
+    }
+
+    /// Whether the platform has an export screen, and with it sessions.
+    pub const fn has_export_screen(self) -> bool {
+        matches!(self, Self::Ios | Self::Android)
+    }
+}
+
+/// How a route hands the image out, and so which answer makes a charge due (counting rules, section 4 rule 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Delivers {
+    /// The answer's body is the image: 200, 203 or 206 with a body.
+    File,
+    /// A 3xx with `Location`, e.g. to a signed URL.
+    Redirect,
+    /// Any 2xx that hands the image out another way, e.g. JSON with a signed URL.
+    Success,
+    /// 2xx screen data of `open-export-screen`: no file, counts on meters with sessions only.
+    Screen,
+}
+
+impl Delivers {
+    /// The name used in configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Redirect => "redirect",
+            Self::Success => "success",
+            Self::Screen => "screen",
+        }
+    }
+}
+
+/// A plan, as an index into [`Plans`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PlanId(pub u8);
+
+/// The names of all plans that the configuration speaks of.
+#[derive(Debug, Clone, Default)]
+pub struct Plans {
+    names: Vec<Arc<str>>,
+}
+
+impl Plans {
+    /// How many plans there may be: an id is a byte, and one value of it means "not known".
+    pub const MOST: usize = 255;
+
+    /// Plans in the order given.
+    pub fn new(names: impl IntoIterator<Item = Arc<str>>) -> Self {
+        Self { names: names.into_iter().take(Self::MOST).collect() }
+    }
+
+    /// The plan of that name.
+    pub fn find(&self, name: &str) -> Option<PlanId> {
+        let index = self.names.iter().position(|known| &**known == name)?;
+        u8::try_from(index).ok().map(PlanId)
+    }
+
+    /// The name of a plan; empty if it is none of these.
+    pub fn name(&self, plan: PlanId) -> &str {
+        self.names.get(usize::from(plan.0)).map_or("", |name| name)
+    }
+
+    /// All plans.
+    pub fn iter(&self) -> impl Iterator<Item = (PlanId, &str)> {
+        (0..).zip(&self.names).map(|(index, name)| (PlanId(index), &**name))
+    }
+}
