@@ -1,0 +1,226 @@
+//! What is in the design: whether it uses AI features (counting rules, section 5).
+//!
+//! Sources are asked in the configured order; the first that knows decides. A claim speaks only for the design that the token
+//! names, if it names one; a header only if a trusted hop sent it. The metadata service will be a third source here.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderName};
+use ipnet::IpNet;
+
+use crate::identity::Caller;
+
+/// What can be set about design facts.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Whom to ask, in order.
+    pub sources: Vec<Source>,
+    /// The header that a trusted hop sets: feature names between commas; empty means none.
+    pub header: HeaderName,
+    /// Who may set it.
+    pub trusted_hops: Vec<IpNet>,
+    /// What to do when no source knows.
+    pub unknown_design: UnknownDesign,
+    /// The names of features that make a design an AI design. Others do not.
+    pub ai_features: Vec<String>,
+}
+
+/// Who knows about a design.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// A claim of the caller's token.
+    Claim,
+    /// A request header of a trusted hop.
+    Header,
+    /// Nobody: `unknown_design` decided.
+    Default,
+}
+
+impl Source {
+    /// The name in configuration and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Claim => "claim",
+            Self::Header => "header",
+            Self::Default => "unknown_design",
+        }
+    }
+}
+
+/// What to do with a design that no source knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownDesign {
+    /// Count it as an AI design.
+    Ai,
+    /// Count it as one without AI.
+    Plain,
+    /// Answer 503 and charge nothing.
+    Refuse,
+}
+
+/// What is known of a design.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Whether it uses an AI feature.
+    pub ai: bool,
+    /// The features, as the source names them.
+    pub features: Vec<String>,
+    /// Who said so.
+    pub source: Source,
+}
+
+/// No source knows the design, and `unknown_design` is `refuse`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no source knows which AI features the design uses")]
+pub struct Unknown;
+
+/// Finds out what is in a design.
+#[derive(Debug)]
+pub struct Designs {
+    options: Options,
+}
+
+impl Designs {
+    /// Facts from the sources of `options`.
+    pub fn new(options: Options) -> Self {
+        Self { options }
+    }
+
+    /// What is known of a design.
+    ///
+    /// # Errors
+    ///
+    /// [`Unknown`] if no source knows and unknown designs are to be refused.
+    pub fn facts(
+        &self,
+        design: &str,
+        caller: &Caller,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+    ) -> Result<Facts, Unknown> {
+        let known = self.options.sources.iter().find_map(|&source| {
+            let features = match source {
+                Source::Claim => claimed(design, caller),
+                Source::Header => self.sent_by_trusted_hop(headers, peer),
+                Source::Default => None,
+            };
+            Some((features?, source))
+        });
+        if let Some((features, source)) = known {
+            let ai = features.iter().any(|feature| self.options.ai_features.contains(feature));
+            return Ok(Facts { ai, features, source });
+        }
+        let ai = match self.options.unknown_design {
+            UnknownDesign::Ai => true,
+            UnknownDesign::Plain => false,
+            UnknownDesign::Refuse => return Err(Unknown),
+        };
+        Ok(Facts { ai, features: Vec::new(), source: Source::Default })
+    }
+
+    /// Whether `peer` is a trusted hop.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        self.options.trusted_hops.iter().any(|net| net.contains(&peer.to_canonical()))
+    }
+
+    fn sent_by_trusted_hop(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Option<Vec<String>> {
+        let mut fields = headers.get_all(&self.options.header).iter().peekable();
+        fields.peek().filter(|_| peer.is_some_and(|peer| self.trusts(peer)))?;
+        // A field that is not text cannot be understood, and so nothing is known.
+        let fields: Vec<&str> = fields.map(|field| field.to_str().ok()).collect::<Option<_>>()?;
+        let names = fields.iter().flat_map(|field| field.split(',')).map(str::trim).filter(|name| !name.is_empty());
+        Some(names.map(str::to_owned).collect())
+    }
+}
+
+fn claimed(design: &str, caller: &Caller) -> Option<Vec<String>> {
+    let speaks_for_it = caller.design.as_deref().is_none_or(|named| named == design);
+    caller.ai_features.clone().filter(|_| speaks_for_it)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    const HEADER: HeaderName = HeaderName::from_static("x-design-ai-features");
+
+    fn designs(sources: &[Source], unknown_design: UnknownDesign) -> Designs {
+        Designs::new(Options {
+            sources: sources.to_vec(),
+            header: HEADER,
+            trusted_hops: vec!["10.0.0.0/8".parse().unwrap()],
+            unknown_design,
+            ai_features: vec!["logo".into(), "virtual-model".into()],
+        })
+    }
+
+    fn caller(features: Option<&[&str]>, design: Option<&str>) -> Caller {
+        Caller {
+            user: "u".into(),
+            plan: None,
+            platform: None,
+            ai_features: features.map(|names| names.iter().map(ToString::to_string).collect()),
+            design: design.map(Into::into),
+        }
+    }
+
+    fn header(value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(HEADER, HeaderValue::from_static(value))])
+    }
+
+    const HOP: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 2, 3)));
+    const STRANGER: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));
+    const BOTH: [Source; 2] = [Source::Claim, Source::Header];
+
+    #[test]
+    fn a_design_is_ai_if_one_of_its_features_is() {
+        let designs = designs(&BOTH, UnknownDesign::Refuse);
+        let ai =
+            |features: &[&str]| designs.facts("d", &caller(Some(features), None), &HeaderMap::new(), None).unwrap().ai;
+        assert!(ai(&["crop", "logo"]));
+        assert!(!ai(&["crop"]), "not a feature that counts as AI");
+        assert!(!ai(&[]), "an empty list means plain");
+    }
+
+    #[test]
+    fn a_claim_speaks_only_for_the_design_that_the_token_names() {
+        let designs = designs(&BOTH, UnknownDesign::Refuse);
+        let facts = |named| designs.facts("d1", &caller(Some(&[]), named), &HeaderMap::new(), None);
+        assert!(facts(Some("d1")).is_ok());
+        assert!(facts(None).is_ok());
+        assert_eq!(facts(Some("d2")), Err(Unknown));
+    }
+
+    #[test]
+    fn a_header_is_believed_from_a_trusted_hop_only() {
+        let designs = designs(&BOTH, UnknownDesign::Refuse);
+        let facts = |peer| designs.facts("d", &caller(None, None), &header("crop, logo"), peer);
+        assert_eq!(facts(HOP).unwrap().source, Source::Header);
+        assert!(facts(HOP).unwrap().ai);
+        assert_eq!(facts(STRANGER), Err(Unknown));
+        assert_eq!(facts(None), Err(Unknown));
+        let empty = designs.facts("d", &caller(None, None), &header(""), HOP).unwrap();
+        assert_eq!((empty.ai, empty.source), (false, Source::Header));
+    }
+
+    #[test]
+    fn the_first_source_that_knows_decides() {
+        let both = caller(Some(&["logo"]), None);
+        let facts = |sources: [Source; 2]| {
+            designs(&sources, UnknownDesign::Refuse).facts("d", &both, &header(""), HOP).unwrap()
+        };
+        assert_eq!(facts([Source::Claim, Source::Header]).source, Source::Claim);
+        assert_eq!(facts([Source::Header, Source::Claim]).source, Source::Header);
+    }
+
+    #[test]
+    fn a_design_that_nobody_knows_is_treated_as_configured() {
+        let facts = |unknown| designs(&BOTH, unknown).facts("d", &caller(None, None), &HeaderMap::new(), None);
+        assert!(facts(UnknownDesign::Ai).unwrap().ai);
+        assert!(!facts(UnknownDesign::Plain).unwrap().ai);
+        assert_eq!(facts(UnknownDesign::Refuse), Err(Unknown));
+    }
+}

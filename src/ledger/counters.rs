@@ -1,0 +1,155 @@
+//! All counters, by meter, subject and window.
+
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+
+use super::cell::{Cell, Count};
+use crate::policy::Span;
+
+/// Enough that two cores rarely meet in one; each costs an empty table per [`Bucket`].
+const SHARDS: usize = 128;
+
+const DAY: i64 = 86_400;
+
+/// Where a counter lives: a digest of meter, subject and window start, and the window's end.
+///
+/// The digest is 128 bits of SipHash under a key of this process: nobody outside can make two names meet, and a subject's name
+/// costs no memory here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct CounterKey {
+    pub(super) digest: u128,
+    pub(super) ends: i64,
+}
+
+impl CounterKey {
+    /// The index of the lock that serialises charges on this counter.
+    pub(super) const fn stripe(self, stripes: usize) -> usize {
+        self.digest as usize % stripes
+    }
+}
+
+/// Counters in buckets by the day that their window ends on.
+///
+/// A closed window's counters leave together, as one map, when their bucket is dropped: nothing is iterated, and no request waits.
+#[derive(Debug)]
+pub(super) struct Counters {
+    buckets: ArcSwap<Vec<Arc<Bucket>>>,
+    /// Serialises adding and dropping buckets, a few times a day; readers never take it.
+    changing: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    day: i64,
+    cells: DashMap<u128, Cell, BuildHasherDefault<DigestHasher>>,
+}
+
+impl Counters {
+    pub(super) fn new() -> Self {
+        Self { buckets: ArcSwap::from_pointee(Vec::new()), changing: Mutex::new(()) }
+    }
+
+    /// Runs `read` on a counter, made at zero if it is seen for the first time. `read` must not wait for anything: it runs
+    /// under a lock of the map.
+    pub(super) fn with<T>(&self, key: CounterKey, read: impl FnOnce(&Cell) -> T) -> T {
+        let bucket = self.bucket(key).unwrap_or_else(|| self.add_bucket(key));
+        if let Some(cell) = bucket.cells.get(&key.digest) {
+            return read(&cell);
+        }
+        read(&bucket.cells.entry(key.digest).or_insert_with(|| Cell::new(Count::default())))
+    }
+
+    /// What a counter says; zero if it was never seen.
+    pub(super) fn count(&self, key: CounterKey) -> Count {
+        let cell = |bucket: Arc<Bucket>| bucket.cells.get(&key.digest).map(|cell| cell.count());
+        self.bucket(key).and_then(cell).unwrap_or_default()
+    }
+
+    /// Puts a counter read from the store in its place, unless one is there: memory is never behind the store.
+    pub(super) fn restore(&self, key: CounterKey, count: Count) {
+        let bucket = self.bucket(key).unwrap_or_else(|| self.add_bucket(key));
+        bucket.cells.entry(key.digest).or_insert_with(|| Cell::new(count));
+    }
+
+    /// Drops the counters of all windows that ended before `time` (seconds since the epoch).
+    pub(super) fn forget_before(&self, time: i64) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let buckets = self.buckets.load();
+        // The last day that a bucket holds lies before `time` only when the whole day does.
+        let kept: Vec<_> = buckets.iter().filter(|bucket| (bucket.day + 1) * DAY > time).cloned().collect();
+        if kept.len() < buckets.len() {
+            self.buckets.store(Arc::new(kept));
+        }
+    }
+
+    /// How many counters there are.
+    pub(super) fn len(&self) -> usize {
+        self.buckets.load().iter().map(|bucket| bucket.cells.len()).sum()
+    }
+
+    fn bucket(&self, key: CounterKey) -> Option<Arc<Bucket>> {
+        let day = key.ends.div_euclid(DAY);
+        self.buckets.load().iter().find(|bucket| bucket.day == day).cloned()
+    }
+
+    fn add_bucket(&self, key: CounterKey) -> Arc<Bucket> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bucket) = self.bucket(key) {
+            return bucket;
+        }
+        let day = key.ends.div_euclid(DAY);
+        let cells = DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), SHARDS);
+        let bucket = Arc::new(Bucket { day, cells });
+        let mut buckets = Vec::clone(&self.buckets.load());
+        buckets.push(bucket.clone());
+        self.buckets.store(Arc::new(buckets));
+        bucket
+    }
+}
+
+/// A digest is a good hash already.
+#[derive(Debug, Default)]
+pub(super) struct DigestHasher(u64);
+
+impl Hasher for DigestHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            self.0 = chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        }
+    }
+
+    fn write_u128(&mut self, digest: u128) {
+        self.0 = digest as u64;
+    }
+}
+
+/// Digests of names, under a key that only this process knows.
+#[derive(Debug)]
+pub(super) struct Digests(siphasher::sip128::SipHasher13);
+
+impl Digests {
+    pub(super) fn new() -> Self {
+        // `RandomState` is the standard library's way to fresh randomness.
+        let random = || std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), ());
+        Self(siphasher::sip128::SipHasher13::new_with_keys(random(), random()))
+    }
+
+    pub(super) fn counter(&self, meter: &str, subject: &str, span: Span) -> CounterKey {
+        CounterKey { digest: self.of(&("counter", meter, subject, span.start)), ends: span.end }
+    }
+
+    /// The digest of a value; `Hash` of strings and tuples is prefix-free, so parts cannot run into each other.
+    pub(super) fn of(&self, value: &impl Hash) -> u128 {
+        use siphasher::sip128::Hasher128;
+        let mut hasher = self.0;
+        value.hash(&mut hasher);
+        hasher.finish128().as_u128()
+    }
+}

@@ -1,0 +1,207 @@
+//! The one task that writes to the store.
+
+use std::collections::BTreeSet;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::cell::Count;
+use super::covers::Cover;
+use super::unflushed::Unflushed;
+use super::{KEEP_CLOSED_WINDOWS, Ledger};
+use crate::store::{Batch, CounterRow, CoverRow, Row, Store, StoreError};
+
+/// How long to wait before a store that could not be opened is tried again.
+const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often closed windows are looked for.
+const FORGET_INTERVAL: Duration = Duration::from_hours(1);
+
+/// The last flush did not reach the store.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{charges} delivered charges were not written to the ledger: {cause}")]
+pub struct LastFlushFailed {
+    /// How many charges the store does not know.
+    pub charges: u64,
+    /// Why.
+    pub cause: StoreError,
+}
+
+/// Reads the store, makes the ledger available, and writes what changes until `shutdown`; then once more.
+///
+/// While the store cannot be opened or written the ledger does not charge, and this keeps trying.
+///
+/// # Errors
+///
+/// [`LastFlushFailed`] if charges were delivered that the store does not know in the end.
+pub async fn run(
+    ledger: Arc<Ledger>,
+    mut store: Box<dyn Store>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), LastFlushFailed> {
+    let mut shutdown = pin!(shutdown);
+    let mut forgotten_at = None;
+    loop {
+        if let Err(error) = open(&ledger, store.as_mut()).await {
+            ledger.suspend(&error);
+            tokio::select! {
+                () = tokio::time::sleep(REOPEN_INTERVAL) => continue,
+                () = &mut shutdown => return last_words(&ledger, error),
+            }
+        }
+        ledger.resume();
+        let failure = loop {
+            let ending = tokio::select! {
+                () = tokio::time::sleep(ledger.options.flush_interval) => false,
+                () = &mut shutdown => true,
+            };
+            let forget = forget_before(&ledger, &mut forgotten_at);
+            let result = flush(&ledger, store.as_mut(), forget).await;
+            match result {
+                Ok(()) if ending => return Ok(()),
+                Ok(()) => {}
+                Err(error) if ending => return last_words(&ledger, error),
+                Err(error) => break error,
+            }
+        };
+        ledger.suspend(&failure);
+        tokio::select! {
+            () = tokio::time::sleep(REOPEN_INTERVAL) => {}
+            () = &mut shutdown => return last_words(&ledger, failure),
+        }
+    }
+}
+
+fn last_words(ledger: &Ledger, cause: StoreError) -> Result<(), LastFlushFailed> {
+    let charges = ledger.unflushed().charges;
+    if charges == 0 { Ok(()) } else { Err(LastFlushFailed { charges, cause }) }
+}
+
+async fn open(ledger: &Arc<Ledger>, store: &mut dyn Store) -> Result<(), StoreError> {
+    let into = ledger.clone();
+    let wall = into.clock.now();
+    let since = wall.as_second() - KEEP_CLOSED_WINDOWS.as_secs() as i64;
+    let mut unknown_meters = BTreeSet::new();
+    let load = move |row| match row {
+        Row::Counter(row) if row.span.end < since => {}
+        Row::Counter(row) => {
+            if !into.restore_counter(&row) && unknown_meters.insert(row.meter.clone()) {
+                tracing::warn!(
+                    meter = &*row.meter,
+                    "the ledger has counts of a meter that is not configured; they are kept"
+                );
+            }
+        }
+        Row::Cover(row) => into.restore_cover(row, wall.as_millisecond()),
+    };
+    store.open(Box::new(load)).await
+}
+
+/// The time before which closed windows may go, once an interval.
+fn forget_before(ledger: &Ledger, done_at: &mut Option<Duration>) -> Option<i64> {
+    let now = ledger.clock.monotonic();
+    if done_at.is_some_and(|done| now < done + FORGET_INTERVAL) {
+        return None;
+    }
+    *done_at = Some(now);
+    let before = ledger.clock.now().as_second() - KEEP_CLOSED_WINDOWS.as_secs() as i64;
+    ledger.counters.forget_before(before);
+    Some(before)
+}
+
+async fn flush(ledger: &Ledger, store: &mut dyn Store, forget_before: Option<i64>) -> Result<(), StoreError> {
+    ledger.expire_covers();
+    let marks = ledger.unflushed().take();
+    let batch = Arc::new(ledger.batch(&marks, forget_before));
+    let started = ledger.clock.monotonic();
+    if !batch.is_empty()
+        && let Err(error) = store.write(batch).await
+    {
+        ledger.unflushed().put_back(marks);
+        return Err(error);
+    }
+    let now = ledger.clock.monotonic();
+    ledger.stats.flushed(now, now.saturating_sub(started));
+    Ok(())
+}
+
+impl Ledger {
+    fn suspend(&self, error: &StoreError) {
+        let why = Arc::from(error.to_string());
+        if self.availability().as_ref() != Err(&why) {
+            tracing::error!(
+                error = &*why,
+                "the ledger cannot charge: exports are answered with 503, other traffic flows"
+            );
+        }
+        self.set_trouble(Some(why));
+    }
+
+    fn resume(&self) {
+        self.stats.flushed(self.clock.monotonic(), Duration::ZERO);
+        self.set_trouble(None);
+        tracing::info!(counters = self.counters.len(), "the ledger is ready");
+    }
+
+    /// Whether the row's meter is known.
+    fn restore_counter(&self, row: &CounterRow) -> bool {
+        let known = self.meter_named(&row.meter).is_some();
+        if known {
+            let key = self.digests.counter(&row.meter, &row.subject, row.span);
+            self.counters.restore(key, Count { used: row.used, reserved: 0, plan: self.plans.find(&row.plan) });
+        }
+        known
+    }
+
+    fn restore_cover(&self, row: CoverRow, wall_ms: i64) {
+        let now = self.clock.monotonic();
+        // Not past the longest life of a cover, should the wall clock have been set back meanwhile.
+        let longest = self.options.session_max.max(self.options.retry_window);
+        let left = Duration::from_millis(u64::try_from(row.expires_at_ms - wall_ms).unwrap_or(0)).min(longest);
+        let digest = self.digests.of(&row.name);
+        let meters = row.meters.iter().filter_map(|name| self.meter_named(name)).map(|(id, _)| id).collect();
+        let until = now + left;
+        self.covers.restore(digest, Cover { serial: self.next_serial(), meters, until, files_left: row.files_left });
+        self.unflushed().will_end(until, digest, row.name);
+    }
+
+    fn expire_covers(&self) {
+        let now = self.clock.monotonic();
+        let mut unflushed = self.unflushed();
+        while let Some((digest, name)) = unflushed.next_ending(now) {
+            if self.covers.expire(digest, now) {
+                unflushed.ended(digest, name);
+            }
+        }
+    }
+
+    /// The group that brings the store up to date: values as they are now, which may be newer than their marks.
+    fn batch(&self, marks: &Unflushed, forget_before: Option<i64>) -> Batch {
+        let counters = marks.counters.iter().filter_map(|(key, dirty)| {
+            let count = self.counters.count(*key);
+            Some(CounterRow {
+                meter: self.meter(dirty.meter)?.name.clone(),
+                subject: dirty.subject.clone(),
+                span: dirty.span,
+                used: count.used,
+                plan: count.plan.map_or("", |plan| self.plans.name(plan)).into(),
+            })
+        });
+        let mut batch = Batch { counters: counters.collect(), forget_before, ..Batch::default() };
+        let (wall_ms, now) = (self.clock.now().as_millisecond(), self.clock.monotonic());
+        for (digest, name) in &marks.covers {
+            match self.covers.find(*digest) {
+                Some(cover) => batch.covers.push(CoverRow {
+                    name: name.clone(),
+                    meters: cover.meters.iter().filter_map(|id| Some(self.meter(*id)?.name.clone())).collect(),
+                    expires_at_ms: wall_ms + cover.until.saturating_sub(now).as_millis() as i64,
+                    files_left: cover.files_left,
+                }),
+                None => batch.ended.push(name.clone()),
+            }
+        }
+        // In key order the B-tree is walked once, not at random.
+        batch.counters.sort_unstable_by(|a, b| (&a.meter, &a.subject).cmp(&(&b.meter, &b.subject)));
+        batch
+    }
+}

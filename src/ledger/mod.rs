@@ -1,0 +1,229 @@
+//! Who has used what: the one place where counting is decided.
+//!
+//! ```text
+//!   charge() ── reserve ──> Charge ── settle ──> used, or as if nothing had been
+//!      │                      │ (a guard; dropping it settles it too)
+//!      │ covers: sessions,    └─> marks what changed ── flusher, every interval ──> Store
+//!      │ retries
+//! ```
+//!
+//! * Memory is the truth for admission. A counter is a [packed word](cell) in a [map](counters): `used`, `reserved`.
+//!   Quota remains while `used + reserved + cost <= limit`; with L left and any number of concurrent requests, exactly L are admitted.
+//! * Charges on several meters are all or nothing: the counters' [stripes](charge) are locked in order, all are checked, then all
+//!   are reserved. No lock is ever held across an await, and no map guard while another is taken.
+//! * A [`Charge`] settles exactly once. While it is under way it is `reserved`; only what is delivered is ever written.
+//! * The [flusher](run) is one task. It writes marked counters and covers as absolute values, one transaction an interval and one
+//!   at the end. A crash loses what was delivered since the last one (durability `periodic`), and never anything before it.
+//! * Until the store has been read, and whenever it cannot be written, the ledger does not charge: [`Admission::Unavailable`].
+//!   A subject seen first after a restart never counts as zero.
+
+mod cell;
+mod charge;
+mod counters;
+mod covers;
+mod flusher;
+mod stats;
+mod unflushed;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use prometheus_client::registry::Registry;
+
+pub use cell::Count;
+pub use charge::{Admission, Charge, ChargeRequest, Denial, Settlement, Standing, Why};
+pub use flusher::{LastFlushFailed, run};
+
+use crate::clock::Clock;
+use crate::policy::{MeterId, Plans, Policy, Span, Window};
+use counters::{Counters, Digests};
+use covers::Covers;
+use stats::Stats;
+use unflushed::Unflushed;
+
+/// When to ask again while only exports under way stand in the way (counting rules, section 4 rule 1).
+const RETRY_SOON: Duration = Duration::from_secs(5);
+
+/// How long a closed window stays readable, so that a clock that steps back grants nothing (counting rules, section 3).
+const KEEP_CLOSED_WINDOWS: Duration = Duration::from_hours(35 * 24);
+
+/// What can be set about the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// How often changes are written to the store.
+    pub flush_interval: Duration,
+    /// How long a session of the export screen lasts at most.
+    pub session_max: Duration,
+    /// How many files one session covers at most.
+    pub session_files: u32,
+    /// For how long an `Idempotency-Key` covers retries.
+    pub retry_window: Duration,
+    /// How many further deliveries it covers.
+    pub retry_deliveries: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            flush_interval: Duration::from_secs(1),
+            session_max: Duration::from_hours(24),
+            session_files: 100,
+            retry_window: Duration::from_mins(15),
+            retry_deliveries: 2,
+        }
+    }
+}
+
+/// The counts of all users. See the [module's documentation](self).
+#[derive(Debug)]
+pub struct Ledger {
+    options: Options,
+    clock: Arc<dyn Clock>,
+    plans: Plans,
+    meters: Vec<MeterState>,
+    digests: Digests,
+    counters: Counters,
+    covers: Covers,
+    /// Serialise charges that touch the same counter, see [`charge`].
+    stripes: Vec<Mutex<()>>,
+    /// Taken once a delivered export, for a few inserts.
+    unflushed: Mutex<Unflushed>,
+    serial: AtomicU64,
+    /// Mirrors `trouble.is_none()`, so that a charge reads no lock.
+    available: AtomicBool,
+    trouble: Mutex<Option<Arc<str>>>,
+    stats: Stats,
+}
+
+/// What a user has used of a meter, for people who ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// The meter.
+    pub meter: MeterId,
+    /// The current window.
+    pub span: Span,
+    /// What the counter says.
+    pub count: Count,
+}
+
+#[derive(Debug)]
+struct MeterState {
+    name: Arc<str>,
+    window: Window,
+    /// The window that was current last, as two packed `u32` seconds: calendar arithmetic is done once a window.
+    current: AtomicU64,
+}
+
+impl MeterState {
+    fn span(&self, at: Timestamp) -> Span {
+        let packed = self.current.load(Ordering::Relaxed);
+        let known = Span { start: (packed >> 32) as i64, end: (packed & 0xffff_ffff) as i64 };
+        if known.contains(at.as_second()) {
+            return known;
+        }
+        let span = self.window.span(at);
+        if let (Ok(start), Ok(end)) = (u32::try_from(span.start), u32::try_from(span.end)) {
+            self.current.store(u64::from(start) << 32 | u64::from(end), Ordering::Relaxed);
+        }
+        span
+    }
+}
+
+impl Ledger {
+    /// An empty ledger that cannot charge until [`run`] has read its store.
+    pub fn new(policy: &Policy, options: Options, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let meter = |meter: &crate::policy::Meter| MeterState {
+            name: meter.name.clone(),
+            window: meter.window.clone(),
+            current: AtomicU64::new(0),
+        };
+        Arc::new(Self {
+            options,
+            clock,
+            plans: policy.plans.clone(),
+            meters: policy.meters.iter().map(meter).collect(),
+            digests: Digests::new(),
+            counters: Counters::new(),
+            covers: Covers::default(),
+            stripes: (0..charge::STRIPES).map(|_| Mutex::new(())).collect(),
+            unflushed: Mutex::default(),
+            serial: AtomicU64::new(0),
+            available: AtomicBool::new(false),
+            trouble: Mutex::new(Some("the ledger has not been read yet".into())),
+            stats: Stats::new(policy.meters.iter().map(|meter| &*meter.name)),
+        })
+    }
+
+    /// A ledger that keeps nothing: it can charge at once, and forgets all when it is dropped. For trying the Layer out.
+    pub fn in_memory(policy: &Policy, options: Options, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let ledger = Self::new(policy, options, clock);
+        ledger.set_trouble(None);
+        ledger
+    }
+
+    /// Whether exports can be charged.
+    ///
+    /// # Errors
+    ///
+    /// Why they cannot, for people.
+    pub fn availability(&self) -> Result<(), Arc<str>> {
+        if self.available.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        trouble.map_or(Ok(()), Err)
+    }
+
+    /// What a user has used, on every meter, in the windows that are current now.
+    pub fn usage(&self, user: &str) -> Vec<Usage> {
+        let now = self.clock.now();
+        let meters = (0..).map(MeterId).zip(&self.meters);
+        let usage = meters.map(|(id, meter)| {
+            let span = meter.span(now);
+            Usage { meter: id, span, count: self.counters.count(self.digests.counter(&meter.name, user, span)) }
+        });
+        usage.collect()
+    }
+
+    /// Adds the ledger's metrics to a registry.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.stats.register(registry);
+    }
+
+    /// Brings the metrics up to date that are not counted as they happen.
+    pub fn refresh_metrics(&self) {
+        self.stats.counters.set(i64::try_from(self.counters.len()).unwrap_or(i64::MAX));
+        self.stats.unflushed.set(i64::try_from(self.unflushed().charges).unwrap_or(i64::MAX));
+        self.stats.store_up.set(i64::from(self.available.load(Ordering::Acquire)));
+        self.stats.refresh_age(self.clock.monotonic());
+    }
+
+    fn set_trouble(&self, trouble: Option<Arc<str>>) {
+        let mut current = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        self.available.store(trouble.is_none(), Ordering::Release);
+        *current = trouble;
+    }
+
+    fn meter(&self, id: MeterId) -> Option<&MeterState> {
+        self.meters.get(usize::from(id.0))
+    }
+
+    fn meter_named(&self, name: &str) -> Option<(MeterId, &MeterState)> {
+        (0..).map(MeterId).zip(&self.meters).find(|(_, meter)| &*meter.name == name)
+    }
+
+    fn lock_stripe(&self, stripe: usize) -> MutexGuard<'_, ()> {
+        // The lock guards no data of its own, so a panic under it leaves nothing torn.
+        self.stripes[stripe].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unflushed(&self) -> MutexGuard<'_, Unflushed> {
+        self.unflushed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next_serial(&self) -> u64 {
+        self.serial.fetch_add(1, Ordering::Relaxed)
+    }
+}

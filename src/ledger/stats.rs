@@ -1,0 +1,111 @@
+//! What the ledger counts about itself.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::policy::MeterId;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    meter: String,
+    outcome: &'static str,
+}
+
+/// Counters of one meter, looked up once: the hot path only adds.
+#[derive(Debug)]
+struct MeterStats {
+    reserved: Counter,
+    delivered: Counter,
+    voided: Counter,
+    covered: Counter,
+}
+
+#[derive(Debug)]
+pub(super) struct Stats {
+    meters: Vec<MeterStats>,
+    charges: Family<Labels, Counter>,
+    flush_duration: Histogram,
+    flush_age: Gauge<f64, AtomicU64>,
+    /// Monotonic time of the last flush, in milliseconds.
+    flushed_at_ms: AtomicU64,
+    pub(super) unflushed: Gauge,
+    pub(super) store_up: Gauge,
+    pub(super) counters: Gauge,
+}
+
+impl Stats {
+    pub(super) fn new<'m>(meters: impl Iterator<Item = &'m str>) -> Self {
+        let charges = Family::<Labels, Counter>::default();
+        let meters = meters.map(|meter| {
+            let counter = |outcome| charges.get_or_create_owned(&Labels { meter: meter.to_owned(), outcome });
+            MeterStats {
+                reserved: counter("reserved"),
+                delivered: counter("delivered"),
+                voided: counter("void"),
+                covered: counter("covered"),
+            }
+        });
+        Self {
+            meters: meters.collect(),
+            charges,
+            flush_duration: Histogram::new(exponential_buckets(0.000_1, 4.0, 10)),
+            flush_age: Gauge::default(),
+            flushed_at_ms: AtomicU64::new(0),
+            unflushed: Gauge::default(),
+            store_up: Gauge::default(),
+            counters: Gauge::default(),
+        }
+    }
+
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("exportgate_charges", "Charges by meter and outcome", self.charges.clone());
+        let help = "Time to write one group to the store";
+        registry.register("exportgate_flush_duration_seconds", help, self.flush_duration.clone());
+        let help = "Time since the last group was written";
+        registry.register("exportgate_flush_age_seconds", help, self.flush_age.clone());
+        let help = "Delivered charges that are not yet in the store";
+        registry.register("exportgate_unflushed_charges", help, self.unflushed.clone());
+        registry.register("exportgate_store_up", "1 while the ledger can charge", self.store_up.clone());
+        registry.register("exportgate_counters", "Counters in memory", self.counters.clone());
+    }
+
+    /// A group was written, or there was nothing to write.
+    pub(super) fn flushed(&self, now: Duration, took: Duration) {
+        self.flush_duration.observe(took.as_secs_f64());
+        self.flushed_at_ms.store(now.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn refresh_age(&self, now: Duration) {
+        let flushed_at = Duration::from_millis(self.flushed_at_ms.load(Ordering::Relaxed));
+        self.flush_age.set(now.saturating_sub(flushed_at).as_secs_f64());
+    }
+
+    pub(super) fn reserved(&self, meter: MeterId) {
+        self.count(meter, |stats| &stats.reserved);
+    }
+
+    pub(super) fn delivered(&self, meter: MeterId) {
+        self.count(meter, |stats| &stats.delivered);
+    }
+
+    pub(super) fn voided(&self, meter: MeterId) {
+        self.count(meter, |stats| &stats.voided);
+    }
+
+    pub(super) fn covered(&self, meter: MeterId) {
+        self.count(meter, |stats| &stats.covered);
+    }
+
+    fn count(&self, meter: MeterId, which: impl FnOnce(&MeterStats) -> &Counter) {
+        if let Some(stats) = self.meters.get(usize::from(meter.0)) {
+            which(stats).inc();
+        }
+    }
+}

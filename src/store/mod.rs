@@ -1,0 +1,133 @@
+//! Where counts survive the process.
+//!
+//! The ledger's memory is the truth for admission; a [`Store`] keeps what it would need after a restart. Everything written
+//! is absolute ("used is 7", never "one more"), so writing a group again, or after an unknown outcome, changes nothing.
+//!
+//! There is one store, [`Sqlite`]; the trait is the seam for a shared one.
+
+mod sqlite;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::policy::Span;
+
+pub use sqlite::Sqlite;
+
+/// What the ledger asks of a store. Calls come one at a time, from the flusher.
+pub trait Store: Send + std::fmt::Debug {
+    /// Takes the store for this process alone and reads all of it into `rows`. May be called again after an error, also
+    /// after a failed write: it then starts afresh from what is durable.
+    fn open(&mut self, rows: RowSink) -> Reply<'_>;
+
+    /// Makes a group durable: all of it or nothing.
+    fn write(&mut self, batch: Arc<Batch>) -> Reply<'_>;
+}
+
+/// The answer of a store.
+pub type Reply<'a> = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + 'a>>;
+
+/// Takes what a store has kept, row by row.
+pub type RowSink = Box<dyn FnMut(Row) + Send>;
+
+/// One thing that a store has kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Row {
+    /// A counter.
+    Counter(CounterRow),
+    /// A cover.
+    Cover(CoverRow),
+}
+
+/// What a subject has used on a meter in a window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CounterRow {
+    /// The meter's name.
+    pub meter: Arc<str>,
+    /// Whose.
+    pub subject: Arc<str>,
+    /// The window.
+    pub span: Span,
+    /// How much has been used in it.
+    pub used: u32,
+    /// The plan at the last charge; empty if not known.
+    pub plan: Arc<str>,
+}
+
+/// What names a cover.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CoverName {
+    /// Session or retry.
+    pub kind: CoverKind,
+    /// Whose.
+    pub user: Arc<str>,
+    /// The design of a session; method, target and key of a retry.
+    pub what: Arc<str>,
+}
+
+/// Why later requests are covered by an earlier charge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CoverKind {
+    /// An open export screen.
+    Session,
+    /// The same `Idempotency-Key`.
+    Retry,
+}
+
+impl CoverKind {
+    /// The name in the store and in logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Retry => "retry",
+        }
+    }
+}
+
+/// A charge that covers later requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CoverRow {
+    /// Which.
+    pub name: CoverName,
+    /// Names of the meters that the charge booked.
+    pub meters: Vec<Arc<str>>,
+    /// When it ends, in milliseconds since the Unix epoch.
+    pub expires_at_ms: i64,
+    /// How many more files it covers.
+    pub files_left: u32,
+}
+
+/// What changed since the last group.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Counters as they are now.
+    pub counters: Vec<CounterRow>,
+    /// Covers as they are now.
+    pub covers: Vec<CoverRow>,
+    /// Covers that ended.
+    pub ended: Vec<CoverName>,
+    /// Windows that ended before this (seconds since the epoch) may be forgotten.
+    pub forget_before: Option<i64>,
+}
+
+impl Batch {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.counters.is_empty() && self.covers.is_empty() && self.ended.is_empty() && self.forget_before.is_none()
+    }
+}
+
+/// Why a store could not do as asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it. It may let go.
+    #[error("{0} is in use by another export-gate")]
+    Locked(String),
+    /// It is not a ledger that this version can read. It was left as it is.
+    #[error("{0}; the file was left as it is")]
+    Unreadable(String),
+    /// It failed for now: disk full, folder missing, read-only.
+    #[error("{0}")]
+    Unavailable(String),
+}

@@ -1,0 +1,269 @@
+//! The embedded store: one SQLite file, written by one connection on its own thread.
+//!
+//! Operators may read the file with `sqlite3` while the gate runs, and replicate it. The process holds an advisory lock on
+//! `FILE.lock`: SQLite's own locks would let two gates write in turn, each with its own idea of the counts.
+
+use std::fs::{File, TryLockError};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, params};
+use tokio::sync::oneshot;
+
+use super::{Batch, CounterRow, CoverKind, CoverName, CoverRow, Reply, Row, RowSink, Store, StoreError};
+use crate::policy::Span;
+
+/// "EXGT": says in the file's header that it is ours (`PRAGMA application_id`).
+const APPLICATION_ID: i32 = 0x4558_4754;
+
+/// Version of the schema (`PRAGMA user_version`).
+const SCHEMA_VERSION: i32 = 1;
+
+const SCHEMA: &str = "
+    CREATE TABLE counters (
+        meter   TEXT    NOT NULL,
+        subject TEXT    NOT NULL,
+        starts  INTEGER NOT NULL,
+        ends    INTEGER NOT NULL,
+        used    INTEGER NOT NULL CHECK (used >= 0),
+        plan    TEXT    NOT NULL,
+        PRIMARY KEY (meter, subject, starts)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE covers (
+        kind       TEXT    NOT NULL,
+        user       TEXT    NOT NULL,
+        what       TEXT    NOT NULL,
+        meters     TEXT    NOT NULL,
+        expires_at INTEGER NOT NULL,
+        files_left INTEGER NOT NULL CHECK (files_left >= 0),
+        PRIMARY KEY (kind, user, what)
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// A ledger file.
+#[derive(Debug)]
+pub struct Sqlite {
+    jobs: mpsc::Sender<Job>,
+}
+
+enum Job {
+    Open(RowSink, oneshot::Sender<Result<(), StoreError>>),
+    Write(Arc<Batch>, oneshot::Sender<Result<(), StoreError>>),
+}
+
+impl Sqlite {
+    /// A store in the file at `path`, which is not touched before [`Store::open`].
+    ///
+    /// # Errors
+    ///
+    /// If no thread can be started.
+    pub fn new(path: impl Into<PathBuf>) -> std::io::Result<Self> {
+        let (jobs, inbox) = mpsc::channel();
+        let mut writer = Writer { path: path.into(), lock: None, connection: None };
+        thread::Builder::new().name("ledger-store".into()).spawn(move || {
+            for job in inbox {
+                // A receiver that is gone has stopped waiting; the work is done all the same.
+                match job {
+                    Job::Open(rows, done) => drop(done.send(writer.open(rows))),
+                    Job::Write(batch, done) => drop(done.send(writer.write(&batch))),
+                }
+            }
+        })?;
+        Ok(Self { jobs })
+    }
+
+    fn ask(&self, job: impl FnOnce(oneshot::Sender<Result<(), StoreError>>) -> Job) -> Reply<'_> {
+        let (done, answer) = oneshot::channel();
+        let sent = self.jobs.send(job(done));
+        Box::pin(async move {
+            let gone = || StoreError::Unavailable("the store's thread has died".into());
+            sent.map_err(|_| gone())?;
+            answer.await.map_err(|_| gone())?
+        })
+    }
+}
+
+impl Store for Sqlite {
+    fn open(&mut self, rows: RowSink) -> Reply<'_> {
+        self.ask(|done| Job::Open(rows, done))
+    }
+
+    fn write(&mut self, batch: Arc<Batch>) -> Reply<'_> {
+        self.ask(|done| Job::Write(batch, done))
+    }
+}
+
+/// Lives on the store's thread.
+struct Writer {
+    path: PathBuf,
+    /// Held for as long as the process lives: between a failed write and the next open nobody else may come in.
+    lock: Option<File>,
+    connection: Option<Connection>,
+}
+
+impl Writer {
+    fn open(&mut self, mut rows: RowSink) -> Result<(), StoreError> {
+        self.connection = None;
+        if self.lock.is_none() {
+            self.lock = Some(take_lock(&self.path)?);
+        }
+        let is_new = inspect(&self.path)?;
+        let mut connection = self.connect(is_new).map_err(|error| self.explain(&error))?;
+        read_all(&mut connection, &mut rows).map_err(|error| self.explain(&error))?;
+        // From here on the file is known to be good, and closing it may tidy up.
+        connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
+            .map_err(|error| self.explain(&error))?;
+        self.connection = Some(connection);
+        Ok(())
+    }
+
+    fn connect(&self, is_new: bool) -> rusqlite::Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(&self.path, flags)?;
+        // Closing the last connection writes the log back into the file: not into one that turns out to be damaged.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        connection.busy_timeout(Duration::from_secs(5))?;
+        if is_new {
+            let creation = connection.transaction()?;
+            creation.pragma_update(None, "application_id", APPLICATION_ID)?;
+            creation.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            creation.execute_batch(SCHEMA)?;
+            creation.commit()?;
+        }
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        Ok(connection)
+    }
+
+    fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let Some(connection) = &mut self.connection else {
+            return Err(StoreError::Unavailable(format!("{} is not open", self.path.display())));
+        };
+        let written = connection.transaction().and_then(|group| {
+            write_group(&group, batch)?;
+            group.commit()
+        });
+        written.map_err(|error| self.explain(&error))
+    }
+
+    fn explain(&self, error: &rusqlite::Error) -> StoreError {
+        let path = self.path.display();
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                StoreError::Unreadable(format!("{path} is damaged ({error})"))
+            }
+            _ => StoreError::Unavailable(format!("{path}: {error}")),
+        }
+    }
+}
+
+fn take_lock(path: &Path) -> Result<File, StoreError> {
+    let mut lock_path = path.as_os_str().to_owned();
+    lock_path.push(".lock");
+    let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(|error| {
+        let hint = if error.kind() == std::io::ErrorKind::NotFound { ": create the folder first" } else { "" };
+        StoreError::Unavailable(format!("{}: {error}{hint}", Path::new(&lock_path).display()))
+    })?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.display().to_string())),
+        Err(TryLockError::Error(error)) => {
+            Err(StoreError::Unavailable(format!("{}: {error}", Path::new(&lock_path).display())))
+        }
+    }
+}
+
+/// Looks at the file's header without SQLite, which might mend or truncate what it should not touch. Returns whether the
+/// file is yet to be made.
+fn inspect(path: &Path) -> Result<bool, StoreError> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(StoreError::Unavailable(format!("{}: {error}", path.display()))),
+    };
+    let mut header = Vec::with_capacity(100);
+    let read = file.by_ref().take(100).read_to_end(&mut header);
+    read.map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
+    if header.is_empty() {
+        return Ok(true);
+    }
+    // https://www.sqlite.org/fileformat2.html, section 1.3: magic at 0, user version at 60, application id at 68.
+    let number = |at: usize| header.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_be_bytes);
+    let unreadable = |what: &str| Err(StoreError::Unreadable(format!("{} {what}", path.display())));
+    if !header.starts_with(b"SQLite format 3\0") || header.len() < 100 {
+        return unreadable("is no SQLite file");
+    }
+    if number(68) != Some(APPLICATION_ID) {
+        return unreadable("is a SQLite file, but no ledger of export-gate");
+    }
+    match number(60) {
+        Some(SCHEMA_VERSION) => Ok(false),
+        version => unreadable(&format!(
+            "has schema version {}, this export-gate reads version {SCHEMA_VERSION}",
+            version.unwrap_or_default()
+        )),
+    }
+}
+
+fn read_all(connection: &mut Connection, rows: &mut RowSink) -> rusqlite::Result<()> {
+    let snapshot = connection.transaction()?;
+    let mut counters = snapshot.prepare("SELECT meter, subject, starts, ends, used, plan FROM counters")?;
+    let mut found = counters.query([])?;
+    while let Some(row) = found.next()? {
+        rows(Row::Counter(CounterRow {
+            meter: row.get::<_, String>(0)?.into(),
+            subject: row.get::<_, String>(1)?.into(),
+            span: Span { start: row.get(2)?, end: row.get(3)? },
+            used: row.get(4)?,
+            plan: row.get::<_, String>(5)?.into(),
+        }));
+    }
+    let mut covers = snapshot.prepare("SELECT kind, user, what, meters, expires_at, files_left FROM covers")?;
+    let mut found = covers.query([])?;
+    while let Some(row) = found.next()? {
+        let kind = match row.get::<_, String>(0)?.as_str() {
+            "session" => CoverKind::Session,
+            "retry" => CoverKind::Retry,
+            // A kind that this version does not know covers nothing here.
+            _ => continue,
+        };
+        rows(Row::Cover(CoverRow {
+            name: CoverName { kind, user: row.get::<_, String>(1)?.into(), what: row.get::<_, String>(2)?.into() },
+            meters: row.get::<_, String>(3)?.split_whitespace().map(Arc::from).collect(),
+            expires_at_ms: row.get(4)?,
+            files_left: row.get(5)?,
+        }));
+    }
+    Ok(())
+}
+
+fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
+    let mut put_counter = group.prepare_cached(
+        "INSERT INTO counters (meter, subject, starts, ends, used, plan) VALUES (?, ?, ?, ?, ?, ?)
+         ON CONFLICT DO UPDATE SET ends = excluded.ends, used = excluded.used, plan = excluded.plan",
+    )?;
+    for counter in &batch.counters {
+        let Span { start, end } = counter.span;
+        put_counter.execute(params![counter.meter, counter.subject, start, end, counter.used, counter.plan])?;
+    }
+    let mut put_cover = group.prepare_cached(
+        "INSERT OR REPLACE INTO covers (kind, user, what, meters, expires_at, files_left) VALUES (?, ?, ?, ?, ?, ?)",
+    )?;
+    for CoverRow { name, meters, expires_at_ms, files_left } in &batch.covers {
+        let meters = meters.join(" ");
+        put_cover.execute(params![name.kind.as_str(), name.user, name.what, meters, expires_at_ms, files_left])?;
+    }
+    let mut end_cover = group.prepare_cached("DELETE FROM covers WHERE kind = ? AND user = ? AND what = ?")?;
+    for name in &batch.ended {
+        end_cover.execute(params![name.kind.as_str(), name.user, name.what])?;
+    }
+    if let Some(before) = batch.forget_before {
+        group.execute("DELETE FROM counters WHERE ends < ?", params![before])?;
+    }
+    Ok(())
+}
