@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 pub mod clock;
 pub mod design;
+pub mod gate;
 pub mod identity;
 pub mod ledger;
 pub mod policy;

@@ -1,2 +1,184 @@
-//! placeholder
-fn main() {}
+//! What does the gate cost? CPU time per request, next to the cheapest proxy that could stand in its place.
+//!
+//! # What is measured
+//!
+//! Two proxies forward to the same backend and are asked the same things, turn by turn, in one run:
+//!
+//! * **bare** ([`bare_proxy`]): hyper in front, hyper-util's `Client` behind, and no check at all. The yardstick.
+//! * **gate**: the `export-gate` binary as users run it, with a configuration file, one worker thread and a ledger
+//!   on disk.
+//!
+//! | case | asked | gate answers | bare answers |
+//! | --- | --- | --- | --- |
+//! | `charged` | exports of many users, HS256 tokens, limits far away: every one is verified and charged | 200 | 200 |
+//! | `unmatched` | a path that no route knows | 200 | 200 |
+//! | `refused` | exports of users who have used up their limit | 429 | 200 |
+//!
+//! # How
+//!
+//! Every part is a process of its own: the backend and the bare proxy are this binary started again with a
+//! sub-command, the load driver is this process. Each round loads bare, then gate, in a closed loop over keep-alive
+//! connections, and reads the CPU time of the proxy's process before and after ([`cpu`]). The ratio is taken within a
+//! round, and the median of the rounds is reported, so that a machine that grows slower or faster meanwhile changes
+//! both sides alike.
+//!
+//! Latency is measured afterwards in an open loop: both proxies get the same fixed rate, half of what the slower one
+//! managed, and a request's clock starts when it was *meant* to be sent. A proxy that stalls cannot hide it by holding
+//! the driver up.
+//!
+//! Only CPU per request compares. Driver, backend and proxies share the machine's cores, so requests per second and
+//! latency say as much about them as about the proxy. `busy` says how close to a full core the proxy was.
+//!
+//! A fast gate that answers wrongly fails the bench, with a non-zero exit: every status and every body length is
+//! checked, users over their limit get exactly what the limit allows, and after `charged` one user's remaining quota
+//! must have gone down by exactly the number of that user's exports.
+//!
+//! # Command lines
+//!
+//! ```text
+//! cargo bench --bench load                              the whole comparison, some two minutes
+//! cargo bench --bench load -- --quick                   a few seconds, for CI: is it right, roughly how fast?
+//! cargo bench --bench load -- charged                   only the cases whose name contains "charged"
+//! cargo bench --bench load -- --durability strict       the gate syncs every charge before it delivers
+//! cargo bench --bench load -- --enforce                 fail when a promised ratio is missed, too (not for --quick: noisy)
+//! cargo bench --bench load -- --help                    rounds, seconds, connections, body size, backend delay
+//! ```
+//!
+//! CPU times are read from `/proc`: Linux only.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::expect_used, reason = "a bench has nobody to recover for: a broken rig ends it, with a message")]
+#![expect(clippy::disallowed_methods, reason = "what is measured here is real time, not a decision to be replayed")]
+
+mod backend;
+mod bare_proxy;
+mod cases;
+mod child;
+mod contender;
+mod cpu;
+mod driver;
+mod gate;
+mod report;
+mod token;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::cases::{Case, Settings};
+use crate::gate::Durability;
+
+/// CPU per request of the gate, compared with a bare hyper proxy.
+#[derive(Parser)]
+#[command(name = "load", args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+struct Args {
+    /// Run only the cases whose name contains this
+    filter: Option<String>,
+    /// One short round per case
+    #[arg(long)]
+    quick: bool,
+    /// Rounds per case [default: 3; quick: 1]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// Seconds per measurement; each round has two [default: 4; quick: 0.4]
+    #[arg(long, value_parser = seconds)]
+    seconds: Option<Duration>,
+    /// Keep-alive connections of the driver
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
+    connections: u16,
+    /// Bytes in the body of the backend's answers
+    #[arg(long, default_value_t = 1024)]
+    body_bytes: usize,
+    /// Milliseconds the backend takes for each answer
+    #[arg(long, default_value_t = 0)]
+    delay_ms: u64,
+    /// When the gate syncs its charges
+    #[arg(long, value_enum, default_value_t = Durability::Periodic)]
+    durability: Durability,
+    /// Exit with an error when a promised ratio is missed
+    #[arg(long)]
+    enforce: bool,
+    /// Set by `cargo bench`
+    #[arg(long, hide = true)]
+    bench: bool,
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// The parts that this binary plays when it starts itself again.
+#[derive(Subcommand)]
+enum Part {
+    /// Answer every request with an image
+    #[command(hide = true)]
+    Backend {
+        #[arg(long)]
+        body_bytes: usize,
+        #[arg(long)]
+        delay_ms: u64,
+    },
+    /// Forward every request to one upstream
+    #[command(hide = true)]
+    BareProxy {
+        #[arg(long)]
+        upstream: SocketAddr,
+    },
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let outcome = match args.part {
+        Some(Part::Backend { body_bytes, delay_ms }) => backend::run(body_bytes, Duration::from_millis(delay_ms)),
+        Some(Part::BareProxy { upstream }) => bare_proxy::run(upstream),
+        None => compare_all(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare_all(args: &Args) -> anyhow::Result<()> {
+    let settings = settings(args);
+    let filter = args.filter.as_deref().unwrap_or_default();
+    let mut comparisons = Vec::new();
+    for case in Case::ALL.into_iter().filter(|case| case.name().contains(filter)) {
+        comparisons.push(cases::compare(case, &settings)?);
+    }
+    if comparisons.is_empty() {
+        println!("no case has {filter:?} in its name");
+        return Ok(());
+    }
+    report::print(&settings, &comparisons);
+    let missed = comparisons.iter().filter(|comparison| comparison.misses_promise()).count();
+    anyhow::ensure!(!args.enforce || missed == 0, "{missed} promised ratio(s) missed");
+    Ok(())
+}
+
+fn settings(args: &Args) -> Settings {
+    // Without `--bench` nobody asked for a benchmark: `cargo test --all-targets` only wants to see it work.
+    let quick = args.quick || !args.bench;
+    let (rounds, seconds, subjects) = if quick { (1, 0.4, 2_000) } else { (3, 4.0, 10_000) };
+    Settings {
+        rounds: args.rounds.unwrap_or(rounds),
+        lasts: args.seconds.unwrap_or(Duration::from_secs_f64(seconds)),
+        subjects,
+        connections: usize::from(args.connections),
+        body_bytes: args.body_bytes,
+        delay_ms: args.delay_ms,
+        durability: args.durability,
+    }
+}
+
+/// Parses a positive number of seconds, fractions allowed.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    match Duration::try_from_secs_f64(number) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("must be more than 0".to_owned()),
+    }
+}

@@ -32,6 +32,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 
+pub use crate::store::CoverKind;
 pub use cell::Count;
 pub use charge::{Admission, Charge, ChargeRequest, Denial, Settlement, Standing, Why};
 pub use flusher::{LastFlushFailed, run};

@@ -105,22 +105,20 @@ impl RouteConflict {
 
 /// What a request was recognised as.
 #[derive(Debug)]
-pub enum Match<'r> {
+pub enum Match {
     /// None of the routes: forwarded untouched.
     Unmatched,
     /// One of the routes.
-    Route(Found<'r>),
+    Route(Found),
     /// It could be read as an export by a backend: refused with 400.
     Misread(Misread),
 }
 
 /// A request's route, and the design it is about.
-#[derive(Debug, Clone)]
-pub struct Found<'r> {
-    /// The route's index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The route, for [`Routes::get`].
     pub id: RouteId,
-    /// The route.
-    pub route: &'r Route,
     /// The design's id, decoded; `None` if the request does not carry it.
     pub design: Option<Arc<str>>,
 }
@@ -196,13 +194,18 @@ impl Routes {
         (0..).map(RouteId).zip(&self.routes)
     }
 
+    /// The route of that id.
+    pub fn get(&self, id: RouteId) -> Option<&Route> {
+        self.routes.get(usize::from(id.0))
+    }
+
     /// What a request is. Allocates nothing for an ordinary request that matches no route.
-    pub fn find(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Match<'_> {
+    pub fn find(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Match {
         let path = uri.path();
         let mut found = None;
         if let Ok(at) = self.by_path.at(path) {
             for &id in at.value {
-                let Some(route) = self.routes.get(usize::from(id.0)).filter(|route| allows(route, method)) else {
+                let Some(route) = self.get(id).filter(|route| allows(route, method)) else {
                     continue;
                 };
                 match meets(&route.conditions, uri, headers) {
@@ -224,7 +227,7 @@ impl Routes {
         match found {
             None => Match::Unmatched,
             Some((id, route)) => match design(route, uri, headers) {
-                Ok(design) => Match::Route(Found { id, route, design }),
+                Ok(design) => Match::Route(Found { id, design }),
                 Err(name) => Match::Misread(Misread::Query(name)),
             },
         }
@@ -232,9 +235,9 @@ impl Routes {
 
     fn might_be_export(&self, method: &Method, path: &str) -> bool {
         lenient_readings(path).any(|reading| {
-            self.lenient.at(&reading).is_ok_and(|at| {
-                at.value.iter().any(|id| self.routes.get(usize::from(id.0)).is_some_and(|route| allows(route, method)))
-            })
+            self.lenient
+                .at(&reading)
+                .is_ok_and(|at| at.value.iter().any(|&id| self.get(id).is_some_and(|route| allows(route, method))))
         })
     }
 }
@@ -360,10 +363,13 @@ mod tests {
     }
 
     fn found(method: Method, target: &str) -> String {
-        match routes().find(&method, &target.parse().unwrap(), &HeaderMap::new()) {
+        let routes = routes();
+        match routes.find(&method, &target.parse().unwrap(), &HeaderMap::new()) {
             Match::Unmatched => "-".into(),
             Match::Misread(_) => "400".into(),
-            Match::Route(found) => format!("{} {}", found.route.name, found.design.as_deref().unwrap_or("")),
+            Match::Route(found) => {
+                format!("{} {}", routes.get(found.id).unwrap().name, found.design.as_deref().unwrap_or(""))
+            }
         }
     }
 

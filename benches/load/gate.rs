@@ -1,0 +1,167 @@
+//! The gate as users run it: the real binary, a configuration file, a ledger on disk.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use clap::ValueEnum;
+use tempfile::TempDir;
+
+use crate::child::Child;
+use crate::token;
+
+/// Exports per week on plan `free`.
+pub(crate) const FREE_LIMIT: u64 = 2;
+/// Far more than a run can use up: exports on plan `max` are charged against a limit, but never refused.
+const MAX_LIMIT: u64 = 1_000_000_000;
+
+/// `durability` in the gate's configuration.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Durability {
+    Periodic,
+    Strict,
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Periodic => "periodic",
+            Self::Strict => "strict",
+        })
+    }
+}
+
+/// A running gate with an empty ledger.
+pub(crate) struct Gate {
+    pub(crate) address: SocketAddr,
+    // Before the directory: fields are dropped in order, and the process must be gone when its files go.
+    process: Child,
+    _directory: TempDir,
+}
+
+impl Gate {
+    /// Starts it and waits until it is ready to charge.
+    pub(crate) fn start(upstream: SocketAddr, durability: Durability) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir().context("cannot create a directory for the gate")?;
+        let config_file = directory.path().join("gate.toml");
+        let [address, admin] = free_addresses().context("cannot find free ports for the gate")?;
+        let ledger = directory.path().join("ledger.db");
+        std::fs::write(&config_file, config(address, admin, upstream, &ledger, durability))
+            .context("cannot write the gate's configuration")?;
+
+        let mut command = Command::new(env!("CARGO_BIN_EXE_export-gate"));
+        command.arg("serve").arg("--config").arg(&config_file).stdout(Stdio::null());
+        command.env(token::SECRET_ENV, token::SECRET).env("RUST_LOG", "off");
+        let mut process = Child::start(&mut command).context("cannot start the gate")?;
+        wait_until_ready(&mut process, admin).context("the gate does not get ready")?;
+        Ok(Self { address, process, _directory: directory })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+}
+
+fn config(
+    listen: SocketAddr,
+    admin: SocketAddr,
+    upstream: SocketAddr,
+    ledger: &Path,
+    durability: Durability,
+) -> String {
+    let (issuer, audience, secret_env) = (token::ISSUER, token::AUDIENCE, token::SECRET_ENV);
+    let week_starts = day_in_the_middle_of_this_week();
+    format!(
+        r#"
+default_upstream = "renderer"
+
+[server]
+listen = "{listen}"
+worker_threads = 1
+
+[admin]
+listen = "{admin}"
+
+[upstreams.renderer]
+endpoints = ["http://{upstream}"]
+
+[identity]
+issuer = "{issuer}"
+audience = "{audience}"
+keys = [{{ kid = "{kid}", alg = "HS256", secret_env = "{secret_env}" }}]
+
+[identity.claims]
+user = "/sub"
+plan = "/plan"
+ai_features = "/ai_features"
+
+[designs]
+sources = ["claim"]
+ai_features = ["ai-image"]
+
+[[routes]]
+name = "download"
+methods = ["GET"]
+path = "/v1/designs/{{design}}/download"
+action = "download"
+upstream = "renderer"
+delivers = "file"
+
+[meters.ai-exports]
+counts = {{ ai = true }}
+subject = "user"
+window = {{ calendar = "week", starts = "{week_starts}", time_zone = "UTC" }}
+on_exceed = "deny"
+limits = {{ free = {FREE_LIMIT}, max = {MAX_LIMIT} }}
+
+[ledger]
+path = {ledger:?}
+durability = "{durability}"
+flush_interval = "1s"
+"#,
+        kid = token::KEY_ID,
+    )
+}
+
+/// A first day of the week that is some days off, so that no window ends under way and gives quota back.
+fn day_in_the_middle_of_this_week() -> &'static str {
+    // 1970-01-01 was a Thursday.
+    const DAYS: [&str; 7] = ["thursday", "friday", "saturday", "sunday", "monday", "tuesday", "wednesday"];
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_secs();
+    let today = seconds / (24 * 60 * 60);
+    DAYS[(today as usize + 4) % DAYS.len()]
+}
+
+/// Addresses on which nobody listens. Somebody else may take them before the gate does; then it says so and ends.
+fn free_addresses() -> io::Result<[SocketAddr; 2]> {
+    let (one, other) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+    Ok([one.local_addr()?, other.local_addr()?])
+}
+
+fn wait_until_ready(gate: &mut Child, admin: SocketAddr) -> anyhow::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(20);
+    const ATTEMPTS: u32 = 500;
+    let mut last = None;
+    for _ in 0..ATTEMPTS {
+        gate.ensure_alive()?;
+        match readyz(admin) {
+            Ok(head) if head.starts_with("HTTP/1.1 200") => return Ok(()),
+            other => last = Some(other),
+        }
+        std::thread::sleep(PAUSE);
+    }
+    anyhow::bail!("GET /readyz still gives {last:?}")
+}
+
+fn readyz(admin: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect(admin)?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}

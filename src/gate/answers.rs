@@ -1,0 +1,219 @@
+//! Answers that the gate makes itself: problem details (RFC 9457), never more than a client should know.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONTENT_TYPE, ORIGIN, RETRY_AFTER, VARY,
+    WWW_AUTHENTICATE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http_body_util::Full;
+use serde_json::{Map, Value, json};
+
+use super::fields;
+use super::refusal::Refusal;
+use crate::ledger::{Denial, Why};
+use crate::policy::Policy;
+
+/// Correlates a request across client, gate and backend.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+const QUOTA_EXCEEDED: &str = "https://iana.org/assignments/http-problem-types#quota-exceeded";
+const RETRY_LEDGER: Duration = Duration::from_secs(5);
+
+/// Which web apps may read the gate's own answers (Fetch standard, CORS protocol).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cors {
+    /// Origins, e.g. `https://app.example.com`; `*` for any.
+    pub allow_origins: Vec<String>,
+    /// Whether they may send cookies along.
+    pub allow_credentials: bool,
+}
+
+/// Makes the gate's own answers.
+#[derive(Debug, Clone, Default)]
+pub struct Answers {
+    /// Who may read them.
+    pub cors: Cors,
+    /// Where a user can get a larger plan.
+    pub upgrade_url: Option<String>,
+}
+
+/// What an answer must know of its request, kept while the request itself goes on to the backend.
+#[derive(Debug, Clone, Default)]
+pub struct Asker {
+    request_id: Option<HeaderValue>,
+    origin: Option<HeaderValue>,
+}
+
+impl Asker {
+    /// Reads the request's id and origin.
+    pub fn of(headers: &HeaderMap) -> Self {
+        Self { request_id: headers.get(REQUEST_ID).cloned(), origin: headers.get(ORIGIN).cloned() }
+    }
+
+    /// The request's id.
+    pub fn request_id(&self) -> Option<&HeaderValue> {
+        self.request_id.as_ref()
+    }
+}
+
+impl Answers {
+    /// The answer to a refused request. `now` in seconds since the epoch.
+    pub fn refusal(&self, refusal: &Refusal, asker: &Asker, policy: &Policy, now: i64) -> Response<Full<Bytes>> {
+        let mut headers = HeaderMap::new();
+        let mut members = Map::new();
+        let detail = match refusal {
+            Refusal::Misread(misread) => misread.to_string(),
+            Refusal::NoDesign => "The request does not say which design is to be exported.".to_owned(),
+            Refusal::BadIdempotencyKey => {
+                "Send one Idempotency-Key of 1 to 255 visible ASCII characters, or none.".to_owned()
+            }
+            Refusal::Unauthenticated(error) => {
+                // The texts hold no quotes but around claim names.
+                let description = error.to_string().replace('"', "'");
+                let challenge = format!("Bearer error=\"invalid_token\", error_description=\"{description}\"");
+                headers.extend(HeaderValue::try_from(challenge).ok().map(|value| (WWW_AUTHENTICATE, value)));
+                format!("Sign in to export: {error}.")
+            }
+            Refusal::UnknownPlan(Some(plan)) => format!("The plan \"{plan}\" is not known here."),
+            Refusal::UnknownPlan(None) => "The access token names no plan.".to_owned(),
+            Refusal::UnknownDesign => "It is not known yet what this design is made of. Try again.".to_owned(),
+            Refusal::LedgerUnavailable => "Exports cannot be counted right now. Try again in a moment.".to_owned(),
+            Refusal::NotFound => "Nothing is here.".to_owned(),
+            Refusal::OverLimit { denial, plan } => {
+                fields::put_rate_limit(&mut headers, policy, &denial.violated, now);
+                members = self.quota_members(denial, plan, policy);
+                quota_detail(denial, plan, policy)
+            }
+        };
+        let retry_after = match refusal {
+            Refusal::OverLimit { denial, .. } => denial.retry_after,
+            Refusal::LedgerUnavailable | Refusal::UnknownDesign => Some(RETRY_LEDGER),
+            _ => None,
+        };
+        headers.extend(retry_after.map(|wait| (RETRY_AFTER, HeaderValue::from(wait.as_secs()))));
+        let kind = if matches!(refusal, Refusal::OverLimit { .. }) { QUOTA_EXCEEDED } else { "about:blank" };
+        let mut answer = self.problem(refusal.status(), kind, &detail, members, asker);
+        answer.headers_mut().extend(headers);
+        answer.extensions_mut().insert(refusal.clone());
+        answer
+    }
+
+    /// The answer in place of a backend that failed.
+    pub fn bad_backend(&self, status: StatusCode, detail: &str, asker: &Asker) -> Response<Full<Bytes>> {
+        self.problem(status, "about:blank", detail, Map::new(), asker)
+    }
+
+    /// An answer that is no error.
+    pub fn json(&self, body: &Value, asker: &Asker) -> Response<Full<Bytes>> {
+        self.finish(StatusCode::OK, "application/json", body, asker)
+    }
+
+    /// The answer to a CORS preflight for one of the gate's own pages.
+    pub fn preflight(&self, asker: &Asker) -> Response<Full<Bytes>> {
+        let mut answer = Response::new(Full::default());
+        *answer.status_mut() = StatusCode::NO_CONTENT;
+        self.allow_origin(answer.headers_mut(), asker);
+        answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET"));
+        answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization"));
+        answer
+    }
+
+    fn problem(
+        &self,
+        status: StatusCode,
+        kind: &str,
+        detail: &str,
+        mut members: Map<String, Value>,
+        asker: &Asker,
+    ) -> Response<Full<Bytes>> {
+        let title = match kind {
+            QUOTA_EXCEEDED => "Quota exceeded",
+            _ => status.canonical_reason().unwrap_or("Error"),
+        };
+        members.insert("type".into(), kind.into());
+        members.insert("title".into(), title.into());
+        members.insert("status".into(), status.as_u16().into());
+        members.insert("detail".into(), detail.into());
+        if let Some(id) = asker.request_id().and_then(|id| id.to_str().ok()) {
+            members.insert("instance".into(), id.into());
+        }
+        self.finish(status, "application/problem+json", &Value::Object(members), asker)
+    }
+
+    fn quota_members(&self, denial: &Denial, plan: &str, policy: &Policy) -> Map<String, Value> {
+        let mut members = Map::new();
+        let names = denial.violated.iter().filter_map(|standing| policy.meter(standing.meter));
+        members.insert("violated-policies".into(), names.map(|meter| &*meter.name).collect());
+        members.insert("plan".into(), plan.into());
+        if let Some(standing) = denial.violated.first() {
+            let meter = policy.meter(standing.meter).map_or("", |meter| &*meter.name);
+            members.insert("meter".into(), meter.into());
+            members.insert("limit".into(), standing.limit.into());
+            members.insert("used".into(), standing.taken().into());
+            members.insert("remaining".into(), standing.remaining().into());
+            members.insert("resets_at".into(), standing.span.end_time().to_string().into());
+        }
+        members.extend(self.upgrade_url.as_ref().map(|url| ("upgrade_url".to_owned(), json!(url))));
+        members
+    }
+
+    fn finish(
+        &self,
+        status: StatusCode,
+        media_type: &'static str,
+        body: &Value,
+        asker: &Asker,
+    ) -> Response<Full<Bytes>> {
+        let mut answer = Response::new(Full::from(body.to_string()));
+        *answer.status_mut() = status;
+        let headers = answer.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.extend(asker.request_id().map(|id| (REQUEST_ID, id.clone())));
+        self.allow_origin(headers, asker);
+        answer
+    }
+
+    fn allow_origin(&self, headers: &mut HeaderMap, asker: &Asker) {
+        if self.cors.allow_origins.is_empty() {
+            return;
+        }
+        headers.append(VARY, HeaderValue::from_static("origin"));
+        let Some(origin) = &asker.origin else { return };
+        let listed = |allowed: &String| allowed == "*" || allowed.as_bytes() == origin.as_bytes();
+        if !self.cors.allow_origins.iter().any(listed) {
+            return;
+        }
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        let exposed = "ratelimit, ratelimit-policy, retry-after, export-warning, www-authenticate, x-request-id";
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
+        if self.cors.allow_credentials {
+            headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        }
+    }
+}
+
+fn quota_detail(denial: &Denial, plan: &str, policy: &Policy) -> String {
+    let Some(standing) = denial.violated.first() else { return String::new() };
+    let meter = policy.meter(standing.meter).map_or("", |meter| &*meter.name);
+    let (limit, used) = (standing.limit, standing.count.used);
+    match denial.why {
+        Why::AboveLimit if limit == 0 => format!("The {plan} plan has no {meter}."),
+        Why::AboveLimit => format!("This takes {} {meter} at once, and the {plan} plan has {limit}.", standing.cost),
+        Why::InFlight => {
+            format!(
+                "Another export is under way, and your {plan} plan has {limit} {meter}. Try again when it has ended."
+            )
+        }
+        Why::Exhausted => {
+            let resets_at = standing.span.end_time().strftime("%A, %-d %B %Y at %H:%M UTC");
+            format!(
+                "You have used {used} of the {limit} {meter} of your {plan} plan. More are available from {resets_at}."
+            )
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The body of an answer, which settles the charge of an export as it goes by.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use pin_project_lite::pin_project;
+
+use super::delivery::Delivery;
+
+pin_project! {
+    /// The body of an answer that went through the gate.
+    #[derive(Debug)]
+    pub struct GateBody<B> {
+        #[pin]
+        kind: Kind<B>,
+    }
+}
+
+pin_project! {
+    #[project = KindProjection]
+    #[derive(Debug)]
+    enum Kind<B> {
+        Forwarded { #[pin] body: B },
+        Export { #[pin] body: B, delivery: Delivery },
+        Own { #[pin] body: Full<Bytes> },
+    }
+}
+
+impl<B> GateBody<B> {
+    pub(super) fn forwarded(body: B) -> Self {
+        Self { kind: Kind::Forwarded { body } }
+    }
+
+    pub(super) fn export(body: B, delivery: Delivery) -> Self {
+        Self { kind: Kind::Export { body, delivery } }
+    }
+
+    pub(super) fn own(body: Full<Bytes>) -> Self {
+        Self { kind: Kind::Own { body } }
+    }
+}
+
+impl<B> Body for GateBody<B>
+where
+    B: Body,
+    B::Data: From<Bytes>,
+{
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        match self.project().kind.project() {
+            KindProjection::Forwarded { body } => body.poll_frame(cx),
+            KindProjection::Export { body, delivery } => {
+                let frame = ready!(body.poll_frame(cx));
+                match &frame {
+                    Some(Ok(frame)) if frame.data_ref().is_some_and(|data| data.has_remaining()) => delivery.due(),
+                    Some(Ok(_)) => {}
+                    // Asked for more, the server has taken all that came before: the client missed nothing but the rest.
+                    Some(Err(_)) => delivery.broken_off(),
+                    None => delivery.complete(),
+                }
+                Poll::Ready(frame)
+            }
+            KindProjection::Own { body } => {
+                let frame = ready!(body.poll_frame(cx));
+                Poll::Ready(frame.map(|Ok(frame)| Ok(frame.map_data(B::Data::from))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Forwarded { body } | Kind::Export { body, .. } => body.is_end_stream(),
+            Kind::Own { body } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Forwarded { body } | Kind::Export { body, .. } => body.size_hint(),
+            Kind::Own { body } => body.size_hint(),
+        }
+    }
+}

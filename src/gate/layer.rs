@@ -1,0 +1,91 @@
+//! The tower Layer.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::HeaderName;
+use prometheus_client::registry::Registry;
+use tower::Layer;
+
+use super::answers::Answers;
+use super::metrics::Metrics;
+use super::service::ExportGate;
+use crate::clock::Clock;
+use crate::design::Designs;
+use crate::identity::Verifier;
+use crate::ledger::Ledger;
+use crate::policy::{PlanId, Policy, Routes};
+
+/// The parts that a gate is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Which request is which action.
+    pub routes: Routes,
+    /// What an export costs.
+    pub policy: Policy,
+    /// Who is asking.
+    pub verifier: Verifier,
+    /// What is in a design.
+    pub designs: Designs,
+    /// What has been used.
+    pub ledger: Arc<Ledger>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// How refusals are put.
+    pub answers: Answers,
+    /// The rest.
+    pub options: Options,
+}
+
+/// What can be set about the gate itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// The plan of a good token that names none, or an unknown one; `None` refuses it with 403.
+    pub unknown_plan: Option<PlanId>,
+    /// The header that names the platform when no claim does.
+    pub platform_header: Option<HeaderName>,
+    /// From how many percent of a limit on the client is warned; 0 means always.
+    pub warn_at_percent: u32,
+}
+
+/// A gate, shared by all its services.
+#[derive(Debug)]
+pub(super) struct Gate {
+    pub(super) parts: Parts,
+    pub(super) metrics: Metrics,
+}
+
+/// Puts the gate around any service.
+#[derive(Debug, Clone)]
+pub struct ExportGateLayer {
+    gate: Arc<Gate>,
+    peer: Option<IpAddr>,
+}
+
+impl ExportGateLayer {
+    /// A gate made of `parts`.
+    pub fn new(parts: Parts) -> Self {
+        let metrics = Metrics::new(&parts.routes, &parts.policy);
+        Self { gate: Arc::new(Gate { parts, metrics }), peer: None }
+    }
+
+    /// The same gate for requests that come from `peer`: headers of [trusted hops](crate::design) are believed.
+    /// Without a peer nobody is trusted.
+    #[must_use]
+    pub fn for_peer(&self, peer: IpAddr) -> Self {
+        Self { gate: self.gate.clone(), peer: Some(peer) }
+    }
+
+    /// Adds the gate's metrics to a registry.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.gate.metrics.register(registry);
+    }
+}
+
+impl<S> Layer<S> for ExportGateLayer {
+    type Service = ExportGate<S>;
+
+    fn layer(&self, inner: S) -> ExportGate<S> {
+        ExportGate::new(self.gate.clone(), self.peer, inner)
+    }
+}

@@ -1,0 +1,96 @@
+//! What the gate counts about its decisions.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use super::refusal::Outcome;
+use crate::policy::{MeterId, Policy, RouteId, Routes};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: String,
+    decision: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MeterLabels {
+    meter: String,
+}
+
+/// Counters looked up once, so that a request only adds.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    requests: Family<RequestLabels, Counter>,
+    /// By route, then by outcome; the last route is "none".
+    by_route: Vec<Vec<Counter>>,
+    near_limit: Family<MeterLabels, Counter>,
+    near_limit_by_meter: Vec<Counter>,
+    decision_duration: Histogram,
+}
+
+impl Metrics {
+    pub(super) fn new(routes: &Routes, policy: &Policy) -> Self {
+        let requests = Family::<RequestLabels, Counter>::default();
+        let near_limit = Family::<MeterLabels, Counter>::default();
+        let names = routes.iter().map(|(_, route)| &*route.name).chain(["none"]);
+        let of_route = |route: &str| {
+            let counter = |outcome: Outcome| {
+                let (decision, reason) = (outcome.decision(), outcome.reason());
+                requests.get_or_create_owned(&RequestLabels { route: route.to_owned(), decision, reason })
+            };
+            Outcome::ALL.into_iter().map(counter).collect()
+        };
+        let by_route = names.map(of_route).collect();
+        let near = |name: &str| near_limit.get_or_create_owned(&MeterLabels { meter: name.to_owned() });
+        let near_limit_by_meter = policy.meters.iter().map(|meter| near(&meter.name)).collect();
+        let decision_duration = Histogram::new(exponential_buckets(0.000_001, 4.0, 10));
+        Self { requests, by_route, near_limit, near_limit_by_meter, decision_duration }
+    }
+
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("exportgate_requests", "Requests by route and outcome", self.requests.clone());
+        let help = "Admitted exports that leave little of a limit";
+        registry.register("exportgate_near_limit", help, self.near_limit.clone());
+        let help = "Time from a request's head to the decision about it";
+        registry.register("exportgate_decision_duration_seconds", help, self.decision_duration.clone());
+    }
+
+    pub(super) fn count(&self, route: Option<RouteId>, outcome: Outcome) {
+        let counters = match route {
+            Some(RouteId(index)) => self.by_route.get(usize::from(index)),
+            None => self.by_route.last(),
+        };
+        // `Outcome::ALL` is in the order of declaration.
+        if let Some(counter) = counters.and_then(|counters| counters.get(outcome as usize)) {
+            counter.inc();
+        }
+    }
+
+    pub(super) fn near_limit(&self, MeterId(meter): MeterId) {
+        if let Some(counter) = self.near_limit_by_meter.get(usize::from(meter)) {
+            counter.inc();
+        }
+    }
+
+    pub(super) fn decided(&self, took: Duration) {
+        self.decision_duration.observe(took.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_index_their_own_counter() {
+        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index, "{outcome:?}");
+        }
+    }
+}

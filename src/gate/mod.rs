@@ -1,0 +1,25 @@
+//! The gate as a tower middleware: [`ExportGateLayer`] works around any `Service<Request<B>>`.
+//!
+//! [`service`](ExportGate) is the way of a request, top to bottom. A request that matches no route is handed on as it came. An
+//! export is identified, looked up, charged, handed on, and settled by the [body](GateBody) of its answer: the charge travels in
+//! it, and sticks with the first byte that is taken. A refused export never reaches the inner service; its [`Refusal`] is also in
+//! the extensions of the answer.
+
+mod answers;
+mod body;
+mod delivery;
+mod fields;
+mod layer;
+mod metrics;
+mod record;
+mod refusal;
+mod service;
+mod usage;
+
+pub use answers::{Answers, Asker, Cors, REQUEST_ID};
+pub use body::GateBody;
+pub use layer::{ExportGateLayer, Options, Parts};
+pub use record::TARGET as RECORD_TARGET;
+pub use refusal::{Outcome, Refusal};
+pub use service::{ExportGate, ResponseFuture};
+pub use usage::report as usage_report;
