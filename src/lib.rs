@@ -5,5 +5,7 @@ pub mod design;
 pub mod gate;
 pub mod identity;
 pub mod ledger;
+pub mod net;
 pub mod policy;
+pub mod proxy;
 pub mod store;

@@ -1,0 +1,238 @@
+//! Fields that belong to one connection, and fields that say where a request came from.
+
+use std::net::IpAddr;
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, Entry, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE,
+    TRANSFER_ENCODING, UPGRADE, VIA,
+};
+use http_body::Body;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// By these a backend may let the sender choose another method, path or origin than the gate has classified.
+const OVERRIDES: [&str; 14] = [
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-method",
+    "x-forwarded-method",
+    "x-original-url",
+    "x-original-uri",
+    "x-rewrite-url",
+    "x-envoy-original-path",
+    "x-forwarded-uri",
+    "x-forwarded-path",
+    "x-forwarded-prefix",
+    "x-forwarded-server",
+    "x-forwarded-port",
+];
+
+/// Removes the fields that are meant for this connection only, by name and by every `Connection` line (RFC 9110, section 7.6.1).
+pub(super) fn strip_connection_fields(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let lines = headers.get_all(CONNECTION).iter().filter_map(|line| line.to_str().ok());
+        let named = lines.flat_map(|line| line.split(',')).filter_map(|name| name.trim().parse::<HeaderName>().ok());
+        for name in named.collect::<Vec<_>>() {
+            // A client must not talk the gate out of fields that the backend relies on.
+            if name != HOST && name != CONTENT_LENGTH {
+                headers.remove(name);
+            }
+        }
+    }
+    for name in [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE] {
+        headers.remove(name);
+    }
+}
+
+/// Makes a request's framing anew, from the body and not from the client's fields (RFC 9112, section 6).
+pub(super) fn frame(headers: &mut HeaderMap, body: &impl Body) {
+    strip_connection_fields(headers);
+    let had_length = headers.remove(CONTENT_LENGTH).is_some();
+    match body.size_hint().exact() {
+        // A POST without a body still says so.
+        Some(length) if length > 0 || had_length => {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        Some(_) => {}
+        None => {
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+    }
+}
+
+/// Where requests come from: made once a connection, put on each of its requests.
+#[derive(Debug)]
+pub(super) struct Hop {
+    address: HeaderValue,
+    forwarded: HeaderValue,
+    trusted: bool,
+}
+
+impl Hop {
+    pub(super) fn unknown() -> Self {
+        let unknown = HeaderValue::from_static("unknown");
+        Self { address: unknown, forwarded: HeaderValue::from_static("for=unknown;proto=http"), trusted: false }
+    }
+
+    pub(super) fn new(peer: IpAddr, trusted: bool) -> Self {
+        let peer = peer.to_canonical();
+        let node = if peer.is_ipv6() { format!("\"[{peer}]\"") } else { peer.to_string() };
+        let value = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("unknown"));
+        Self { address: value(peer.to_string()), forwarded: value(format!("for={node};proto=http")), trusted }
+    }
+
+    /// Says where the request came from. What a stranger says about it is replaced, what a trusted hop says is added to.
+    pub(super) fn put(&self, headers: &mut HeaderMap, trusted_headers: &[HeaderName]) {
+        if !self.trusted {
+            drop_claims(headers, trusted_headers);
+        }
+        add(headers, X_FORWARDED_FOR, &self.address);
+        add(headers, FORWARDED, &self.forwarded);
+        add(headers, VIA, &HeaderValue::from_static("1.1 export-gate"));
+        if let Entry::Vacant(proto) = headers.entry(X_FORWARDED_PROTO) {
+            proto.insert(HeaderValue::from_static("http"));
+        }
+        if let Some(host) = headers.get(HOST).cloned()
+            && let Entry::Vacant(forwarded_host) = headers.entry(X_FORWARDED_HOST)
+        {
+            forwarded_host.insert(host);
+        }
+    }
+}
+
+/// Drops what only a trusted hop may say. Some backends read `_` in a name as `-`, so that spelling goes as well.
+fn drop_claims(headers: &mut HeaderMap, trusted_headers: &[HeaderName]) {
+    let is_claim = |name: &str| {
+        matches!(name, "forwarded" | "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto")
+            || OVERRIDES.contains(&name)
+            || trusted_headers.iter().any(|trusted| trusted == name)
+    };
+    // Nearly all requests have none: look before collecting.
+    let suspicious = |name: &HeaderName| match name.as_str() {
+        name if name.contains(['_', '.']) => is_claim(&name.replace(['_', '.'], "-")),
+        name => is_claim(name),
+    };
+    if headers.keys().any(suspicious) {
+        let claims: Vec<HeaderName> = headers.keys().filter(|name| suspicious(name)).cloned().collect();
+        for name in claims {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Adds to a list field.
+fn add(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
+    match headers.entry(name) {
+        Entry::Vacant(field) => {
+            field.insert(value.clone());
+        }
+        Entry::Occupied(mut field) => {
+            field.append(value.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use http_body_util::{Empty, Full};
+
+    use super::*;
+
+    fn headers(fields: &[(&str, &str)]) -> HeaderMap {
+        let field = |(name, value): &(&str, &str)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields.iter().map(field) {
+            headers.append(name, value);
+        }
+        headers
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn fields_named_on_any_connection_line_are_dropped() {
+        let mut sent = headers(&[
+            ("connection", "X-One, close"),
+            ("connection", "x-TWO"),
+            ("x-one", "1"),
+            ("x-two", "2"),
+            ("x-three", "3"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("upgrade", "websocket"),
+            ("transfer-encoding", "chunked"),
+        ]);
+        strip_connection_fields(&mut sent);
+        assert_eq!(names(&sent), ["x-three"]);
+    }
+
+    #[test]
+    fn a_connection_line_cannot_drop_the_host() {
+        let mut sent = headers(&[("connection", "host"), ("host", "a.example")]);
+        strip_connection_fields(&mut sent);
+        assert_eq!(names(&sent), ["host"]);
+    }
+
+    #[test]
+    fn framing_follows_the_body_not_the_client() {
+        let mut sent = headers(&[("content-length", "99"), ("transfer-encoding", "chunked")]);
+        frame(&mut sent, &Full::<bytes::Bytes>::from("abc"));
+        assert_eq!(sent.get("content-length").unwrap(), "3");
+        assert!(!sent.contains_key("transfer-encoding"));
+        let mut empty = headers(&[("content-length", "0")]);
+        frame(&mut empty, &Empty::<bytes::Bytes>::new());
+        assert_eq!(empty.get("content-length").unwrap(), "0");
+    }
+
+    #[test]
+    fn a_stranger_cannot_say_where_it_comes_from_nor_choose_another_path() {
+        let mut sent = headers(&[
+            ("host", "a.example"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("forwarded", "for=10.0.0.1"),
+            ("x_forwarded_for", "10.0.0.1"),
+            ("x-original-url", "/v1/designs/x/download"),
+            ("x_http.method_override", "GET"),
+            ("x-design-ai-features", ""),
+            ("x_design_ai_features", ""),
+            ("accept", "*/*"),
+        ]);
+        Hop::new([192, 0, 2, 7].into(), false).put(&mut sent, &[HeaderName::from_static("x-design-ai-features")]);
+        let expected =
+            ["accept", "forwarded", "host", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+        assert_eq!(names(&sent), expected);
+        assert_eq!(sent.get("x-forwarded-for").unwrap(), "192.0.2.7");
+        assert_eq!(sent.get("forwarded").unwrap(), "for=192.0.2.7;proto=http");
+        assert_eq!(sent.get("x-forwarded-host").unwrap(), "a.example");
+    }
+
+    #[test]
+    fn what_a_trusted_hop_says_is_kept_and_added_to() {
+        let mut sent = headers(&[
+            ("x-forwarded-for", "192.0.2.7"),
+            ("x-forwarded-proto", "https"),
+            ("x-design-ai-features", "logo"),
+        ]);
+        Hop::new([10, 0, 0, 1].into(), true).put(&mut sent, &[HeaderName::from_static("x-design-ai-features")]);
+        let all: Vec<_> = sent.get_all("x-forwarded-for").iter().collect();
+        assert_eq!(all, ["192.0.2.7", "10.0.0.1"]);
+        assert_eq!(sent.get("x-forwarded-proto").unwrap(), "https");
+        assert_eq!(sent.get("x-design-ai-features").unwrap(), "logo");
+    }
+
+    #[test]
+    fn an_ipv6_peer_is_quoted_in_forwarded() {
+        let hop = Hop::new("2001:db8::1".parse().unwrap(), false);
+        assert_eq!(hop.forwarded, "for=\"[2001:db8::1]\";proto=http");
+    }
+}

@@ -1,0 +1,149 @@
+//! Forwarding as a plain tower [`Service`]: one [`Proxy`] for each upstream.
+//!
+//! Bodies are streamed both ways. Framing and [connection-bound fields](headers) are made anew; all else is passed on as it came.
+
+mod headers;
+
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, Method, Request, Response, Version};
+use http_body::Body;
+use ipnet::IpNet;
+use prometheus_client::metrics::histogram::Histogram;
+use tower::Service;
+
+use crate::clock::Clock;
+use crate::net::{self, Pool, PooledBody, RequestBody, SendError};
+use headers::Hop;
+
+/// What can be set about an upstream.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `host:port` of each endpoint.
+    pub endpoints: Vec<String>,
+    /// How long the head of an answer may take.
+    pub response_timeout: Duration,
+    /// Connections.
+    pub connections: net::Options,
+    /// Who may say where a request came from, and what other headers of theirs are believed.
+    pub trusted_hops: Vec<IpNet>,
+    /// Headers that are passed on from trusted hops only.
+    pub trusted_headers: Vec<HeaderName>,
+}
+
+/// Why a request could not be forwarded.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// The backend could not be reached, or broke off before its answer began.
+    #[error(transparent)]
+    Unreachable(SendError),
+    /// The head of the answer took too long.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// TRACE and CONNECT are not forwarded.
+    #[error("method {0} is not forwarded")]
+    Method(Method),
+}
+
+/// Forwards to one upstream.
+#[derive(Debug)]
+pub struct Proxy<B> {
+    upstream: Arc<Upstream<B>>,
+    hop: Arc<Hop>,
+}
+
+impl<B> Clone for Proxy<B> {
+    fn clone(&self) -> Self {
+        Self { upstream: self.upstream.clone(), hop: self.hop.clone() }
+    }
+}
+
+#[derive(Debug)]
+struct Upstream<B> {
+    pools: Vec<Pool<B>>,
+    next: AtomicUsize,
+    options: Options,
+    clock: Arc<dyn Clock>,
+    duration: Histogram,
+}
+
+impl<B> Proxy<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// A proxy to the endpoints of `options`. `duration` observes how long heads of answers take, in seconds.
+    pub fn new(options: Options, clock: Arc<dyn Clock>, duration: Histogram) -> Self {
+        let pool = |address: &String| Pool::new(address.clone(), options.connections.clone(), clock.clone());
+        let pools = options.endpoints.iter().map(pool).collect();
+        let hop = Arc::new(Hop::unknown());
+        Self { upstream: Arc::new(Upstream { pools, next: AtomicUsize::new(0), options, clock, duration }), hop }
+    }
+
+    /// The same proxy for requests that come from `peer`.
+    #[must_use]
+    pub fn for_peer(&self, peer: IpAddr) -> Self {
+        let hops = &self.upstream.options.trusted_hops;
+        let trusted = hops.iter().any(|net| net.contains(&peer.to_canonical()));
+        Self { upstream: self.upstream.clone(), hop: Arc::new(Hop::new(peer, trusted)) }
+    }
+
+    async fn forward(self, request: Request<B>) -> Result<Response<PooledBody<B>>, ProxyError> {
+        let Upstream { options, clock, duration, .. } = &*self.upstream;
+        if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
+            return Err(ProxyError::Method(request.method().clone()));
+        }
+        let request = self.outbound(request);
+        let started = clock.monotonic();
+        let answer = tokio::time::timeout(options.response_timeout, self.send(request)).await;
+        let mut answer = answer.map_err(|_| ProxyError::Timeout(options.response_timeout))??;
+        duration.observe(clock.monotonic().saturating_sub(started).as_secs_f64());
+        headers::strip_connection_fields(answer.headers_mut());
+        Ok(answer)
+    }
+
+    /// The request as the backend shall see it: raw path and query, end-to-end headers, framing by the body.
+    fn outbound(&self, request: Request<B>) -> Request<RequestBody<B>> {
+        let (mut head, body) = request.into_parts();
+        head.version = Version::HTTP_11;
+        if head.uri.scheme().is_some() || head.uri.authority().is_some() {
+            let target = head.uri.path_and_query().map(|target| target.as_str().to_owned());
+            head.uri = target.and_then(|target| target.parse().ok()).unwrap_or_default();
+        }
+        headers::frame(&mut head.headers, &body);
+        self.hop.put(&mut head.headers, &self.upstream.options.trusted_headers);
+        let body = if body.is_end_stream() { RequestBody::none() } else { RequestBody::streamed(body) };
+        Request::from_parts(head, body)
+    }
+
+    async fn send(&self, request: Request<RequestBody<B>>) -> Result<Response<PooledBody<B>>, ProxyError> {
+        let Upstream { pools, next, .. } = &*self.upstream;
+        let first = next.fetch_add(1, Ordering::Relaxed);
+        let pool = &pools[first % pools.len()];
+        pool.send(request).await.map_err(ProxyError::Unreachable)
+    }
+}
+
+impl<B> Service<Request<B>> for Proxy<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = Response<PooledBody<B>>;
+    type Error = ProxyError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ProxyError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        Box::pin(self.clone().forward(request))
+    }
+}
