@@ -1,6 +1,8 @@
 //! x
 #![allow(missing_docs)]
+pub mod admin;
 pub mod clock;
+pub mod config;
 pub mod design;
 pub mod gate;
 pub mod identity;
@@ -8,4 +10,5 @@ pub mod ledger;
 pub mod net;
 pub mod policy;
 pub mod proxy;
+pub mod server;
 pub mod store;

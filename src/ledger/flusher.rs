@@ -41,6 +41,8 @@ pub async fn run(
 ) -> Result<(), LastFlushFailed> {
     let mut shutdown = pin!(shutdown);
     let mut forgotten_at = None;
+    // However this ends, by a panic too: nothing is charged that nobody writes.
+    let _charging_ends = ChargingEnds(ledger.clone());
     loop {
         if let Err(error) = open(&ledger, store.as_mut()).await {
             ledger.suspend(&error);
@@ -69,6 +71,14 @@ pub async fn run(
             () = tokio::time::sleep(REOPEN_INTERVAL) => {}
             () = &mut shutdown => return last_words(&ledger, failure),
         }
+    }
+}
+
+struct ChargingEnds(Arc<Ledger>);
+
+impl Drop for ChargingEnds {
+    fn drop(&mut self) {
+        self.0.set_trouble(Some("the ledger's flusher has ended".into()));
     }
 }
 

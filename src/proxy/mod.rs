@@ -94,7 +94,12 @@ where
         Self { upstream: self.upstream.clone(), hop: Arc::new(Hop::new(peer, trusted)) }
     }
 
-    async fn forward(self, request: Request<B>) -> Result<Response<PooledBody<B>>, ProxyError> {
+    /// Forwards a request.
+    ///
+    /// # Errors
+    ///
+    /// [`ProxyError`], before any byte of an answer.
+    pub async fn forward(&self, request: Request<B>) -> Result<Response<PooledBody<B>>, ProxyError> {
         let Upstream { options, clock, duration, .. } = &*self.upstream;
         if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
             return Err(ProxyError::Method(request.method().clone()));
@@ -144,6 +149,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        Box::pin(self.clone().forward(request))
+        let proxy = self.clone();
+        Box::pin(async move { proxy.forward(request).await })
     }
 }

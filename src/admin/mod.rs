@@ -1,0 +1,121 @@
+//! What operators ask, on a listener of its own: health, readiness, metrics, usage by user.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+
+use crate::gate::usage_report;
+use crate::ledger::Ledger;
+use crate::policy::Policy;
+use crate::policy::path::decoded;
+
+/// What can be set about the admin listener.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The bearer token that all but health and readiness ask for.
+    pub token: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options").field("listen", &self.listen).field("token", &self.token.is_some()).finish()
+    }
+}
+
+/// Answers operators.
+#[derive(Debug)]
+pub struct Admin {
+    token: Option<Vec<u8>>,
+    policy: Policy,
+    ledger: Arc<Ledger>,
+    registry: Registry,
+}
+
+impl Admin {
+    /// Pages about a ledger, and the metrics of `registry`.
+    pub fn new(options: &Options, policy: Policy, ledger: Arc<Ledger>, registry: Registry) -> Self {
+        Self { token: options.token.clone(), policy, ledger, registry }
+    }
+
+    /// Answers one request.
+    ///
+    /// # Errors
+    ///
+    /// None.
+    pub async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
+        let path = request.uri().path();
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Ok(json_page(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": "only GET is answered" })));
+        }
+        Ok(match path {
+            // Load balancers and probes carry no token.
+            "/healthz" => json_page(StatusCode::OK, &json!({ "healthy": true })),
+            "/readyz" => self.readiness(),
+            _ if !self.is_allowed(&request) => {
+                let mut page = json_page(StatusCode::UNAUTHORIZED, &json!({ "error": "send the admin token" }));
+                page.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                page
+            }
+            "/metrics" => self.metrics(),
+            _ => match path.strip_prefix("/v1/usage/").map(decoded).filter(|user| !user.is_empty()) {
+                Some(user) => self.usage(&user, request.uri().query()),
+                None => json_page(StatusCode::NOT_FOUND, &json!({ "error": "there is no such page" })),
+            },
+        })
+    }
+
+    /// Whether exports can be charged.
+    fn readiness(&self) -> Response<Full<Bytes>> {
+        match self.ledger.availability() {
+            Ok(()) => json_page(StatusCode::OK, &json!({ "ready": true })),
+            Err(why) => json_page(StatusCode::SERVICE_UNAVAILABLE, &json!({ "ready": false, "ledger": &*why })),
+        }
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        self.ledger.refresh_metrics();
+        let mut text = String::new();
+        if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
+            return json_page(StatusCode::INTERNAL_SERVER_ERROR, &json!({ "error": "metrics cannot be encoded" }));
+        }
+        let mut page = Response::new(Full::from(text));
+        let media_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+        page.headers_mut().insert(CONTENT_TYPE, media_type);
+        page
+    }
+
+    /// `?plan=pro` tells the limits of that plan; without it, those of the plan at the user's last charge.
+    fn usage(&self, user: &str, query: Option<&str>) -> Response<Full<Bytes>> {
+        if let Err(why) = self.ledger.availability() {
+            return json_page(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": &*why }));
+        }
+        let plan = query.and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("plan=")));
+        let known = plan.map(|name| self.policy.plans.find(name));
+        if known == Some(None) {
+            return json_page(StatusCode::BAD_REQUEST, &json!({ "error": "there is no such plan" }));
+        }
+        json_page(StatusCode::OK, &usage_report(&self.policy, &self.ledger, user, known.flatten()))
+    }
+
+    fn is_allowed<B>(&self, request: &Request<B>) -> bool {
+        let Some(token) = &self.token else { return true };
+        let sent = request.headers().get(AUTHORIZATION).and_then(|field| field.as_bytes().strip_prefix(b"Bearer "));
+        sent.is_some_and(|sent| aws_lc_rs::constant_time::verify_slices_are_equal(sent, token).is_ok())
+    }
+}
+
+fn json_page(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+    let mut page = Response::new(Full::from(format!("{body}\n")));
+    *page.status_mut() = status;
+    page.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    page
+}

@@ -1,0 +1,357 @@
+//! From what is written to each part's options. Collects all problems rather than stopping at the first.
+
+mod identity;
+mod meters;
+mod routes;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::HeaderName;
+use ipnet::IpNet;
+
+use super::Environment;
+use super::problem::Problem;
+use super::raw;
+use crate::policy::{Policy, RouteId, Routes};
+use crate::{admin, design, gate, ledger, net, proxy, server};
+
+/// Everything that the parts need to know.
+#[derive(Debug)]
+pub struct Config {
+    /// Where clients connect.
+    pub server: server::Options,
+    /// Where operators connect.
+    pub admin: admin::Options,
+    /// The backends.
+    pub upstreams: Vec<Upstream>,
+    /// Index of the upstream of requests that match no route.
+    pub default_upstream: usize,
+    /// Index of the upstream of each route, by [`RouteId`].
+    pub upstream_of_route: Vec<usize>,
+    /// Which request is which action.
+    pub routes: Routes,
+    /// What an export costs.
+    pub policy: Policy,
+    /// Whose tokens are accepted.
+    pub identity: crate::identity::Options,
+    /// How to know what is in a design.
+    pub designs: design::Options,
+    /// The gate's own settings.
+    pub gate: gate::Options,
+    /// How refusals are put.
+    pub answers: gate::Answers,
+    /// What has been used.
+    pub ledger: ledger::Options,
+    /// The ledger's file.
+    pub ledger_path: PathBuf,
+    /// The log.
+    pub log: LogOptions,
+}
+
+/// A backend.
+#[derive(Debug)]
+pub struct Upstream {
+    /// The name in metrics.
+    pub name: String,
+    /// How to reach it.
+    pub proxy: proxy::Options,
+}
+
+/// How to log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogOptions {
+    /// The form.
+    pub format: LogFormat,
+    /// What is logged, in the syntax of `RUST_LOG`.
+    pub filter: Option<String>,
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+impl Config {
+    /// The name of a route's upstream.
+    pub fn upstream_name(&self, route: RouteId) -> &str {
+        let index = self.upstream_of_route.get(usize::from(route.0)).copied().unwrap_or(self.default_upstream);
+        self.upstreams.get(index).map_or("", |upstream| &upstream.name)
+    }
+}
+
+/// Builds the configuration, or says all that is wrong with it.
+pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> Result<Config, Vec<Problem>> {
+    let mut problems = Problems { found: Vec::new() };
+    let surroundings = Surroundings { folder, environment };
+
+    let names: Vec<String> = raw.upstreams.keys().cloned().collect();
+    if names.is_empty() {
+        problems.add(
+            Problem::at(&["upstreams"], "there is no upstream")
+                .help("add a table [upstreams.NAME] with endpoints = [\"http://127.0.0.1:9000\"]"),
+        );
+    }
+    let upstream = |name: &str, path: &[&str], problems: &mut Problems| {
+        let index = names.iter().position(|known| known == name);
+        if index.is_none() {
+            let known = names.iter().map(String::as_str);
+            problems.add(Problem::at(path, format!("there is no upstream `{name}`")).suggest(name, known));
+        }
+        index.unwrap_or(0)
+    };
+    let default_upstream = upstream(&raw.default_upstream, &["default_upstream"], &mut problems);
+    let mut upstream_of_route = Vec::new();
+    for (index, route) in raw.routes.iter().enumerate() {
+        let path = ["routes", &index.to_string(), "upstream"];
+        upstream_of_route.push(match &route.upstream {
+            Some(name) => upstream(name, &path, &mut problems),
+            None => default_upstream,
+        });
+    }
+
+    let designs = designs(&raw.designs, &mut problems);
+    let upstreams =
+        raw.upstreams.iter().map(|(name, raw)| upstream_options(name, raw, &designs, &mut problems)).collect();
+    let policy = meters::policy(&raw.meters, &mut problems);
+    let routes = routes::routes(&raw.routes, &mut problems);
+    let gate = gate::Options {
+        unknown_plan: identity::unknown_plan(&raw.identity, &policy.plans, &mut problems),
+        platform_header: raw
+            .identity
+            .platform_header
+            .as_ref()
+            .and_then(|name| header(name, &["identity", "platform_header"], &mut problems)),
+        warn_at_percent: raw.responses.warn_at_percent,
+    };
+    let identity = identity::options(&raw.identity, surroundings, &mut problems);
+    let config = Config {
+        server: server_options(&raw.server, &mut problems),
+        admin: admin_options(&raw.admin, surroundings, &mut problems),
+        upstreams,
+        default_upstream,
+        upstream_of_route,
+        routes,
+        policy,
+        identity,
+        designs,
+        gate,
+        answers: gate::Answers {
+            cors: gate::Cors { allow_origins: raw.cors.allow_origins.clone(), allow_credentials: raw.cors.allow_credentials },
+            upgrade_url: raw.responses.upgrade_url.clone(),
+        },
+        ledger: ledger_options(&raw, &mut problems),
+        ledger_path: folder.join(&raw.ledger.path),
+        log: LogOptions {
+            format: match raw.log.format {
+                raw::LogFormat::Json => LogFormat::Json,
+                raw::LogFormat::Text => LogFormat::Text,
+            },
+            filter: raw.log.filter,
+        },
+    };
+    if problems.found.is_empty() { Ok(config) } else { Err(problems.found) }
+}
+
+/// All that is wrong, as far as it was found.
+struct Problems {
+    found: Vec<Problem>,
+}
+
+impl Problems {
+    fn add(&mut self, problem: Problem) {
+        self.found.push(problem);
+    }
+}
+
+/// Where secrets and files come from.
+#[derive(Clone, Copy)]
+struct Surroundings<'s> {
+    folder: &'s Path,
+    environment: &'s Environment,
+}
+
+impl Surroundings<'_> {
+    /// A secret from an environment variable or a file, whichever is named.
+    fn secret(
+        &self,
+        table: &[&str],
+        env: Option<&str>,
+        file: Option<&str>,
+        key: &str,
+        problems: &mut Problems,
+    ) -> Vec<u8> {
+        let (env_key, file_key) = (format!("{key}_env"), format!("{key}_file"));
+        let problem = |key: &str, message: String| Problem::at(&[table, &[key]].concat(), message);
+        let secret = match (env, file) {
+            (Some(name), None) => match self.environment.get(name) {
+                Some(secret) if !secret.is_empty() => Ok(secret.clone().into_bytes()),
+                _ => {
+                    let message = format!("the environment variable `{name}` is not set");
+                    Err(problem(&env_key, message).help(format!("set it, or name a file with {file_key}")))
+                }
+            },
+            (None, Some(name)) => std::fs::read(self.folder.join(name)).map_err(|error| {
+                problem(&file_key, format!("cannot read `{}`: {error}", self.folder.join(name).display()))
+            }),
+            (Some(_), Some(_)) => {
+                Err(problem(&file_key, format!("both {env_key} and {file_key} are given")).help("keep one"))
+            }
+            (None, None) => Err(Problem::at(table, format!("neither {env_key} nor {file_key} is given"))),
+        };
+        match secret {
+            Ok(secret) => secret.strip_suffix(b"\n").map(<[u8]>::to_vec).unwrap_or(secret),
+            Err(problem) => {
+                problems.add(problem);
+                Vec::new()
+            }
+        }
+    }
+}
+
+fn server_options(raw: &raw::Server, problems: &mut Problems) -> server::Options {
+    if raw.worker_threads == Some(0) {
+        let problem = Problem::at(&["server", "worker_threads"], "there must be at least one thread");
+        problems.add(problem.help("leave it out to have one thread a core"));
+    }
+    server::Options {
+        listen: address(&raw.listen, &["server", "listen"], problems),
+        worker_threads: raw.worker_threads,
+        header_read_timeout: positive(raw.header_read_timeout, &["server", "header_read_timeout"], problems),
+        drain_timeout: raw.drain_timeout.0,
+    }
+}
+
+fn admin_options(raw: &raw::Admin, surroundings: Surroundings<'_>, problems: &mut Problems) -> admin::Options {
+    let listen = address(&raw.listen, &["admin", "listen"], problems);
+    let (env, file) = (raw.token_env.as_deref(), raw.token_file.as_deref());
+    let token =
+        (env.is_some() || file.is_some()).then(|| surroundings.secret(&["admin"], env, file, "token", problems));
+    if token.is_none() && !listen.ip().is_loopback() {
+        let message = "the admin listener is reachable from other machines, and has no token";
+        let problem = Problem::at(&["admin", "listen"], message);
+        problems.add(problem.help("listen on 127.0.0.1, or name the token's variable with token_env"));
+    }
+    admin::Options { listen, token }
+}
+
+fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
+    if raw.ledger.durability == raw::Durability::Strict {
+        let message = "durability \"strict\" is not built yet (it is the default that is to come)";
+        let help = "write durability = \"periodic\": a crash loses at most the charges of the last flush_interval";
+        problems.add(Problem::at(&["ledger", "durability"], message).help(help));
+    }
+    ledger::Options {
+        flush_interval: positive(raw.ledger.flush_interval, &["ledger", "flush_interval"], problems),
+        session_max: positive(raw.sessions.max, &["sessions", "max"], problems),
+        session_files: raw.sessions.max_files,
+        retry_window: positive(raw.retries.window, &["retries", "window"], problems),
+        retry_deliveries: raw.retries.deliveries,
+    }
+}
+
+fn upstream_options(name: &str, raw: &raw::Upstream, designs: &design::Options, problems: &mut Problems) -> Upstream {
+    let path = ["upstreams", name, "endpoints"];
+    if raw.endpoints.is_empty() {
+        problems.add(Problem::at(&path, "there is no endpoint").help("write endpoints = [\"http://127.0.0.1:9000\"]"));
+    }
+    let mut endpoints = Vec::new();
+    for (index, endpoint) in raw.endpoints.iter().enumerate() {
+        match authority(endpoint) {
+            Ok(authority) => endpoints.push(authority),
+            Err(help) => {
+                let path = ["upstreams", name, "endpoints", &index.to_string()];
+                problems.add(Problem::at(&path, format!("`{endpoint}` is no endpoint")).help(help));
+            }
+        }
+    }
+    let connections = net::Options {
+        connect_timeout: positive(raw.connect_timeout, &["upstreams", name, "connect_timeout"], problems),
+        idle_timeout: raw.idle_timeout.0,
+        ..net::Options::default()
+    };
+    Upstream {
+        name: name.to_owned(),
+        proxy: proxy::Options {
+            endpoints,
+            response_timeout: positive(raw.response_timeout, &["upstreams", name, "response_timeout"], problems),
+            connections,
+            trusted_hops: designs.trusted_hops.clone(),
+            trusted_headers: vec![designs.header.clone()],
+        },
+    }
+}
+
+/// `host:port` of an endpoint, or what to write.
+fn authority(endpoint: &str) -> Result<String, &'static str> {
+    const FORM: &str = "write http://HOST:PORT";
+    if endpoint.starts_with("https://") {
+        return Err("TLS to upstreams is not built yet: write http://HOST:PORT");
+    }
+    let uri: http::Uri = endpoint.parse().map_err(|_| FORM)?;
+    let plain = uri.scheme_str() == Some("http") && uri.path() == "/" && uri.query().is_none();
+    let authority = uri.authority().filter(|authority| plain && !authority.as_str().contains('@')).ok_or(FORM)?;
+    Ok(format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80)))
+}
+
+fn designs(raw: &raw::Designs, problems: &mut Problems) -> design::Options {
+    let mut trusted_hops = Vec::new();
+    for (index, hop) in raw.trusted_hops.iter().enumerate() {
+        let network = hop.parse::<IpNet>().or_else(|_| hop.parse::<std::net::IpAddr>().map(IpNet::from));
+        match network {
+            Ok(network) => trusted_hops.push(network),
+            Err(_) => {
+                let path = ["designs", "trusted_hops", &index.to_string()];
+                let problem = Problem::at(&path, format!("`{hop}` is neither a network nor an address"));
+                problems.add(problem.help("write e.g. \"10.0.0.0/8\" or \"::1\""));
+            }
+        }
+    }
+    design::Options {
+        sources: raw
+            .sources
+            .iter()
+            .map(|source| match source {
+                raw::DesignSource::Claim => design::Source::Claim,
+                raw::DesignSource::Header => design::Source::Header,
+            })
+            .collect(),
+        header: header(&raw.header, &["designs", "header"], problems)
+            .unwrap_or(HeaderName::from_static("x-design-ai-features")),
+        trusted_hops,
+        unknown_design: match raw.unknown_design {
+            raw::UnknownDesign::Ai => design::UnknownDesign::Ai,
+            raw::UnknownDesign::Plain => design::UnknownDesign::Plain,
+            raw::UnknownDesign::Refuse => design::UnknownDesign::Refuse,
+        },
+        ai_features: raw.ai_features.clone(),
+    }
+}
+
+fn address(text: &str, path: &[&str], problems: &mut Problems) -> SocketAddr {
+    text.parse().unwrap_or_else(|_| {
+        let problem = Problem::at(path, format!("`{text}` is no address with a port"));
+        problems.add(problem.help("write e.g. \"127.0.0.1:8080\", \"0.0.0.0:8080\" or \"[::]:8080\""));
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    })
+}
+
+fn header(name: &str, path: &[&str], problems: &mut Problems) -> Option<HeaderName> {
+    let parsed = name.parse().ok();
+    if parsed.is_none() {
+        problems.add(Problem::at(path, format!("`{name}` is no header name")));
+    }
+    parsed
+}
+
+fn positive(duration: super::duration::DurationText, path: &[&str], problems: &mut Problems) -> Duration {
+    if duration.0.is_zero() {
+        problems.add(Problem::at(path, "this duration must be longer than 0"));
+    }
+    duration.0
+}

@@ -1,0 +1,122 @@
+//! Routes.
+
+use std::collections::BTreeSet;
+
+use http::{HeaderValue, Method};
+
+use crate::config::problem::Problem;
+use crate::config::raw;
+use crate::policy::{Action, Conditions, Delivers, DesignFrom, Route, RouteConflict, Routes};
+
+use super::{Problems, header, meters};
+
+const DESIGN: &str = "design";
+
+pub(super) fn routes(raw: &[raw::Route], problems: &mut Problems) -> Routes {
+    let mut names = BTreeSet::new();
+    for (index, route) in raw.iter().enumerate() {
+        if !names.insert(&route.name) || route.name == "none" {
+            let path = ["routes", &index.to_string(), "name"];
+            problems.add(Problem::at(&path, format!("the name `{}` is taken", route.name)));
+        }
+    }
+    if raw.len() >= usize::from(u16::MAX) {
+        problems.add(Problem::at(&["routes"], "there are too many routes"));
+    }
+    let routes = raw.iter().enumerate().map(|(index, raw)| route(index, raw, problems)).collect();
+    Routes::new(routes).unwrap_or_else(|conflict| {
+        let index = conflict.route().to_string();
+        let problem = Problem::at(&["routes", &index, "path"], conflict.to_string());
+        problems.add(match conflict {
+            RouteConflict::Shadowed { .. } => {
+                problem.help("put the route with query or header conditions first, or remove one of the two")
+            }
+            RouteConflict::Pattern { .. } => problem.help("write e.g. \"/v1/designs/{design}/download\""),
+        });
+        Routes::default()
+    })
+}
+
+fn route(index: usize, raw: &raw::Route, problems: &mut Problems) -> Route {
+    let index = index.to_string();
+    let path = |key| ["routes", &index, key];
+    let action = meters::action(raw.action);
+    if !raw.path.starts_with('/') {
+        problems.add(Problem::at(&path("path"), "a path starts with `/`").help(format!("write \"/{}\"", raw.path)));
+    } else if raw.path.contains(['?', '#']) {
+        let problem = Problem::at(&path("path"), "a path has no query");
+        problems.add(problem.help("write the query's conditions as query = { name = \"value\" }"));
+    }
+    let methods = raw.methods.iter().enumerate().filter_map(|(at, text)| {
+        let method = Method::from_bytes(text.as_bytes()).ok().filter(|_| *text == text.to_ascii_uppercase());
+        if method.is_none() {
+            let problem =
+                Problem::at(&["routes", &index, "methods", &at.to_string()], format!("`{text}` is no method"));
+            problems.add(problem.help(format!("write \"{}\": methods are upper case", text.to_ascii_uppercase())));
+        }
+        method
+    });
+    let methods = methods.collect();
+    let headers = raw.headers.iter().filter_map(|(name, value)| {
+        let name = header(name, &["routes", &index, "headers", name], problems)?;
+        Some((name, HeaderValue::try_from(value).ok()?))
+    });
+    let conditions = Conditions {
+        headers: headers.collect(),
+        query: raw.query.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+    };
+    Route {
+        name: raw.name.as_str().into(),
+        methods,
+        path: raw.path.clone(),
+        conditions,
+        action,
+        delivers: delivers(&index, raw, action, problems),
+        design: design(&index, raw, action, problems),
+    }
+}
+
+fn delivers(index: &str, raw: &raw::Route, action: Action, problems: &mut Problems) -> Delivers {
+    let path = ["routes", index, "delivers"];
+    match raw.delivers {
+        Some(_) if !action.is_export() => {
+            problems.add(Problem::at(&path, format!("`{}` is no export: it delivers no file", action.as_str())));
+        }
+        Some(raw::Delivers::Screen) if action != Action::OpenExportScreen => {
+            let problem = Problem::at(&path, "only `open-export-screen` delivers screen data");
+            problems.add(problem.help("write delivers = \"file\", \"redirect\" or \"success\""));
+        }
+        _ => {}
+    }
+    match raw.delivers {
+        None | Some(raw::Delivers::File) => Delivers::File,
+        Some(raw::Delivers::Redirect) => Delivers::Redirect,
+        Some(raw::Delivers::Success) => Delivers::Success,
+        Some(raw::Delivers::Screen) => Delivers::Screen,
+    }
+}
+
+fn design(index: &str, raw: &raw::Route, action: Action, problems: &mut Problems) -> DesignFrom {
+    let in_path = raw.path.split('/').any(|segment| segment == "{design}" || segment == "{*design}");
+    match &raw.design {
+        None if in_path => DesignFrom::Path(DESIGN.to_owned()),
+        None => {
+            if action.is_export() || action == Action::LeaveExportScreen {
+                let message = format!("the route `{}` does not say which design it is about", raw.name);
+                let problem = Problem::at(&["routes", index, "path"], message);
+                problems.add(problem.help("put {design} in the path, or add design = { query = \"id\" }"));
+            }
+            DesignFrom::Nowhere
+        }
+        Some(raw::DesignFrom { query: Some(name), header: None }) if !in_path => DesignFrom::Query(name.clone()),
+        Some(raw::DesignFrom { query: None, header: Some(name) }) if !in_path => {
+            let name = header(name, &["routes", index, DESIGN, "header"], problems);
+            name.map_or(DesignFrom::Nowhere, DesignFrom::Header)
+        }
+        Some(_) => {
+            let problem = Problem::at(&["routes", index, DESIGN], "a design's id is in one place");
+            problems.add(problem.help("keep one of {design} in the path, query and header"));
+            DesignFrom::Nowhere
+        }
+    }
+}

@@ -1,0 +1,546 @@
+//! The vocabulary of the configuration file, as it is written. Its rustdoc is what editors show: it goes into the JSON schema.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::duration::DurationText;
+
+/// The JSON schema of the configuration file, for editors.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(Raw).to_value()
+}
+
+/// Configuration of export-gate.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "export-gate configuration")]
+pub(super) struct Raw {
+    /// The upstream of requests that match no route, and of routes that name none.
+    pub(super) default_upstream: String,
+    #[serde(default)]
+    pub(super) server: Server,
+    /// Health, metrics and usage, on a listener of their own.
+    #[serde(default)]
+    pub(super) admin: Admin,
+    /// The backends, by name.
+    pub(super) upstreams: BTreeMap<String, Upstream>,
+    pub(super) identity: Identity,
+    #[serde(default)]
+    pub(super) designs: Designs,
+    /// Which request is which action. The first route that fits wins.
+    pub(super) routes: Vec<Route>,
+    /// What is counted, by name.
+    pub(super) meters: BTreeMap<String, Meter>,
+    #[serde(default)]
+    pub(super) sessions: Sessions,
+    #[serde(default)]
+    pub(super) retries: Retries,
+    #[serde(default)]
+    pub(super) ledger: Ledger,
+    #[serde(default)]
+    pub(super) responses: Responses,
+    #[serde(default)]
+    pub(super) cors: Cors,
+    #[serde(default)]
+    pub(super) log: Log,
+}
+
+/// Where clients connect.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Server {
+    /// Address and port.
+    pub(super) listen: String,
+    /// Threads that serve requests; as many as there are cores if left out.
+    pub(super) worker_threads: Option<usize>,
+    /// How long a client may take to send the head of a request.
+    pub(super) header_read_timeout: DurationText,
+    /// How long requests may go on after SIGTERM.
+    pub(super) drain_timeout: DurationText,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8080".into(),
+            worker_threads: None,
+            header_read_timeout: seconds(10),
+            drain_timeout: seconds(30),
+        }
+    }
+}
+
+/// Health, metrics and usage.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Admin {
+    /// Address and port.
+    pub(super) listen: String,
+    /// Environment variable that holds the bearer token for usage and metrics. Required when not on loopback.
+    pub(super) token_env: Option<String>,
+    /// File that holds it.
+    pub(super) token_file: Option<String>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:9901".into(), token_env: None, token_file: None }
+    }
+}
+
+/// A backend.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Upstream {
+    /// Where it is: `http://host:port`.
+    pub(super) endpoints: Vec<String>,
+    /// How long a connection may take to be made.
+    #[serde(default = "one_second")]
+    pub(super) connect_timeout: DurationText,
+    /// How long the head of an answer may take.
+    #[serde(default = "one_minute")]
+    pub(super) response_timeout: DurationText,
+    /// How long an unused connection is kept; less than the backend keeps it.
+    #[serde(default = "four_seconds")]
+    pub(super) idle_timeout: DurationText,
+}
+
+/// Whose tokens are accepted on export routes.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Identity {
+    /// The only accepted `iss`.
+    pub(super) issuer: String,
+    /// What `aud` must contain.
+    pub(super) audience: String,
+    /// How far clocks may differ when `exp` and `nbf` are checked.
+    #[serde(default = "thirty_seconds")]
+    pub(super) leeway: DurationText,
+    /// The plan of a token that names none, or an unknown one: a plan's name, or `refuse` for 403.
+    #[serde(default = "refuse")]
+    pub(super) unknown_plan: String,
+    /// The header that names the platform (`web`, `ios`, `android`) when no claim does.
+    pub(super) platform_header: Option<String>,
+    /// Keys that tokens may be signed with.
+    pub(super) keys: Vec<Key>,
+    #[serde(default)]
+    pub(super) claims: Claims,
+}
+
+/// A key, of one algorithm.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Key {
+    /// The key's id. A key without one is for tokens that name no known key.
+    pub(super) kid: Option<String>,
+    /// The algorithm.
+    pub(super) alg: Alg,
+    /// HS256: environment variable that holds the secret.
+    pub(super) secret_env: Option<String>,
+    /// HS256: file that holds the secret; one newline at its end is dropped.
+    pub(super) secret_file: Option<String>,
+    /// RS256: file that holds the public key as PEM.
+    pub(super) public_key_file: Option<String>,
+}
+
+/// Signature algorithms (RFC 7518).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub(super) enum Alg {
+    HS256,
+    RS256,
+}
+
+/// Where claims are, as JSON pointers.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Claims {
+    /// The user's id.
+    pub(super) user: String,
+    /// The plan's name.
+    pub(super) plan: String,
+    /// The platform's name.
+    pub(super) platform: String,
+    /// The design's AI features: a list, or names between blanks; empty means none.
+    pub(super) ai_features: String,
+    /// The design that `ai_features` speaks for; if the token names none, it speaks for all.
+    pub(super) design: String,
+}
+
+impl Default for Claims {
+    fn default() -> Self {
+        let pointers = crate::identity::ClaimPointers::default();
+        Self {
+            user: pointers.user,
+            plan: pointers.plan,
+            platform: pointers.platform,
+            ai_features: pointers.ai_features,
+            design: pointers.design,
+        }
+    }
+}
+
+/// How to know whether a design uses AI features.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Designs {
+    /// Whom to ask, in order; the first that knows decides.
+    pub(super) sources: Vec<DesignSource>,
+    /// The header that a trusted hop sets: feature names between commas; empty means none.
+    pub(super) header: String,
+    /// Networks whose headers are believed, e.g. `10.0.0.0/8`.
+    pub(super) trusted_hops: Vec<String>,
+    /// What to do when no source knows.
+    pub(super) unknown_design: UnknownDesign,
+    /// Features that make a design an AI design.
+    pub(super) ai_features: Vec<String>,
+}
+
+impl Default for Designs {
+    fn default() -> Self {
+        let features =
+            ["ai-image", "logo", "sticker", "coloring-page", "virtual-model", "product-beautifier", "product-staging"];
+        Self {
+            sources: vec![DesignSource::Claim, DesignSource::Header],
+            header: "x-design-ai-features".into(),
+            trusted_hops: Vec::new(),
+            unknown_design: UnknownDesign::Refuse,
+            ai_features: features.map(str::to_owned).to_vec(),
+        }
+    }
+}
+
+/// Who knows about a design.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum DesignSource {
+    /// A claim of the token.
+    Claim,
+    /// A header of a trusted hop.
+    Header,
+}
+
+/// What to do when no source knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum UnknownDesign {
+    /// Count it as an AI design.
+    Ai,
+    /// Count it as one without AI.
+    Plain,
+    /// Answer 503, charge nothing.
+    Refuse,
+}
+
+/// Which requests are which action.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Route {
+    /// The name in logs and metrics.
+    pub(super) name: String,
+    /// Methods; all if left out. GET includes HEAD.
+    #[serde(default)]
+    pub(super) methods: Vec<String>,
+    /// The path; `{design}` stands for one segment, `{*rest}` for all that follow.
+    pub(super) path: String,
+    /// Query parameters that must have these values.
+    #[serde(default)]
+    pub(super) query: BTreeMap<String, String>,
+    /// Headers that must have these values.
+    #[serde(default)]
+    pub(super) headers: BTreeMap<String, String>,
+    /// What such a request does.
+    pub(super) action: Action,
+    /// Where it goes; `default_upstream` if left out.
+    pub(super) upstream: Option<String>,
+    /// How it hands the image out; `file` if left out.
+    pub(super) delivers: Option<Delivers>,
+    /// Where the design's id is, when not in the path as `{design}`.
+    pub(super) design: Option<DesignFrom>,
+}
+
+/// What a request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Action {
+    /// An export: the user downloads the image.
+    Download,
+    /// An export: the image file goes to another app.
+    ShareFile,
+    /// An export: the app saves the image to the device by itself.
+    Autosave,
+    /// An export: the user enters the export screen of the iOS or Android app.
+    OpenExportScreen,
+    /// No export: the user leaves that screen. Ends its session.
+    LeaveExportScreen,
+    /// No export: the design is saved inside the product.
+    SaveDesign,
+    /// No export: a link is shared.
+    ShareLink,
+    /// No export: the design is shown inside the product.
+    View,
+}
+
+/// How a route hands the image out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Delivers {
+    /// The answer's body is the image.
+    File,
+    /// A redirect, e.g. to a signed URL.
+    Redirect,
+    /// Any 2xx, e.g. JSON with a signed URL.
+    Success,
+    /// Only data for the export screen, no image.
+    Screen,
+}
+
+/// Where a request names its design.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DesignFrom {
+    /// A query parameter.
+    pub(super) query: Option<String>,
+    /// A header.
+    pub(super) header: Option<String>,
+}
+
+/// Something that is counted per user and window.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Meter {
+    /// Which exports it counts; all if left out.
+    #[serde(default)]
+    pub(super) counts: Counts,
+    /// Whose use is counted together.
+    #[serde(default)]
+    pub(super) subject: Subject,
+    /// When it starts anew.
+    pub(super) window: Window,
+    /// Whether one charge covers a whole visit of the export screen on iOS and Android.
+    #[serde(default)]
+    pub(super) sessions: bool,
+    /// What happens to an export over the limit.
+    #[serde(default)]
+    pub(super) on_exceed: OnExceed,
+    /// How many a plan may have in a window: a number, or "unlimited".
+    pub(super) limits: BTreeMap<String, Limit>,
+}
+
+/// Which exports a meter counts.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Counts {
+    /// Only designs with (true) or without (false) AI features.
+    pub(super) ai: Option<bool>,
+    /// Only these actions.
+    pub(super) actions: Vec<Action>,
+    /// Only these platforms.
+    pub(super) platforms: Vec<Platform>,
+    /// Only these plans.
+    pub(super) plans: Vec<String>,
+}
+
+/// Where a user is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Platform {
+    Web,
+    Ios,
+    Android,
+    Other,
+}
+
+/// Whose use is counted together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Subject {
+    /// Each user's.
+    #[default]
+    User,
+}
+
+/// When a meter starts anew.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Window {
+    /// A calendar unit.
+    pub(super) calendar: CalendarUnit,
+    /// The first day of a week; monday if left out.
+    pub(super) starts: Option<Weekday>,
+    /// Whose midnight, as an IANA time zone; UTC if left out.
+    pub(super) time_zone: Option<String>,
+}
+
+/// A unit of the calendar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum CalendarUnit {
+    Day,
+    Week,
+    Month,
+}
+
+/// A day of the week.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Weekday {
+    Monday,
+    Tuesday,
+    Wednesday,
+    Thursday,
+    Friday,
+    Saturday,
+    Sunday,
+}
+
+/// What happens to an export over the limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum OnExceed {
+    /// It is refused with 429.
+    #[default]
+    Deny,
+    /// It leaves, and is counted all the same.
+    Observe,
+}
+
+/// How many a plan may have: a number, or "unlimited".
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a whole number from 0, or \"unlimited\"")]
+pub(super) enum Limit {
+    Number(i64),
+    Word(String),
+}
+
+/// Sessions of the export screen.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Sessions {
+    /// How long one lasts at most.
+    pub(super) max: DurationText,
+    /// How many files one covers at most.
+    pub(super) max_files: u32,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { max: seconds(86_400), max_files: 100 }
+    }
+}
+
+/// Requests that repeat an `Idempotency-Key`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Retries {
+    /// For how long a delivered charge covers them.
+    pub(super) window: DurationText,
+    /// How many further deliveries it covers.
+    pub(super) deliveries: u32,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self { window: seconds(900), deliveries: 2 }
+    }
+}
+
+/// Where counts are kept.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Ledger {
+    /// The file.
+    pub(super) path: String,
+    /// When a charge is safe from a crash.
+    pub(super) durability: Durability,
+    /// How often changes are written.
+    pub(super) flush_interval: DurationText,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self { path: "export-gate.db".into(), durability: Durability::Strict, flush_interval: seconds(1) }
+    }
+}
+
+/// When a charge is safe from a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Durability {
+    /// Before the image leaves. Not built yet.
+    Strict,
+    /// Within `flush_interval`.
+    Periodic,
+}
+
+/// What clients are told.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Responses {
+    /// From how many percent of a limit on `Export-Warning` is sent.
+    pub(super) warn_at_percent: u32,
+    /// Where a user can get a larger plan.
+    pub(super) upgrade_url: Option<String>,
+}
+
+impl Default for Responses {
+    fn default() -> Self {
+        Self { warn_at_percent: 80, upgrade_url: None }
+    }
+}
+
+/// Which web apps may read the gate's own answers.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Cors {
+    /// Origins, e.g. `https://app.example.com`; `*` for any.
+    pub(super) allow_origins: Vec<String>,
+    /// Whether they may send cookies along.
+    pub(super) allow_credentials: bool,
+}
+
+/// The log, on standard error.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Log {
+    /// One JSON object a line, or text for people.
+    pub(super) format: LogFormat,
+    /// What is logged, as in RUST_LOG, which wins over it: `info`, `warn,decision=info`.
+    pub(super) filter: Option<String>,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum LogFormat {
+    /// One object a line.
+    #[default]
+    Json,
+    /// For people.
+    Text,
+}
+
+const fn seconds(seconds: u64) -> DurationText {
+    DurationText(std::time::Duration::from_secs(seconds))
+}
+
+const fn one_second() -> DurationText {
+    seconds(1)
+}
+
+const fn four_seconds() -> DurationText {
+    seconds(4)
+}
+
+const fn thirty_seconds() -> DurationText {
+    seconds(30)
+}
+
+const fn one_minute() -> DurationText {
+    seconds(60)
+}
+
+fn refuse() -> String {
+    "refuse".to_owned()
+}

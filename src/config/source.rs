@@ -1,0 +1,167 @@
+//! The text of a configuration: the file, and environment overrides laid over it.
+
+use std::ops::Range;
+
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::Environment;
+use super::problem::{ConfigError, Place, Problem, closest};
+use super::raw::Raw;
+
+const PREFIX: &str = "EXPORT_GATE__";
+
+/// Where to write and what: the file, followed by a line `NAME=value` for each override. Spans past the file's end are overrides.
+#[derive(Debug)]
+pub(super) struct Source {
+    name: String,
+    text: String,
+    file_length: usize,
+    overrides: Vec<Override>,
+}
+
+#[derive(Debug)]
+struct Override {
+    keys: Vec<String>,
+    name: Range<usize>,
+    value: Range<usize>,
+}
+
+impl Source {
+    pub(super) fn new(name: &str, file: &str, environment: &Environment) -> Self {
+        let mut text = format!("{file}\n");
+        let file_length = text.len();
+        let mut overrides = Vec::new();
+        for (variable, value) in environment {
+            let Some(keys) = variable.strip_prefix(PREFIX) else { continue };
+            let name = text.len()..text.len() + variable.len();
+            text.push_str(variable);
+            text.push('=');
+            let value_at = text.len()..text.len() + value.len();
+            text.push_str(value);
+            text.push('\n');
+            overrides.push(Override { keys: keys.split("__").map(str::to_owned).collect(), name, value: value_at });
+        }
+        Self { name: name.to_owned(), text, file_length, overrides }
+    }
+
+    /// The configuration as written.
+    pub(super) fn raw(&self) -> Result<Raw, Problem> {
+        let table = self.table().map_err(|error| problem(&error))?;
+        Raw::deserialize(toml::de::Deserializer::from(table)).map_err(|error| problem(&error))
+    }
+
+    fn table(&self) -> Result<Spanned<DeTable<'_>>, toml::de::Error> {
+        let mut table = DeTable::parse(&self.text[..self.file_length])?;
+        for change in &self.overrides {
+            let value = self.value(change.value.clone());
+            put(table.get_mut(), &change.keys, &change.name, value);
+        }
+        Ok(table)
+    }
+
+    /// An override's value: TOML if it reads as such (`5`, `true`, `["a"]`), else a string (`127.0.0.1:80`, `5s`).
+    fn value(&self, at: Range<usize>) -> Spanned<DeValue<'_>> {
+        let text = &self.text[at.clone()];
+        let toml = DeValue::parse(text).ok().map(Spanned::into_inner);
+        Spanned::new(at, toml.unwrap_or_else(|| DeValue::String(text.into())))
+    }
+
+    /// Shows problems to a person: the line, what is wrong with it, and what to write instead.
+    pub(super) fn explain(&self, problems: &[Problem]) -> ConfigError {
+        let shown: Vec<String> = problems.iter().map(|problem| self.show(problem)).collect();
+        ConfigError::new(shown.join("\n\n"))
+    }
+
+    fn show(&self, problem: &Problem) -> String {
+        let span = self.locate(&problem.place);
+        // An override is shown as its own one-line source.
+        let (path, text, offset) = if span.start < self.file_length {
+            (self.name.as_str(), &self.text[..self.file_length], 0)
+        } else {
+            ("environment", &self.text[self.file_length..], self.file_length)
+        };
+        let span = span.start - offset..span.end.max(span.start) - offset;
+        let snippet = Snippet::source(text).path(path).annotation(AnnotationKind::Primary.span(span));
+        let mut group: Group<'_> = Level::ERROR.primary_title(&problem.message).element(snippet);
+        if let Some(help) = &problem.help {
+            group = group.element(Level::HELP.message(help));
+        }
+        Renderer::plain().render(&[group]).clone()
+    }
+
+    fn locate(&self, place: &Place) -> Range<usize> {
+        let (path, on_key) = match place {
+            Place::Span(span) => return span.start.min(self.text.len())..span.end.min(self.text.len()),
+            Place::Value(path) => (path, false),
+            Place::Key(path) => (path, true),
+        };
+        let Ok(table) = self.table() else { return 0..0 };
+        let mut found = 0..0;
+        let mut current = DeValue::Table(table.into_inner());
+        for (depth, key) in path.iter().enumerate() {
+            let last = depth + 1 == path.len();
+            let next = match current {
+                DeValue::Table(mut table) => table
+                    .remove_entry(key.as_str())
+                    .map(|(key, value)| (if on_key && last { key.span() } else { value.span() }, value.into_inner())),
+                DeValue::Array(items) => {
+                    let index = key.parse().unwrap_or(usize::MAX);
+                    items.into_iter().nth(index).map(|value| (value.span(), value.into_inner()))
+                }
+                _ => None,
+            };
+            // What is missing is shown where it should be.
+            let Some((span, value)) = next else { break };
+            found = span;
+            current = value;
+        }
+        found
+    }
+}
+
+/// Puts a value under keys from a variable's name. Names in the file win over the variable's spelling: `AI_EXPORTS` is
+/// `ai-exports` if that is there.
+fn put<'t>(table: &mut DeTable<'t>, keys: &[String], name: &Range<usize>, value: Spanned<DeValue<'t>>) {
+    let Some((first, rest)) = keys.split_first() else { return };
+    let same = |key: &str| key.replace('-', "_").eq_ignore_ascii_case(&first.replace('-', "_"));
+    let key = table.keys().find(|key| same(key.get_ref())).cloned();
+    let key = key.unwrap_or_else(|| Spanned::new(name.clone(), first.to_ascii_lowercase().into()));
+    if rest.is_empty() {
+        table.insert(key, value);
+        return;
+    }
+    let entry = table.entry(key).or_insert_with(|| Spanned::new(name.clone(), DeValue::Table(DeTable::new())));
+    match entry.get_mut() {
+        DeValue::Table(table) => put(table, rest, name, value),
+        DeValue::Array(items) => {
+            let index = rest.first().and_then(|index| index.parse::<usize>().ok());
+            let item = index.and_then(|index| items.iter_mut().nth(index));
+            match (item, rest.get(1..)) {
+                (Some(item), Some([])) => *item = value,
+                (Some(item), Some(rest)) => {
+                    if let DeValue::Table(table) = item.get_mut() {
+                        put(table, rest, name, value);
+                    }
+                }
+                _ => {}
+            }
+        }
+        other => *other = value.into_inner(),
+    }
+}
+
+/// What the parser says, with the right spelling where it knows the words that fit.
+fn problem(error: &toml::de::Error) -> Problem {
+    let message = error.message().trim_end().to_owned();
+    let words: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let help = match words.split_first() {
+        Some((written, known)) if message.starts_with("unknown ") => {
+            closest(written, known.iter().copied()).map(|word| format!("did you mean `{word}`?"))
+        }
+        _ => None,
+    };
+    Problem { place: Place::Span(error.span().unwrap_or(0..0)), message, help }
+}
