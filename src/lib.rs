@@ -1,6 +1,7 @@
 //! x
 #![allow(missing_docs)]
 pub mod admin;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod design;

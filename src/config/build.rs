@@ -142,7 +142,10 @@ pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> 
         designs,
         gate,
         answers: gate::Answers {
-            cors: gate::Cors { allow_origins: raw.cors.allow_origins.clone(), allow_credentials: raw.cors.allow_credentials },
+            cors: gate::Cors {
+                allow_origins: raw.cors.allow_origins.clone(),
+                allow_credentials: raw.cors.allow_credentials,
+            },
             upgrade_url: raw.responses.upgrade_url.clone(),
         },
         ledger: ledger_options(&raw, &mut problems),

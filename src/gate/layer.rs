@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
 use prometheus_client::registry::Registry;
 use tower::Layer;
 
@@ -12,9 +12,9 @@ use super::metrics::Metrics;
 use super::service::ExportGate;
 use crate::clock::Clock;
 use crate::design::Designs;
-use crate::identity::Verifier;
+use crate::identity::{Caller, Verifier};
 use crate::ledger::Ledger;
-use crate::policy::{PlanId, Policy, Routes};
+use crate::policy::{PlanId, Plans, Platform, Policy, Routes};
 
 /// The parts that a gate is made of.
 #[derive(Debug)]
@@ -46,6 +46,20 @@ pub struct Options {
     pub platform_header: Option<HeaderName>,
     /// From how many percent of a limit on the client is warned; 0 means always.
     pub warn_at_percent: u32,
+}
+
+impl Options {
+    /// The caller's plan; `None` if the token is to be refused for it.
+    pub fn plan(&self, caller: &Caller, plans: &Plans) -> Option<PlanId> {
+        caller.plan.as_deref().and_then(|name| plans.find(name)).or(self.unknown_plan)
+    }
+
+    /// Where the caller is: by claim, else by header, else `web`.
+    pub fn platform(&self, caller: &Caller, headers: &HeaderMap) -> Platform {
+        let header = self.platform_header.as_ref().and_then(|name| headers.get(name));
+        let sent = || header.map(|value| Platform::named(value.to_str().unwrap_or("").trim()));
+        caller.platform.or_else(sent).unwrap_or(Platform::Web)
+    }
 }
 
 /// A gate, shared by all its services.

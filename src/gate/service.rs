@@ -22,7 +22,7 @@ use super::refusal::{Outcome, Refusal};
 use super::{fields, usage};
 use crate::identity::Caller;
 use crate::ledger::{Admission, Charge, ChargeRequest};
-use crate::policy::{Action, Delivers, Export, Found, Match, PlanId, Platform, Route};
+use crate::policy::{Action, Delivers, Export, Found, Match, PlanId};
 
 /// Below this path the gate answers itself.
 const OWN_PATH: &str = "/.export-gate/";
@@ -81,9 +81,10 @@ where
         };
         // The stack around may want to know, e.g. to choose the upstream.
         request.extensions_mut().insert(found.id);
-        if let Some(outcome) = never_counted(route, request.method()) {
+        if !route.counts(request.method()) {
+            let outcome = if route.action.is_export() { Outcome::Uncounted } else { Outcome::NotAnExport };
             gate.metrics.count(Some(found.id), outcome);
-            if route.action == Action::LeaveExportScreen && outcome == Outcome::NotAnExport {
+            if route.action == Action::LeaveExportScreen && *request.method() != Method::OPTIONS {
                 gate.leave_export_screen(&found, request.headers());
             }
             return ResponseFuture::forwarded(self.inner.call(request));
@@ -92,18 +93,6 @@ where
         let clone = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, clone);
         ResponseFuture::export(export(self.gate.clone(), self.peer, ready, request, found))
-    }
-}
-
-/// Requests on a route that can be no export: the action is none, or the method hands nothing out (counting rules, section 4 rule 4).
-fn never_counted(route: &Route, method: &Method) -> Option<Outcome> {
-    let head_delivers = matches!(route.delivers, Delivers::Redirect | Delivers::Success);
-    if !route.action.is_export() {
-        Some(Outcome::NotAnExport)
-    } else if *method == Method::OPTIONS || (*method == Method::HEAD && !head_delivers) {
-        Some(Outcome::Uncounted)
-    } else {
-        None
     }
 }
 
@@ -177,7 +166,7 @@ impl Gate {
             }
             Refusal::Unauthenticated(error)
         })?;
-        let platform = self.platform(&caller, &head.headers);
+        let platform = parts.options.platform(&caller, &head.headers);
         if let Some(record) = &mut record {
             record.user = Some(caller.user.clone());
             record.plan.clone_from(&caller.plan);
@@ -263,14 +252,8 @@ impl Gate {
     }
 
     fn plan(&self, caller: &Caller) -> Result<PlanId, Refusal> {
-        let named = caller.plan.as_deref().and_then(|name| self.parts.policy.plans.find(name));
-        named.or(self.parts.options.unknown_plan).ok_or_else(|| Refusal::UnknownPlan(caller.plan.clone()))
-    }
-
-    fn platform(&self, caller: &Caller, headers: &HeaderMap) -> Platform {
-        let header = self.parts.options.platform_header.as_ref().and_then(|name| headers.get(name));
-        let sent = || header.map(|value| Platform::named(value.to_str().unwrap_or("").trim()));
-        caller.platform.or_else(sent).unwrap_or(Platform::Web)
+        let plan = self.parts.options.plan(caller, &self.parts.policy.plans);
+        plan.ok_or_else(|| Refusal::UnknownPlan(caller.plan.clone()))
     }
 
     /// Ends the session of a user who leaves. The request is forwarded whatever comes of it.

@@ -32,6 +32,15 @@ pub struct Route {
     pub design: DesignFrom,
 }
 
+impl Route {
+    /// Whether a request of that method is an export: the action is one, and the method hands something out (counting rules,
+    /// section 4 rule 4: OPTIONS never does, HEAD where the head is all there is to deliver).
+    pub fn counts(&self, method: &Method) -> bool {
+        let head_delivers = matches!(self.delivers, Delivers::Redirect | Delivers::Success);
+        self.action.is_export() && *method != Method::OPTIONS && (*method != Method::HEAD || head_delivers)
+    }
+}
+
 /// Query parameters and headers that a request must carry with exactly these values.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Conditions {

@@ -1,0 +1,180 @@
+//! `export-gate explain`: what would happen to a request, and why. Asks the same parts as the gate, and charges nothing.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+
+use super::{Failure, load};
+use crate::clock::{Clock, SystemClock};
+use crate::config::Config;
+use crate::design::Designs;
+use crate::identity::Verifier;
+use crate::policy::{Action, Delivers, Demand, Export, Limit, Match, OnExceed, Policy, Rule, SessionUse};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The configuration.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The request's method.
+    method: Method,
+    /// The request's target, e.g. /v1/designs/d1/download
+    url: Uri,
+    /// The access token.
+    #[arg(long)]
+    token: Option<String>,
+    /// Another header of the request, as "name: value".
+    #[arg(long = "header", value_name = "HEADER")]
+    headers: Vec<String>,
+    /// Where the request comes from, to see whether its headers are believed.
+    #[arg(long, value_name = "ADDRESS")]
+    peer: Option<IpAddr>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let config = load(&arguments.config)?;
+    let headers = headers(arguments)?;
+    let mut steps = Steps { count: 0 };
+    let result = explain(&config, arguments, &headers, &mut steps)?;
+    anstream::println!("\n=> {result}");
+    Ok(())
+}
+
+struct Steps {
+    count: u32,
+}
+
+impl Steps {
+    fn step(&mut self, name: &str, text: &str) {
+        self.count += 1;
+        anstream::println!("{}. {name:<9} {text}", self.count);
+    }
+}
+
+fn headers(arguments: &Arguments) -> Result<HeaderMap, Failure> {
+    let mut headers = HeaderMap::new();
+    let wrong = |what: &str| Failure::Other(format!("{what} is no header"));
+    if let Some(token) = &arguments.token {
+        let value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| wrong("the token"))?;
+        headers.insert(AUTHORIZATION, value);
+    }
+    for header in &arguments.headers {
+        let (name, value) = header.split_once(':').ok_or_else(|| wrong(header))?;
+        let name: HeaderName = name.trim().parse().map_err(|_| wrong(header))?;
+        headers.append(name, value.trim().parse().map_err(|_| wrong(header))?);
+    }
+    Ok(headers)
+}
+
+fn explain(config: &Config, arguments: &Arguments, headers: &HeaderMap, steps: &mut Steps) -> Result<String, Failure> {
+    let (method, url) = (&arguments.method, &arguments.url);
+    let default = config.upstreams.get(config.default_upstream).map_or("", |upstream| &upstream.name);
+    let found = match config.routes.find(method, url, headers) {
+        Match::Unmatched => {
+            steps.step("route", "none matches");
+            return Ok(format!("forwarded to `{default}` untouched; nothing is counted"));
+        }
+        Match::Misread(misread) => {
+            steps.step("route", &misread.to_string());
+            return Ok("refused with 400; nothing is charged".into());
+        }
+        Match::Route(found) => found,
+    };
+    let Some(route) = config.routes.get(found.id) else { return Ok("forwarded".into()) };
+    let upstream = config.upstream_name(found.id);
+    let (action, delivers) = (route.action.as_str(), route.delivers.as_str());
+    let design = found.design.as_deref();
+    let of = design.map(|design| format!(", design `{design}`")).unwrap_or_default();
+    steps.step("route", &format!("`{}` matches: action {action}{of}", route.name));
+    if !route.counts(method) {
+        let why = match route.action.is_export() {
+            true => format!("{method} hands no file out"),
+            false => Rule::NotAnExport.sentence().to_owned(),
+        };
+        steps.step("rule", &why);
+        let leaves =
+            if route.action == Action::LeaveExportScreen { "; with a valid token it ends the session" } else { "" };
+        return Ok(format!("forwarded to `{upstream}`; nothing is counted{leaves}"));
+    }
+
+    let verifier = Verifier::new(config.identity.clone()).map_err(|(_, bad)| Failure::Other(bad.to_string()))?;
+    let caller = match verifier.identify(headers, SystemClock::new().now()) {
+        Ok(caller) => caller,
+        Err(error) => {
+            steps.step("identify", &error.to_string());
+            return Ok("refused with 401; nothing is charged, nothing is forwarded".into());
+        }
+    };
+    let platform = config.gate.platform(&caller, headers);
+    let Some(plan) = config.gate.plan(&caller, &config.policy.plans) else {
+        let named = caller.plan.as_deref().map_or("no plan".into(), |plan| format!("the unknown plan `{plan}`"));
+        steps.step("identify", &format!("user `{}`, {named}", caller.user));
+        return Ok("refused with 403; nothing is charged".into());
+    };
+    let plan_name = config.policy.plans.name(plan);
+    steps.step("identify", &format!("user `{}`, plan {plan_name}, platform {}", caller.user, platform.as_str()));
+
+    let Some(design) = design else {
+        steps.step("design", "the request does not say which");
+        return Ok("refused with 400; nothing is charged".into());
+    };
+    let facts = match Designs::new(config.designs.clone()).facts(design, &caller, headers, arguments.peer) {
+        Ok(facts) => facts,
+        Err(unknown) => {
+            steps.step("design", &unknown.to_string());
+            return Ok("refused with 503; nothing is charged".into());
+        }
+    };
+    let kind = if facts.ai { "an AI design" } else { "a design without AI" };
+    let features = if facts.features.is_empty() { "none".to_owned() } else { facts.features.join(", ") };
+    steps.step("design", &format!("{kind}: features {features} (from {})", facts.source.as_str()));
+
+    let export = Export { action: route.action, platform, ai: facts.ai, plan, delivers: route.delivers };
+    let verdict = config.policy.decide(export);
+    steps.step("rule", verdict.rule.sentence());
+    for (_, meter) in config.policy.meters() {
+        let counts = meter.counts.include(route.action, platform, facts.ai, plan);
+        if counts && meter.limit(plan) == Some(Limit::Unlimited) {
+            steps.step("charge", &format!("nothing on `{}`: unlimited for {plan_name}", meter.name));
+        }
+    }
+    for demand in &verdict.demands {
+        steps.step("charge", &charge(demand, &config.policy, plan_name));
+    }
+    if verdict.demands.is_empty() {
+        return Ok(format!("forwarded to `{upstream}`; nothing is charged"));
+    }
+    steps.step("settle", &format!("the charge sticks {} (delivers = \"{delivers}\")", sticks(route.delivers)));
+    let limited = if verdict.is_limited() { "refused with 429 if the quota is used up, else " } else { "" };
+    Ok(format!(
+        "{limited}charged and forwarded to `{upstream}`; `export-gate usage {}` tells what is left",
+        caller.user
+    ))
+}
+
+fn charge(demand: &Demand, policy: &Policy, plan: &str) -> String {
+    let Some(meter) = policy.meter(demand.meter) else { return String::new() };
+    let session = match demand.session {
+        SessionUse::None => "",
+        SessionUse::Covered => ", unless an open export screen covers it",
+        SessionUse::Opens => ", and a session opens",
+    };
+    let over = match demand.on_exceed {
+        OnExceed::Deny => "refused",
+        OnExceed::Observe => "counted all the same",
+    };
+    format!(
+        "{} x `{}`{session}; {plan} has {} per {}, over it: {over}",
+        demand.cost, meter.name, demand.limit, meter.window
+    )
+}
+
+const fn sticks(delivers: Delivers) -> &'static str {
+    match delivers {
+        Delivers::File => "with the first byte of a 200, 203 or 206 that is a file",
+        Delivers::Redirect => "with the head of a redirect",
+        Delivers::Success | Delivers::Screen => "with the head of a 2xx",
+    }
+}

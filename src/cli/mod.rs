@@ -1,0 +1,114 @@
+//! What people type.
+
+mod check;
+#[cfg(feature = "demo")]
+mod demo;
+mod explain;
+mod serve;
+mod table;
+mod token;
+mod usage;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Config, ConfigError, Environment};
+use crate::ledger::LastFlushFailed;
+use crate::net::SendError;
+use crate::server::StartError;
+
+/// A reverse proxy that decides whether a design may leave the product as a file, and counts it exactly once.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gate.
+    Serve(ConfigFile),
+    /// Validate a configuration; print its routes, meters and limits as tables.
+    Check(ConfigFile),
+    /// Say what would happen to a request, step by step, and which rule decides.
+    Explain(explain::Arguments),
+    /// Mint a development token (HS256 keys only).
+    Token(token::Arguments),
+    /// Ask a running gate what a user has used and has left.
+    Usage(usage::Arguments),
+    /// Print the JSON schema of the configuration file.
+    Schema,
+    /// A renderer, a gate and a guided tour in one process; nothing to install.
+    #[cfg(feature = "demo")]
+    Demo(demo::Arguments),
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigFile {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Why a command failed, for people.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The gate could not start.
+    #[error("error: {0}")]
+    Start(#[from] StartError),
+    /// Charges were lost at the end.
+    #[error("error: {0}")]
+    LastFlush(#[from] LastFlushFailed),
+    /// The operating system refused something.
+    #[error("error: {0}")]
+    Io(#[from] io::Error),
+    /// A request of our own failed.
+    #[error("error: {0}")]
+    Request(#[from] SendError),
+    /// Anything else, in a sentence.
+    #[error("error: {0}")]
+    Other(String),
+}
+
+/// Runs a command.
+///
+/// # Errors
+///
+/// [`Failure`], to be printed; the exit code is then 1.
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    match arguments.command {
+        Command::Serve(file) => serve::run(load(&file.config)?),
+        Command::Check(file) => check::run(&file.config, &load(&file.config)?),
+        Command::Explain(arguments) => explain::run(&arguments),
+        Command::Token(arguments) => token::run(&arguments),
+        Command::Usage(arguments) => usage::run(&arguments),
+        Command::Schema => {
+            anstream::println!("{:#}", config::schema());
+            Ok(())
+        }
+        #[cfg(feature = "demo")]
+        Command::Demo(arguments) => demo::run(&arguments),
+    }
+}
+
+fn load(path: &Path) -> Result<Config, Failure> {
+    Ok(config::load(path, &environment())?)
+}
+
+/// The process's environment; variables that are not text cannot be meant for us.
+fn environment() -> Environment {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// A small runtime for commands that only ask something.
+fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work))
+}

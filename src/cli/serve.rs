@@ -1,0 +1,54 @@
+//! `export-gate serve`.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::Failure;
+use crate::clock::SystemClock;
+use crate::config::{Config, LogFormat, LogOptions};
+use crate::server::Server;
+
+pub(super) fn run(config: Config) -> Result<(), Failure> {
+    start_log(&config.log)?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = config.server.worker_threads {
+        runtime.worker_threads(threads);
+    }
+    let runtime = runtime.enable_all().build()?;
+    runtime.block_on(async {
+        let ending = end_signal()?;
+        let server = Server::bind(config, Arc::new(SystemClock::new())).await?;
+        tracing::info!(clients = %server.address()?, operators = %server.admin_address()?, "listening");
+        // On a worker, not on this thread: the accept loop shares the workers' queue.
+        let served = tokio::spawn(server.run(ending)).await;
+        served.map_err(|died| Failure::Other(format!("the server died: {died}")))??;
+        tracing::info!("ended: every charge is in the ledger");
+        Ok(())
+    })
+}
+
+/// Resolves at SIGTERM or SIGINT.
+fn end_signal() -> io::Result<impl Future<Output = ()> + Send> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn start_log(options: &LogOptions) -> Result<(), Failure> {
+    let written = std::env::var(EnvFilter::DEFAULT_ENV).ok().or_else(|| options.filter.clone());
+    let filter = EnvFilter::try_new(written.as_deref().unwrap_or("info"));
+    let filter = filter.map_err(|error| Failure::Other(format!("the log filter is not understood: {error}")))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let started = match options.format {
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+        LogFormat::Text => log.try_init(),
+    };
+    started.map_err(|error| Failure::Other(format!("the log cannot be started: {error}")))
+}

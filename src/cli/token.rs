@@ -1,0 +1,108 @@
+//! `export-gate token`: a token for trying things out.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use jsonwebtoken::{EncodingKey, Header};
+use serde_json::{Map, Value, json};
+
+use super::{Failure, load};
+use crate::clock::{Clock, SystemClock};
+use crate::identity::{KeyMaterial, Options};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The configuration whose first HS256 key signs.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The user.
+    #[arg(long)]
+    user: String,
+    /// The user's plan.
+    #[arg(long)]
+    plan: Option<String>,
+    /// Where the user is.
+    #[arg(long, value_enum)]
+    platform: Option<PlatformName>,
+    /// The design's AI features, between commas; "" for a design without AI.
+    #[arg(long, value_name = "NAMES")]
+    ai_features: Option<String>,
+    /// The only design that --ai-features speaks for.
+    #[arg(long)]
+    design: Option<String>,
+    /// For how many seconds the token is valid.
+    #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
+    expires_in: u32,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PlatformName {
+    Web,
+    Ios,
+    Android,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let config = load(&arguments.config)?;
+    let platform = arguments.platform.map(|platform| match platform {
+        PlatformName::Web => "web",
+        PlatformName::Ios => "ios",
+        PlatformName::Android => "android",
+    });
+    let features = arguments
+        .ai_features
+        .as_ref()
+        .map(|names| json!(names.split(',').map(str::trim).filter(|name| !name.is_empty()).collect::<Vec<_>>()));
+    let pointers = &config.identity.claims;
+    let claims = [
+        (&pointers.plan, arguments.plan.as_ref().map(|plan| json!(plan))),
+        (&pointers.platform, platform.map(|platform| json!(platform))),
+        (&pointers.ai_features, features),
+        (&pointers.design, arguments.design.as_ref().map(|design| json!(design))),
+    ];
+    let claims = claims.into_iter().filter_map(|(pointer, value)| Some((pointer.as_str(), value?)));
+    let now = SystemClock::new().now().as_second();
+    let token = mint(&config.identity, &arguments.user, claims, now, i64::from(arguments.expires_in))?;
+    anstream::println!("{token}");
+    Ok(())
+}
+
+/// Signs a token with the first HS256 key. `claims` are JSON pointers and values; `now` in seconds since the epoch.
+pub(super) fn mint<'p>(
+    identity: &Options,
+    user: &str,
+    claims: impl IntoIterator<Item = (&'p str, Value)>,
+    now: i64,
+    expires_in: i64,
+) -> Result<String, Failure> {
+    let secret = identity.keys.iter().find_map(|key| match &key.material {
+        KeyMaterial::Hs256(secret) => Some((key.kid.clone(), secret)),
+        KeyMaterial::Rs256(_) => None,
+    });
+    let (kid, secret) = secret.ok_or_else(|| {
+        Failure::Other("the configuration has no HS256 key; other keys can only check tokens".to_owned())
+    })?;
+    let mut payload = json!({
+        "iss": identity.issuer, "aud": identity.audience, "sub": user, "iat": now, "exp": now + expires_in,
+    });
+    put(&mut payload, &identity.claims.user, json!(user));
+    for (pointer, value) in claims {
+        put(&mut payload, pointer, value);
+    }
+    let header = Header { kid, ..Header::default() };
+    let token = jsonwebtoken::encode(&header, &payload, &EncodingKey::from_secret(secret));
+    token.map_err(|error| Failure::Other(format!("the token cannot be signed: {error}")))
+}
+
+/// Puts a value where a JSON pointer says, making objects on the way.
+fn put(object: &mut Value, pointer: &str, value: Value) {
+    let mut at = object;
+    for part in pointer.split('/').skip(1) {
+        let key = part.replace("~1", "/").replace("~0", "~");
+        if !at.is_object() {
+            *at = Value::Object(Map::new());
+        }
+        at = &mut at[key];
+    }
+    *at = value;
+}
