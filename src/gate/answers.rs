@@ -127,21 +127,23 @@ impl Answers {
         status: StatusCode,
         kind: &str,
         detail: &str,
-        mut members: Map<String, Value>,
+        members: Map<String, Value>,
         asker: &Asker,
     ) -> Response<Full<Bytes>> {
         let title = match kind {
             QUOTA_EXCEEDED => "Quota exceeded",
             _ => status.canonical_reason().unwrap_or("Error"),
         };
-        members.insert("type".into(), kind.into());
-        members.insert("title".into(), title.into());
-        members.insert("status".into(), status.as_u16().into());
-        members.insert("detail".into(), detail.into());
+        let mut body = Map::new();
+        body.insert("type".into(), kind.into());
+        body.insert("title".into(), title.into());
+        body.insert("status".into(), status.as_u16().into());
+        body.insert("detail".into(), detail.into());
         if let Some(id) = asker.request_id().and_then(|id| id.to_str().ok()) {
-            members.insert("instance".into(), id.into());
+            body.insert("instance".into(), id.into());
         }
-        self.finish(status, "application/problem+json", &Value::Object(members), asker)
+        body.extend(members);
+        self.finish(status, "application/problem+json", &Value::Object(body), asker)
     }
 
     fn quota_members(&self, denial: &Denial, plan: &str, policy: &Policy) -> Map<String, Value> {

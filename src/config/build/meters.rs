@@ -55,7 +55,7 @@ fn meter(
                 None
             }
             (None, true) => {
-                problems.add(missing_limit(name, plan_name, raw, all));
+                problems.found.extend(missing_limit(name, plan_name, raw, all));
                 None
             }
         }
@@ -78,20 +78,25 @@ fn meter(
     }
 }
 
-/// A plan that this meter neither limits nor leaves out: most often a slip of the pen.
-fn missing_limit(name: &str, plan: &str, raw: &raw::Meter, all: &BTreeMap<String, raw::Meter>) -> Problem {
-    let only_here = |word: &&str| {
+/// A plan that this meter neither limits nor leaves out: most often a slip of the pen, here or elsewhere.
+fn missing_limit(name: &str, plan: &str, raw: &raw::Meter, all: &BTreeMap<String, raw::Meter>) -> Option<Problem> {
+    // Of two spellings, the one that fewer meters know is the slip.
+    let weight = |plan: &str| (all.values().filter(|meter| meter.limits.contains_key(plan)).count(), plan.len());
+    let alike = closest(plan, raw.limits.keys().map(String::as_str)).filter(|alike| {
         let others = all.iter().filter(|(other, _)| other.as_str() != name);
-        others.map(|(_, meter)| meter).all(|meter| !meter.limits.contains_key(*word))
-    };
-    let strays = raw.limits.keys().map(String::as_str).filter(only_here);
+        others.map(|(_, meter)| meter).all(|meter| !(meter.limits.contains_key(plan) && meter.limits.contains_key(*alike)))
+    });
     let message = format!("the meter `{name}` has no limit for the plan `{plan}`");
-    match closest(plan, strays) {
-        Some(stray) => Problem::at_key(&["meters", name, "limits", stray], message)
-            .help(format!("`{stray}` is named here only: did you mean `{plan}`?")),
-        None => Problem::at(&["meters", name, "limits"], message).help(format!(
+    match alike {
+        // Reported where the slip is.
+        Some(alike) if weight(plan) < weight(alike) => None,
+        Some(alike) => {
+            let problem = Problem::at_key(&["meters", name, "limits", alike], message);
+            Some(problem.help(format!("did you mean `{plan}` instead of `{alike}`?")))
+        }
+        None => Some(Problem::at(&["meters", name, "limits"], message).help(format!(
             "add {plan} = 10, {plan} = \"unlimited\", or leave the plan out with counts = {{ plans = [...] }}"
-        )),
+        ))),
     }
 }
 
