@@ -47,8 +47,9 @@
 //! use export_gate::gate::{ExportGateLayer, Parts};
 //! use export_gate::identity::Verifier;
 //! use export_gate::ledger::Ledger;
+//! use bytes::Bytes;
 //! use http::{Request, Response, StatusCode};
-//! use http_body_util::Full;
+//! use http_body_util::{BodyExt, Full};
 //! use tower::{Layer, ServiceExt, service_fn};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -79,7 +80,7 @@
 //!     answers: config.answers,
 //!     options: config.gate,
 //! });
-//! let draw = service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Full::from("an image"))));
+//! let draw = service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("an image"))));
 //! let service = gate.layer(draw);
 //!
 //! let claims = serde_json::json!({ "iss": "me", "aud": "exports", "sub": "anna", "plan": "free", "exp": 9_999_999_999_u64 });
@@ -89,9 +90,9 @@
 //!
 //! let first = service.clone().oneshot(download()?).await?;
 //! assert_eq!(first.status(), StatusCode::OK);
+//! assert_eq!(first.into_body().collect().await?.to_bytes(), "an image");
 //! let next = service.clone().oneshot(download()?).await?;
 //! assert_eq!(next.status(), StatusCode::TOO_MANY_REQUESTS);
-//! # drop(first);
 //! # Ok(())
 //! # }
 //! ```

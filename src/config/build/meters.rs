@@ -84,7 +84,9 @@ fn missing_limit(name: &str, plan: &str, raw: &raw::Meter, all: &BTreeMap<String
     let weight = |plan: &str| (all.values().filter(|meter| meter.limits.contains_key(plan)).count(), plan.len());
     let alike = closest(plan, raw.limits.keys().map(String::as_str)).filter(|alike| {
         let others = all.iter().filter(|(other, _)| other.as_str() != name);
-        others.map(|(_, meter)| meter).all(|meter| !(meter.limits.contains_key(plan) && meter.limits.contains_key(*alike)))
+        others
+            .map(|(_, meter)| meter)
+            .all(|meter| !(meter.limits.contains_key(plan) && meter.limits.contains_key(*alike)))
     });
     let message = format!("the meter `{name}` has no limit for the plan `{plan}`");
     match alike {

@@ -1,0 +1,247 @@
+//! Configuration: what is shipped is right, and what is wrong is shown with file, line, column and the right spelling.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::{SECRET, Setup, Token, shipped_config};
+
+/// `check` on the shipped configuration with some text replaced: what it says on standard error.
+fn complaint(old: &str, new: &str) -> String {
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap()).replacing(old, new);
+    let mut check = Command::new(env!("CARGO_BIN_EXE_export-gate"));
+    check.arg("check").arg("--config").arg(setup.config()).env("EXPORT_GATE_JWT_SECRET", SECRET);
+    let output = check.output().unwrap();
+    assert!(!output.status.success(), "{new} is accepted");
+    let text = String::from_utf8(output.stderr).unwrap();
+    // The folder is another at each run.
+    text.replace(&setup.config().display().to_string(), "gate.toml")
+}
+
+#[test]
+fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
+    // What is replaced, by what, what is underlined, what is wrong, what to write.
+    let cases = [
+        ("[sessions]\nmax =", "[sessions]\nmaxx =", "maxx", "unknown field `maxx`", "did you mean `max`?"),
+        ("[ledger]", "[leger]", "leger", "unknown field `leger`", "did you mean `ledger`?"),
+        ("action = \"view\"", "action = \"veiw\"", "\"veiw\"", "unknown variant `veiw`", "did you mean `view`?"),
+        (
+            "flush_interval = \"1s\"",
+            "flush_interval = \"1 sec\"",
+            "\"1 sec\"",
+            "\"1 sec\"",
+            "a duration such as \"250ms\"",
+        ),
+        (
+            "default_upstream = \"renderer\"",
+            "default_upstream = \"rendrer\"",
+            "\"rendrer\"",
+            "no upstream `rendrer`",
+            "did you mean `renderer`?",
+        ),
+        (
+            "limits = { free = 2,",
+            "limits = { fre = 2,",
+            "fre = 2",
+            "no limit for the plan `free`",
+            "did you mean `free` instead of `fre`?",
+        ),
+        ("60, pro = \"unlimited\",", "60, pro = -1,", "-1,", "-1 is no limit", "or \"unlimited\""),
+        ("60, pro = \"unlimited\",", "60, pro = \"none\",", "\"none\"", "`none` is no limit", "or \"unlimited\""),
+        ("60, pro = \"unlimited\",", "60, pro = true,", "true", "a whole number from 0, or \"unlimited\"", ""),
+        (
+            "{ pro = 1000, max = 3000 }",
+            "{ pro = 1000 }",
+            "{ pro = 1000 }",
+            "no limit for the plan `max`",
+            "add max = 10",
+        ),
+        (
+            "{ pro = 1000,",
+            "{ free = 1, pro = 1000,",
+            "free = 1",
+            "does not count the plan `free`",
+            "remove the limit, or add the plan",
+        ),
+        ("time_zone = \"UTC\"", "time_zone = \"Mars/Io\"", "\"Mars/Io\"", "no time zone `Mars/Io`", "\"Europe/Paris\""),
+        (
+            "durability = \"periodic\"",
+            "durability = \"strict\"",
+            "\"strict\"",
+            "\"strict\" is not built yet",
+            "write durability = \"periodic\"",
+        ),
+        ("durability = \"periodic\"", "# none", "[ledger]", "\"strict\" is not built yet", "durability = \"periodic\""),
+        (
+            "secret_env = \"EXPORT_GATE_JWT_SECRET\"",
+            "secret_env = \"NOT_SET\"",
+            "\"NOT_SET\"",
+            "the environment variable `NOT_SET` is not set",
+            "name a file with secret_file",
+        ),
+        ("secret_env = \"EXPORT_GATE_JWT_SECRET\"", "secret_file = \"no\"", "\"no\"", "cannot read", ""),
+        ("secret_env = \"EXPORT_GATE_JWT_SECRET\"", "", "{ kid", "neither secret_env nor secret_file", ""),
+        (
+            "path = \"/v1/designs/{design}/preview\"",
+            "path = \"/v1/designs/{id}/download\"",
+            "\"/v1/designs/{id}/download\"",
+            "route `preview` is never reached: route `download` before it",
+            "conditions first",
+        ),
+        (
+            "path = \"/v1/designs/{design}/share\"",
+            "path = \"/v1/share\"",
+            "\"/v1/share\"",
+            "does not say which design",
+            "put {design} in the path",
+        ),
+        (
+            "endpoints = [\"http://127.0.0.1:9000\"]",
+            "endpoints = [\"127.0.0.1:9000\"]",
+            "\"127.0.0.1:9000\"",
+            "`127.0.0.1:9000` is no endpoint",
+            "http://HOST:PORT",
+        ),
+        ("methods = [\"PUT\"]", "methods = [\"put\"]", "\"put\"", "`put` is no method", "write \"PUT\""),
+        ("plan = \"/plan\"", "plan = \"plan\"", "\"plan\"", "`plan` is no JSON pointer", "write \"/plan\""),
+    ];
+    for (old, new, underlined, wrong, instead) in cases {
+        let text = complaint(old, new);
+        assert!(text.contains(wrong), "{new}: no `{wrong}` in\n{text}");
+        assert!(text.contains(instead), "{new}: no `{instead}` in\n{text}");
+        let place = text.lines().find_map(|line| line.trim().strip_prefix("--> gate.toml:")).expect("a place is named");
+        let (line, column) = place.split_once(':').unwrap();
+        let (line, column): (usize, usize) = (line.parse().unwrap(), column.parse().unwrap());
+        let config = std::fs::read_to_string(shipped_config()).unwrap().replace(old, new);
+        let shown = config.lines().nth(line - 1).unwrap();
+        assert!(
+            shown.chars().skip(column - 1).collect::<String>().starts_with(underlined),
+            "{new}: {place} in\n{text}"
+        );
+    }
+}
+
+#[test]
+fn an_override_that_is_wrong_is_shown_as_one() {
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap());
+    let check = |name: &str, value: &str| {
+        let setup = setup.clone().set(name, value);
+        let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (valid, text) = check("EXPORT_GATE__LEDGER__DURABLITY", "periodic");
+    assert!(!valid && text.contains("--> environment:") && text.contains("did you mean `durability`?"), "{text}");
+    let (valid, text) = check("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "-5");
+    assert!(!valid && text.contains("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE=-5"), "{text}");
+    assert!(check("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "5").0);
+    assert!(check("EXPORT_GATE__ROUTES__0__NAME", "first").0, "an element of a list");
+}
+
+#[test]
+fn all_mistakes_are_shown_at_once() {
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap())
+        .replacing("free = 60", "free = -60")
+        .replacing("flush_interval = \"1s\"", "flush_interval = \"0s\"")
+        .set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", "0s")
+        .set("EXPORT_GATE__ADMIN__LISTEN", "0.0.0.0:9901");
+    let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(text.matches("error: ").count(), 3, "{text}");
+    assert!(text.contains("has no token") && text.contains("token_env"), "{text}");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_export-gate")).args(["check", "--config", "/nowhere/gate.toml"]).output();
+    let text = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(text.contains("/nowhere/gate.toml") && text.contains("No such file"), "{text}");
+}
+
+#[test]
+fn check_shows_routes_meters_and_limits_as_tables() {
+    let output = Command::new(env!("CARGO_BIN_EXE_export-gate"))
+        .arg("check")
+        .arg("--config")
+        .arg(shipped_config())
+        .env("EXPORT_GATE_JWT_SECRET", SECRET)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for row in [
+        "│ download            ┆ GET, POST /v1/designs/{design}/download   ┆ download            ┆ yes        ┆ file     ┆ renderer │",
+        "│ free ┆ 2          ┆ 60        ┆ -        │",
+        "│ pro  ┆ 30         ┆ unlimited ┆ 1000     │",
+        "│ max  ┆ 120        ┆ unlimited ┆ 3000     │",
+        "each user, per week from Monday (UTC)",
+        "counted, not refused",
+    ] {
+        assert!(text.contains(row), "no `{row}` in\n{text}");
+    }
+}
+
+#[test]
+fn explain_tells_each_step_and_the_rule_that_decides() {
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap());
+    let explain = |arguments: &[&str]| {
+        let output = setup.command("explain").arg("--config").arg(setup.config()).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let token = Token::of("anna").ai().on("ios").signed_by(SECRET);
+    let text = explain(&["--token", &token, "POST", "/v1/designs/d1/export-screen"]);
+    for part in [
+        "`export-screen` matches: action open-export-screen, design `d1`",
+        "user `anna`, plan free, platform ios",
+        "an AI design: features logo (from claim)",
+        "opening the export screen counts as one export",
+        "1 x `ai-exports`, and a session opens; free has 2 per week",
+        "refused with 429 if the quota is used up",
+    ] {
+        assert!(text.contains(part), "no `{part}` in\n{text}");
+    }
+    let pro = Token::of("p").plan("pro").signed_by(SECRET);
+    let text = explain(&["--token", &pro, "GET", "/v1/designs/d1/download"]);
+    assert!(text.contains("nothing on `exports`: unlimited for pro"), "{text}");
+    assert!(text.contains("=> charged and forwarded to `renderer`"), "{text}");
+    assert!(explain(&["GET", "/elsewhere"]).contains("untouched"));
+    assert!(explain(&["GET", "/v1/designs/d1/download"]).contains("refused with 401"));
+    assert!(explain(&["GET", "/v1/designs/d1/download/"]).contains("refused with 400"));
+    assert!(explain(&["PUT", "/v1/designs/d1"]).contains("never counted, never refused"));
+    assert!(explain(&["HEAD", "/v1/designs/d1/download"]).contains("hands no file out"));
+    let unknown = Token::of("x").without("ai_features").signed_by(SECRET);
+    assert!(explain(&["--token", &unknown, "GET", "/v1/designs/d1/download"]).contains("refused with 503"));
+    let header = ["--token", &unknown, "--header", "x-design-ai-features: logo", "GET", "/v1/designs/d1/download"];
+    assert!(explain(&header).contains("refused with 503"), "nobody is trusted");
+}
+
+#[test]
+fn token_mints_what_the_gate_accepts() {
+    let backend = crate::support::Backend::start(crate::support::Reply::image());
+    let gate = Setup::before(backend.address).start();
+    let mut command = gate.setup.command("token");
+    command.arg("--config").arg(gate.setup.config());
+    command.args(["--user", "anna", "--plan", "pro", "--platform", "ios", "--ai-features", "logo,crop"]);
+    let token = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let line = format!("authorization: Bearer {}", token.trim());
+    assert_eq!(crate::support::get(gate.address, "/v1/designs/d1/download", &[&line]).status, 200);
+    assert_eq!(gate.used("anna", "ai-exports"), 1);
+}
+
+#[test]
+fn secrets_from_a_file_lose_one_newline_at_their_end() {
+    let backend = crate::support::Backend::start(crate::support::Reply::image());
+    let setup =
+        Setup::before(backend.address).replacing("secret_env = \"EXPORT_GATE_JWT_SECRET\"", "secret_file = \"secret\"");
+    std::fs::write(setup.folder.path("secret"), format!("{SECRET}\n")).unwrap();
+    let gate = setup.start();
+    assert_eq!(crate::support::get(gate.address, "/v1/designs/d1/download", &[&Token::of("u").line()]).status, 200);
+}
+
+#[test]
+fn the_schema_in_the_repository_is_the_one_of_the_code() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/gate.schema.json");
+    let current = format!("{:#}\n", export_gate::config::schema());
+    let committed = std::fs::read_to_string(&path).unwrap();
+    assert!(committed == current, "run `cargo run -- schema > config/gate.schema.json`");
+}

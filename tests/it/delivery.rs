@@ -1,0 +1,172 @@
+//! When a charge sticks (counting rules, section 4 rules 2 to 4), seen from both sockets.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, request};
+
+const DOWNLOAD: &str = "/v1/designs/d1/download";
+
+fn stage(reply: Reply) -> (Backend, Gate) {
+    let backend = Backend::start(reply);
+    let gate = Setup::before(backend.address).start();
+    (backend, gate)
+}
+
+fn charges(gate: &Gate, outcome: &str) -> f64 {
+    gate.metric(&format!("exportgate_charges_total{{meter=\"exports\",outcome=\"{outcome}\"}}"))
+}
+
+#[test]
+fn only_files_are_charged() {
+    let (backend, gate) = stage(Reply::image());
+    let png = "content-type: image/png";
+    let nothing = [
+        ("500 Internal Server Error", png, "x"),
+        ("404 Not Found", png, "x"),
+        ("304 Not Modified", png, ""),
+        ("412 Precondition Failed", png, "x"),
+        ("416 Range Not Satisfiable", png, "x"),
+        ("204 No Content", png, ""),
+        ("302 Found", "location: /elsewhere", "x"),
+        ("200 OK", png, ""),
+        ("200 OK", "content-type: application/json", "{}"),
+        ("200 OK", "content-type: text/html; charset=utf-8", "<p>"),
+    ];
+    for (status, header, body) in nothing {
+        backend.will(Reply::with(status, &[header], body.as_bytes()));
+        let answer = get(gate.address, DOWNLOAD, &[&Token::of("u").line()]);
+        assert_eq!(answer.status.to_string(), status[..3]);
+        assert_eq!(answer.header("ratelimit"), None, "nothing was charged, so nothing is told");
+    }
+    assert_eq!(gate.used("u", "exports"), 0);
+    assert_eq!(charges(&gate, "void"), 10.0);
+    let files = [
+        ("200 OK", png),
+        ("203 Non-Authoritative Information", png),
+        ("206 Partial Content", png),
+        ("200 OK", "x-no-media-type: 1"),
+        ("200 OK", "content-type: image/svg+xml"),
+    ];
+    for (status, header) in files {
+        backend.will(Reply::with(status, &[header], b"an image"));
+        assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).body, b"an image");
+    }
+    assert_eq!(gate.used("u", "exports"), 5);
+    assert_eq!((charges(&gate, "reserved"), charges(&gate, "delivered")), (15.0, 5.0));
+}
+
+#[test]
+fn head_and_options_are_forwarded_without_a_token_and_never_counted() {
+    let (backend, gate) = stage(Reply::RawThenClose(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n".to_vec()));
+    let head = request(gate.address, "HEAD", DOWNLOAD, &[], b"");
+    assert_eq!((head.status, head.header("content-length")), (200, Some("8")));
+    backend.will(Reply::image());
+    assert_eq!(request(gate.address, "OPTIONS", DOWNLOAD, &[&Token::of("u").line()], b"").status, 200);
+    assert_eq!(charges(&gate, "reserved"), 0.0);
+}
+
+#[test]
+fn redirects_and_successes_are_delivered_by_their_head_also_to_a_head_request() {
+    let backend = Backend::start(Reply::with("302 Found", &["location: /signed"], b""));
+    let gate = Setup::before(backend.address)
+        .replacing(
+            "name = \"share-file\"\nmethods = [\"POST\"]",
+            "name = \"share-file\"\nmethods = [\"POST\"]\ndelivers = \"success\"",
+        )
+        .replacing("action = \"download\"\n", "action = \"download\"\ndelivers = \"redirect\"\n")
+        .start();
+    let token = Token::of("u").line();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 302);
+    assert_eq!(request(gate.address, "HEAD", DOWNLOAD, &[&token], b"").status, 302);
+    backend.will(Reply::json("201 Created"));
+    assert_eq!(request(gate.address, "POST", "/v1/designs/d1/share", &[&token], b"").status, 201);
+    assert_eq!(gate.used("u", "exports"), 3);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 201, "no redirect");
+    assert_eq!(gate.used("u", "exports"), 3);
+}
+
+#[test]
+fn a_backend_that_is_down_is_502_and_a_slow_one_504_and_neither_is_charged() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gate = Setup::before(closed).start();
+    let answer = get(gate.address, DOWNLOAD, &[&Token::of("u").line()]);
+    assert_eq!((answer.status, answer.header("content-type")), (502, Some("application/problem+json")));
+    assert_eq!(get(gate.address, "/other", &[]).status, 502);
+    assert_eq!(gate.used("u", "exports"), 0);
+
+    let backend = Backend::start(Reply::Silence);
+    let gate =
+        Setup::before(backend.address).set("EXPORT_GATE__UPSTREAMS__RENDERER__RESPONSE_TIMEOUT", "100ms").start();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 504);
+    assert_eq!((gate.used("u", "exports"), charges(&gate, "void")), (0, 1.0));
+}
+
+#[test]
+fn a_backend_that_breaks_off_is_not_charged_before_or_after_the_first_byte() {
+    for broken in
+        [&b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n"[..], b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nan i", b""]
+    {
+        let (_backend, gate) = stage(Reply::RawThenClose(broken.to_vec()));
+        let target =
+            format!("GET {DOWNLOAD} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{}\r\n\r\n", Token::of("u").line());
+        let answer = crate::support::send_raw(gate.address, target.as_bytes());
+        assert!(answer.is_none_or(|answer| answer.body.len() < 8 || answer.status == 502));
+        eventually("the charge is void", || charges(&gate, "void") == 1.0);
+        assert_eq!(gate.used("u", "exports"), 0);
+    }
+}
+
+#[test]
+fn a_client_that_hangs_up_while_the_backend_renders_is_not_charged() {
+    let (reply, release) = Reply::held(b"", b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc");
+    let (backend, gate) = stage(reply);
+    let mut client = TcpStream::connect(gate.address).unwrap();
+    write!(client, "GET {DOWNLOAD} HTTP/1.1\r\nhost: a\r\n{}\r\n\r\n", Token::of("u").line()).unwrap();
+    eventually("the backend renders", || !backend.seen().is_empty());
+    assert_eq!(charges(&gate, "reserved"), 1.0);
+    drop(client);
+    eventually("the charge is void", || charges(&gate, "void") == 1.0);
+    // The backend's thread may have ended with its connection.
+    let _ = release.send(());
+    assert_eq!(gate.used("u", "exports"), 0);
+}
+
+#[test]
+fn a_client_that_hangs_up_after_the_first_byte_is_charged() {
+    let (reply, release) = Reply::held(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabc", b"def");
+    let (_backend, gate) = stage(reply);
+    let mut client = TcpStream::connect(gate.address).unwrap();
+    write!(client, "GET {DOWNLOAD} HTTP/1.1\r\nhost: a\r\n{}\r\n\r\n", Token::of("u").line()).unwrap();
+    let mut read = Vec::new();
+    let mut byte = [0];
+    while !read.ends_with(b"abc") {
+        client.read_exact(&mut byte).unwrap();
+        read.push(byte[0]);
+    }
+    drop(client);
+    eventually("the charge sticks", || charges(&gate, "delivered") == 1.0);
+    // The backend's thread may have ended with its connection.
+    let _ = release.send(());
+    assert_eq!(gate.used("u", "exports"), 1);
+}
+
+#[test]
+fn a_chunked_file_and_an_http_1_0_client_are_charged_once() {
+    let chunked = b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n";
+    let (_backend, gate) = stage(Reply::Raw(chunked.to_vec()));
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).body, b"abcdef");
+    let old = format!("GET {DOWNLOAD} HTTP/1.0\r\n{}\r\n\r\n", Token::of("u").line());
+    assert_eq!(crate::support::send_raw(gate.address, old.as_bytes()).unwrap().body, b"abcdef");
+    assert_eq!(gate.used("u", "exports"), 2);
+}
+
+#[test]
+fn shared_caches_may_not_keep_what_was_charged() {
+    let (backend, gate) = stage(Reply::with("200 OK", &["cache-control: public, max-age=60"], b"an image"));
+    let answer = get(gate.address, DOWNLOAD, &[&Token::of("u").line()]);
+    assert_eq!(answer.header("cache-control"), Some("private, max-age=60"));
+    backend.will(Reply::with("200 OK", &["cache-control: public"], b"a preview"));
+    let preview = get(gate.address, "/v1/designs/d1/preview", &[]);
+    assert_eq!(preview.header("cache-control"), Some("public"), "what is no export is left alone");
+}

@@ -1,0 +1,237 @@
+//! The ledger's file: what survives, and what a broken one must not break.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, request};
+
+const DOWNLOAD: &str = "/v1/designs/d1/download";
+
+fn stage() -> (Backend, Setup) {
+    let backend = Backend::start(Reply::image());
+    let setup = Setup::before(backend.address);
+    (backend, setup)
+}
+
+/// A gate that cannot charge answers exports with 503, forwards all else, and says why.
+fn is_suspended(gate: &Gate, why: &str) {
+    let token = Token::of("u").line();
+    let answer = get(gate.address, DOWNLOAD, &[&token]);
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")));
+    assert_eq!(get(gate.address, "/.export-gate/usage", &[&token]).status, 503);
+    for (method, target) in [("PUT", "/v1/designs/d1"), ("POST", "/v1/designs/d1/link"), ("GET", "/anything")] {
+        assert_eq!(request(gate.address, method, target, &[], b"").status, 200, "{method} {target}");
+    }
+    // An export that no limit could refuse leaves all the same.
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("p").plan("pro").line()]).status, 200);
+    assert_eq!(gate.admin("/healthz").0, 200);
+    eventually("readiness says why", || {
+        let (status, text) = gate.admin("/readyz");
+        status == 503 && text.contains(why)
+    });
+    eventually("the log says why", || gate.log().iter().any(|line| line.contains(why) && line.contains("ERROR")));
+    assert_eq!(gate.metric("exportgate_store_up"), 0.0);
+}
+
+#[test]
+fn a_restart_keeps_the_counts() {
+    let (_backend, setup) = stage();
+    let gate = setup.start();
+    let token = Token::of("u").ai().line();
+    for status in [200, 200, 429] {
+        assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, status);
+    }
+    let gate = gate.restart();
+    assert_eq!(gate.used("u", "ai-exports"), 2);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 429);
+}
+
+#[test]
+fn a_kill_loses_nothing_that_was_flushed() {
+    let (_backend, setup) = stage();
+    let gate = setup.start();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
+    eventually("it is flushed", || gate.metric("exportgate_unflushed_charges") == 0.0);
+    gate.signal("KILL");
+    drop(gate);
+    assert_eq!(setup.start().used("u", "exports"), 1);
+}
+
+#[test]
+fn sigterm_lets_requests_end_flushes_and_exits_0() {
+    let (reply, release) = Reply::held(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabc", b"def");
+    let backend = Backend::start(reply);
+    let setup = Setup::before(backend.address).set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", "1h");
+    let gate = setup.start();
+    let address = gate.address;
+    let client = std::thread::spawn(move || get(address, DOWNLOAD, &[&Token::of("u").line()]));
+    eventually("the backend renders", || !backend.seen().is_empty());
+    gate.signal("TERM");
+    eventually("no new connections", || std::net::TcpStream::connect(address).is_err());
+    release.send(()).unwrap();
+    assert_eq!(client.join().unwrap().body, b"abcdef");
+    assert!(gate.stop().success());
+    assert_eq!(setup.start().used("u", "exports"), 1);
+}
+
+#[test]
+fn a_request_that_does_not_end_in_time_is_cut_off_and_its_charge_is_flushed() {
+    let (reply, _release) = Reply::held(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabc", b"def");
+    let backend = Backend::start(reply);
+    let setup = Setup::before(backend.address).set("EXPORT_GATE__SERVER__DRAIN_TIMEOUT", "50ms");
+    let gate = setup.start();
+    let address = gate.address;
+    let client = std::thread::spawn(move || get(address, DOWNLOAD, &[&Token::of("u").line()]));
+    eventually("the backend renders", || !backend.seen().is_empty());
+    eventually("it is reserved", || {
+        gate.metric("exportgate_charges_total{meter=\"exports\",outcome=\"reserved\"}") == 1.0
+    });
+    // Until the first bytes are through; there is no telling from outside but reading them.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert!(gate.stop().success());
+    assert_eq!(client.join().unwrap().body, b"abc");
+    assert_eq!(setup.start().used("u", "exports"), 1);
+}
+
+#[test]
+fn a_last_flush_that_fails_is_told_by_the_exit_code_and_says_how_much_was_lost() {
+    let (_backend, setup) = stage();
+    let setup = setup.set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", "1h");
+    let gate = setup.start();
+    for _ in 0..3 {
+        assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
+    }
+    // Someone else holds the write lock of the file for as long as the gate is ready to wait.
+    let holder = Command::new("sqlite3")
+        .arg(setup.folder.path("export-gate.db"))
+        .args(["BEGIN IMMEDIATE;", ".shell sleep 20"])
+        .spawn()
+        .unwrap();
+    let mut holder = Killed(holder);
+    eventually("it holds the lock", || {
+        let probe =
+            Command::new("sqlite3").arg(setup.folder.path("export-gate.db")).arg("BEGIN IMMEDIATE; ROLLBACK;").output();
+        !probe.unwrap().status.success()
+    });
+    gate.signal("TERM");
+    eventually("the log tells", || {
+        gate.log().iter().any(|line| line.contains("3 delivered charges were not written to the ledger"))
+    });
+    assert_eq!(gate.stop_code(), Some(1));
+    holder.end();
+}
+
+struct Killed(std::process::Child);
+
+impl Killed {
+    fn end(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+#[test]
+fn two_gates_on_one_ledger_the_second_waits_and_takes_over() {
+    let (_backend, setup) = stage();
+    let first = setup.start();
+    assert_eq!(get(first.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
+    let second = setup.start_unready();
+    is_suspended(&second, "is in use by another export-gate");
+    assert_eq!(get(first.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
+    assert!(first.stop().success());
+    eventually("the second takes over", || second.admin("/readyz").0 == 200);
+    assert_eq!(second.used("u", "exports"), 2);
+    assert_eq!(get(second.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
+}
+
+#[test]
+fn a_file_that_is_no_ledger_is_left_alone() {
+    let foreign_sqlite = |path: &std::path::Path| {
+        let made =
+            Command::new("sqlite3").arg(path).arg("CREATE TABLE mine (x); INSERT INTO mine VALUES (1);").status();
+        assert!(made.unwrap().success());
+    };
+    let future_schema = |path: &std::path::Path| {
+        let sql = "PRAGMA application_id=0x45584754; PRAGMA user_version=99; CREATE TABLE counters (x);";
+        assert!(Command::new("sqlite3").arg(path).arg(sql).status().unwrap().success());
+    };
+    let garbage =
+        |path: &std::path::Path| std::fs::write(path, "this is not a database, but someone's notes\n").unwrap();
+    let cases: [(&dyn Fn(&std::path::Path), &str); 3] = [
+        (&garbage, "is no SQLite file"),
+        (&foreign_sqlite, "no ledger of export-gate"),
+        (&future_schema, "has schema version 99"),
+    ];
+    for (make, why) in cases {
+        let (_backend, setup) = stage();
+        let path = setup.folder.path("export-gate.db");
+        make(&path);
+        let before = std::fs::read(&path).unwrap();
+        let gate = setup.start_unready();
+        is_suspended(&gate, why);
+        assert!(gate.stop().success(), "nothing was charged, so nothing was lost");
+        assert!(std::fs::read(&path).unwrap() == before, "{why}: the file was touched");
+    }
+}
+
+#[test]
+fn a_damaged_ledger_is_left_alone_and_taken_when_it_is_replaced() {
+    let (_backend, setup) = stage();
+    let gate = setup.start();
+    for user in 0..200 {
+        let token = Token::of(&format!("a-user-with-a-long-name-to-fill-pages-{user}")).line();
+        assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
+    }
+    assert!(gate.stop().success());
+    let path = setup.folder.path("export-gate.db");
+    let good = std::fs::read(&path).unwrap();
+    let mut damaged = good.clone();
+    // All but the first page, which has the header and the schema.
+    damaged[4096..].fill(0xa5);
+    std::fs::write(&path, &damaged).unwrap();
+    let gate = setup.start_unready();
+    is_suspended(&gate, "is damaged");
+    assert!(std::fs::read(&path).unwrap() == damaged, "the file was touched");
+    let spare = setup.folder.path("spare.db");
+    std::fs::write(&spare, &good).unwrap();
+    std::fs::rename(&spare, &path).unwrap();
+    eventually("it takes the good one", || gate.admin("/readyz").0 == 200);
+    assert_eq!(gate.used("a-user-with-a-long-name-to-fill-pages-7", "exports"), 1);
+}
+
+#[test]
+fn a_folder_that_is_missing_is_waited_for() {
+    let (_backend, setup) = stage();
+    let folder = setup.folder.path("later");
+    let setup = setup.set("EXPORT_GATE__LEDGER__PATH", "later/ledger.db");
+    let gate = setup.start_unready();
+    is_suspended(&gate, "create the folder first");
+    std::fs::create_dir(&folder).unwrap();
+    eventually("it is made", || gate.admin("/readyz").0 == 200);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
+}
+
+#[test]
+fn operators_can_read_the_file_while_the_gate_runs() {
+    let (_backend, setup) = stage();
+    let gate = setup.start();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
+    let mut rows = String::new();
+    eventually("the count is in the file", || {
+        let sql = "SELECT meter, subject, used, plan FROM counters";
+        let output =
+            Command::new("sqlite3").args(["-readonly"]).arg(setup.folder.path("export-gate.db")).arg(sql).output();
+        rows = String::from_utf8(output.unwrap().stdout).unwrap();
+        !rows.is_empty()
+    });
+    assert_eq!(rows.trim(), "exports|u|1|free");
+    let mode = std::fs::metadata(setup.folder.path("export-gate.db")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o111, 0);
+}

@@ -1,0 +1,160 @@
+//! What is no export goes through as if the gate were not there.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use crate::support::{Backend, Reply, Setup, get, request, send_raw};
+
+#[test]
+fn a_request_arrives_as_it_was_sent_but_for_what_belongs_to_the_connection() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let gate = Setup::before(backend.address).start();
+    let lines = [
+        "connection: x-mine",
+        "connection: X-Other, keep-alive",
+        "x-mine: 1",
+        "x-other: 1",
+        "keep-alive: timeout=5",
+        "proxy-authorization: secret",
+        "te: trailers",
+        "upgrade: h2c",
+        "cookie: a=b",
+        "x-forwarded-for: 10.0.0.1",
+        "x-original-url: /v1/designs/d1/download",
+        "x-http-method-override: DELETE",
+    ];
+    assert_eq!(request(gate.address, "PUT", "/a%2Fb//c?x=%41&y", &lines, b"the body").status, 200);
+    let seen = backend.last();
+    assert_eq!(seen.line, "PUT /a%2Fb//c?x=%41&y HTTP/1.1");
+    assert_eq!(seen.body, b"the body");
+    let mut names: Vec<&str> = seen.headers.iter().map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    let expected = [
+        "content-length",
+        "cookie",
+        "forwarded",
+        "host",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(seen.header("host"), Some("gate.test"));
+    assert_eq!(seen.header("x-forwarded-for"), Some("127.0.0.1"));
+}
+
+#[test]
+fn an_answer_arrives_as_it_was_sent_but_for_what_belongs_to_the_connection() {
+    let headers = [
+        "content-type: text/plain",
+        "set-cookie: a=1",
+        "set-cookie: b=2",
+        "connection: x-mine",
+        "x-mine: 1",
+        "x-own: 1",
+    ];
+    let backend = Backend::start(Reply::with("418 I'm a teapot", &headers, b"short and stout"));
+    let gate = Setup::before(backend.address).start();
+    let answer = get(gate.address, "/teapot", &[]);
+    assert_eq!((answer.status, answer.body.as_slice()), (418, &b"short and stout"[..]));
+    let cookies: Vec<_> =
+        answer.headers.iter().filter(|(name, _)| name == "set-cookie").map(|(_, value)| value.as_str()).collect();
+    assert_eq!(cookies, ["a=1", "b=2"]);
+    assert_eq!((answer.header("x-own"), answer.header("x-mine")), (Some("1"), None));
+    for ours in ["x-request-id", "cache-control", "via", "ratelimit"] {
+        assert_eq!(answer.header(ours), None, "the gate adds nothing to what it does not understand");
+    }
+}
+
+#[test]
+fn bodies_of_any_framing_reach_the_backend() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let gate = Setup::before(backend.address).start();
+    for method in ["GET", "POST", "DELETE"] {
+        let chunked = format!(
+            "{method} /upload HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+        );
+        assert_eq!(send_raw(gate.address, chunked.as_bytes()).unwrap().status, 200, "{method}");
+        assert_eq!(backend.last().body, b"abcde", "{method}");
+    }
+    let large = vec![b'x'; 3 << 20];
+    assert_eq!(request(gate.address, "PUT", "/large", &[], &large).status, 200);
+    assert!(backend.last().body == large, "3 MiB arrive as they were sent");
+    assert_eq!(request(gate.address, "POST", "/empty", &["content-length: 0"], b"").status, 200);
+    assert_eq!(backend.last().header("content-length"), Some("0"));
+}
+
+#[test]
+fn large_answers_are_streamed_through() {
+    let large = vec![b'y'; 5 << 20];
+    let backend = Backend::start(Reply::with("200 OK", &[], &large));
+    let gate = Setup::before(backend.address).start();
+    assert!(get(gate.address, "/large", &[]).body == large);
+}
+
+#[test]
+fn connections_to_the_backend_are_used_again() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let gate = Setup::before(backend.address).start();
+    for _ in 0..20 {
+        assert_eq!(get(gate.address, "/x", &[]).status, 200);
+    }
+    assert_eq!(backend.seen().len(), 20);
+    assert!(backend.connections() <= 2, "{}", backend.connections());
+}
+
+#[test]
+fn a_request_is_sent_again_when_a_used_connection_turns_out_dead() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let gate = Setup::before(backend.address).start();
+    assert_eq!(get(gate.address, "/x", &[]).status, 200);
+    // The connection stays open, and ends when the next request has arrived on it.
+    backend.will(Reply::RawThenClose(Vec::new()));
+    let answer = get(gate.address, "/dead", &[]);
+    assert_eq!(answer.status, 502, "a new connection died as well: that is not tried again");
+    let lines: Vec<String> = backend.seen().into_iter().map(|seen| seen.line).collect();
+    assert_eq!(lines.iter().filter(|line| line.contains("/dead")).count(), 2);
+    backend.will(Reply::json("200 OK"));
+    assert_eq!(get(gate.address, "/x", &[]).status, 200);
+    backend.will(Reply::RawThenClose(Vec::new()));
+    assert_eq!(request(gate.address, "POST", "/once", &[], b"body").status, 502);
+    let posts = backend.seen().iter().filter(|seen| seen.line.contains("/once")).count();
+    assert_eq!(posts, 1, "what is not safe is never sent twice");
+}
+
+#[test]
+fn a_connection_of_a_client_serves_many_requests() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let gate = Setup::before(backend.address).start();
+    let mut client = TcpStream::connect(gate.address).unwrap();
+    for _ in 0..3 {
+        client.write_all(b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+        let mut read = Vec::new();
+        let mut byte = [0];
+        while !read.ends_with(b"{}") {
+            client.read_exact(&mut byte).unwrap();
+            read.push(byte[0]);
+        }
+    }
+}
+
+#[test]
+fn trace_is_not_forwarded() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let gate = Setup::before(backend.address).start();
+    assert_eq!(request(gate.address, "TRACE", "/x", &[], b"").status, 405);
+    assert!(backend.seen().is_empty());
+}
+
+#[test]
+fn routes_choose_their_upstream() {
+    let (renderer, saver) = (Backend::start(Reply::image()), Backend::start(Reply::json("200 OK")));
+    let gate = Setup::before(renderer.address)
+        .set("EXPORT_GATE__UPSTREAMS__SAVER__ENDPOINTS", &format!("[\"http://{}\"]", saver.address))
+        .replacing("action = \"save-design\"", "action = \"save-design\"\nupstream = \"saver\"")
+        .start();
+    assert_eq!(request(gate.address, "PUT", "/v1/designs/d1", &[], b"{}").status, 200);
+    assert_eq!(get(gate.address, "/v1/designs/d1/preview", &[]).status, 200);
+    assert_eq!((saver.seen().len(), renderer.seen().len()), (1, 1));
+}

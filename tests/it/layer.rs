@@ -1,0 +1,129 @@
+//! The Layer in stacks that are not ours.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::get;
+use export_gate::clock::{Clock, ManualClock};
+use export_gate::design::Designs;
+use export_gate::gate::{ExportGateLayer, Parts, Refusal};
+use export_gate::identity::Verifier;
+use export_gate::ledger::Ledger;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use tower::{Layer, Service, ServiceExt, service_fn};
+
+use crate::support::{SECRET, Token};
+
+const CONFIG: &str = r#"
+    default_upstream = "none"
+    upstreams.none.endpoints = ["http://127.0.0.1:1"]
+    identity = { issuer = "https://accounts.example.com", audience = "exports", keys = [{ kid = "dev", alg = "HS256", secret_env = "S" }] }
+    routes = [{ name = "download", path = "/designs/{design}", action = "download" }]
+    meters.exports = { window = { calendar = "week" }, limits = { free = 1 } }
+    ledger.durability = "periodic"
+"#;
+
+fn gate() -> (ExportGateLayer, Arc<Ledger>) {
+    let environment = [("S".to_owned(), SECRET.to_owned())].into();
+    let config = export_gate::config::parse("test", CONFIG, Path::new("."), &environment).unwrap();
+    // Tokens are made by the machine's clock.
+    let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(export_gate::clock::SystemClock::new().now()));
+    let ledger = Ledger::in_memory(&config.policy, config.ledger, clock.clone());
+    let layer = ExportGateLayer::new(Parts {
+        routes: config.routes,
+        policy: config.policy,
+        verifier: Verifier::new(config.identity).unwrap(),
+        designs: Designs::new(config.designs),
+        ledger: ledger.clone(),
+        clock,
+        answers: config.answers,
+        options: config.gate,
+    });
+    (layer, ledger)
+}
+
+fn download<B>(body: B) -> Request<B> {
+    let (name, value) = ("authorization", format!("Bearer {}", Token::of("u").signed_by(SECRET)));
+    Request::get("/designs/d1").header(name, value).body(body).unwrap()
+}
+
+fn used(ledger: &Ledger) -> u32 {
+    ledger.usage("u")[0].count.used
+}
+
+#[tokio::test]
+async fn an_axum_router_behind_the_gate_hands_out_one_image_and_refuses_the_next() {
+    let (layer, ledger) = gate();
+    let router = Router::new()
+        .route("/designs/{design}", get(async || "an image".to_owned().into_bytes()))
+        .route("/about", get(async || "about"))
+        .layer(layer);
+    let first = router.clone().oneshot(download(Body::empty())).await.unwrap();
+    assert_eq!(first.status(), StatusCode::OK);
+    assert_eq!(first.into_body().collect().await.unwrap().to_bytes(), "an image");
+    assert_eq!(used(&ledger), 1);
+    let second = router.clone().oneshot(download(Body::empty())).await.unwrap();
+    assert_eq!(second.status(), StatusCode::TOO_MANY_REQUESTS);
+    let about = router.oneshot(Request::get("/about").body(Body::empty()).unwrap()).await.unwrap();
+    assert_eq!(about.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_refusal_is_also_a_value_for_layers_outside() {
+    let (layer, _) = gate();
+    let service = layer
+        .layer(service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Full::<bytes::Bytes>::from("x")))));
+    let bare = Request::get("/designs/d1").body(()).unwrap();
+    let answer = service.oneshot(bare).await.unwrap();
+    assert!(matches!(answer.extensions().get::<Refusal>(), Some(Refusal::Unauthenticated(_))));
+}
+
+#[tokio::test]
+async fn a_body_that_is_dropped_unread_is_not_charged_and_one_that_was_begun_is() {
+    let (layer, ledger) = gate();
+    let mut service = layer.layer(service_fn(async |_: Request<()>| {
+        Ok::<_, Infallible>(Response::new(Full::<bytes::Bytes>::from("an image")))
+    }));
+    let unread = service.ready().await.unwrap().call(download(())).await.unwrap();
+    drop(unread);
+    assert_eq!(used(&ledger), 0);
+    let mut begun = service.ready().await.unwrap().call(download(())).await.unwrap();
+    assert!(begun.frame().await.is_some());
+    drop(begun);
+    assert_eq!(used(&ledger), 1);
+}
+
+#[tokio::test]
+async fn a_service_that_fails_or_panics_or_is_cancelled_is_not_charged() {
+    let (layer, ledger) = gate();
+    type Answer = Result<Response<Full<bytes::Bytes>>, &'static str>;
+    let failing = layer.layer(service_fn(async |_: Request<()>| -> Answer { Err("broken") }));
+    assert!(failing.oneshot(download(())).await.is_err());
+
+    let panicking = layer.layer(service_fn(async |_: Request<()>| -> Answer { panic!("on purpose") }));
+    assert!(tokio::spawn(panicking.oneshot(download(()))).await.unwrap_err().is_panic());
+
+    let pending = layer.layer(service_fn(async |_: Request<()>| -> Answer { std::future::pending().await }));
+    let mut call = Box::pin(pending.oneshot(download(())));
+    assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(call.as_mut().poll(cx).is_pending())).await);
+    assert_eq!(ledger.usage("u")[0].count.reserved, 1);
+    drop(call);
+    let count = ledger.usage("u")[0].count;
+    assert_eq!((count.used, count.reserved), (0, 0));
+}
+
+#[tokio::test]
+async fn an_export_is_a_send_future_that_any_executor_can_run() {
+    let (layer, ledger) = gate();
+    let service = layer.layer(service_fn(async |_: Request<()>| {
+        tokio::task::yield_now().await;
+        Ok::<_, Infallible>(Response::new(Full::<bytes::Bytes>::from("an image")))
+    }));
+    let answer = tokio::spawn(service.oneshot(download(()))).await.unwrap().unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "an image");
+    assert_eq!(used(&ledger), 1);
+}

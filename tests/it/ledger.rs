@@ -1,0 +1,332 @@
+//! The ledger itself: exact under concurrency, all or nothing, windows and covers by an injected clock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use export_gate::clock::{Clock, ManualClock};
+use export_gate::ledger::{Admission, ChargeRequest, Ledger, Options, Settlement, Why, run};
+use export_gate::policy::{
+    Calendar, CalendarUnit, Counts, Demand, Limit, Meter, MeterId, OnExceed, PlanId, Plans, Policy, SessionUse, Window,
+};
+use export_gate::store::{Batch, CounterRow, Reply, Row, RowSink, Store, StoreError};
+use jiff::civil::Weekday;
+use jiff::tz::TimeZone;
+
+const PLAN: PlanId = PlanId(0);
+
+fn policy(meters: usize) -> Policy {
+    let meter = |index: usize| Meter {
+        name: format!("meter-{index}").into(),
+        counts: Counts::default(),
+        window: Window::Calendar(Calendar {
+            unit: CalendarUnit::Week { starts: Weekday::Monday },
+            zone: TimeZone::UTC,
+        }),
+        sessions: true,
+        on_exceed: OnExceed::Deny,
+        limits: vec![Some(Limit::AtMost(1))],
+    };
+    Policy { plans: Plans::new(["free".into()]), meters: (0..meters).map(meter).collect() }
+}
+
+/// Wednesday noon.
+fn clock() -> Arc<ManualClock> {
+    Arc::new(ManualClock::at("2026-11-18T12:00:00Z".parse().unwrap()))
+}
+
+fn ledger(meters: usize) -> (Arc<Ledger>, Arc<ManualClock>) {
+    let clock = clock();
+    (Ledger::in_memory(&policy(meters), Options::default(), clock.clone()), clock)
+}
+
+fn demand(meter: u8, limit: u32) -> Demand {
+    Demand { meter: MeterId(meter), cost: 1, limit, on_exceed: OnExceed::Deny, session: SessionUse::None }
+}
+
+async fn charge(ledger: &Arc<Ledger>, user: &str, demands: &[Demand]) -> Admission {
+    let (user, design) = (user.into(), "d1".into());
+    ledger.charge(ChargeRequest { user: &user, plan: PLAN, design: &design, demands, retry: None }).await
+}
+
+fn delivered(admission: Admission) -> bool {
+    match admission {
+        Admission::Charged(charge) | Admission::Covered(_, charge) => {
+            charge.settle(Settlement::Delivered);
+            true
+        }
+        _ => false,
+    }
+}
+
+fn used(ledger: &Ledger, user: &str) -> Vec<(u32, u32)> {
+    ledger.usage(user).iter().map(|usage| (usage.count.used, usage.count.reserved)).collect()
+}
+
+#[test]
+fn of_many_threads_racing_for_l_exactly_l_win_over_and_over() {
+    const THREADS: usize = 8;
+    for round in 0..200 {
+        let (ledger, _) = ledger(1);
+        let limit = 1 + round % 13;
+        let (won, settled) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    for _ in 0..4 {
+                        let admission = block_on(charge(&ledger, "u", &[demand(0, limit)]));
+                        if let Admission::Charged(charge) = admission {
+                            won.fetch_add(1, Ordering::Relaxed);
+                            charge.settle(Settlement::Delivered);
+                            settled.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(won.into_inner(), limit as usize);
+        assert_eq!(used(&ledger, "u"), [(limit, 0)]);
+    }
+}
+
+#[test]
+fn a_charge_on_two_meters_that_fails_on_one_has_refused_no_bystander_on_the_other() {
+    // Meter 1 is full. Threads that ask for both must fail without ever standing in the way of the one that asks for meter 0.
+    let (ledger, _) = ledger(2);
+    assert!(delivered(block_on(charge(&ledger, "u", &[demand(1, 1)]))));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let both = block_on(charge(&ledger, "u", &[demand(0, 1), demand(1, 1)]));
+                    assert!(matches!(both, Admission::Refused(_)));
+                }
+            });
+        }
+        for _ in 0..20_000 {
+            match block_on(charge(&ledger, "u", &[demand(0, 1)])) {
+                Admission::Charged(charge) => charge.settle(Settlement::Void),
+                other => {
+                    stop.store(true, Ordering::Relaxed);
+                    panic!("a bystander was refused: {other:?}");
+                }
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(used(&ledger, "u"), [(0, 0), (1, 0)]);
+}
+
+#[test]
+fn several_meters_are_charged_all_or_nothing_and_in_any_order_without_deadlock() {
+    let (ledger, _) = ledger(3);
+    let orders = [[0, 1, 2], [2, 1, 0], [1, 2, 0], [2, 0, 1]];
+    std::thread::scope(|scope| {
+        for order in orders {
+            let ledger = &ledger;
+            scope.spawn(move || {
+                for _ in 0..2_000 {
+                    let demands = order.map(|meter| demand(meter, 1_000));
+                    delivered(block_on(charge(ledger, "u", &demands)));
+                }
+            });
+        }
+    });
+    assert_eq!(used(&ledger, "u"), [(1_000, 0); 3]);
+}
+
+#[tokio::test]
+async fn a_refusal_names_the_meter_that_stands_in_the_way_longest() {
+    let (ledger, _) = ledger(2);
+    assert!(delivered(charge(&ledger, "u", &[demand(0, 1)]).await));
+    let held = charge(&ledger, "u", &[demand(1, 1)]).await;
+    let Admission::Refused(denial) = charge(&ledger, "u", &[demand(0, 1), demand(1, 1)]).await else { panic!() };
+    assert_eq!(denial.why, Why::Exhausted);
+    assert_eq!(denial.violated.iter().map(|standing| standing.meter.0).collect::<Vec<_>>(), [0, 1]);
+    // From Wednesday noon to Monday.
+    assert_eq!(denial.retry_after, Some(Duration::from_secs(4 * 86_400 + 43_200)));
+    let Admission::Refused(denial) = charge(&ledger, "u", &[demand(1, 1)]).await else { panic!() };
+    assert_eq!((denial.why, denial.retry_after), (Why::InFlight, Some(Duration::from_secs(5))));
+    drop(held);
+    assert!(matches!(charge(&ledger, "u", &[demand(1, 1)]).await, Admission::Charged(_)));
+    let dear = Demand { cost: 5, ..demand(1, 4) };
+    let Admission::Refused(denial) = charge(&ledger, "u", &[dear]).await else { panic!() };
+    assert_eq!((denial.why, denial.retry_after), (Why::AboveLimit, None));
+}
+
+#[tokio::test]
+async fn a_new_week_is_another_counter_and_a_clock_that_steps_back_finds_the_old_one() {
+    let (ledger, clock) = ledger(1);
+    let wednesday = clock.now();
+    assert!(delivered(charge(&ledger, "u", &[demand(0, 1)]).await));
+    assert!(!delivered(charge(&ledger, "u", &[demand(0, 1)]).await));
+    clock.set_wall("2026-11-22T23:59:59Z".parse().unwrap());
+    assert!(!delivered(charge(&ledger, "u", &[demand(0, 1)]).await));
+    clock.set_wall("2026-11-23T00:00:00Z".parse().unwrap());
+    assert!(delivered(charge(&ledger, "u", &[demand(0, 1)]).await));
+    clock.set_wall(wednesday);
+    assert!(!delivered(charge(&ledger, "u", &[demand(0, 1)]).await));
+}
+
+#[tokio::test]
+async fn a_reservation_settles_in_the_window_it_was_admitted_in() {
+    let (ledger, clock) = ledger(1);
+    let Admission::Charged(held) = charge(&ledger, "u", &[demand(0, 1)]).await else { panic!() };
+    clock.advance(Duration::from_hours(7 * 24));
+    held.settle(Settlement::Delivered);
+    assert_eq!(used(&ledger, "u"), [(0, 0)], "this week");
+    clock.set_wall("2026-11-18T12:00:00Z".parse().unwrap());
+    assert_eq!(used(&ledger, "u"), [(1, 0)], "last week");
+}
+
+#[tokio::test]
+async fn a_session_lasts_by_monotonic_time_whatever_the_wall_clock_says() {
+    let (ledger, clock) = ledger(1);
+    let opening = Demand { session: SessionUse::Opens, ..demand(0, 10) };
+    let sharing = Demand { session: SessionUse::Covered, ..demand(0, 10) };
+    assert!(delivered(charge(&ledger, "u", &[opening]).await));
+    clock.set_wall("2026-11-20T12:00:00Z".parse().unwrap());
+    assert!(
+        matches!(charge(&ledger, "u", &[sharing]).await, Admission::Covered(..)),
+        "the wall clock has jumped ahead"
+    );
+    clock.advance(Duration::from_hours(24) - Duration::from_secs(1));
+    assert!(matches!(charge(&ledger, "u", &[sharing]).await, Admission::Covered(..)));
+    clock.advance(Duration::from_secs(1));
+    clock.set_wall("2026-11-18T12:00:00Z".parse().unwrap());
+    assert!(matches!(charge(&ledger, "u", &[sharing]).await, Admission::Charged(_)), "24 hours have passed");
+}
+
+#[tokio::test]
+async fn a_cover_holds_for_the_meters_that_its_charge_booked() {
+    let (ledger, _) = ledger(2);
+    let opening = Demand { session: SessionUse::Opens, ..demand(0, 10) };
+    let sharing = Demand { session: SessionUse::Covered, ..demand(0, 10) };
+    assert!(delivered(charge(&ledger, "u", &[opening]).await));
+    assert!(delivered(charge(&ledger, "u", &[sharing, demand(1, 10)]).await));
+    assert_eq!(used(&ledger, "u"), [(1, 0), (1, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_is_written_every_interval_and_a_failed_one_is_written_again() {
+    let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock()), Disk::default());
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let flusher = tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
+    settled(|| ledger.availability().is_ok()).await;
+    assert!(delivered(charge(&ledger, "u", &[demand(0, 10)]).await));
+    settled(|| disk.used("u") == Some(1)).await;
+
+    disk.breaks(true);
+    assert!(delivered(charge(&ledger, "u", &[demand(0, 10)]).await));
+    settled(|| ledger.availability().is_err()).await;
+    assert!(matches!(charge(&ledger, "u", &[demand(0, 10)]).await, Admission::Unavailable(_)));
+    disk.breaks(false);
+    settled(|| ledger.availability().is_ok() && disk.used("u") == Some(2)).await;
+    assert_eq!(used(&ledger, "u"), [(2, 0)], "reading the store again brought nothing back");
+
+    assert!(delivered(charge(&ledger, "u", &[demand(0, 10)]).await));
+    drop(end);
+    assert_eq!(flusher.await.unwrap(), Ok(()));
+    assert_eq!(disk.used("u"), Some(3));
+    assert!(ledger.availability().is_err(), "nothing is charged that nobody writes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_last_group_that_cannot_be_written_is_an_error_that_counts_what_is_lost() {
+    let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock()), Disk::default());
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let flusher = tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
+    settled(|| ledger.availability().is_ok()).await;
+    disk.breaks(true);
+    for _ in 0..3 {
+        assert!(delivered(charge(&ledger, "u", &[demand(0, 10)]).await));
+    }
+    drop(end);
+    assert_eq!(flusher.await.unwrap().unwrap_err().charges, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn windows_that_closed_long_ago_are_forgotten() {
+    let clock = clock();
+    let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock.clone()), Disk::default());
+    let (_end, ended) = tokio::sync::oneshot::channel::<()>();
+    tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
+    settled(|| ledger.availability().is_ok()).await;
+    let wednesday = clock.now();
+    assert!(delivered(charge(&ledger, "u", &[demand(0, 10)]).await));
+    settled(|| disk.used("u") == Some(1)).await;
+    clock.advance(Duration::from_hours(30 * 24));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    clock.set_wall(wednesday);
+    assert_eq!(used(&ledger, "u"), [(1, 0)], "35 days have not passed");
+    clock.set_wall("2027-01-01T00:00:00Z".parse().unwrap());
+    clock.advance(Duration::from_hours(2));
+    settled(|| disk.used("u").is_none()).await;
+    clock.set_wall(wednesday);
+    assert_eq!(used(&ledger, "u"), [(0, 0)]);
+}
+
+/// Lets the flusher run until something is true; time is paused, so that waiting costs none.
+async fn settled(mut is_true: impl FnMut() -> bool) {
+    for _ in 0..100 {
+        if is_true() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    panic!("it does not come true");
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+}
+
+/// A store in memory that can break.
+#[derive(Debug, Default, Clone)]
+struct Disk(Arc<std::sync::Mutex<DiskState>>);
+
+#[derive(Debug, Default)]
+struct DiskState {
+    breaks: bool,
+    counters: Vec<CounterRow>,
+}
+
+impl Disk {
+    fn breaks(&self, breaks: bool) {
+        self.0.lock().unwrap().breaks = breaks;
+    }
+
+    fn used(&self, subject: &str) -> Option<u32> {
+        self.0.lock().unwrap().counters.iter().find(|row| &*row.subject == subject).map(|row| row.used)
+    }
+
+    fn answer(&self) -> Result<(), StoreError> {
+        let broken = self.0.lock().unwrap().breaks;
+        if broken { Err(StoreError::Unavailable("the disk is broken".into())) } else { Ok(()) }
+    }
+}
+
+impl Store for Disk {
+    fn open(&mut self, mut rows: RowSink) -> Reply<'_> {
+        let opened = self.answer();
+        if opened.is_ok() {
+            self.0.lock().unwrap().counters.iter().cloned().for_each(|row| rows(Row::Counter(row)));
+        }
+        Box::pin(async { opened })
+    }
+
+    fn write(&mut self, batch: Arc<Batch>) -> Reply<'_> {
+        let written = self.answer();
+        if written.is_ok() {
+            let counters = &mut self.0.lock().unwrap().counters;
+            for row in &batch.counters {
+                counters
+                    .retain(|known| (&known.meter, &known.subject, known.span) != (&row.meter, &row.subject, row.span));
+                counters.push(row.clone());
+            }
+            counters.retain(|row| batch.forget_before.is_none_or(|before| row.span.end >= before));
+        }
+        Box::pin(async { written })
+    }
+}

@@ -1,0 +1,23 @@
+//! Behaviour tests: the built binary and the Layer, through real sockets, a real store and hostile backends.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the driver of a real process lives in real time; nothing asserts on it"
+)]
+
+mod architecture;
+mod configuration;
+mod delivery;
+mod demo;
+mod durability;
+mod forwarding;
+mod identity;
+mod layer;
+mod ledger;
+mod limits;
+mod nginx;
+mod operators;
+mod sessions;
+mod support;
+mod table;

@@ -1,0 +1,190 @@
+//! What operators see: admin pages, metrics, decision records, commands.
+
+use serde_json::{Value, json};
+
+use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, post};
+
+const DOWNLOAD: &str = "/v1/designs/d1/download";
+
+fn stage() -> (Backend, Gate) {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).start();
+    (backend, gate)
+}
+
+#[test]
+fn users_see_their_own_usage_and_nobody_elses() {
+    let (_backend, gate) = stage();
+    let token = Token::of("u").ai().line();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
+    let answer = get(gate.address, "/.export-gate/usage", &[&token]);
+    assert_eq!(answer.status, 200);
+    let report = answer.json();
+    assert_eq!((&report["user"], &report["plan"]), (&json!("u"), &json!("free")));
+    let meters = report["meters"].as_array().unwrap();
+    let row = |name: &str| meters.iter().find(|row| row["meter"] == name).cloned().unwrap_or(Value::Null);
+    assert_eq!((&row("ai-exports")["used"], &row("ai-exports")["remaining"]), (&json!(1), &json!(1)));
+    assert_eq!(row("fair-use"), Value::Null, "a meter that does not count the plan is not shown");
+    assert_eq!(get(gate.address, "/.export-gate/usage", &[]).status, 401);
+    assert_eq!(get(gate.address, "/.export-gate/other", &[&token]).status, 404);
+    let other = get(gate.address, "/.export-gate/usage", &[&Token::of("v").plan("pro").line()]).json();
+    assert_eq!(other["meters"][0]["used"], 0);
+    assert_eq!(other["meters"][1]["limit"], "unlimited");
+}
+
+#[test]
+fn operators_see_any_users_usage_with_the_plan_of_the_last_charge() {
+    let (_backend, gate) = stage();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("a b/c").plan("max").ai().line()]).status, 200);
+    let ask = |gate: &Gate| {
+        let (status, text) = gate.admin("/v1/usage/a%20b%2Fc");
+        assert_eq!(status, 200);
+        serde_json::from_str::<Value>(&text).unwrap()
+    };
+    let report = ask(&gate);
+    assert_eq!((&report["user"], &report["plan"]), (&json!("a b/c"), &json!("max")));
+    assert_eq!((&report["meters"][0]["used"], &report["meters"][0]["limit"]), (&json!(1), &json!(120)));
+    assert_eq!(gate.admin("/v1/usage/nobody").0, 200);
+    assert_eq!(gate.admin("/v1/usage/u?plan=platinum").0, 400);
+    let gate = gate.restart();
+    assert_eq!(ask(&gate)["plan"], "max", "the plan survives a restart");
+}
+
+#[test]
+fn the_usage_command_asks_the_admin_listener() {
+    let (_backend, gate) = stage();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").ai().line()]).status, 200);
+    let admin = gate.admin_address.to_string();
+    let output = gate.setup.command("usage").args(["u", "--admin", &admin]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains("u (plan free)"), "{text}");
+    assert!(text.contains("│ ai-exports ┆ 1    ┆ 2     ┆ 1         ┆"), "{text}");
+    let closed = gate.setup.command("usage").args(["u", "--admin", "127.0.0.1:1"]).output().unwrap();
+    assert!(!closed.status.success());
+    assert!(String::from_utf8(closed.stderr).unwrap().contains("cannot connect to 127.0.0.1:1"));
+}
+
+#[test]
+fn a_token_guards_all_admin_pages_but_health_and_readiness() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address)
+        .set("EXPORT_GATE__ADMIN__TOKEN_ENV", "OPERATORS_TOKEN")
+        .set("OPERATORS_TOKEN", "let me in")
+        .start();
+    for page in ["/metrics", "/v1/usage/u", "/nothing"] {
+        assert_eq!(gate.admin(page).0, 401, "{page}");
+        assert_eq!(get(gate.admin_address, page, &["authorization: Bearer let me out"]).status, 401, "{page}");
+    }
+    assert_eq!(get(gate.admin_address, "/metrics", &["authorization: Bearer let me in"]).status, 200);
+    assert_eq!((gate.admin("/healthz").0, gate.admin("/readyz").0), (200, 200));
+    assert_eq!(post(gate.admin_address, "/healthz", &[]).status, 405);
+    let admin = gate.admin_address.to_string();
+    let usage = gate.setup.command("usage").args(["u", "--admin", &admin, "--token-env", "OPERATORS_TOKEN"]).output();
+    assert!(usage.unwrap().status.success());
+}
+
+#[test]
+fn every_request_has_exactly_one_outcome_and_all_outcomes_are_there_from_the_start() {
+    let (backend, gate) = stage();
+    let sum = |gate: &Gate| {
+        let (_, text) = gate.admin("/metrics");
+        let lines = text.lines().filter(|line| line.starts_with("exportgate_requests_total{"));
+        let values: Vec<f64> = lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+        (values.len(), values.iter().sum::<f64>())
+    };
+    let (series, before) = sum(&gate);
+    assert_eq!((series, before), (9 * 18, 0.0), "8 routes and none, 18 outcomes");
+    let token = Token::of("u").ai().line();
+    for status in [200, 200, 429] {
+        assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, status);
+    }
+    assert_eq!(get(gate.address, DOWNLOAD, &[]).status, 401);
+    assert_eq!(get(gate.address, "/v1//designs/d1/download", &[]).status, 400);
+    assert_eq!(get(gate.address, "/v1/designs/d1/preview", &[]).status, 200);
+    assert_eq!(get(gate.address, "/elsewhere", &[]).status, 200);
+    assert_eq!(get(gate.address, "/.export-gate/usage", &[&token]).status, 200);
+    assert_eq!(get(gate.address, "/.export-gate/usage", &[]).status, 401);
+    assert_eq!(sum(&gate), (series, 9.0));
+    let count = |route: &str, decision: &str, reason: &str| {
+        gate.metric(&format!(
+            "exportgate_requests_total{{route=\"{route}\",decision=\"{decision}\",reason=\"{reason}\"}}"
+        ))
+    };
+    assert_eq!(count("download", "admitted", "charged"), 2.0);
+    assert_eq!(count("download", "refused", "over-limit"), 1.0);
+    assert_eq!(count("download", "refused", "unauthenticated"), 1.0);
+    assert_eq!(count("preview", "forwarded", "not-an-export"), 1.0);
+    assert_eq!(count("none", "forwarded", "unmatched"), 1.0);
+    assert_eq!(count("none", "refused", "misread"), 1.0);
+    assert_eq!(backend.seen().len(), 4);
+    let (_, text) = gate.admin("/metrics");
+    for name in [
+        "exportgate_charges_total{meter=\"ai-exports\",outcome=\"delivered\"} 2",
+        "exportgate_decision_duration_seconds_count 4",
+        "exportgate_upstream_duration_seconds_count{upstream=\"renderer\"} 4",
+        "exportgate_flush_duration_seconds_count",
+        "exportgate_flush_age_seconds",
+        "exportgate_unflushed_charges",
+        "exportgate_store_up 1",
+        "exportgate_counters 1",
+        "exportgate_config_generation 1",
+    ] {
+        assert!(text.contains(name), "no {name} in\n{text}");
+    }
+    assert!(!text.contains("\"u\"") && !text.contains("d1"), "no user or design in a label");
+}
+
+#[test]
+fn every_export_leaves_one_decision_record() {
+    let (backend, gate) = stage();
+    let token = Token::of("u").ai().line();
+    for _ in 0..3 {
+        get(gate.address, DOWNLOAD, &[&token, "x-request-id: r-7"]);
+    }
+    get(gate.address, DOWNLOAD, &[]);
+    backend.will(Reply::json("500 Internal Server Error"));
+    get(gate.address, DOWNLOAD, &[&Token::of("p").plan("pro").line()]);
+    get(gate.address, "/v1/designs/d1/preview", &[]);
+    eventually("five records", || gate.records().len() == 5);
+    let records = gate.records();
+    let expected = json!({
+        "request_id": "r-7", "route": "download", "action": "download", "design": "d1", "user": "u", "plan": "free",
+        "platform": "web", "ai": true, "features": "logo", "features_from": "claim", "meters": "ai-exports 1/2",
+        "decision": "admitted", "reason": "charged", "rule": "each-export-counts", "status": 200, "settlement": "delivered",
+    });
+    for (field, value) in expected.as_object().unwrap() {
+        assert_eq!(&records[0][field], value, "{field}");
+    }
+    let brief = |record: &Value| {
+        ["decision", "reason", "settlement", "status"].map(|field| record[field].to_string().replace('"', "")).join(" ")
+    };
+    let briefs: Vec<String> = records.iter().map(brief).collect();
+    let expected = [
+        "admitted charged delivered 200",
+        "admitted charged delivered 200",
+        "refused over-limit none 429",
+        "refused unauthenticated none 401",
+        "admitted charged void 500",
+    ];
+    assert_eq!(briefs, expected);
+    assert_eq!(records[2]["meters"], "ai-exports 2/2");
+    assert_eq!(records[3]["detail"], "no access token was sent");
+    assert!(gate.log().iter().all(|line| !line.contains("eyJ")), "no token in the log");
+}
+
+#[test]
+fn request_ids_go_to_the_backend_and_back() {
+    let (backend, gate) = stage();
+    let token = Token::of("u").line();
+    let answer = get(gate.address, DOWNLOAD, &[&token, "x-request-id: mine-1"]);
+    assert_eq!(
+        (answer.header("x-request-id"), backend.last().header("x-request-id")),
+        (Some("mine-1"), Some("mine-1"))
+    );
+    for odd in ["x-request-id: a b", "x-request-id: <script>", "accept: */*"] {
+        let answer = get(gate.address, DOWNLOAD, &[&token, odd]);
+        let id = answer.header("x-request-id").unwrap().to_owned();
+        assert!(id.len() > 8 && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-'), "{id}");
+        assert_eq!(backend.last().header("x-request-id"), Some(id.as_str()));
+    }
+}

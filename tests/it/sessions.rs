@@ -1,0 +1,149 @@
+//! Charges that cover later requests (counting rules, section 4 rule 5), as far as they are built.
+
+use crate::support::{Backend, Gate, Reply, Setup, Token, request};
+
+fn stage() -> (Backend, Gate) {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).start();
+    (backend, gate)
+}
+
+fn send(gate: &Gate, token: &Token, method: &str, what: &str, key: Option<&str>) -> u16 {
+    let key = key.map(|key| format!("idempotency-key: {key}"));
+    let lines: Vec<String> = [token.line()].into_iter().chain(key).collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    request(gate.address, method, &format!("/v1/designs/{what}"), &lines, b"").status
+}
+
+#[test]
+fn leaving_the_export_screen_ends_its_session() {
+    let (_backend, gate) = stage();
+    let token = Token::of("u").ai().on("ios");
+    assert_eq!(send(&gate, &token, "POST", "d1/export-screen", None), 200);
+    assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
+    assert_eq!(send(&gate, &token, "DELETE", "d1/export-screen", None), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 1);
+    assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 2);
+}
+
+#[test]
+fn leaving_without_a_valid_token_is_forwarded_and_ends_nothing() {
+    let (backend, gate) = stage();
+    let token = Token::of("u").ai().on("ios");
+    assert_eq!(send(&gate, &token, "POST", "d1/export-screen", None), 200);
+    assert_eq!(request(gate.address, "DELETE", "/v1/designs/d1/export-screen", &[], b"").status, 200);
+    assert_eq!(backend.last().line, "DELETE /v1/designs/d1/export-screen HTTP/1.1");
+    assert_eq!(request(gate.address, "OPTIONS", "/v1/designs/d1/export-screen", &[&token.line()], b"").status, 200);
+    assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 1);
+}
+
+#[test]
+fn a_session_covers_its_own_user_and_design_only() {
+    let (_backend, gate) = stage();
+    assert_eq!(send(&gate, &Token::of("u").ai().on("ios"), "POST", "d1/export-screen", None), 200);
+    assert_eq!(send(&gate, &Token::of("u").ai().on("ios"), "POST", "d2/share", None), 200);
+    assert_eq!(send(&gate, &Token::of("v").ai().on("ios"), "POST", "d1/share", None), 200);
+    assert_eq!((gate.used("u", "ai-exports"), gate.used("v", "ai-exports")), (2, 1));
+}
+
+#[test]
+fn a_session_does_not_cover_designs_without_ai() {
+    let (_backend, gate) = stage();
+    assert_eq!(send(&gate, &Token::of("u").ai().on("ios"), "POST", "d1/export-screen", None), 200);
+    assert_eq!(send(&gate, &Token::of("u").on("ios"), "POST", "d1/share", None), 200);
+    assert_eq!((gate.used("u", "ai-exports"), gate.used("u", "exports")), (1, 1));
+}
+
+#[test]
+fn a_screen_that_was_not_delivered_opens_no_session() {
+    let (backend, gate) = stage();
+    let token = Token::of("u").ai().on("ios");
+    backend.will(Reply::json("500 Internal Server Error"));
+    assert_eq!(send(&gate, &token, "POST", "d1/export-screen", None), 500);
+    assert_eq!(gate.used("u", "ai-exports"), 0);
+    backend.will(Reply::image());
+    assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 1);
+}
+
+#[test]
+fn a_session_covers_so_many_files_and_no_more() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__SESSIONS__MAX_FILES", "2").start();
+    let token = Token::of("u").ai().on("ios").plan("pro");
+    assert_eq!(send(&gate, &token, "POST", "d1/export-screen", None), 200);
+    backend.will(Reply::json("500 Internal Server Error"));
+    assert_eq!(send(&gate, &token, "POST", "d1/share", None), 500);
+    backend.will(Reply::image());
+    for _ in 0..2 {
+        assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
+    }
+    assert_eq!(gate.used("u", "ai-exports"), 1, "what was not delivered was given back");
+    assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 2);
+}
+
+#[test]
+fn an_idempotency_key_covers_the_same_request_twice_more() {
+    let (_backend, gate) = stage();
+    let token = Token::of("u");
+    for _ in 0..3 {
+        assert_eq!(send(&gate, &token, "GET", "d1/download", Some("k")), 200);
+    }
+    assert_eq!(gate.used("u", "exports"), 1);
+    assert_eq!(send(&gate, &token, "GET", "d1/download", Some("k")), 200);
+    assert_eq!(gate.used("u", "exports"), 2);
+}
+
+#[test]
+fn an_idempotency_key_covers_neither_another_target_nor_method_nor_user() {
+    let (_backend, gate) = stage();
+    let token = Token::of("u");
+    for (method, what) in
+        [("GET", "d1/download"), ("GET", "d2/download"), ("GET", "d1/download?size=2"), ("POST", "d1/download")]
+    {
+        assert_eq!(send(&gate, &token, method, what, Some("k")), 200);
+    }
+    assert_eq!(send(&gate, &Token::of("v"), "GET", "d1/download", Some("k")), 200);
+    assert_eq!((gate.used("u", "exports"), gate.used("v", "exports")), (4, 1));
+}
+
+#[test]
+fn a_refused_request_releases_its_key() {
+    let (_backend, gate) = stage();
+    let token = Token::of("u").ai();
+    assert_eq!(send(&gate, &token, "GET", "d1/download", None), 200);
+    assert_eq!(send(&gate, &token, "GET", "d1/download", None), 200);
+    assert_eq!(send(&gate, &token, "GET", "d1/download", Some("k")), 429);
+    assert_eq!(send(&gate, &token.plan("pro"), "GET", "d1/download", Some("k")), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 3);
+}
+
+#[test]
+fn a_broken_idempotency_key_is_a_bad_request() {
+    let (backend, gate) = stage();
+    let token = Token::of("u").line();
+    for lines in [vec!["idempotency-key:"], vec!["idempotency-key: a", "idempotency-key: b"]] {
+        let lines = [vec![token.as_str()], lines].concat();
+        assert_eq!(request(gate.address, "GET", "/v1/designs/d1/download", &lines, b"").status, 400);
+    }
+    assert!(backend.seen().is_empty());
+}
+
+#[test]
+fn covers_survive_a_restart() {
+    let (_backend, gate) = stage();
+    let token = Token::of("u").ai().on("ios");
+    assert_eq!(send(&gate, &token, "POST", "d1/export-screen", Some("k")), 200);
+    assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
+    let gate = gate.restart();
+    assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
+    assert_eq!(send(&gate, &token, "POST", "d1/export-screen", Some("k")), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 1);
+    assert_eq!(send(&gate, &token, "DELETE", "d1/export-screen", None), 200);
+    let gate = gate.restart();
+    assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 2, "a session that ended stays ended");
+}

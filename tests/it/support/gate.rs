@@ -1,0 +1,209 @@
+//! The gate as users run it.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{SECRET, eventually, get};
+
+/// The configuration that is shipped.
+pub(crate) fn shipped_config() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("config/gate.toml")
+}
+
+/// A folder with a configuration and a ledger; outlives the gates that run in it.
+#[derive(Clone)]
+pub(crate) struct Folder(Arc<TempDir>);
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(tempfile::tempdir().unwrap()))
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+/// A gate to be started: the shipped configuration, with overrides.
+#[derive(Clone)]
+pub(crate) struct Setup {
+    pub(crate) folder: Folder,
+    environment: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// In front of a backend, on ports of its own, in a folder of its own.
+    pub(crate) fn before(backend: SocketAddr) -> Self {
+        let folder = Folder::new();
+        std::fs::copy(shipped_config(), folder.path("gate.toml")).unwrap();
+        let week_starts = day_in_the_middle_of_this_week();
+        let setup = Self { folder, environment: Vec::new() };
+        setup
+            .set("EXPORT_GATE_JWT_SECRET", SECRET)
+            .set("EXPORT_GATE__SERVER__LISTEN", "127.0.0.1:0")
+            .set("EXPORT_GATE__SERVER__WORKER_THREADS", "2")
+            .set("EXPORT_GATE__ADMIN__LISTEN", "127.0.0.1:0")
+            .set("EXPORT_GATE__UPSTREAMS__RENDERER__ENDPOINTS", &format!("[\"http://{backend}\"]"))
+            .set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", "20ms")
+            // No window shall end while a test runs.
+            .set("EXPORT_GATE__METERS__AI_EXPORTS__WINDOW__STARTS", week_starts)
+            .set("EXPORT_GATE__METERS__EXPORTS__WINDOW__STARTS", week_starts)
+            .set("EXPORT_GATE__METERS__FAIR_USE__WINDOW__CALENDAR", "week")
+            .set("EXPORT_GATE__METERS__FAIR_USE__WINDOW__STARTS", week_starts)
+    }
+
+    pub(crate) fn set(mut self, variable: &str, value: &str) -> Self {
+        self.environment.retain(|(name, _)| name != variable);
+        self.environment.push((variable.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The shipped configuration with one piece of text replaced.
+    pub(crate) fn replacing(self, old: &str, new: &str) -> Self {
+        let path = self.folder.path("gate.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(old), "`{old}` is not in the configuration");
+        std::fs::write(path, text.replace(old, new)).unwrap();
+        self
+    }
+
+    /// A command of the binary, in this setup's folder and environment.
+    pub(crate) fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_export-gate"));
+        command.arg(name).envs(self.environment.iter().cloned()).env_remove("RUST_LOG");
+        command
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
+        self.folder.path("gate.toml")
+    }
+
+    /// Starts it and waits until it can charge.
+    pub(crate) fn start(&self) -> Gate {
+        let gate = self.start_unready();
+        eventually("the gate is ready", || gate.admin("/readyz").0 == 200);
+        gate
+    }
+
+    /// Starts it and waits until it listens.
+    pub(crate) fn start_unready(&self) -> Gate {
+        let mut command = self.command("serve");
+        command.arg("--config").arg(self.config()).stderr(Stdio::piped()).stdout(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let log = Arc::new(Mutex::new(Vec::<String>::new()));
+        let lines = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                lines.lock().unwrap().push(line);
+            }
+        });
+        let mut found = None;
+        eventually("the gate listens", || {
+            let log = log.lock().unwrap();
+            found = log.iter().find_map(|line| listening(line));
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none() || found.is_some(), "the gate has ended: {log:?}");
+            found.is_some()
+        });
+        let (address, admin) = found.unwrap();
+        Gate { child, address, admin_address: admin, log, setup: self.clone() }
+    }
+}
+
+/// The two addresses in the line that says so.
+fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    Some((line["clients"].as_str()?.parse().ok()?, line["operators"].as_str()?.parse().ok()?))
+}
+
+/// A running gate; killed when dropped.
+pub(crate) struct Gate {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    pub(crate) admin_address: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
+    pub(crate) setup: Setup,
+}
+
+impl Gate {
+    /// An admin page: status and text.
+    pub(crate) fn admin(&self, target: &str) -> (u16, String) {
+        let answer = get(self.admin_address, target, &[]);
+        (answer.status, String::from_utf8_lossy(&answer.body).into_owned())
+    }
+
+    /// What a user has used on a meter.
+    pub(crate) fn used(&self, user: &str, meter: &str) -> u64 {
+        let (status, text) = self.admin(&format!("/v1/usage/{user}?plan=max"));
+        assert_eq!(status, 200, "{text}");
+        let report: Value = serde_json::from_str(&text).unwrap();
+        let mut meters = report["meters"].as_array().unwrap().iter();
+        meters.find(|row| row["meter"] == meter).unwrap_or_else(|| panic!("no {meter} in {text}"))["used"]
+            .as_u64()
+            .unwrap()
+    }
+
+    /// A metric's value, by its line's beginning.
+    pub(crate) fn metric(&self, line: &str) -> f64 {
+        let (_, text) = self.admin("/metrics");
+        let found = text.lines().find_map(|known| known.strip_prefix(line)?.strip_prefix(' ')?.parse().ok());
+        found.unwrap_or_else(|| panic!("no metric {line} in\n{text}"))
+    }
+
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// The decision records so far.
+    pub(crate) fn records(&self) -> Vec<Value> {
+        let lines = self.log();
+        let lines = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["target"] == "decision").collect()
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([format!("-{signal}"), self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Ends it as an operator would, and returns how it ended.
+    pub(crate) fn stop(mut self) -> ExitStatus {
+        self.signal("TERM");
+        self.child.wait().unwrap()
+    }
+
+    /// Waits for its end and returns the exit code.
+    pub(crate) fn stop_code(mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+
+    /// Stops and starts it in the same folder.
+    pub(crate) fn restart(self) -> Self {
+        let setup = self.setup.clone();
+        assert!(self.stop().success());
+        setup.start()
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn day_in_the_middle_of_this_week() -> &'static str {
+    // 1970-01-01 was a Thursday.
+    const DAYS: [&str; 7] = ["thursday", "friday", "saturday", "sunday", "monday", "tuesday", "wednesday"];
+    let days = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() / 86_400;
+    DAYS[(days as usize + 4) % DAYS.len()]
+}

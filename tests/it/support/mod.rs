@@ -1,0 +1,22 @@
+//! What the tests stand on: a gate process, a backend that does as it is told, a client that sends what it is given.
+
+mod backend;
+mod client;
+mod gate;
+mod token;
+
+pub(crate) use backend::{Backend, Reply};
+pub(crate) use client::{get, post, request, send_raw};
+pub(crate) use gate::{Folder, Gate, Setup, shipped_config};
+pub(crate) use token::{SECRET, Token};
+
+use std::time::{Duration, Instant};
+
+/// Waits until something is true. How long it takes is not asserted; that it never comes is a failure.
+pub(crate) fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_true() {
+        assert!(Instant::now() < deadline, "still not: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
