@@ -1,7 +1,7 @@
 //! One TOML file, and what each part is to do.
 //!
-//! [`raw`] is the file's vocabulary; [`source`] reads it, lays environment overrides over it, and knows where everything stands;
-//! [`build`] turns it into each part's validated options. An error names file, line and column, shows the line, and says
+//! `raw.rs` is the file's vocabulary; `source.rs` reads it, lays environment overrides over it, and knows where everything stands;
+//! `build.rs` turns it into each part's validated options. An error names file, line and column, shows the line, and says
 //! what to write instead. All errors are reported at once.
 
 mod build;

@@ -138,7 +138,7 @@ fn put<'t>(table: &mut DeTable<'t>, keys: &[String], name: &Range<usize>, value:
         DeValue::Table(table) => put(table, rest, name, value),
         DeValue::Array(items) => {
             let index = rest.first().and_then(|index| index.parse::<usize>().ok());
-            let item = index.and_then(|index| items.iter_mut().nth(index));
+            let item = index.and_then(|index| items.get_mut(index));
             match (item, rest.get(1..)) {
                 (Some(item), Some([])) => *item = value,
                 (Some(item), Some(rest)) => {

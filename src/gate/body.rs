@@ -57,7 +57,7 @@ where
             KindProjection::Export { body, delivery } => {
                 let frame = ready!(body.poll_frame(cx));
                 match &frame {
-                    Some(Ok(frame)) if frame.data_ref().is_some_and(|data| data.has_remaining()) => delivery.due(),
+                    Some(Ok(frame)) if frame.data_ref().is_some_and(Buf::has_remaining) => delivery.due(),
                     Some(Ok(_)) => {}
                     // Asked for more, the server has taken all that came before: the client missed nothing but the rest.
                     Some(Err(_)) => delivery.broken_off(),

@@ -48,7 +48,7 @@ impl Record {
     }
 
     /// Writes the record of an admitted export that has ended.
-    pub(super) fn settled(self: Box<Self>, settlement: Settlement, how: &'static str) {
+    pub(super) fn settled(&self, settlement: Settlement, how: &'static str) {
         let settlement = match settlement {
             Settlement::Delivered => "delivered",
             Settlement::Void => "void",
@@ -57,7 +57,7 @@ impl Record {
     }
 
     /// Writes the record of a refusal.
-    pub(super) fn refused(self: Box<Self>) {
+    pub(super) fn refused(&self) {
         self.write("none", "refused");
     }
 

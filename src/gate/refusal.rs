@@ -26,7 +26,7 @@ pub enum Refusal {
     /// A limit stands in the way.
     OverLimit {
         /// The ledger's reasons.
-        denial: Denial,
+        denial: Box<Denial>,
         /// The user's plan.
         plan: Arc<str>,
     },
@@ -58,8 +58,10 @@ impl Refusal {
             Self::Unauthenticated(_) => Outcome::Unauthenticated,
             Self::UnknownPlan(_) => Outcome::UnknownPlan,
             Self::UnknownDesign => Outcome::UnknownDesign,
-            Self::OverLimit { denial: Denial { why: Why::InFlight, .. }, .. } => Outcome::ExportUnderWay,
-            Self::OverLimit { .. } => Outcome::OverLimit,
+            Self::OverLimit { denial, .. } => match denial.why {
+                Why::InFlight => Outcome::ExportUnderWay,
+                Why::Exhausted | Why::AboveLimit => Outcome::OverLimit,
+            },
             Self::LedgerUnavailable => Outcome::LedgerUnavailable,
             Self::NotFound => Outcome::Answered,
         }

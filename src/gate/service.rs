@@ -208,7 +208,7 @@ impl Gate {
                 Err(Refusal::LedgerUnavailable)
             }
             Admission::Refused(denial) => {
-                Err(Refusal::OverLimit { denial, plan: parts.policy.plans.name(plan).into() })
+                Err(Refusal::OverLimit { denial: Box::new(denial), plan: parts.policy.plans.name(plan).into() })
             }
         }
     }

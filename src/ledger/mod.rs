@@ -7,9 +7,9 @@
 //!      │ retries
 //! ```
 //!
-//! * Memory is the truth for admission. A counter is a [packed word](cell) in a [map](counters): `used`, `reserved`.
+//! * Memory is the truth for admission. A counter is a packed word (`cell.rs`) in a map (`counters.rs`): `used`, `reserved`.
 //!   Quota remains while `used + reserved + cost <= limit`; with L left and any number of concurrent requests, exactly L are admitted.
-//! * Charges on several meters are all or nothing: the counters' [stripes](charge) are locked in order, all are checked, then all
+//! * Charges on several meters are all or nothing: the counters' stripes (`charge.rs`) are locked in order, all are checked, then all
 //!   are reserved. No lock is ever held across an await, and no map guard while another is taken.
 //! * A [`Charge`] settles exactly once. While it is under way it is `reserved`; only what is delivered is ever written.
 //! * The [flusher](run) is one task. It writes marked counters and covers as absolute values, one transaction an interval and one
@@ -87,7 +87,7 @@ pub struct Ledger {
     digests: Digests,
     counters: Counters,
     covers: Covers,
-    /// Serialise charges that touch the same counter, see [`charge`].
+    /// Serialise charges that touch the same counter, see `charge.rs`.
     stripes: Vec<Mutex<()>>,
     /// Taken once a delivered export, for a few inserts.
     unflushed: Mutex<Unflushed>,

@@ -25,11 +25,8 @@ pub(super) async fn serve(listener: TcpListener) {
 
 async fn answer<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
-    let (design, what) = match path.strip_prefix("/v1/designs/").map(|rest| rest.split_once('/').unwrap_or((rest, "")))
-    {
-        Some(parts) => parts,
-        None => ("", ""),
-    };
+    let rest = path.strip_prefix("/v1/designs/").unwrap_or_default();
+    let (design, what) = rest.split_once('/').unwrap_or((rest, ""));
     Ok(match (request.method(), what) {
         (&Method::GET, "download") | (&Method::POST, "share") => picture(design),
         (&Method::POST, "export-screen") => page(StatusCode::OK, &json!({ "design": design, "formats": ["png"] })),
