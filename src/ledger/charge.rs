@@ -312,6 +312,8 @@ impl Ledger {
             self.stats.delivered(booked.meter);
         }
         let now = self.clock.monotonic();
+        // Held until the marks are set: whoever writes a cover to the store has the mark of its charge as well.
+        let mut unflushed = self.unflushed();
         let meters: Meters = charge.booked.iter().map(|booked| booked.meter).collect();
         let open = |name: CoverName, lasts: Duration, files_left: u32| {
             let digest = self.digests.of(&name);
@@ -332,7 +334,7 @@ impl Ledger {
             }
             changed.push((by.digest, by.name, None));
         }
-        self.unflushed().delivered(&charge.user, &charge.booked, changed);
+        unflushed.delivered(&charge.user, &charge.booked, changed);
     }
 
     fn void(&self, charge: &Charge) {
@@ -349,8 +351,9 @@ impl Ledger {
     pub fn leave(&self, user: &Arc<str>, design: &Arc<str>) {
         let name = cover(CoverKind::Session, user, design);
         let digest = self.digests.of(&name);
+        let mut unflushed = self.unflushed();
         if self.covers.end(digest) {
-            self.unflushed().ended(digest, name);
+            unflushed.ended(digest, name);
         }
     }
 }

@@ -9,7 +9,7 @@ use super::cell::Count;
 use super::covers::Cover;
 use super::unflushed::Unflushed;
 use super::{KEEP_CLOSED_WINDOWS, Ledger};
-use crate::store::{Batch, CounterRow, CoverRow, Row, Store, StoreError};
+use crate::store::{Batch, CounterRow, CoverName, CoverRow, Row, RowSink, Store, StoreError};
 
 /// How long to wait before a store that could not be opened is tried again.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,16 +41,20 @@ pub async fn run(
 ) -> Result<(), LastFlushFailed> {
     let mut shutdown = pin!(shutdown);
     let mut forgotten_at = None;
+    let mut loaded = false;
     // However this ends, by a panic too: nothing is charged that nobody writes.
     let _charging_ends = ChargingEnds(ledger.clone());
     loop {
-        if let Err(error) = open(&ledger, store.as_mut()).await {
+        // Once read, memory is ahead of the store: reading it again could bring back a session that has ended meanwhile.
+        let rows: RowSink = if loaded { Box::new(drop) } else { load_into(&ledger) };
+        if let Err(error) = store.open(rows).await {
             ledger.suspend(&error);
             tokio::select! {
                 () = tokio::time::sleep(REOPEN_INTERVAL) => continue,
                 () = &mut shutdown => return last_words(&ledger, error),
             }
         }
+        loaded = true;
         ledger.resume();
         let failure = loop {
             let ending = tokio::select! {
@@ -87,12 +91,13 @@ fn last_words(ledger: &Ledger, cause: StoreError) -> Result<(), LastFlushFailed>
     if charges == 0 { Ok(()) } else { Err(LastFlushFailed { charges, cause }) }
 }
 
-async fn open(ledger: &Arc<Ledger>, store: &mut dyn Store) -> Result<(), StoreError> {
+/// Takes what the store has kept into memory. If it breaks off, it may be done again.
+fn load_into(ledger: &Arc<Ledger>) -> RowSink {
     let into = ledger.clone();
     let wall = into.clock.now();
     let since = wall.as_second() - KEEP_CLOSED_WINDOWS.as_secs() as i64;
     let mut unknown_meters = BTreeSet::new();
-    let load = move |row| match row {
+    Box::new(move |row| match row {
         Row::Counter(row) if row.span.end < since => {}
         Row::Counter(row) => {
             if !into.restore_counter(&row) && unknown_meters.insert(row.meter.clone()) {
@@ -103,8 +108,7 @@ async fn open(ledger: &Arc<Ledger>, store: &mut dyn Store) -> Result<(), StoreEr
             }
         }
         Row::Cover(row) => into.restore_cover(row, wall.as_millisecond()),
-    };
-    store.open(Box::new(load)).await
+    })
 }
 
 /// The time before which closed windows may go, once an interval.
@@ -121,8 +125,8 @@ fn forget_before(ledger: &Ledger, done_at: &mut Option<Duration>) -> Option<i64>
 
 async fn flush(ledger: &Ledger, store: &mut dyn Store, forget_before: Option<i64>) -> Result<(), StoreError> {
     ledger.expire_covers();
-    let marks = ledger.unflushed().take();
-    let batch = Arc::new(ledger.batch(&marks, forget_before));
+    let (marks, batch) = ledger.next_group(forget_before);
+    let batch = Arc::new(batch);
     let started = ledger.clock.monotonic();
     if !batch.is_empty()
         && let Err(error) = store.write(batch).await
@@ -185,8 +189,15 @@ impl Ledger {
         }
     }
 
-    /// The group that brings the store up to date: values as they are now, which may be newer than their marks.
-    fn batch(&self, marks: &Unflushed, forget_before: Option<i64>) -> Batch {
+    /// Takes all marks, and makes the group that brings the store up to date. A counter's value may be newer than its mark; a
+    /// cover's is not (see `deliver`), or the store could know a cover and not its charge.
+    fn next_group(&self, forget_before: Option<i64>) -> (Unflushed, Batch) {
+        let (marks, covers, ended) = {
+            let mut unflushed = self.unflushed();
+            let marks = unflushed.take();
+            let (covers, ended) = self.changed_covers(&marks);
+            (marks, covers, ended)
+        };
         let counters = marks.counters.iter().filter_map(|(key, dirty)| {
             let count = self.counters.count(*key);
             Some(CounterRow {
@@ -197,21 +208,27 @@ impl Ledger {
                 plan: count.plan.map_or("", |plan| self.plans.name(plan)).into(),
             })
         });
-        let mut batch = Batch { counters: counters.collect(), forget_before, ..Batch::default() };
+        let mut counters: Vec<CounterRow> = counters.collect();
+        // In key order the B-tree is walked once, not at random.
+        counters.sort_unstable_by(|a, b| (&a.meter, &a.subject).cmp(&(&b.meter, &b.subject)));
+        (marks, Batch { counters, covers, ended, forget_before })
+    }
+
+    /// Covers as they are now, and names of those that are no more.
+    fn changed_covers(&self, marks: &Unflushed) -> (Vec<CoverRow>, Vec<CoverName>) {
+        let (mut covers, mut ended) = (Vec::new(), Vec::new());
         let (wall_ms, now) = (self.clock.now().as_millisecond(), self.clock.monotonic());
         for (digest, name) in &marks.covers {
             match self.covers.find(*digest) {
-                Some(cover) => batch.covers.push(CoverRow {
+                Some(cover) => covers.push(CoverRow {
                     name: name.clone(),
                     meters: cover.meters.iter().filter_map(|id| Some(self.meter(*id)?.name.clone())).collect(),
                     expires_at_ms: wall_ms + cover.until.saturating_sub(now).as_millis() as i64,
                     files_left: cover.files_left,
                 }),
-                None => batch.ended.push(name.clone()),
+                None => ended.push(name.clone()),
             }
         }
-        // In key order the B-tree is walked once, not at random.
-        batch.counters.sort_unstable_by(|a, b| (&a.meter, &a.subject).cmp(&(&b.meter, &b.subject)));
-        batch
+        (covers, ended)
     }
 }

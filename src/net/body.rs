@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
+use tokio::sync::oneshot;
 
 use super::pool::Lent;
 
@@ -16,18 +17,21 @@ pin_project! {
     pub struct RequestBody<B> {
         #[pin]
         body: Option<B>,
+        // Gone when the body has been sent, or is not wanted any more.
+        sending: Option<oneshot::Sender<()>>,
     }
 }
 
 impl<B> RequestBody<B> {
     /// A request without a body.
     pub const fn none() -> Self {
-        Self { body: None }
+        Self { body: None, sending: None }
     }
 
-    /// A body that is streamed.
-    pub const fn streamed(body: B) -> Self {
-        Self { body: Some(body) }
+    /// A body that is streamed, and a receiver that ends when all of it is on its way or nobody wants more of it.
+    pub fn streamed(body: B) -> (Self, oneshot::Receiver<()>) {
+        let (sending, sent) = oneshot::channel();
+        (Self { body: Some(body), sending: Some(sending) }, sent)
     }
 }
 
@@ -36,10 +40,13 @@ impl<B: Body> Body for RequestBody<B> {
     type Error = B::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        match self.project().body.as_pin_mut() {
-            Some(body) => body.poll_frame(cx),
-            None => Poll::Ready(None),
+        let this = self.project();
+        let Some(mut body) = this.body.as_pin_mut() else { return Poll::Ready(None) };
+        let frame = ready!(body.as_mut().poll_frame(cx));
+        if frame.is_none() || body.is_end_stream() {
+            *this.sending = None;
         }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,21 +1,23 @@
 //! Forwarding as a plain tower [`Service`]: one [`Proxy`] for each upstream.
 //!
-//! Bodies are streamed both ways. Framing and [connection-bound fields](headers) are made anew; all else is passed on as it came.
+//! Bodies are streamed both ways. Framing and connection-bound fields (`headers.rs`) are made anew; all else is passed on as it came.
 
 mod headers;
 
 use std::net::IpAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, Method, Request, Response, Version};
+use http::header::HOST;
+use http::{HeaderName, HeaderValue, Method, Request, Response, Version};
 use http_body::Body;
 use ipnet::IpNet;
 use prometheus_client::metrics::histogram::Histogram;
+use tokio::sync::oneshot;
 use tower::Service;
 
 use crate::clock::Clock;
@@ -27,7 +29,7 @@ use headers::Hop;
 pub struct Options {
     /// `host:port` of each endpoint.
     pub endpoints: Vec<String>,
-    /// How long the head of an answer may take.
+    /// How long the head of an answer may take once the request has been sent.
     pub response_timeout: Duration,
     /// Connections.
     pub connections: net::Options,
@@ -68,6 +70,8 @@ impl<B> Clone for Proxy<B> {
 struct Upstream<B> {
     pools: Vec<Pool<B>>,
     next: AtomicUsize,
+    /// For clients that send none, as HTTP/1.0 allows.
+    host: HeaderValue,
     options: Options,
     clock: Arc<dyn Clock>,
     duration: Histogram,
@@ -82,8 +86,10 @@ where
     pub fn new(options: Options, clock: Arc<dyn Clock>, duration: Histogram) -> Self {
         let pool = |address: &String| Pool::new(address.clone(), options.connections.clone(), clock.clone());
         let pools = options.endpoints.iter().map(pool).collect();
-        let hop = Arc::new(Hop::unknown());
-        Self { upstream: Arc::new(Upstream { pools, next: AtomicUsize::new(0), options, clock, duration }), hop }
+        let host = options.endpoints.first().and_then(|endpoint| HeaderValue::try_from(endpoint).ok());
+        let host = host.unwrap_or(HeaderValue::from_static("upstream"));
+        let upstream = Upstream { pools, next: AtomicUsize::new(0), host, options, clock, duration };
+        Self { upstream: Arc::new(upstream), hop: Arc::new(Hop::unknown()) }
     }
 
     /// The same proxy for requests that come from `peer`.
@@ -104,17 +110,32 @@ where
         if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
             return Err(ProxyError::Method(request.method().clone()));
         }
-        let request = self.outbound(request);
+        let (request, body_sent) = self.outbound(request);
         let started = clock.monotonic();
-        let answer = tokio::time::timeout(options.response_timeout, self.send(request)).await;
-        let mut answer = answer.map_err(|_| ProxyError::Timeout(options.response_timeout))??;
+        let mut exchange = pin!(self.send(request));
+        // A slow upload is not a slow backend: the time to answer starts when the request is with it.
+        let early = match body_sent {
+            None => None,
+            Some(sent) => tokio::select! {
+                answer = &mut exchange => Some(answer),
+                _ = sent => None,
+            },
+        };
+        let mut answer = match early {
+            Some(answer) => answer?,
+            None => {
+                let answer = tokio::time::timeout(options.response_timeout, exchange).await;
+                answer.map_err(|_| ProxyError::Timeout(options.response_timeout))??
+            }
+        };
         duration.observe(clock.monotonic().saturating_sub(started).as_secs_f64());
         headers::strip_connection_fields(answer.headers_mut());
         Ok(answer)
     }
 
     /// The request as the backend shall see it: raw path and query, end-to-end headers, framing by the body.
-    fn outbound(&self, request: Request<B>) -> Request<RequestBody<B>> {
+    /// With a body that is sent while we wait comes word of its end.
+    fn outbound(&self, request: Request<B>) -> (Request<RequestBody<B>>, Option<oneshot::Receiver<()>>) {
         let (mut head, body) = request.into_parts();
         head.version = Version::HTTP_11;
         if head.uri.scheme().is_some() || head.uri.authority().is_some() {
@@ -122,9 +143,13 @@ where
             head.uri = target.and_then(|target| target.parse().ok()).unwrap_or_default();
         }
         headers::frame(&mut head.headers, &body);
+        head.headers.entry(HOST).or_insert_with(|| self.upstream.host.clone());
         self.hop.put(&mut head.headers, &self.upstream.options.trusted_headers);
-        let body = if body.is_end_stream() { RequestBody::none() } else { RequestBody::streamed(body) };
-        Request::from_parts(head, body)
+        if body.is_end_stream() {
+            return (Request::from_parts(head, RequestBody::none()), None);
+        }
+        let (body, sent) = RequestBody::streamed(body);
+        (Request::from_parts(head, body), Some(sent))
     }
 
     async fn send(&self, request: Request<RequestBody<B>>) -> Result<Response<PooledBody<B>>, ProxyError> {

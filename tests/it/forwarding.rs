@@ -86,6 +86,34 @@ fn bodies_of_any_framing_reach_the_backend() {
 }
 
 #[test]
+fn a_slow_upload_is_not_a_slow_backend() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let gate =
+        Setup::before(backend.address).set("EXPORT_GATE__UPSTREAMS__RENDERER__RESPONSE_TIMEOUT", "200ms").start();
+    let mut client = TcpStream::connect(gate.address).unwrap();
+    client
+        .write_all(b"PUT /v1/designs/d1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 4\r\n\r\n")
+        .unwrap();
+    for byte in b"save" {
+        // Four times the half of what a backend may take to answer.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        client.write_all(&[*byte]).unwrap();
+    }
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(backend.last().body, b"save");
+}
+
+#[test]
+fn a_client_without_a_host_field_gets_one_for_the_backend() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let gate = Setup::before(backend.address).start();
+    assert_eq!(send_raw(gate.address, b"GET /old HTTP/1.0\r\n\r\n").unwrap().status, 200);
+    assert_eq!(backend.last().header("host"), Some(backend.address.to_string().as_str()));
+}
+
+#[test]
 fn large_answers_are_streamed_through() {
     let large = vec![b'y'; 5 << 20];
     let backend = Backend::start(Reply::with("200 OK", &[], &large));
