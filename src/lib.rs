@@ -28,7 +28,7 @@
 //! | [`ledger`] | counters, charges, covers, the flusher | `policy`, `clock`, `store` |
 //! | [`gate`] | the tower [`gate::ExportGateLayer`], its body, its refusals | `policy`, `identity`, `design`, `ledger`, `clock` |
 //! | [`proxy`] | forwarding as a plain tower service | `net`, `clock` |
-//! | [`admin`] | health, readiness, metrics, usage | `policy`, `ledger`, `gate` |
+//! | [`admin`] | health, readiness, metrics, usage | `policy`, `ledger` |
 //! | [`config`] | the TOML file, and each part's options | all options |
 //! | [`server`] | the composition root: listeners, stack, drain, last flush | all |
 //! | [`cli`] | the commands | all |

@@ -24,7 +24,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tower::{Layer, Service, ServiceBuilder};
+use tower::{Service, ServiceBuilder};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
@@ -32,7 +32,7 @@ use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::config::{Config, Upstream};
 use crate::design::Designs;
-use crate::gate::{Answers, Asker, ExportGateLayer, Parts};
+use crate::gate::{self, Answers, Asker, ExportGateLayer, Parts, Upload};
 use crate::identity::Verifier;
 use crate::ledger::{self, LastFlushFailed, Ledger};
 use crate::net::PooledBody;
@@ -155,7 +155,7 @@ impl Server {
     /// # Errors
     ///
     /// [`LastFlushFailed`] if delivered charges did not reach the store.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), LastFlushFailed> {
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), LastFlushFailed> {
         let (flush_last, all_settled) = oneshot::channel::<()>();
         let flusher = ledger::run(self.ledger.clone(), Box::new(self.store), async {
             // A sender that is gone means the same.
@@ -165,24 +165,26 @@ impl Server {
         let mut admin_task = JoinSet::new();
         admin_task.spawn(serve_admin(self.admin_listener, self.admin));
 
-        serve(&self.options, self.listener, &self.layer, &self.backends, shutdown).await;
+        // In a task of its own: should it panic, the ledger is flushed all the same.
+        let served = tokio::spawn(serve(self.options, self.listener, self.layer, self.backends, shutdown)).await;
         drop(flush_last);
-        match flusher.await {
-            Ok(flushed) => flushed,
-            Err(died) => {
-                tracing::error!(error = %died, "the ledger's flusher died");
-                std::panic::resume_unwind(died.into_panic())
-            }
+        let flushed = flusher.await;
+        for died in [served.as_ref().err(), flushed.as_ref().err()].into_iter().flatten() {
+            tracing::error!(error = %died, "a task that must not end has died");
+        }
+        match (served, flushed) {
+            (Ok(()), Ok(flushed)) => flushed,
+            (Err(died), _) | (_, Err(died)) => std::panic::resume_unwind(died.into_panic()),
         }
     }
 }
 
 /// Accepts and serves connections until `shutdown`; returns when all have ended, and with them every charge.
 async fn serve(
-    options: &Options,
+    options: Options,
     listener: TcpListener,
-    layer: &ExportGateLayer,
-    backends: &Backends,
+    layer: ExportGateLayer,
+    backends: Backends,
     shutdown: impl Future<Output = ()>,
 ) {
     let mut http = http1::Builder::new();
@@ -207,7 +209,10 @@ async fn serve(
                 continue;
             }
         };
-        let stack = layer.for_peer(peer.ip()).layer(backends.for_peer(peer.ip()));
+        let stack = ServiceBuilder::new()
+            .map_request(gate::watch)
+            .layer(layer.for_peer(peer.ip()))
+            .service(backends.for_peer(peer.ip()));
         let service = TowerToHyperService::new(stack);
         let connection = http.serve_connection(TokioIo::new(no_delay(stream)), service);
         connections.spawn(graceful.watch(connection));
@@ -266,7 +271,7 @@ async fn serve_admin(listener: TcpListener, admin: Arc<Admin>) {
 #[derive(Debug, Clone)]
 struct Backends {
     shared: Arc<BackendsShared>,
-    proxies: Arc<[Proxy<Incoming>]>,
+    proxies: Arc<[Proxy<Upload<Incoming>>]>,
 }
 
 #[derive(Debug)]
@@ -309,8 +314,8 @@ impl Backends {
     }
 }
 
-impl Service<Request<Incoming>> for Backends {
-    type Response = Response<Either<PooledBody<Incoming>, Full<Bytes>>>;
+impl Service<Request<Upload<Incoming>>> for Backends {
+    type Response = Response<Either<PooledBody<Upload<Incoming>>, Full<Bytes>>>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
@@ -318,7 +323,7 @@ impl Service<Request<Incoming>> for Backends {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, request: Request<Upload<Incoming>>) -> Self::Future {
         let Self { shared, proxies } = self.clone();
         Box::pin(async move {
             let route = request.extensions().get::<RouteId>();

@@ -11,7 +11,6 @@ use http_body_util::Full;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
-use crate::gate::usage_report;
 use crate::ledger::Ledger;
 use crate::policy::Policy;
 use crate::policy::path::decoded;
@@ -103,7 +102,7 @@ impl Admin {
         if known == Some(None) {
             return json_page(StatusCode::BAD_REQUEST, &json!({ "error": "there is no such plan" }));
         }
-        json_page(StatusCode::OK, &usage_report(&self.policy, &self.ledger, user, known.flatten()))
+        json_page(StatusCode::OK, &self.ledger.usage_report(&self.policy, user, known.flatten()))
     }
 
     fn is_allowed<B>(&self, request: &Request<B>) -> bool {

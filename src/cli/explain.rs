@@ -82,7 +82,7 @@ fn explain(config: &Config, arguments: &Arguments, headers: &HeaderMap, steps: &
         }
         Match::Route(found) => found,
     };
-    let Some(route) = config.routes.get(found.id) else { return Ok("forwarded".into()) };
+    let route = &found.route;
     let upstream = config.upstream_name(found.id);
     let (action, delivers) = (route.action.as_str(), route.delivers.as_str());
     let design = found.design.as_deref();

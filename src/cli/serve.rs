@@ -45,7 +45,11 @@ fn start_log(options: &LogOptions) -> Result<(), Failure> {
     let written = std::env::var(EnvFilter::DEFAULT_ENV).ok().or_else(|| options.filter.clone());
     let filter = EnvFilter::try_new(written.as_deref().unwrap_or("info"));
     let filter = filter.map_err(|error| Failure::Other(format!("the log filter is not understood: {error}")))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        // A log that nobody reads any more must not end the gate: by default a line that cannot be written is a panic.
+        .log_internal_errors(false);
     let started = match options.format {
         LogFormat::Json => log.json().flatten_event(true).try_init(),
         LogFormat::Text => log.try_init(),

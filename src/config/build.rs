@@ -207,8 +207,11 @@ impl Surroundings<'_> {
             }
             (None, None) => Err(Problem::at(table, format!("neither {env_key} nor {file_key} is given"))),
         };
-        match secret {
-            Ok(secret) => secret.strip_suffix(b"\n").map(<[u8]>::to_vec).unwrap_or(secret),
+        let trimmed = secret.map(|secret| secret.strip_suffix(b"\n").map(<[u8]>::to_vec).unwrap_or(secret));
+        match trimmed.and_then(|secret| {
+            if secret.is_empty() { Err(problem(&file_key, "the secret is empty".into())) } else { Ok(secret) }
+        }) {
+            Ok(secret) => secret,
             Err(problem) => {
                 problems.add(problem);
                 Vec::new()
@@ -218,9 +221,9 @@ impl Surroundings<'_> {
 }
 
 fn server_options(raw: &raw::Server, problems: &mut Problems) -> server::Options {
-    if raw.worker_threads == Some(0) {
-        let problem = Problem::at(&["server", "worker_threads"], "there must be at least one thread");
-        problems.add(problem.help("leave it out to have one thread a core"));
+    if raw.worker_threads.is_some_and(|threads| !(1..=1024).contains(&threads)) {
+        let problem = Problem::at(&["server", "worker_threads"], "this is no number of threads");
+        problems.add(problem.help("write 1 to 1024, or leave it out to have one thread a core"));
     }
     server::Options {
         listen: address(&raw.listen, &["server", "listen"], problems),
@@ -243,11 +246,25 @@ fn admin_options(raw: &raw::Admin, surroundings: Surroundings<'_>, problems: &mu
     admin::Options { listen, token }
 }
 
+/// The ledger's options; looks at what belongs to no other part as well.
 fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
     if raw.ledger.durability == raw::Durability::Strict {
         let message = "durability \"strict\" is not built yet (it is the default that is to come)";
         let help = "write durability = \"periodic\": a crash loses at most the charges of the last flush_interval";
         problems.add(Problem::at(&["ledger", "durability"], message).help(help));
+    }
+    if raw.ledger.path.is_empty() {
+        problems.add(Problem::at(&["ledger", "path"], "this is no file"));
+    }
+    if raw.cors.allow_credentials && raw.cors.allow_origins.iter().any(|origin| origin == "*") {
+        let problem = Problem::at(&["cors", "allow_credentials"], "credentials cannot be allowed to any origin");
+        problems.add(problem.help("name the origins in allow_origins"));
+    }
+    if let Some(filter) = &raw.log.filter
+        && let Err(error) = tracing_subscriber::EnvFilter::try_new(filter)
+    {
+        let problem = Problem::at(&["log", "filter"], format!("`{filter}` is no log filter: {error}"));
+        problems.add(problem.help("write e.g. \"info\" or \"warn,decision=info\""));
     }
     ledger::Options {
         flush_interval: positive(raw.ledger.flush_interval, &["ledger", "flush_interval"], problems),
@@ -299,7 +316,12 @@ fn authority(endpoint: &str) -> Result<String, &'static str> {
     let uri: http::Uri = endpoint.parse().map_err(|_| FORM)?;
     let plain = uri.scheme_str() == Some("http") && uri.path() == "/" && uri.query().is_none();
     let authority = uri.authority().filter(|authority| plain && !authority.as_str().contains('@')).ok_or(FORM)?;
-    Ok(format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80)))
+    // A port that is written and cannot be read is no port.
+    let port = match authority.as_str().rsplit_once(':') {
+        Some((_, port)) if !port.ends_with(']') => port.parse::<u16>().map_err(|_| FORM)?,
+        _ => 80,
+    };
+    Ok(format!("{}:{port}", authority.host()))
 }
 
 fn designs(raw: &raw::Designs, problems: &mut Problems) -> design::Options {

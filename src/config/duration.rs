@@ -10,6 +10,9 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DurationText(pub(super) Duration);
 
+/// Ten years. Longer ones are slips of the pen, and arithmetic with them could overflow.
+const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
+
 const PATTERN: &str = "^[0-9]+(ms|s|m|h|d)$";
 
 impl DurationText {
@@ -25,7 +28,8 @@ impl DurationText {
             "d" => 86_400_000,
             _ => return None,
         };
-        Some(Self(Duration::from_millis(number.checked_mul(milliseconds)?)))
+        let duration = Duration::from_millis(number.checked_mul(milliseconds)?);
+        (duration <= LONGEST).then_some(Self(duration))
     }
 }
 
@@ -69,7 +73,7 @@ mod tests {
         assert_eq!(millis("15m"), Some(900_000));
         assert_eq!(millis("24h"), Some(86_400_000));
         assert_eq!(millis("7d"), Some(604_800_000));
-        for bad in ["", "5", "s", "5 s", "-5s", "5sec", "1h30m", "1.5s", "99999999999999999999s"] {
+        for bad in ["", "5", "s", "5 s", "-5s", "5sec", "1h30m", "1.5s", "99999999999999999999s", "3651d"] {
             assert_eq!(millis(bad), None, "{bad}");
         }
     }

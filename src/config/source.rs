@@ -49,17 +49,27 @@ impl Source {
 
     /// The configuration as written.
     pub(super) fn raw(&self) -> Result<Raw, Problem> {
-        let table = self.table().map_err(|error| problem(&error))?;
+        let (table, misplaced) = self.table().map_err(|error| problem(&error))?;
+        if let Some(change) = misplaced.first() {
+            let message =
+                "this override has no place: the configuration has no such list element, or a plain value on the way"
+                    .to_owned();
+            return Err(Problem { place: Place::Span(change.name.clone()), message, help: None });
+        }
         Raw::deserialize(toml::de::Deserializer::from(table)).map_err(|error| problem(&error))
     }
 
-    fn table(&self) -> Result<Spanned<DeTable<'_>>, toml::de::Error> {
+    /// The file with the overrides laid over it, and the overrides that have no place in it.
+    fn table(&self) -> Result<(Spanned<DeTable<'_>>, Vec<&Override>), toml::de::Error> {
         let mut table = DeTable::parse(&self.text[..self.file_length])?;
+        let mut misplaced = Vec::new();
         for change in &self.overrides {
             let value = self.value(change.value.clone());
-            put(table.get_mut(), &change.keys, &change.name, value);
+            if put(table.get_mut(), &change.keys, &change.name, value).is_none() {
+                misplaced.push(change);
+            }
         }
-        Ok(table)
+        Ok((table, misplaced))
     }
 
     /// An override's value: TOML if it reads as such (`5`, `true`, `["a"]`), else a string (`127.0.0.1:80`, `5s`).
@@ -98,7 +108,7 @@ impl Source {
             Place::Value(path) => (path, false),
             Place::Key(path) => (path, true),
         };
-        let Ok(table) = self.table() else { return 0..0 };
+        let Ok((table, _)) = self.table() else { return 0..0 };
         let mut found = 0..0;
         let mut current = DeValue::Table(table.into_inner());
         for (depth, key) in path.iter().enumerate() {
@@ -122,34 +132,31 @@ impl Source {
     }
 }
 
-/// Puts a value under keys from a variable's name. Names in the file win over the variable's spelling: `AI_EXPORTS` is
-/// `ai-exports` if that is there.
-fn put<'t>(table: &mut DeTable<'t>, keys: &[String], name: &Range<usize>, value: Spanned<DeValue<'t>>) {
-    let Some((first, rest)) = keys.split_first() else { return };
+/// Puts a value under keys from a variable's name; `None` if there is no place for it. Names in the file win over the variable's
+/// spelling: `AI_EXPORTS` is `ai-exports` if that is there.
+fn put<'t>(table: &mut DeTable<'t>, keys: &[String], name: &Range<usize>, value: Spanned<DeValue<'t>>) -> Option<()> {
+    let (first, rest) = keys.split_first()?;
     let same = |key: &str| key.replace('-', "_").eq_ignore_ascii_case(&first.replace('-', "_"));
     let key = table.keys().find(|key| same(key.get_ref())).cloned();
     let key = key.unwrap_or_else(|| Spanned::new(name.clone(), first.to_ascii_lowercase().into()));
     if rest.is_empty() {
         table.insert(key, value);
-        return;
+        return Some(());
     }
     let entry = table.entry(key).or_insert_with(|| Spanned::new(name.clone(), DeValue::Table(DeTable::new())));
     match entry.get_mut() {
         DeValue::Table(table) => put(table, rest, name, value),
         DeValue::Array(items) => {
-            let index = rest.first().and_then(|index| index.parse::<usize>().ok());
-            let item = index.and_then(|index| items.get_mut(index));
-            match (item, rest.get(1..)) {
-                (Some(item), Some([])) => *item = value,
-                (Some(item), Some(rest)) => {
-                    if let DeValue::Table(table) = item.get_mut() {
-                        put(table, rest, name, value);
-                    }
-                }
-                _ => {}
+            let (index, rest) = rest.split_first()?;
+            let item: &mut Spanned<DeValue<'t>> = items.get_mut(index.parse::<usize>().ok()?)?;
+            match item.get_mut() {
+                _ if rest.is_empty() => *item = value,
+                DeValue::Table(table) => return put(table, rest, name, value),
+                _ => return None,
             }
+            Some(())
         }
-        other => *other = value.into_inner(),
+        _ => None,
     }
 }
 

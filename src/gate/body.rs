@@ -54,14 +54,17 @@ where
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         match self.project().kind.project() {
             KindProjection::Forwarded { body } => body.poll_frame(cx),
-            KindProjection::Export { body, delivery } => {
-                let frame = ready!(body.poll_frame(cx));
+            KindProjection::Export { mut body, delivery } => {
+                let frame = ready!(body.as_mut().poll_frame(cx));
                 match &frame {
                     Some(Ok(frame)) if frame.data_ref().is_some_and(Buf::has_remaining) => delivery.due(),
                     Some(Ok(_)) => {}
-                    // Asked for more, the server has taken all that came before: the client missed nothing but the rest.
                     Some(Err(_)) => delivery.broken_off(),
                     None => delivery.complete(),
+                }
+                // A server that knows the length does not ask again after the last byte.
+                if body.is_end_stream() && matches!(frame, Some(Ok(_))) {
+                    delivery.complete();
                 }
                 Poll::Ready(frame)
             }

@@ -4,6 +4,7 @@ use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, StatusCode, response};
 
 use super::record::Record;
+use super::upload::UploadBroken;
 use crate::ledger::{Charge, Settlement};
 use crate::policy::Delivers;
 
@@ -23,10 +24,15 @@ pub(super) fn promise(delivers: Delivers, head: &response::Parts, body_is_empty:
     let by_head = match delivers {
         Delivers::File if is_file(head.status, &head.headers) && !body_is_empty => return Promise::Body,
         Delivers::File => false,
-        Delivers::Redirect => head.status.is_redirection() && head.headers.contains_key(LOCATION),
+        Delivers::Redirect => redirects(head.status) && head.headers.contains_key(LOCATION),
         Delivers::Success | Delivers::Screen => head.status.is_success(),
     };
     if by_head { Promise::Head } else { Promise::Nothing }
+}
+
+/// 304 is a 3xx that says nothing of another place.
+fn redirects(status: StatusCode) -> bool {
+    status.is_redirection() && status != StatusCode::NOT_MODIFIED
 }
 
 /// On an export route everything is a file but what the backend marks as a message to a program or a person.
@@ -47,18 +53,61 @@ fn is_file(status: StatusCode, headers: &HeaderMap) -> bool {
     !is_message
 }
 
-/// An admitted export on its way: carries the charge and the record of the decision, and ends both, once.
+/// How far a delivery got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// The client has nothing yet.
+    Nothing,
+    /// The server has taken what makes the charge due: the first byte, or the head where that is what counts.
+    Due,
+}
+
+/// How an admitted export ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// The answer was handed over to its end.
+    Complete,
+    /// It was dropped before: the client hung up, or broke its own upload off; a panic; a shutdown.
+    Dropped,
+    /// The backend broke off.
+    BrokenOff,
+    /// The answer hands nothing out.
+    NotDelivered,
+}
+
+impl Ending {
+    /// What becomes of the charge (counting rules, section 4 rules 2 and 3). After the first byte a client that hangs up keeps what
+    /// it has, and the charge, else aborting at 99 % were a free export; a backend that breaks off leaves it without a file.
+    const fn settlement(self, progress: Progress) -> Settlement {
+        match (self, progress) {
+            (Self::Complete | Self::Dropped, Progress::Due) => Settlement::Delivered,
+            (Self::BrokenOff | Self::NotDelivered, _) | (_, Progress::Nothing) => Settlement::Void,
+        }
+    }
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Dropped => "dropped",
+            Self::BrokenOff => "broken-off",
+            Self::NotDelivered => "not-delivered",
+        }
+    }
+}
+
+/// An admitted export on its way: carries the charge and the record of the decision, and ends both, once, however it goes.
 #[derive(Debug)]
 pub(super) struct Delivery {
     charge: Option<Charge>,
-    record: Option<Box<Record>>,
+    record: Record,
+    upload: Option<UploadBroken>,
+    progress: Progress,
     ended: bool,
-    taken: bool,
 }
 
 impl Delivery {
-    pub(super) fn new(charge: Option<Charge>, record: Option<Box<Record>>) -> Self {
-        Self { charge, record, ended: false, taken: false }
+    pub(super) fn new(charge: Option<Charge>, record: Record, upload: Option<UploadBroken>) -> Self {
+        Self { charge, record, upload, progress: Progress::Nothing, ended: false }
     }
 
     pub(super) fn charge(&self) -> Option<&Charge> {
@@ -67,53 +116,45 @@ impl Delivery {
 
     /// The backend has answered.
     pub(super) fn answered(&mut self, status: StatusCode) {
-        if let Some(record) = &mut self.record {
-            record.status = status.as_u16();
-        }
+        self.record.answered(status);
     }
 
     /// The client has begun to receive.
     pub(super) fn due(&mut self) {
-        self.taken = true;
-        if let Some(charge) = &mut self.charge {
-            charge.due();
-        }
+        self.progress = Progress::Due;
     }
 
-    /// The body has ended: delivered if anything of it left.
+    /// The answer was handed over to its end.
     pub(super) fn complete(&mut self) {
-        let settlement = if self.taken { Settlement::Delivered } else { Settlement::Void };
-        self.end(settlement, "complete");
+        self.end(Ending::Complete);
     }
 
-    /// The backend broke off. The client had taken all that came until then, and has no file.
+    /// The answer broke off: by the backend, unless it was the client that broke the exchange.
     pub(super) fn broken_off(&mut self) {
-        self.end(Settlement::Void, "broken-off");
+        let by_client = self.upload.as_ref().is_some_and(UploadBroken::is_set);
+        self.end(if by_client { Ending::Dropped } else { Ending::BrokenOff });
     }
 
     /// The answer hands nothing out.
     pub(super) fn nothing(&mut self) {
-        self.end(Settlement::Void, "not-delivered");
+        self.end(Ending::NotDelivered);
     }
 
-    fn end(&mut self, settlement: Settlement, how: &'static str) {
+    fn end(&mut self, ending: Ending) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
+        let settlement = ending.settlement(self.progress);
         if let Some(charge) = self.charge.take() {
             charge.settle(settlement);
         }
-        if let Some(record) = self.record.take() {
-            record.settled(settlement, how);
-        }
+        self.record.settled(settlement, ending.as_str());
     }
 }
 
 impl Drop for Delivery {
-    /// The client has hung up, the backend could not be reached, or the server has dropped a body that it has sent to its end.
     fn drop(&mut self) {
-        let settlement = if self.taken { Settlement::Delivered } else { Settlement::Void };
-        self.end(settlement, "dropped");
+        self.end(Ending::Dropped);
     }
 }
 
@@ -177,10 +218,29 @@ mod tests {
     fn redirects_successes_and_screens_are_delivered_by_their_head() {
         assert_eq!(promised(Delivers::Redirect, 302, &[("location", "/x")], true), Promise::Head);
         assert_eq!(promised(Delivers::Redirect, 302, &[], true), Promise::Nothing);
+        assert_eq!(promised(Delivers::Redirect, 304, &[("location", "/x")], true), Promise::Nothing);
         assert_eq!(promised(Delivers::Redirect, 200, &[("location", "/x")], true), Promise::Nothing);
         for delivers in [Delivers::Success, Delivers::Screen] {
             assert_eq!(promised(delivers, 201, &[("content-type", "application/json")], true), Promise::Head);
             assert_eq!(promised(delivers, 404, &[], false), Promise::Nothing);
+        }
+    }
+
+    #[test]
+    fn an_export_sticks_when_the_client_has_begun_and_the_backend_did_not_fail() {
+        use Settlement::{Delivered, Void};
+        let cases = [
+            (Ending::Complete, Progress::Due, Delivered),
+            (Ending::Dropped, Progress::Due, Delivered),
+            (Ending::BrokenOff, Progress::Due, Void),
+            (Ending::NotDelivered, Progress::Due, Void),
+            (Ending::Complete, Progress::Nothing, Void),
+            (Ending::Dropped, Progress::Nothing, Void),
+            (Ending::BrokenOff, Progress::Nothing, Void),
+            (Ending::NotDelivered, Progress::Nothing, Void),
+        ];
+        for (ending, progress, settlement) in cases {
+            assert_eq!(ending.settlement(progress), settlement, "{ending:?} {progress:?}");
         }
     }
 }

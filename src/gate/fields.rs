@@ -69,6 +69,10 @@ pub(super) fn make_private(headers: &mut HeaderMap) {
     if directives.iter().any(|directive| name(directive) == "no-store") {
         return;
     }
+    if directives.iter().any(|directive| directive.contains('"')) {
+        // A quoted list of field names has commas of its own: it restricts the other directives, so all go.
+        directives.clear();
+    }
     // What shared caches are allowed goes; what the client's own cache is told stays.
     directives.retain(|directive| !matches!(name(directive).as_str(), "public" | "s-maxage" | "private"));
     let value = match directives.is_empty() {
@@ -97,7 +101,7 @@ mod tests {
         assert_eq!(made_private(&[]), "private");
         assert_eq!(made_private(&["public, max-age=60, s-maxage=600"]), "private, max-age=60");
         assert_eq!(made_private(&["PUBLIC", "max-age=60"]), "private, max-age=60");
-        assert_eq!(made_private(&["private=\"set-cookie\", max-age=5"]), "private, max-age=5");
+        assert_eq!(made_private(&["private=\"set-cookie, x\", max-age=5"]), "private");
         assert_eq!(made_private(&["no-store"]), "no-store");
     }
 }

@@ -14,12 +14,11 @@ mod metrics;
 mod record;
 mod refusal;
 mod service;
-mod usage;
+mod upload;
 
 pub use answers::{Answers, Asker, Cors, REQUEST_ID};
 pub use body::GateBody;
 pub use layer::{ExportGateLayer, Options, Parts};
-pub use record::TARGET as RECORD_TARGET;
 pub use refusal::{Outcome, Refusal};
 pub use service::{ExportGate, ResponseFuture};
-pub use usage::report as usage_report;
+pub use upload::{Upload, watch};

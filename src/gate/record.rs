@@ -1,54 +1,102 @@
 //! One structured event for every decision about an export.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 use std::sync::Arc;
 
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 
 use super::refusal::Outcome;
 use crate::design::Facts;
+use crate::identity::Caller;
 use crate::ledger::{Settlement, Standing};
-use crate::policy::{Action, Platform, Policy, Rule};
+use crate::policy::{Action, Found, Platform, Policy, Rule};
 
 /// The target of decision records: `RUST_LOG=decision=off` silences them, `decision=info` shows them alone.
-pub const TARGET: &str = "decision";
+const TARGET: &str = "decision";
 
-/// What was decided about an export, and why. Filled as the request goes its way; written once, when it has ended.
+/// What was decided about an export, and why. Filled as the request goes its way; written once, when it has ended. Holds nothing
+/// when nobody listens: then a record costs nothing.
+#[derive(Debug)]
+pub(super) struct Record(Option<Box<Fields>>);
+
 #[derive(Debug, Default)]
-pub(super) struct Record {
-    pub(super) request_id: Option<HeaderValue>,
-    pub(super) route: Arc<str>,
-    pub(super) action: Option<Action>,
-    pub(super) design: Option<Arc<str>>,
-    pub(super) user: Option<Arc<str>>,
-    pub(super) plan: Option<Arc<str>>,
-    pub(super) platform: Option<Platform>,
-    pub(super) facts: Option<Facts>,
-    pub(super) rule: Option<Rule>,
-    pub(super) outcome: Option<Outcome>,
-    pub(super) meters: String,
-    pub(super) status: u16,
-    pub(super) detail: Option<String>,
+struct Fields {
+    request_id: Option<HeaderValue>,
+    route: Arc<str>,
+    action: Option<Action>,
+    design: Option<Arc<str>>,
+    user: Option<Arc<str>>,
+    plan: Option<Arc<str>>,
+    platform: Option<Platform>,
+    facts: Option<Facts>,
+    rule: Option<Rule>,
+    outcome: Option<Outcome>,
+    meters: String,
+    status: u16,
+    detail: Option<String>,
 }
 
 impl Record {
-    /// A record, unless nobody listens: then none is made.
-    pub(super) fn if_heard() -> Option<Box<Self>> {
-        tracing::event_enabled!(target: TARGET, tracing::Level::INFO).then(Box::default)
+    pub(super) fn of(request_id: &HeaderValue, found: &Found) -> Self {
+        let heard = tracing::event_enabled!(target: TARGET, tracing::Level::INFO);
+        Self(heard.then(|| {
+            Box::new(Fields {
+                request_id: Some(request_id.clone()),
+                route: found.route.name.clone(),
+                action: Some(found.route.action),
+                design: found.design.clone(),
+                ..Fields::default()
+            })
+        }))
+    }
+
+    pub(super) fn seen(&mut self, caller: &Caller, platform: Platform) {
+        if let Some(fields) = &mut self.0 {
+            fields.user = Some(caller.user.clone());
+            fields.plan.clone_from(&caller.plan);
+            fields.platform = Some(platform);
+        }
+    }
+
+    pub(super) fn judged(&mut self, plan: &str, facts: Facts, rule: Rule) {
+        if let Some(fields) = &mut self.0 {
+            fields.plan = Some(plan.into());
+            fields.facts = Some(facts);
+            fields.rule = Some(rule);
+        }
     }
 
     /// `ai-exports 2/2` for each meter.
-    pub(super) fn put_standings(&mut self, policy: &Policy, standings: &[Standing]) {
+    pub(super) fn counted(&mut self, policy: &Policy, standings: &[Standing]) {
+        let Some(fields) = &mut self.0 else { return };
         for standing in standings {
             let name = policy.meter(standing.meter).map_or("", |meter| &*meter.name);
-            let separator = if self.meters.is_empty() { "" } else { ", " };
+            let separator = if fields.meters.is_empty() { "" } else { ", " };
             // Writing to a string cannot fail.
-            let _ = write!(self.meters, "{separator}{name} {}/{}", standing.taken(), standing.limit);
+            let _ = write!(fields.meters, "{separator}{name} {}/{}", standing.taken(), standing.limit);
+        }
+    }
+
+    pub(super) fn decided(&mut self, outcome: Outcome) {
+        if let Some(fields) = &mut self.0 {
+            fields.outcome = Some(outcome);
+        }
+    }
+
+    pub(super) fn detail(&mut self, detail: &dyn Display) {
+        if let Some(fields) = &mut self.0 {
+            fields.detail = Some(detail.to_string());
+        }
+    }
+
+    pub(super) fn answered(&mut self, status: StatusCode) {
+        if let Some(fields) = &mut self.0 {
+            fields.status = status.as_u16();
         }
     }
 
     /// Writes the record of an admitted export that has ended.
-    pub(super) fn settled(&self, settlement: Settlement, how: &'static str) {
+    pub(super) fn settled(&mut self, settlement: Settlement, how: &'static str) {
         let settlement = match settlement {
             Settlement::Delivered => "delivered",
             Settlement::Void => "void",
@@ -57,31 +105,33 @@ impl Record {
     }
 
     /// Writes the record of a refusal.
-    pub(super) fn refused(&self) {
+    pub(super) fn refused(mut self, status: StatusCode) {
+        self.answered(status);
         self.write("none", "refused");
     }
 
-    fn write(&self, settlement: &'static str, ended: &'static str) {
-        let facts = self.facts.as_ref();
+    fn write(&mut self, settlement: &'static str, ended: &'static str) {
+        let Some(fields) = self.0.take() else { return };
+        let facts = fields.facts.as_ref();
         let features = facts.map(|facts| facts.features.join(","));
         tracing::info!(
             target: TARGET,
-            request_id = self.request_id.as_ref().and_then(|id| id.to_str().ok()),
-            route = &*self.route,
-            action = self.action.map(Action::as_str),
-            design = self.design.as_deref(),
-            user = self.user.as_deref(),
-            plan = self.plan.as_deref(),
-            platform = self.platform.map(Platform::as_str),
+            request_id = fields.request_id.as_ref().and_then(|id| id.to_str().ok()),
+            route = &*fields.route,
+            action = fields.action.map(Action::as_str),
+            design = fields.design.as_deref(),
+            user = fields.user.as_deref(),
+            plan = fields.plan.as_deref(),
+            platform = fields.platform.map(Platform::as_str),
             ai = facts.map(|facts| facts.ai),
             features,
             features_from = facts.map(|facts| facts.source.as_str()),
-            meters = self.meters,
-            decision = self.outcome.map(Outcome::decision),
-            reason = self.outcome.map(Outcome::reason),
-            rule = self.rule.map(Rule::as_str),
-            detail = self.detail,
-            status = self.status,
+            meters = fields.meters,
+            decision = fields.outcome.map(Outcome::decision),
+            reason = fields.outcome.map(Outcome::reason),
+            rule = fields.rule.map(Rule::as_str),
+            detail = fields.detail,
+            status = fields.status,
             settlement,
             ended,
             "export"

@@ -16,13 +16,14 @@ use tower::Service;
 use super::answers::{Asker, REQUEST_ID};
 use super::body::GateBody;
 use super::delivery::{Delivery, Promise, promise};
-use super::layer::Gate;
+use super::fields;
+use super::layer::{Gate, Parts};
 use super::record::Record;
 use super::refusal::{Outcome, Refusal};
-use super::{fields, usage};
+use super::upload::UploadBroken;
 use crate::identity::Caller;
 use crate::ledger::{Admission, Charge, ChargeRequest};
-use crate::policy::{Action, Delivers, Export, Found, Match, PlanId};
+use crate::policy::{Action, Delivers, Export, Found, Match, PlanId, Route};
 
 /// Below this path the gate answers itself.
 const OWN_PATH: &str = "/.export-gate/";
@@ -70,21 +71,19 @@ where
                 return ResponseFuture::forwarded(self.inner.call(request));
             }
             Match::Misread(misread) => {
+                ensure_request_id(request.headers_mut());
                 let refusal = Refusal::Misread(misread);
                 gate.metrics.count(None, refusal.outcome());
                 return ResponseFuture::own(gate.refuse(&refusal, &Asker::of(request.headers())));
             }
             Match::Route(found) => found,
         };
-        let Some(route) = gate.parts.routes.get(found.id) else {
-            return ResponseFuture::forwarded(self.inner.call(request));
-        };
         // The stack around may want to know, e.g. to choose the upstream.
         request.extensions_mut().insert(found.id);
-        if !route.counts(request.method()) {
-            let outcome = if route.action.is_export() { Outcome::Uncounted } else { Outcome::NotAnExport };
+        if !found.route.counts(request.method()) {
+            let outcome = if found.route.action.is_export() { Outcome::Uncounted } else { Outcome::NotAnExport };
             gate.metrics.count(Some(found.id), outcome);
-            if route.action == Action::LeaveExportScreen && *request.method() != Method::OPTIONS {
+            if found.route.action == Action::LeaveExportScreen && *request.method() != Method::OPTIONS {
                 gate.leave_export_screen(&found, request.headers());
             }
             return ResponseFuture::forwarded(self.inner.call(request));
@@ -111,35 +110,27 @@ where
     let arrived = gate.parts.clock.monotonic();
     let id = ensure_request_id(request.headers_mut());
     let asker = Asker::of(request.headers());
-    let mut record = Record::if_heard();
-    if let Some(record) = &mut record {
-        record.request_id = Some(id);
-    }
+    let upload = request.extensions().get::<UploadBroken>().cloned();
+    let mut record = Record::of(&id, &found);
 
     let (head, body) = request.into_parts();
-    let decided = gate.decide(&head, &found, peer, record.as_deref_mut()).await;
+    let decided = gate.decide(&head, &found, peer, &mut record).await;
     gate.metrics.decided(gate.parts.clock.monotonic().saturating_sub(arrived));
     let outcome = decided.as_ref().map_or_else(Refusal::outcome, |(outcome, _)| *outcome);
     gate.metrics.count(Some(found.id), outcome);
-    if let Some(record) = &mut record {
-        record.outcome = Some(outcome);
-    }
+    record.decided(outcome);
     let charge = match decided {
         Ok((_, charge)) => charge,
         Err(refusal) => {
-            if let Some(mut record) = record {
-                record.status = refusal.status().as_u16();
-                record.refused();
-            }
+            record.refused(refusal.status());
             return Ok(gate.refuse(&refusal, &asker).map(GateBody::own));
         }
     };
 
     // From here on every way out settles: an error, a client that hangs up and a panic all drop the delivery.
-    let delivery = Delivery::new(charge, record);
+    let delivery = Delivery::new(charge, record, upload);
     let answer = inner.call(Request::from_parts(head, body)).await?;
-    let delivers = gate.parts.routes.get(found.id).map_or(Delivers::File, |route| route.delivers);
-    Ok(gate.settle(answer, delivers, delivery, &asker))
+    Ok(gate.settle(answer, found.route.delivers, delivery, &asker))
 }
 
 impl Gate {
@@ -149,52 +140,26 @@ impl Gate {
         head: &request::Parts,
         found: &Found,
         peer: Option<IpAddr>,
-        mut record: Option<&mut Record>,
+        record: &mut Record,
     ) -> Result<(Outcome, Option<Charge>), Refusal> {
-        let parts = &self.parts;
-        let Some(route) = parts.routes.get(found.id) else { return Err(Refusal::NotFound) };
-        if let Some(record) = &mut record {
-            record.route = route.name.clone();
-            record.action = Some(route.action);
-            record.design.clone_from(&found.design);
-        }
-
-        let caller = parts.verifier.identify(&head.headers, parts.clock.now());
-        let caller = caller.map_err(|error| {
-            if let Some(record) = &mut record {
-                record.detail = Some(error.to_string());
-            }
-            Refusal::Unauthenticated(error)
-        })?;
-        let platform = parts.options.platform(&caller, &head.headers);
-        if let Some(record) = &mut record {
-            record.user = Some(caller.user.clone());
-            record.plan.clone_from(&caller.plan);
-            record.platform = Some(platform);
-        }
+        let Parts { policy, options, clock, .. } = &self.parts;
+        let caller = self.parts.verifier.identify(&head.headers, clock.now());
+        let caller = caller.inspect_err(|error| record.detail(error)).map_err(Refusal::Unauthenticated)?;
+        let platform = options.platform(&caller, &head.headers);
+        record.seen(&caller, platform);
         let plan = self.plan(&caller)?;
         let design = found.design.as_ref().ok_or(Refusal::NoDesign)?;
-        let retry = retry_name(head)?;
+        let retry = retry_name(head, design)?;
 
-        let facts = parts.designs.facts(design, &caller, &head.headers, peer).map_err(|_| Refusal::UnknownDesign)?;
-        let export = Export { action: route.action, platform, ai: facts.ai, plan, delivers: route.delivers };
-        let verdict = parts.policy.decide(export);
-        if let Some(record) = &mut record {
-            record.plan = Some(parts.policy.plans.name(plan).into());
-            record.facts = Some(facts);
-            record.rule = Some(verdict.rule);
-        }
+        let facts = self.parts.designs.facts(design, &caller, &head.headers, peer);
+        let facts = facts.map_err(|_| Refusal::UnknownDesign)?;
+        let Route { action, delivers, .. } = *found.route;
+        let verdict = policy.decide(Export { action, platform, ai: facts.ai, plan, delivers });
+        record.judged(policy.plans.name(plan), facts, verdict.rule);
 
         let request = ChargeRequest { user: &caller.user, plan, design, demands: &verdict.demands, retry };
-        let admission = parts.ledger.charge(request).await;
-        let standings = match &admission {
-            Admission::Charged(charge) | Admission::Covered(_, charge) => charge.standings(),
-            Admission::Refused(denial) => &denial.violated,
-            Admission::Unlimited | Admission::Unavailable(_) => &[],
-        };
-        if let Some(record) = &mut record {
-            record.put_standings(&parts.policy, standings);
-        }
+        let admission = self.parts.ledger.charge(request).await;
+        record.counted(policy, admission.standings());
         match admission {
             Admission::Charged(charge) => Ok((Outcome::Charged, Some(charge))),
             Admission::Covered(kind, charge) => Ok((Outcome::covered(kind), Some(charge))),
@@ -202,13 +167,11 @@ impl Gate {
             // What no limit could refuse is not held up by a ledger that cannot count it.
             Admission::Unavailable(_) if !verdict.is_limited() => Ok((Outcome::Uncharged, None)),
             Admission::Unavailable(why) => {
-                if let Some(record) = &mut record {
-                    record.detail = Some(why.to_string());
-                }
+                record.detail(&why);
                 Err(Refusal::LedgerUnavailable)
             }
             Admission::Refused(denial) => {
-                Err(Refusal::OverLimit { denial: Box::new(denial), plan: parts.policy.plans.name(plan).into() })
+                Err(Refusal::OverLimit { denial: Box::new(denial), plan: policy.plans.name(plan).into() })
             }
         }
     }
@@ -222,7 +185,9 @@ impl Gate {
         asker: &Asker,
     ) -> Response<GateBody<R>> {
         let (mut head, body) = answer.into_parts();
-        head.headers.extend(asker.request_id().map(|id| (REQUEST_ID, id.clone())));
+        if let Some(id) = asker.request_id() {
+            head.headers.insert(REQUEST_ID, id.clone());
+        }
         delivery.answered(head.status);
         let promise = promise(delivers, &head, body.is_end_stream());
         if promise == Promise::Nothing {
@@ -274,7 +239,7 @@ impl Gate {
                 let usage = caller.map_err(Refusal::Unauthenticated).and_then(|caller| {
                     self.parts.ledger.availability().map_err(|_| Refusal::LedgerUnavailable)?;
                     let plan = self.plan(&caller)?;
-                    let report = usage::report(&self.parts.policy, &self.parts.ledger, &caller.user, Some(plan));
+                    let report = self.parts.ledger.usage_report(&self.parts.policy, &caller.user, Some(plan));
                     Ok(self.parts.answers.json(&report, &asker))
                 });
                 (usage.as_ref().map_or_else(Refusal::outcome, |_| Outcome::Answered), usage)
@@ -286,18 +251,17 @@ impl Gate {
     }
 }
 
-/// What makes a request a retry of another: method, full target and key.
-fn retry_name(head: &request::Parts) -> Result<Option<Arc<str>>, Refusal> {
+/// What makes a request a retry of another: method, full target, design and key, as a digest.
+fn retry_name(head: &request::Parts, design: &str) -> Result<Option<Arc<str>>, Refusal> {
     let mut keys = head.headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(key) = keys.next() else { return Ok(None) };
     let key = key.to_str().ok().filter(|key| (1..=LONGEST_IDEMPOTENCY_KEY).contains(&key.len()));
-    match (key, keys.next()) {
-        (Some(key), None) => {
-            let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
-            Ok(Some(format!("{} {target}\n{key}", head.method).into()))
-        }
-        _ => Err(Refusal::BadIdempotencyKey),
-    }
+    let (Some(key), None) = (key, keys.next()) else { return Err(Refusal::BadIdempotencyKey) };
+    let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+    // None of the first parts can hold a line break.
+    let name = format!("{}\n{target}\n{key}\n{design}", head.method);
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, name.as_bytes());
+    Ok(Some(digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()))
 }
 
 /// The request's id: the client's if it is one that can be logged, else a new one.

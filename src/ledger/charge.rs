@@ -45,6 +45,17 @@ pub enum Admission {
     Unavailable(Arc<str>),
 }
 
+impl Admission {
+    /// How the user stands on each meter that was asked for, or that stands in the way.
+    pub fn standings(&self) -> &[Standing] {
+        match self {
+            Self::Charged(charge) | Self::Covered(_, charge) => charge.standings(),
+            Self::Refused(denial) => &denial.violated,
+            Self::Unlimited | Self::Unavailable(_) => &[],
+        }
+    }
+}
+
 /// How a subject stands on a meter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
@@ -117,28 +128,8 @@ pub enum Settlement {
     Void,
 }
 
-/// How far a delivery got.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Progress {
-    /// The client has nothing yet.
-    Nothing,
-    /// The client's connection has taken the first byte, or the head where the head is what counts.
-    Due,
-}
-
-impl Progress {
-    /// What becomes of a charge that is dropped (counting rules, section 4 rules 2 and 3): before the first byte nothing left,
-    /// after it a client that hangs up keeps what it has, and the charge.
-    const fn settlement(self) -> Settlement {
-        match self {
-            Self::Nothing => Settlement::Void,
-            Self::Due => Settlement::Delivered,
-        }
-    }
-}
-
-/// An admitted export. Settles exactly once: by [`settle`](Self::settle), or when it is dropped (client gone, panic, cancel),
-/// by how far delivery got.
+/// An admitted export. Settles exactly once: by [`settle`](Self::settle), or when it is dropped, as void. Whoever hands a file
+/// out while holding one must settle it also when its own work is cut short.
 #[derive(Debug)]
 #[must_use = "dropping a charge gives it back"]
 pub struct Charge {
@@ -151,7 +142,6 @@ pub struct Charge {
     opens: Option<CoverName>,
     /// The retries to cover once it sticks.
     retry: Option<CoverName>,
-    progress: Progress,
     settled: bool,
 }
 
@@ -169,19 +159,9 @@ impl Charge {
         &self.standings
     }
 
-    /// The client has begun to receive: from now on dropping the guard keeps the charge.
-    pub fn due(&mut self) {
-        self.progress = Progress::Due;
-    }
-
     /// Ends it one way or the other.
     pub fn settle(mut self, settlement: Settlement) {
         self.settle_once(settlement);
-    }
-
-    /// What dropping the guard now would mean.
-    pub fn settlement_if_dropped(&self) -> Settlement {
-        self.progress.settlement()
     }
 
     fn settle_once(&mut self, settlement: Settlement) {
@@ -198,7 +178,7 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.settle_once(self.progress.settlement());
+        self.settle_once(Settlement::Void);
     }
 }
 
@@ -232,7 +212,6 @@ impl Ledger {
             covered_by,
             opens: None,
             retry: None,
-            progress: Progress::Nothing,
             settled: false,
         };
         self.reserve(charge, &request, session, retry)
@@ -351,10 +330,10 @@ impl Ledger {
     pub fn leave(&self, user: &Arc<str>, design: &Arc<str>) {
         let name = cover(CoverKind::Session, user, design);
         let digest = self.digests.of(&name);
+        // Marked also when memory knows of none: the store may, while it has not been read.
         let mut unflushed = self.unflushed();
-        if self.covers.end(digest) {
-            unflushed.ended(digest, name);
-        }
+        self.covers.end(digest);
+        unflushed.ended(digest, name);
     }
 }
 

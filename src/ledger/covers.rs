@@ -71,9 +71,9 @@ impl Covers {
         self.by_digest.entry(digest).or_insert(cover);
     }
 
-    /// Ends a cover; whether there was one.
-    pub(super) fn end(&self, digest: u128) -> bool {
-        self.by_digest.remove(&digest).is_some()
+    /// Ends a cover, if there is one.
+    pub(super) fn end(&self, digest: u128) {
+        self.by_digest.remove(&digest);
     }
 
     /// Ends a cover if its time has come; whether it did.

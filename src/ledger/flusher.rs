@@ -54,6 +54,14 @@ pub async fn run(
                 () = &mut shutdown => return last_words(&ledger, error),
             }
         }
+        if loaded && let Err(error) = flush(&ledger, store.as_mut(), None).await {
+            // It can be read and not written: what was delivered meanwhile waits, and nothing is added to it.
+            ledger.suspend(&error);
+            tokio::select! {
+                () = tokio::time::sleep(REOPEN_INTERVAL) => continue,
+                () = &mut shutdown => return last_words(&ledger, error),
+            }
+        }
         loaded = true;
         ledger.resume();
         let failure = loop {
@@ -128,9 +136,11 @@ async fn flush(ledger: &Ledger, store: &mut dyn Store, forget_before: Option<i64
     let (marks, batch) = ledger.next_group(forget_before);
     let batch = Arc::new(batch);
     let started = ledger.clock.monotonic();
-    if !batch.is_empty()
-        && let Err(error) = store.write(batch).await
-    {
+    if batch.is_empty() {
+        ledger.stats.nothing_to_flush(started);
+        return Ok(());
+    }
+    if let Err(error) = store.write(batch).await {
         ledger.unflushed().put_back(marks);
         return Err(error);
     }
@@ -152,7 +162,7 @@ impl Ledger {
     }
 
     fn resume(&self) {
-        self.stats.flushed(self.clock.monotonic(), Duration::ZERO);
+        self.stats.nothing_to_flush(self.clock.monotonic());
         self.set_trouble(None);
         tracing::info!(counters = self.counters.len(), "the ledger is ready");
     }
@@ -173,10 +183,15 @@ impl Ledger {
         let longest = self.options.session_max.max(self.options.retry_window);
         let left = Duration::from_millis(u64::try_from(row.expires_at_ms - wall_ms).unwrap_or(0)).min(longest);
         let digest = self.digests.of(&row.name);
+        let mut unflushed = self.unflushed();
+        if unflushed.covers.contains_key(&digest) {
+            // It has changed since: a user left the screen before the store was read.
+            return;
+        }
         let meters = row.meters.iter().filter_map(|name| self.meter_named(name)).map(|(id, _)| id).collect();
         let until = now + left;
         self.covers.restore(digest, Cover { serial: self.next_serial(), meters, until, files_left: row.files_left });
-        self.unflushed().will_end(until, digest, row.name);
+        unflushed.will_end(until, digest, row.name);
     }
 
     fn expire_covers(&self) {

@@ -24,6 +24,7 @@ mod covers;
 mod flusher;
 mod stats;
 mod unflushed;
+mod usage;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,6 +37,7 @@ pub use crate::store::CoverKind;
 pub use cell::Count;
 pub use charge::{Admission, Charge, ChargeRequest, Denial, Settlement, Standing, Why};
 pub use flusher::{LastFlushFailed, run};
+pub use usage::Usage;
 
 use crate::clock::Clock;
 use crate::policy::{MeterId, Plans, Policy, Span, Window};
@@ -96,17 +98,6 @@ pub struct Ledger {
     available: AtomicBool,
     trouble: Mutex<Option<Arc<str>>>,
     stats: Stats,
-}
-
-/// What a user has used of a meter, for people who ask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Usage {
-    /// The meter.
-    pub meter: MeterId,
-    /// The current window.
-    pub span: Span,
-    /// What the counter says.
-    pub count: Count,
 }
 
 #[derive(Debug)]
@@ -175,17 +166,6 @@ impl Ledger {
         }
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
         trouble.map_or(Ok(()), Err)
-    }
-
-    /// What a user has used, on every meter, in the windows that are current now.
-    pub fn usage(&self, user: &str) -> Vec<Usage> {
-        let now = self.clock.now();
-        let meters = (0..).map(MeterId).zip(&self.meters);
-        let usage = meters.map(|(id, meter)| {
-            let span = meter.span(now);
-            Usage { meter: id, span, count: self.counters.count(self.digests.counter(&meter.name, user, span)) }
-        });
-        usage.collect()
     }
 
     /// Adds the ledger's metrics to a registry.

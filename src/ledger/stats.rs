@@ -76,9 +76,14 @@ impl Stats {
         registry.register("exportgate_counters", "Counters in memory", self.counters.clone());
     }
 
-    /// A group was written, or there was nothing to write.
+    /// A group was written.
     pub(super) fn flushed(&self, now: Duration, took: Duration) {
         self.flush_duration.observe(took.as_secs_f64());
+        self.nothing_to_flush(now);
+    }
+
+    /// The store knows all there is to know.
+    pub(super) fn nothing_to_flush(&self, now: Duration) {
         self.flushed_at_ms.store(now.as_millis() as u64, Ordering::Relaxed);
     }
 

@@ -151,13 +151,13 @@ where
             let copy = Copy::of(&request);
             match self.exchange(sender, request).await {
                 Ok(answer) => return Ok(answer),
-                Err(failed) => match failed
-                    .unsent
-                    .or_else(|| copy.filter(|_| failed.error.is_incomplete_message()).map(Copy::request))
-                {
-                    Some(again) => request = again,
-                    None => return Err(self.broken(failed.error)),
-                },
+                Err(Failed { unsent: Some(unsent), .. }) => request = unsent,
+                Err(Failed { error, .. }) => {
+                    let Some(copy) = copy.filter(|_| died_unanswered(&error)) else { return Err(self.broken(error)) };
+                    // The others may be as dead: the second and last try is on a new connection.
+                    request = copy.request();
+                    break;
+                }
             }
         }
         let sender = self.connect().await?;
@@ -207,6 +207,16 @@ struct Failed<B> {
     /// The request, if not a byte of it was sent.
     unsent: Option<Request<RequestBody<B>>>,
     error: hyper::Error,
+}
+
+/// Whether a connection ended before any byte of an answer.
+fn died_unanswered(error: &hyper::Error) -> bool {
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    let reset = |io: &std::io::Error| {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        matches!(io.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
+    };
+    error.is_incomplete_message() || io.is_some_and(reset)
 }
 
 /// A request that can be sent again.

@@ -144,7 +144,9 @@ impl Policy {
                 (false, true) => (SessionUse::Covered, Rule::CoveredBySession),
                 (false, false) => (SessionUse::None, Rule::EachExportCounts),
             };
-            rule = sentence;
+            if meter.on_exceed == OnExceed::Deny {
+                rule = sentence;
+            }
             demands.push(Demand { meter: id, cost: 1, limit, on_exceed: meter.on_exceed, session });
         }
         Verdict { demands, rule }
@@ -310,9 +312,9 @@ mod tests {
     fn pro_and_max_plain_exports_are_unlimited_and_only_observed_for_fair_use() {
         let charge = [(FAIR_USE, SessionUse::None)];
         let paid = [PRO, MAX];
-        row(&LEAVING, &Platform::ALL, PLAIN, &paid, &FILE_LIKE, &charge, Rule::EachExportCounts);
+        row(&LEAVING, &Platform::ALL, PLAIN, &paid, &FILE_LIKE, &charge, Rule::Unlimited);
         let opening = [Action::OpenExportScreen];
-        row(&opening, &Platform::ALL, PLAIN, &paid, &FILE_LIKE, &charge, Rule::OpeningIsAutosave);
+        row(&opening, &Platform::ALL, PLAIN, &paid, &FILE_LIKE, &charge, Rule::Unlimited);
         row(&opening, &MOBILE, PLAIN, &paid, &[Delivers::Screen], &[], Rule::ScreenDataIsNoFile);
         for plan in paid {
             let export =

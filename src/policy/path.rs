@@ -18,6 +18,12 @@ pub fn is_canonical(path: &str) -> bool {
     let mut segment = 1;
     while at < bytes.len() {
         match bytes[at] {
+            // A blank at the edge of a segment is dropped by some.
+            b'%' if bytes[at..].starts_with(b"%20")
+                && (at == segment || matches!(bytes.get(at + 3), None | Some(b'/'))) =>
+            {
+                return false;
+            }
             b'/' if is_odd_segment(&bytes[segment..at]) => return false,
             b'/' => segment = at + 1,
             b'%' => {
@@ -145,6 +151,9 @@ mod tests {
             "/%2561",
             "/a%00",
             "/a%2e",
+            "/a%20",
+            "/a%20/b",
+            "/%20a",
             "/a b",
             "/caf\u{e9}",
         ];

@@ -1,7 +1,7 @@
 //! Which request is which action (counting rules, section 1).
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
@@ -72,10 +72,13 @@ pub enum DesignFrom {
 /// All routes, in the order of the configuration: the first that fits wins.
 #[derive(Debug, Default)]
 pub struct Routes {
-    routes: Vec<Route>,
+    routes: Vec<Arc<Route>>,
+    /// By the most specific pattern that a path fits: all routes that may fit such a path, in order.
     by_path: matchit::Router<Vec<RouteId>>,
-    /// Export routes only, by lower-case path: where a lenient reading must not lead.
-    lenient: matchit::Router<Vec<RouteId>>,
+    /// The routes' paths as [`lenient_readings`] spells them.
+    lenient: Vec<String>,
+    /// Whether an export's own path is spelt otherwise: then a plain path may be a disguise of it.
+    has_odd_export: bool,
 }
 
 /// Two routes that cannot stand together.
@@ -124,10 +127,12 @@ pub enum Match {
 }
 
 /// A request's route, and the design it is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Found {
-    /// The route, for [`Routes::get`].
+    /// The route's index.
     pub id: RouteId,
+    /// The route.
+    pub route: Arc<Route>,
     /// The design's id, decoded; `None` if the request does not carry it.
     pub design: Option<Arc<str>>,
 }
@@ -137,8 +142,10 @@ pub struct Found {
 pub enum Misread {
     /// The path is spelt so that a lenient backend would serve it as an export.
     Path,
-    /// A parameter that a route's condition asks for is repeated or percent-encoded.
+    /// A parameter that an export route asks for is repeated, or percent-encoded where it must have a certain value.
     Query(String),
+    /// A header that an export route asks for is repeated.
+    Header(HeaderName),
 }
 
 impl std::fmt::Display for Misread {
@@ -147,12 +154,11 @@ impl std::fmt::Display for Misread {
             Self::Path => {
                 f.write_str("The path is spelt in a way that servers read differently. Send it in its plain form.")
             }
-            Self::Query(name) => {
-                write!(
-                    f,
-                    "The query parameter \"{name}\" is repeated or percent-encoded. Send it once, in its plain form."
-                )
-            }
+            Self::Query(name) => write!(
+                f,
+                "The query parameter \"{name}\" is repeated or percent-encoded. Send it once, in its plain form."
+            ),
+            Self::Header(name) => write!(f, "The header \"{name}\" is repeated. Send it once."),
         }
     }
 }
@@ -164,90 +170,92 @@ impl Routes {
     ///
     /// [`RouteConflict`] for the first route that is no pattern or can never be reached.
     pub fn new(routes: Vec<Route>) -> Result<Self, RouteConflict> {
-        let mut same_shape = BTreeMap::<String, Vec<(RouteId, &Route)>>::new();
-        for (index, route) in routes.iter().enumerate() {
-            let id = RouteId(u16::try_from(index).unwrap_or(u16::MAX));
-            let earlier = same_shape.entry(shape(&route.path)).or_default();
-            if let Some((_, other)) = earlier.iter().find(|(_, other)| shadows(other, route)) {
-                let (route_name, by) = (route.name.clone(), other.name.clone());
+        for (index, later) in routes.iter().enumerate() {
+            if let Some(earlier) = routes[..index].iter().find(|earlier| shadows(earlier, later)) {
+                let (route_name, by) = (later.name.clone(), earlier.name.clone());
                 return Err(RouteConflict::Shadowed { route: index, route_name, by });
             }
-            earlier.push((id, route));
         }
+        let ids = || (0..).map(RouteId);
         let mut by_path = matchit::Router::new();
-        let mut lenient = matchit::Router::<Vec<RouteId>>::new();
-        for (shape, same) in &same_shape {
-            let malformed = |reason: String| {
-                let (RouteId(route), path) =
-                    same.first().map_or((RouteId(0), ""), |(id, route)| (*id, route.path.as_str()));
-                RouteConflict::Pattern { route: usize::from(route), path: path.to_owned(), reason }
-            };
-            by_path
-                .insert(shape, same.iter().map(|(id, _)| *id).collect())
-                .map_err(|error| malformed(error.to_string()))?;
-            let exports = same.iter().filter(|(_, route)| route.action.is_export()).map(|(id, _)| *id);
-            let lower = shape.to_ascii_lowercase();
-            match lenient.at_mut(&lower) {
-                // Patterns that differ in case only.
-                Ok(found) if same_shape.keys().any(|other| other != shape && other.eq_ignore_ascii_case(&lower)) => {
-                    found.value.extend(exports);
-                }
-                _ => lenient.insert(lower, exports.collect()).map_err(|error| malformed(error.to_string()))?,
+        let mut seen = BTreeSet::new();
+        for (index, route) in routes.iter().enumerate() {
+            let shape = shape(&route.path);
+            if !seen.insert(shape.clone()) {
+                continue;
             }
+            let may_fit = ids().zip(&routes).filter(|(_, other)| overlap(&route.path, &other.path)).map(|(id, _)| id);
+            by_path.insert(shape, may_fit.collect()).map_err(|error: matchit::InsertError| RouteConflict::Pattern {
+                route: index,
+                path: route.path.clone(),
+                reason: error.to_string(),
+            })?;
         }
-        Ok(Self { by_path, lenient, routes })
+        let lenient: Vec<String> = routes.iter().map(|route| lenient_pattern(&route.path)).collect();
+        let has_odd_export =
+            routes.iter().zip(&lenient).any(|(route, lenient)| route.action.is_export() && route.path != *lenient);
+        Ok(Self { by_path, lenient, has_odd_export, routes: routes.into_iter().map(Arc::new).collect() })
     }
 
     /// All routes with their ids.
-    pub fn iter(&self) -> impl Iterator<Item = (RouteId, &Route)> {
+    pub fn iter(&self) -> impl Iterator<Item = (RouteId, &Arc<Route>)> {
         (0..).map(RouteId).zip(&self.routes)
-    }
-
-    /// The route of that id.
-    pub fn get(&self, id: RouteId) -> Option<&Route> {
-        self.routes.get(usize::from(id.0))
     }
 
     /// What a request is. Allocates nothing for an ordinary request that matches no route.
     pub fn find(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Match {
         let path = uri.path();
-        let mut found = None;
-        if let Ok(at) = self.by_path.at(path) {
-            for &id in at.value {
-                let Some(route) = self.get(id).filter(|route| allows(route, method)) else {
-                    continue;
-                };
-                match meets(&route.conditions, uri, headers) {
-                    Ok(true) => {
-                        found = Some((id, route));
-                        break;
-                    }
-                    Ok(false) => {}
-                    Err(name) => return Match::Misread(Misread::Query(name)),
-                }
-            }
-        }
-        let canonical = is_canonical(path);
-        let surely_export = canonical && found.is_some_and(|(_, route)| route.action.is_export());
-        let plain = canonical && !path.bytes().any(|byte| byte.is_ascii_uppercase());
-        if !surely_export && !plain && self.might_be_export(method, path) {
+        let (id, route) = match self.first_fit(method, uri, headers) {
+            Ok(Some(found)) => found,
+            Ok(None) if self.is_disguised_export(method, path) => return Match::Misread(Misread::Path),
+            Ok(None) => return Match::Unmatched,
+            Err(misread) => return Match::Misread(misread),
+        };
+        // An export in its plain spelling is one, whatever else it could be read as.
+        let is_plain_export = route.action.is_export() && is_canonical(without_slash_of(&route.path, path));
+        if !is_plain_export && self.is_disguised_export(method, path) {
             return Match::Misread(Misread::Path);
         }
-        match found {
-            None => Match::Unmatched,
-            Some((id, route)) => match design(route, uri, headers) {
-                Ok(design) => Match::Route(Found { id, design }),
-                Err(name) => Match::Misread(Misread::Query(name)),
-            },
+        match design(route, uri, headers) {
+            Err(misread) if route.action.is_export() => Match::Misread(misread),
+            design => Match::Route(Found { id, route: route.clone(), design: design.unwrap_or_default() }),
         }
     }
 
-    fn might_be_export(&self, method: &Method, path: &str) -> bool {
-        lenient_readings(path).any(|reading| {
-            self.lenient
-                .at(&reading)
-                .is_ok_and(|at| at.value.iter().any(|&id| self.get(id).is_some_and(|route| allows(route, method))))
-        })
+    fn first_fit(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Option<(RouteId, &Arc<Route>)>, Misread> {
+        let Ok(at) = self.by_path.at(uri.path()) else { return Ok(None) };
+        for &id in at.value {
+            let Some(route) = self.routes.get(usize::from(id.0)) else { continue };
+            if !allows(route, method) || !fits(&route.path, uri.path()) {
+                continue;
+            }
+            match meets(&route.conditions, uri, headers) {
+                Ok(true) => return Ok(Some((id, route))),
+                // What is no export takes only what it surely is; what is left of it may still be an export.
+                Err(misread) if route.action.is_export() => return Err(misread),
+                Ok(false) | Err(_) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a lenient backend might serve this as an export, though it is not spelt as one.
+    fn is_disguised_export(&self, method: &Method, path: &str) -> bool {
+        let is_plain = is_canonical(path) && !path.bytes().any(|byte| byte.is_ascii_uppercase());
+        (self.has_odd_export || !is_plain)
+            && lenient_readings(path).any(|reading| {
+                let mut fitting = self.routes.iter().zip(&self.lenient).filter(|(route, pattern)| {
+                    // A condition may or may not be met: only an export is presumed to have what it asks for.
+                    let surely = route.conditions.is_empty() || route.action.is_export();
+                    surely && allows(route, method) && fits(pattern, &reading)
+                });
+                fitting.next().is_some_and(|(route, _)| route.action.is_export())
+            })
     }
 }
 
@@ -267,10 +275,73 @@ fn parameter(segment: &str) -> Option<(&str, bool)> {
     Some(name.strip_prefix('*').map_or((name, false), |rest| (rest, true)))
 }
 
+/// A pattern spelt as [`lenient_readings`] spells paths.
+fn lenient_pattern(pattern: &str) -> String {
+    let segments = pattern.split('/').filter(|segment| !segment.is_empty());
+    let lower = segments.map(|segment| match parameter(segment) {
+        Some(_) => segment.to_owned(),
+        None => segment.to_ascii_lowercase().trim_end_matches('.').to_owned(),
+    });
+    format!("/{}", lower.collect::<Vec<_>>().join("/"))
+}
+
+/// A path without the slash at its end that its pattern has as well: there it is the plain form.
+fn without_slash_of<'p>(pattern: &str, path: &'p str) -> &'p str {
+    path.strip_suffix('/').filter(|_| pattern.ends_with('/')).unwrap_or(path)
+}
+
+/// Whether a path fits a pattern.
+fn fits(pattern: &str, path: &str) -> bool {
+    let mut segments = path.split('/');
+    for wanted in pattern.split('/') {
+        let segment = segments.next();
+        match (parameter(wanted), segment) {
+            (Some((_, true)), Some(first)) => return !first.is_empty() || segments.next().is_some(),
+            (Some((_, false)), Some(segment)) if !segment.is_empty() => {}
+            (None, Some(segment)) if segment == wanted => {}
+            _ => return false,
+        }
+    }
+    segments.next().is_none()
+}
+
+/// Whether some path may fit both patterns.
+fn overlap(one: &str, other: &str) -> bool {
+    segments_agree(one, other, |one, other| parameter(one).is_some() || parameter(other).is_some() || one == other)
+}
+
+/// Whether every path that fits `narrow` fits `wide`.
+fn includes(wide: &str, narrow: &str) -> bool {
+    let takes_rest = |pattern: &str| pattern.split('/').any(|segment| parameter(segment).is_some_and(|(_, rest)| rest));
+    (takes_rest(wide) || !takes_rest(narrow))
+        && segments_agree(wide, narrow, |wide, narrow| parameter(wide).is_some() || wide == narrow)
+}
+
+fn segments_agree(one: &str, other: &str, agree: impl Fn(&str, &str) -> bool) -> bool {
+    let takes_rest = |segment: &str| parameter(segment).is_some_and(|(_, rest)| rest);
+    let (mut ones, mut others) = (one.split('/'), other.split('/'));
+    loop {
+        match (ones.next(), others.next()) {
+            (None, None) => return true,
+            (Some(one), Some(_)) if takes_rest(one) => return true,
+            (Some(_), Some(other)) if takes_rest(other) => return true,
+            (Some(one), Some(other)) if agree(one, other) => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Whether the earlier route takes every request of the later one.
 fn shadows(earlier: &Route, later: &Route) -> bool {
-    let methods = earlier.methods.is_empty()
-        || (!later.methods.is_empty() && later.methods.iter().all(|method| earlier.methods.contains(method)));
-    methods && (earlier.conditions.is_empty() || earlier.conditions == later.conditions)
+    let methods = match later.methods.as_slice() {
+        [] => earlier.methods.is_empty(),
+        methods => methods.iter().all(|method| allows(earlier, method)),
+    };
+    let Conditions { query, headers } = &earlier.conditions;
+    methods
+        && includes(&earlier.path, &later.path)
+        && query.iter().all(|condition| later.conditions.query.contains(condition))
+        && headers.iter().all(|condition| later.conditions.headers.contains(condition))
 }
 
 fn allows(route: &Route, method: &Method) -> bool {
@@ -281,46 +352,68 @@ fn allows(route: &Route, method: &Method) -> bool {
         || *method == Method::OPTIONS
 }
 
-/// Whether a request meets the conditions; `Err` names a query parameter that cannot be read safely.
-fn meets(conditions: &Conditions, uri: &Uri, headers: &HeaderMap) -> Result<bool, String> {
+/// Whether a request meets the conditions; `Err` if it could be read either way.
+fn meets(conditions: &Conditions, uri: &Uri, headers: &HeaderMap) -> Result<bool, Misread> {
     for (name, value) in &conditions.headers {
         let mut sent = headers.get_all(name).iter();
-        if sent.next() != Some(value) || sent.next().is_some() {
-            return Ok(false);
+        match (sent.next(), sent.next()) {
+            (Some(only), None) if only == value => {}
+            (Some(first), Some(_)) if first == value || headers.get_all(name).iter().any(|other| other == value) => {
+                return Err(Misread::Header(name.clone()));
+            }
+            _ => return Ok(false),
         }
     }
     let mut all = true;
     for (name, value) in &conditions.query {
-        all &= query_parameter(uri, name)? == Some(value.as_str());
+        let sent = query_parameter(uri, name)?;
+        if sent.is_some_and(|sent| !sent.plain || sent.value.contains(['%', '+'])) {
+            return Err(Misread::Query(name.clone()));
+        }
+        all &= sent.is_some_and(|sent| sent.value == value);
     }
     Ok(all)
 }
 
-/// A query parameter's raw value; `Err` if it is sent more than once, or in another spelling.
-fn query_parameter<'u>(uri: &'u Uri, name: &str) -> Result<Option<&'u str>, String> {
-    let mut value = None;
-    for pair in uri.query().unwrap_or("").split(['&', ';']) {
-        let (key, raw) = pair.split_once('=').unwrap_or((pair, ""));
-        let plain = key == name && !raw.contains(['%', '+']);
-        if !plain && !decoded(key).trim().eq_ignore_ascii_case(name) {
-            continue;
-        }
-        if !plain || value.is_some() {
-            return Err(name.to_owned());
-        }
-        value = Some(raw);
-    }
-    Ok(value)
+/// A query parameter as it was sent.
+#[derive(Clone, Copy)]
+struct Sent<'u> {
+    value: &'u str,
+    /// Whether its name is spelt as the configuration has it.
+    plain: bool,
 }
 
-fn design(route: &Route, uri: &Uri, headers: &HeaderMap) -> Result<Option<Arc<str>>, String> {
+/// A query parameter; `Err` if it is sent more than once, in whatever spelling.
+fn query_parameter<'u>(uri: &'u Uri, name: &str) -> Result<Option<Sent<'u>>, Misread> {
+    let mut found = None;
+    for pair in uri.query().unwrap_or("").split(['&', ';']) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if key != name && !decoded(key).trim().eq_ignore_ascii_case(name) {
+            continue;
+        }
+        if found.is_some() {
+            return Err(Misread::Query(name.to_owned()));
+        }
+        found = Some(Sent { value, plain: key == name });
+    }
+    Ok(found)
+}
+
+/// The design's id; `Err` if the request names it in a way that could be read as another.
+fn design(route: &Route, uri: &Uri, headers: &HeaderMap) -> Result<Option<Arc<str>>, Misread> {
     let text = match &route.design {
         DesignFrom::Path(name) => path_parameter(&route.path, uri.path(), name).map(decoded),
-        DesignFrom::Query(name) => query_parameter(uri, name)?.map(Cow::Borrowed),
+        DesignFrom::Query(name) => match query_parameter(uri, name)? {
+            Some(sent) if !sent.plain => return Err(Misread::Query(name.clone())),
+            sent => sent.map(|sent| decoded(sent.value)),
+        },
         DesignFrom::Header(name) => {
             let mut sent = headers.get_all(name).iter();
-            let only = sent.next().filter(|_| sent.next().is_none());
-            only.and_then(|value| value.to_str().ok()).map(Cow::Borrowed)
+            let first = sent.next();
+            if sent.next().is_some() {
+                return Err(Misread::Header(name.clone()));
+            }
+            first.and_then(|value| value.to_str().ok()).map(Cow::Borrowed)
         }
         DesignFrom::Nowhere => None,
     };
@@ -377,7 +470,7 @@ mod tests {
             Match::Unmatched => "-".into(),
             Match::Misread(_) => "400".into(),
             Match::Route(found) => {
-                format!("{} {}", routes.get(found.id).unwrap().name, found.design.as_deref().unwrap_or(""))
+                format!("{} {}", found.route.name, found.design.as_deref().unwrap_or(""))
             }
         }
     }
@@ -446,6 +539,8 @@ mod tests {
         headers.append("x-design", HeaderValue::from_static("d1"));
         let Match::Route(found) = routes.find(&Method::POST, &uri, &headers) else { panic!("no match") };
         assert_eq!(found.design.as_deref(), Some("d1"));
+        headers.append("x-target", HeaderValue::from_static("link"));
+        assert!(matches!(routes.find(&Method::POST, &uri, &headers), Match::Misread(Misread::Header(_))));
     }
 
     #[test]
@@ -457,7 +552,65 @@ mod tests {
         second.methods = vec![Method::PUT];
         assert!(Routes::new(vec![first.clone(), second.clone()]).is_ok(), "other methods");
         second.methods = vec![Method::GET];
-        assert!(Routes::new(vec![route("c", &[], "/y/{design}", Action::View), second]).is_ok(), "another path");
+        assert!(
+            Routes::new(vec![route("c", &[], "/y/{design}", Action::View), second.clone()]).is_ok(),
+            "another path"
+        );
+        second.path = "/x/static".into();
+        assert!(Routes::new(vec![first.clone(), second.clone()]).is_err(), "a pattern takes what is static after it");
+        assert!(Routes::new(vec![second.clone(), first.clone()]).is_ok());
+        second.methods = vec![Method::HEAD];
+        assert!(Routes::new(vec![first, second]).is_err(), "GET includes HEAD");
+    }
+
+    #[test]
+    fn the_first_route_that_fits_wins_however_specific_the_others_are() {
+        let mut special = route("special", &[Method::GET], "/d/{design}/preview", Action::View);
+        special.conditions.query = vec![("small".into(), "1".into())];
+        let all = route("all", &[], "/d/{design}/{what}", Action::Download);
+        let deep = route("deep", &[Method::GET], "/d/{design}/preview/{*rest}", Action::View);
+        let routes = Routes::new(vec![special, all, deep]).unwrap();
+        let name = |method, target: &str| match routes.find(&method, &target.parse().unwrap(), &HeaderMap::new()) {
+            Match::Route(found) => found.route.name.to_string(),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(name(Method::GET, "/d/x/preview?small=1"), "special");
+        assert_eq!(name(Method::GET, "/d/x/preview?small=0"), "all", "a condition that is not met ends no search");
+        assert_eq!(name(Method::POST, "/d/x/preview?small=1"), "all", "nor does a method");
+        assert_eq!(name(Method::GET, "/d/x/preview/a/b"), "deep");
+        assert_eq!(name(Method::GET, "/d/x"), "Unmatched");
+    }
+
+    #[test]
+    fn an_export_route_that_ends_in_a_slash_has_disguises_as_well() {
+        let routes = Routes::new(vec![route("d", &[Method::GET], "/V1/{design}/Download/", Action::Download)]).unwrap();
+        let found = |path: &str| routes.find(&Method::GET, &path.parse().unwrap(), &HeaderMap::new());
+        assert!(matches!(found("/V1/x/Download/"), Match::Route(_)));
+        for path in [
+            "/V1/x/Download",
+            "/v1/x/download",
+            "/V1/x/Download//",
+            "/v1/x/download/",
+            "/V1//x/Download/",
+            "/V1/x/%44ownload/",
+        ] {
+            assert!(matches!(found(path), Match::Misread(_)), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_route_that_is_no_export_is_never_refused_for_its_design() {
+        let mut view = route("view", &[], "/view", Action::View);
+        view.design = DesignFrom::Query("id".into());
+        let mut export = route("export", &[], "/export", Action::Download);
+        export.design = DesignFrom::Query("id".into());
+        let routes = Routes::new(vec![view, export]).unwrap();
+        let found = |target: &str| routes.find(&Method::GET, &target.parse().unwrap(), &HeaderMap::new());
+        assert!(matches!(found("/view?id=a&id=b"), Match::Route(Found { design: None, .. })));
+        assert!(matches!(found("/export?id=a&id=b"), Match::Misread(_)));
+        assert!(matches!(found("/export?%69d=a"), Match::Misread(_)));
+        let Match::Route(encoded) = found("/export?id=YQ%3D%3D") else { panic!("an id may need encoding") };
+        assert_eq!(encoded.design.as_deref(), Some("YQ=="));
     }
 
     #[test]

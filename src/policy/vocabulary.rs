@@ -131,7 +131,7 @@ pub struct Plans {
 
 impl Plans {
     /// How many plans there may be: an id is a byte, and one value of it means "not known".
-    pub const MOST: usize = 255;
+    pub const MOST: usize = 254;
 
     /// Plans in the order given.
     pub fn new(names: impl IntoIterator<Item = Arc<str>>) -> Self {

@@ -39,7 +39,7 @@ pub(super) fn strip_connection_fields(headers: &mut HeaderMap) {
         let named = lines.flat_map(|line| line.split(',')).filter_map(|name| name.trim().parse::<HeaderName>().ok());
         for name in named.collect::<Vec<_>>() {
             // A client must not talk the gate out of fields that the backend relies on.
-            if name != HOST && name != CONTENT_LENGTH {
+            if name != HOST && name != CONTENT_LENGTH && name != "x-request-id" {
                 headers.remove(name);
             }
         }

@@ -130,6 +130,8 @@ where
         };
         duration.observe(clock.monotonic().saturating_sub(started).as_secs_f64());
         headers::strip_connection_fields(answer.headers_mut());
+        // The version is that of a connection, not of the message (RFC 9110, section 2.5).
+        *answer.version_mut() = Version::HTTP_11;
         Ok(answer)
     }
 
@@ -138,7 +140,11 @@ where
     fn outbound(&self, request: Request<B>) -> (Request<RequestBody<B>>, Option<oneshot::Receiver<()>>) {
         let (mut head, body) = request.into_parts();
         head.version = Version::HTTP_11;
-        if head.uri.scheme().is_some() || head.uri.authority().is_some() {
+        if let Some(authority) = head.uri.authority() {
+            // An absolute target wins over the Host field (RFC 9112, section 3.2.2).
+            if let Ok(host) = HeaderValue::try_from(authority.as_str()) {
+                head.headers.insert(HOST, host);
+            }
             let target = head.uri.path_and_query().map(|target| target.as_str().to_owned());
             head.uri = target.and_then(|target| target.parse().ok()).unwrap_or_default();
         }

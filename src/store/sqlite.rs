@@ -5,6 +5,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -47,7 +48,9 @@ const SCHEMA: &str = "
 /// A ledger file.
 #[derive(Debug)]
 pub struct Sqlite {
-    jobs: mpsc::Sender<Job>,
+    /// `None` only while it is dropped.
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<thread::JoinHandle<()>>,
 }
 
 enum Job {
@@ -63,8 +66,8 @@ impl Sqlite {
     /// If no thread can be started.
     pub fn new(path: impl Into<PathBuf>) -> std::io::Result<Self> {
         let (jobs, inbox) = mpsc::channel();
-        let mut writer = Writer { path: path.into(), lock: None, connection: None };
-        thread::Builder::new().name("ledger-store".into()).spawn(move || {
+        let mut writer = Writer { path: path.into(), lock: None, file: None, connection: None };
+        let thread = thread::Builder::new().name("ledger-store".into()).spawn(move || {
             for job in inbox {
                 // A receiver that is gone has stopped waiting; the work is done all the same.
                 match job {
@@ -73,17 +76,27 @@ impl Sqlite {
                 }
             }
         })?;
-        Ok(Self { jobs })
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
     fn ask(&self, job: impl FnOnce(oneshot::Sender<Result<(), StoreError>>) -> Job) -> Reply<'_> {
         let (done, answer) = oneshot::channel();
-        let sent = self.jobs.send(job(done));
+        let sent = self.jobs.as_ref().map(|jobs| jobs.send(job(done)));
         Box::pin(async move {
             let gone = || StoreError::Unavailable("the store's thread has died".into());
-            sent.map_err(|_| gone())?;
+            sent.and_then(Result::ok).ok_or_else(gone)?;
             answer.await.map_err(|_| gone())?
         })
+    }
+}
+
+impl Drop for Sqlite {
+    /// Closes the file, which writes SQLite's log back into it, and lets go of the lock.
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(Err(_)) = self.thread.take().map(thread::JoinHandle::join) {
+            tracing::error!("the store's thread has died");
+        }
     }
 }
 
@@ -102,8 +115,13 @@ struct Writer {
     path: PathBuf,
     /// Held for as long as the process lives: between a failed write and the next open nobody else may come in.
     lock: Option<File>,
+    /// Which file was read first. Another one under the same name would lack what memory has written to this one.
+    file: Option<FileId>,
     connection: Option<Connection>,
 }
+
+/// A file, whatever its name: device and inode.
+type FileId = (u64, u64);
 
 impl Writer {
     fn open(&mut self, mut rows: RowSink) -> Result<(), StoreError> {
@@ -111,14 +129,37 @@ impl Writer {
         if self.lock.is_none() {
             self.lock = Some(take_lock(&self.path)?);
         }
+        self.check_identity()?;
         let is_new = inspect(&self.path)?;
         let mut connection = self.connect(is_new).map_err(|error| self.explain(&error))?;
+        check_pages(&connection).map_err(|error| self.explain(&error))?;
         read_all(&mut connection, &mut rows).map_err(|error| self.explain(&error))?;
         // From here on the file is known to be good, and closing it may tidy up.
         connection
             .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
             .map_err(|error| self.explain(&error))?;
         self.connection = Some(connection);
+        self.file = identity(&self.path);
+        Ok(())
+    }
+
+    /// Whether the names still stand for the files that are held: a lock that was removed guards nothing, and what is written to
+    /// a ledger that was removed is gone with the process.
+    fn check_identity(&self) -> Result<(), StoreError> {
+        let replaced = |what: &Path| {
+            let what = what.display();
+            StoreError::Unavailable(format!(
+                "{what} was removed or replaced while in use: end this gate and start it again"
+            ))
+        };
+        if self.file.is_some() && identity(&self.path) != self.file {
+            return Err(replaced(&self.path));
+        }
+        let held = self.lock.as_ref().and_then(|lock| lock.metadata().ok()).map(|held| (held.dev(), held.ino()));
+        let lock_path = lock_path(&self.path);
+        if held.is_some() && identity(&lock_path) != held {
+            return Err(replaced(&lock_path));
+        }
         Ok(())
     }
 
@@ -141,6 +182,7 @@ impl Writer {
     }
 
     fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        self.check_identity()?;
         let Some(connection) = &mut self.connection else {
             return Err(StoreError::Unavailable(format!("{} is not open", self.path.display())));
         };
@@ -162,19 +204,26 @@ impl Writer {
     }
 }
 
-fn take_lock(path: &Path) -> Result<File, StoreError> {
+fn identity(path: &Path) -> Option<FileId> {
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
+fn lock_path(path: &Path) -> PathBuf {
     let mut lock_path = path.as_os_str().to_owned();
     lock_path.push(".lock");
+    lock_path.into()
+}
+
+fn take_lock(path: &Path) -> Result<File, StoreError> {
+    let lock_path = lock_path(path);
     let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(|error| {
         let hint = if error.kind() == std::io::ErrorKind::NotFound { ": create the folder first" } else { "" };
-        StoreError::Unavailable(format!("{}: {error}{hint}", Path::new(&lock_path).display()))
+        StoreError::Unavailable(format!("{}: {error}{hint}", lock_path.display()))
     })?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.display().to_string())),
-        Err(TryLockError::Error(error)) => {
-            Err(StoreError::Unavailable(format!("{}: {error}", Path::new(&lock_path).display())))
-        }
+        Err(TryLockError::Error(error)) => Err(StoreError::Unavailable(format!("{}: {error}", lock_path.display()))),
     }
 }
 
@@ -208,6 +257,16 @@ fn inspect(path: &Path) -> Result<bool, StoreError> {
             version.unwrap_or_default()
         )),
     }
+}
+
+/// Looks for damage that reading alone would not trip over, before anything is written.
+fn check_pages(connection: &Connection) -> rusqlite::Result<()> {
+    let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if found == "ok" {
+        return Ok(());
+    }
+    let damaged = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    Err(rusqlite::Error::SqliteFailure(damaged, Some(found)))
 }
 
 fn read_all(connection: &mut Connection, rows: &mut RowSink) -> rusqlite::Result<()> {

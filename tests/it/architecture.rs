@@ -14,7 +14,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("ledger", &["policy", "clock", "store"]),
     ("gate", &["policy", "identity", "design", "ledger", "clock"]),
     ("proxy", &["net", "clock"]),
-    ("admin", &["policy", "ledger", "gate"]),
+    ("admin", &["policy", "ledger"]),
     ("config", &["admin", "design", "gate", "identity", "ledger", "net", "policy", "proxy", "server"]),
     (
         "server",

@@ -101,6 +101,15 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "`127.0.0.1:9000` is no endpoint",
             "http://HOST:PORT",
         ),
+        (
+            "http://127.0.0.1:9000",
+            "http://127.0.0.1:99999",
+            "\"http://127.0.0.1:99999\"",
+            "is no endpoint",
+            "http://HOST:PORT",
+        ),
+        ("issuer = \"https://accounts.example.com\"", "issuer = \"\"", "\"\"", "the issuer is empty", ""),
+        ("# filter = \"info\"", "filter = \"info=x=y\"", "\"info=x=y\"", "is no log filter", "\"info\""),
         ("methods = [\"PUT\"]", "methods = [\"put\"]", "\"put\"", "`put` is no method", "write \"PUT\""),
         ("plan = \"/plan\"", "plan = \"plan\"", "\"plan\"", "`plan` is no JSON pointer", "write \"/plan\""),
     ];
@@ -134,6 +143,10 @@ fn an_override_that_is_wrong_is_shown_as_one() {
     assert!(!valid && text.contains("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE=-5"), "{text}");
     assert!(check("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "5").0);
     assert!(check("EXPORT_GATE__ROUTES__0__NAME", "first").0, "an element of a list");
+    for nowhere in ["EXPORT_GATE__ROUTES__99__NAME", "EXPORT_GATE__DEFAULT_UPSTREAM__NAME"] {
+        let (valid, text) = check(nowhere, "x");
+        assert!(!valid && text.contains("this override has no place") && text.contains(nowhere), "{text}");
+    }
 }
 
 #[test]

@@ -152,6 +152,31 @@ fn a_client_that_hangs_up_after_the_first_byte_is_charged() {
 }
 
 #[test]
+fn a_client_that_breaks_its_own_upload_off_to_look_like_a_broken_backend_is_charged() {
+    for upload in ["content-length: 1\r\n\r\n", "transfer-encoding: chunked\r\n\r\nnonsense\r\n"] {
+        let (reply, release) = Reply::held(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabcde", b"f");
+        let (_backend, gate) = stage(reply);
+        let mut client = TcpStream::connect(gate.address).unwrap();
+        client.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        write!(client, "GET {DOWNLOAD} HTTP/1.1\r\nhost: a\r\n{}\r\n{upload}", Token::of("u").line()).unwrap();
+        let mut read = Vec::new();
+        let mut byte = [0];
+        // A broken chunk may end the exchange before anything is read: then nothing is charged, and nothing was handed out.
+        while !read.ends_with(b"abcde") && client.read(&mut byte).is_ok_and(|count| count == 1) {
+            read.push(byte[0]);
+        }
+        drop(client);
+        let got_it = read.ends_with(b"abcde");
+        let outcome = if got_it { "delivered" } else { "void" };
+        eventually("it settles", || charges(&gate, outcome) == 1.0);
+        // The backend's thread may have ended with its connection.
+        let _ = release.send(());
+        assert_eq!(gate.used("u", "exports"), u64::from(got_it), "{upload}");
+        assert!(got_it || !upload.starts_with("content-length"));
+    }
+}
+
+#[test]
 fn a_chunked_file_and_an_http_1_0_client_are_charged_once() {
     let chunked = b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n";
     let (_backend, gate) = stage(Reply::Raw(chunked.to_vec()));

@@ -206,6 +206,51 @@ fn a_damaged_ledger_is_left_alone_and_taken_when_it_is_replaced() {
 }
 
 #[test]
+fn damage_that_reading_would_not_trip_over_is_found_before_anything_is_written() {
+    let (_backend, setup) = stage();
+    let gate = setup.start();
+    for user in 0..200 {
+        let token = Token::of(&format!("a-user-with-a-long-name-to-fill-pages-{user}")).line();
+        assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
+    }
+    assert!(gate.stop().success());
+    let path = setup.folder.path("export-gate.db");
+    let mut damaged = std::fs::read(&path).unwrap();
+    // A leaf page of an index (type 10) that says it has one cell less.
+    let leaf = (1..damaged.len() / 4096).map(|page| page * 4096).find(|at| damaged[*at] == 10 && damaged[at + 4] > 2);
+    damaged[leaf.unwrap() + 4] -= 1;
+    std::fs::write(&path, &damaged).unwrap();
+    let gate = setup.start_unready();
+    is_suspended(&gate, "is damaged");
+    assert!(gate.stop().success());
+    assert!(std::fs::read(&path).unwrap() == damaged, "the file was touched");
+}
+
+#[test]
+fn a_ledger_or_lock_that_is_removed_under_a_running_gate_stops_the_charging() {
+    for name in ["export-gate.db", "export-gate.db.lock"] {
+        let (_backend, setup) = stage();
+        let gate = setup.start();
+        assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
+        eventually("it is flushed", || gate.metric("exportgate_unflushed_charges") == 0.0);
+        std::fs::remove_file(setup.folder.path(name)).unwrap();
+        // Noticed when the next group is to be written.
+        get(gate.address, DOWNLOAD, &[&Token::of("u").line()]);
+        eventually("it is noticed", || gate.admin("/readyz").0 == 503);
+        is_suspended(&gate, "was removed or replaced while in use");
+    }
+}
+
+#[test]
+fn after_a_clean_end_the_file_is_whole_without_its_log() {
+    let (_backend, setup) = stage();
+    let gate = setup.start();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
+    assert!(gate.stop().success());
+    assert!(!setup.folder.path("export-gate.db-wal").exists());
+}
+
+#[test]
 fn a_folder_that_is_missing_is_waited_for() {
     let (_backend, setup) = stage();
     let folder = setup.folder.path("later");

@@ -152,6 +152,41 @@ fn a_request_is_sent_again_when_a_used_connection_turns_out_dead() {
 }
 
 #[test]
+fn a_request_is_sent_again_once_however_many_used_connections_are_dead() {
+    let (reply, release) = Reply::held(b"", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
+    let backend = Backend::start(reply);
+    let gate = Setup::before(backend.address).start();
+    let address = gate.address;
+    let clients: Vec<_> = (0..5).map(|_| std::thread::spawn(move || get(address, "/x", &[]).status)).collect();
+    crate::support::eventually("five connections", || backend.seen().len() == 5);
+    (0..5).for_each(|_| release.send(()).unwrap());
+    assert!(clients.into_iter().all(|client| client.join().unwrap() == 200));
+    backend.will(Reply::RawThenClose(Vec::new()));
+    assert_eq!(get(gate.address, "/dead", &[]).status, 502);
+    assert_eq!(backend.seen().iter().filter(|seen| seen.line.contains("/dead")).count(), 2);
+}
+
+#[test]
+fn a_backend_that_speaks_http_1_0_does_not_make_the_gate_speak_it() {
+    let backend = Backend::start(Reply::RawThenClose(b"HTTP/1.0 200 OK\r\n\r\nold".to_vec()));
+    let gate = Setup::before(backend.address).start();
+    let mut client = TcpStream::connect(gate.address).unwrap();
+    client.write_all(b"GET /x HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("old"), "{answer}");
+}
+
+#[test]
+fn an_absolute_target_wins_over_the_host_field() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let gate = Setup::before(backend.address).start();
+    let raw = b"GET http://real.test/x?y HTTP/1.1\r\nhost: other.test\r\nconnection: close\r\n\r\n";
+    assert_eq!(send_raw(gate.address, raw).unwrap().status, 200);
+    assert_eq!((backend.last().line.as_str(), backend.last().header("host")), ("GET /x?y HTTP/1.1", Some("real.test")));
+}
+
+#[test]
 fn a_connection_of_a_client_serves_many_requests() {
     let backend = Backend::start(Reply::json("200 OK"));
     let gate = Setup::before(backend.address).start();

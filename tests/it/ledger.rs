@@ -9,7 +9,7 @@ use export_gate::ledger::{Admission, ChargeRequest, Ledger, Options, Settlement,
 use export_gate::policy::{
     Calendar, CalendarUnit, Counts, Demand, Limit, Meter, MeterId, OnExceed, PlanId, Plans, Policy, SessionUse, Window,
 };
-use export_gate::store::{Batch, CounterRow, Reply, Row, RowSink, Store, StoreError};
+use export_gate::store::{Batch, CounterRow, CoverName, CoverRow, Reply, Row, RowSink, Store, StoreError};
 use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
 
@@ -233,6 +233,61 @@ async fn a_group_is_written_every_interval_and_a_failed_one_is_written_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_can_be_read_but_not_written_keeps_the_ledger_from_charging() {
+    let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock()), Disk::default());
+    let (_end, ended) = tokio::sync::oneshot::channel::<()>();
+    tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
+    settled(|| ledger.availability().is_ok()).await;
+    disk.is_full(true);
+    assert!(delivered(charge(&ledger, "u", &[demand(0, 10)]).await));
+    settled(|| ledger.availability().is_err()).await;
+    for _ in 0..20 {
+        assert!(matches!(charge(&ledger, "u", &[demand(0, 10)]).await, Admission::Unavailable(_)));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    disk.is_full(false);
+    settled(|| ledger.availability().is_ok()).await;
+    assert_eq!(disk.used("u"), Some(1), "written before anything is added to it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_was_left_stays_left_whatever_the_store_did_meanwhile() {
+    let clock = clock();
+    let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock.clone()), Disk::default());
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let flusher = tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
+    settled(|| ledger.availability().is_ok()).await;
+    let opening = Demand { session: SessionUse::Opens, ..demand(0, 10) };
+    let sharing = Demand { session: SessionUse::Covered, ..demand(0, 10) };
+    let is_covered =
+        async |ledger: &Arc<Ledger>| matches!(charge(ledger, "u", &[sharing]).await, Admission::Covered(..));
+    assert!(delivered(charge(&ledger, "u", &[opening]).await));
+    settled(|| disk.covers() == 1).await;
+    assert!(is_covered(&ledger).await);
+
+    // Another gate waits for the store; the user leaves through it.
+    let waiting = Ledger::new(&policy(1), Options::default(), clock.clone());
+    disk.breaks(true);
+    waiting.leave(&"u".into(), &"d1".into());
+    settled(|| ledger.availability().is_ok()).await;
+    ledger.leave(&"u".into(), &"d1".into());
+    settled(|| ledger.availability().is_err()).await;
+    disk.breaks(false);
+    settled(|| ledger.availability().is_ok()).await;
+    assert!(!is_covered(&ledger).await, "left while the store was broken");
+    settled(|| disk.covers() == 0).await;
+
+    assert!(delivered(charge(&ledger, "u", &[opening]).await));
+    settled(|| disk.covers() == 1).await;
+    drop(end);
+    assert_eq!(flusher.await.unwrap(), Ok(()));
+    let (_end, ended) = tokio::sync::oneshot::channel::<()>();
+    tokio::spawn(run(waiting.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
+    settled(|| waiting.availability().is_ok()).await;
+    assert!(!is_covered(&waiting).await, "left before the store was read");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_last_group_that_cannot_be_written_is_an_error_that_counts_what_is_lost() {
     let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock()), Disk::default());
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
@@ -289,12 +344,22 @@ struct Disk(Arc<std::sync::Mutex<DiskState>>);
 #[derive(Debug, Default)]
 struct DiskState {
     breaks: bool,
+    is_full: bool,
     counters: Vec<CounterRow>,
+    covers: Vec<CoverRow>,
 }
 
 impl Disk {
     fn breaks(&self, breaks: bool) {
         self.0.lock().unwrap().breaks = breaks;
+    }
+
+    fn is_full(&self, is_full: bool) {
+        self.0.lock().unwrap().is_full = is_full;
+    }
+
+    fn covers(&self) -> usize {
+        self.0.lock().unwrap().covers.len()
     }
 
     fn used(&self, subject: &str) -> Option<u32> {
@@ -311,21 +376,31 @@ impl Store for Disk {
     fn open(&mut self, mut rows: RowSink) -> Reply<'_> {
         let opened = self.answer();
         if opened.is_ok() {
-            self.0.lock().unwrap().counters.iter().cloned().for_each(|row| rows(Row::Counter(row)));
+            let state = self.0.lock().unwrap();
+            state.counters.iter().cloned().for_each(|row| rows(Row::Counter(row)));
+            state.covers.iter().cloned().for_each(|row| rows(Row::Cover(row)));
         }
         Box::pin(async { opened })
     }
 
     fn write(&mut self, batch: Arc<Batch>) -> Reply<'_> {
-        let written = self.answer();
+        let written = match self.0.lock().unwrap().is_full {
+            true => Err(StoreError::Unavailable("the disk is full".into())),
+            false => Ok(()),
+        };
+        let written = written.and_then(|()| self.answer());
         if written.is_ok() {
-            let counters = &mut self.0.lock().unwrap().counters;
+            let DiskState { counters, covers, .. } = &mut *self.0.lock().unwrap();
             for row in &batch.counters {
                 counters
                     .retain(|known| (&known.meter, &known.subject, known.span) != (&row.meter, &row.subject, row.span));
                 counters.push(row.clone());
             }
             counters.retain(|row| batch.forget_before.is_none_or(|before| row.span.end >= before));
+            let changed =
+                |name: &CoverName| batch.ended.contains(name) || batch.covers.iter().any(|row| row.name == *name);
+            covers.retain(|row| !changed(&row.name));
+            covers.extend(batch.covers.iter().cloned());
         }
         Box::pin(async { written })
     }

@@ -111,6 +111,20 @@ fn an_idempotency_key_covers_neither_another_target_nor_method_nor_user() {
 }
 
 #[test]
+fn an_idempotency_key_covers_no_other_design_wherever_its_id_is() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address)
+        .replacing("path = \"/v1/designs/{design}/share\"", "path = \"/v1/share\"\ndesign = { header = \"x-design\" }")
+        .start();
+    let token = Token::of("u").line();
+    for design in ["x-design: d1", "x-design: d1", "x-design: d2"] {
+        let lines = [token.as_str(), "idempotency-key: k", design];
+        assert_eq!(request(gate.address, "POST", "/v1/share", &lines, b"").status, 200);
+    }
+    assert_eq!(gate.used("u", "exports"), 2);
+}
+
+#[test]
 fn a_refused_request_releases_its_key() {
     let (_backend, gate) = stage();
     let token = Token::of("u").ai();

@@ -12,6 +12,11 @@ pub(super) fn options(raw: &raw::Identity, surroundings: Surroundings<'_>, probl
         let problem = Problem::at(&["identity", "keys"], "there is no key, so no token could be accepted");
         problems.add(problem.help("add { kid = \"dev\", alg = \"HS256\", secret_env = \"EXPORT_GATE_JWT_SECRET\" }"));
     }
+    for (key, value) in [("issuer", &raw.issuer), ("audience", &raw.audience)] {
+        if value.is_empty() {
+            problems.add(Problem::at(&["identity", key], format!("the {key} is empty")));
+        }
+    }
     let found = problems.found.len();
     let keys = raw.keys.iter().enumerate().map(|(index, raw)| key(index, raw, surroundings, problems)).collect();
     let options = Options {

@@ -21,8 +21,8 @@ pub(super) fn policy(raw: &BTreeMap<String, raw::Meter>, problems: &mut Problems
     if names.len() > Plans::MOST {
         problems.add(Problem::at(&["meters"], format!("there are more than {} plans", Plans::MOST)));
     }
-    if raw.len() > usize::from(u8::MAX) {
-        problems.add(Problem::at(&["meters"], "there are more than 255 meters"));
+    if raw.len() > Plans::MOST {
+        problems.add(Problem::at(&["meters"], format!("there are more than {} meters", Plans::MOST)));
     }
     let plans = Plans::new(names.into_iter().map(Arc::from));
     let meters = raw.iter().map(|(name, meter)| self::meter(name, meter, raw, &plans, problems)).collect();

@@ -58,8 +58,13 @@ fn route(index: usize, raw: &raw::Route, problems: &mut Problems) -> Route {
     });
     let methods = methods.collect();
     let headers = raw.headers.iter().filter_map(|(name, value)| {
-        let name = header(name, &["routes", &index, "headers", name], problems)?;
-        Some((name, HeaderValue::try_from(value).ok()?))
+        let path = ["routes", &index, "headers", name];
+        let name = header(name, &path, problems);
+        let value = HeaderValue::try_from(value);
+        if value.is_err() {
+            problems.add(Problem::at(&path, "this is no value that a header can have"));
+        }
+        name.zip(value.ok())
     });
     let conditions = Conditions {
         headers: headers.collect(),

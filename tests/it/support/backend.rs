@@ -106,9 +106,13 @@ impl Backend {
 fn converse(mut stream: TcpStream, reply: &Mutex<Reply>, seen: &Mutex<Vec<Seen>>) -> Option<()> {
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     loop {
-        let request = read_request(&mut reader)?;
-        seen.lock().unwrap().push(request);
+        let mut request = read_head(&mut reader)?;
         let reply = reply.lock().unwrap().clone();
+        // A held answer begins before the request has ended.
+        if !matches!(reply, Reply::Held(..)) {
+            request.body = read_body(&mut reader, &request)?;
+        }
+        seen.lock().unwrap().push(request);
         match reply {
             Reply::Raw(bytes) => stream.write_all(&bytes).ok()?,
             Reply::RawThenClose(bytes) => {
@@ -128,7 +132,7 @@ fn converse(mut stream: TcpStream, reply: &Mutex<Reply>, seen: &Mutex<Vec<Seen>>
     }
 }
 
-fn read_request(reader: &mut impl BufRead) -> Option<Seen> {
+fn read_head(reader: &mut impl BufRead) -> Option<Seen> {
     let mut line = String::new();
     if reader.read_line(&mut line).ok()? == 0 {
         return None;
@@ -144,9 +148,14 @@ fn read_request(reader: &mut impl BufRead) -> Option<Seen> {
         let (name, value) = line.split_once(':')?;
         request.headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
+    Some(request)
+}
+
+fn read_body(reader: &mut impl BufRead, request: &Seen) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
     if let Some(length) = request.header("content-length").and_then(|length| length.parse().ok()) {
-        request.body = vec![0; length];
-        reader.read_exact(&mut request.body).ok()?;
+        body.resize(length, 0);
+        reader.read_exact(&mut body).ok()?;
     } else if request.header("transfer-encoding") == Some("chunked") {
         loop {
             let mut size = String::new();
@@ -156,8 +165,8 @@ fn read_request(reader: &mut impl BufRead) -> Option<Seen> {
             if chunk.len() == 2 {
                 break;
             }
-            request.body.extend_from_slice(&chunk[..chunk.len() - 2]);
+            body.extend_from_slice(&chunk[..chunk.len() - 2]);
         }
     }
-    Some(request)
+    Some(body)
 }

@@ -92,8 +92,17 @@ impl Setup {
         gate
     }
 
+    /// Starts it, and closes its log once it can charge.
+    pub(crate) fn start_deaf(&self) -> Gate {
+        self.start_reading(|line| line.contains("the ledger is ready"))
+    }
+
     /// Starts it and waits until it listens.
     pub(crate) fn start_unready(&self) -> Gate {
+        self.start_reading(|_| false)
+    }
+
+    fn start_reading(&self, until: fn(&str) -> bool) -> Gate {
         let mut command = self.command("serve");
         command.arg("--config").arg(self.config()).stderr(Stdio::piped()).stdout(Stdio::null());
         let mut child = command.spawn().unwrap();
@@ -102,7 +111,11 @@ impl Setup {
         let lines = Arc::clone(&log);
         std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
+                let last = until(&line);
                 lines.lock().unwrap().push(line);
+                if last {
+                    break;
+                }
             }
         });
         let mut found = None;
