@@ -70,7 +70,7 @@ fn request(route: &Route) -> String {
     let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
     let headers =
         route.conditions.headers.iter().map(|(name, value)| format!(" {name}: {}", value.to_str().unwrap_or("?")));
-    format!("{methods} {}{query}{}", route.path, headers.collect::<String>())
+    format!("{methods} {}{query}{}", route.path.as_str(), headers.collect::<String>())
 }
 
 fn counted(counts: &Counts, policy: &Policy) -> String {

@@ -99,7 +99,7 @@ pub(super) struct Upstream {
     /// How long a connection may take to be made.
     #[serde(default = "one_second")]
     pub(super) connect_timeout: DurationText,
-    /// How long the head of an answer may take.
+    /// How long the head of an answer may take once the request has been sent, and how long sending may stand still.
     #[serde(default = "one_minute")]
     pub(super) response_timeout: DurationText,
     /// How long an unused connection is kept; less than the backend keeps it.

@@ -36,6 +36,9 @@ impl Source {
         let mut overrides = Vec::new();
         for (variable, value) in environment {
             let Some(keys) = variable.strip_prefix(PREFIX) else { continue };
+            // A secret has no place in a variable of this kind, and none in an error message.
+            let is_secret = ["SECRET", "TOKEN"].iter().any(|word| keys.ends_with(word));
+            let value = if is_secret { "..." } else { value.as_str() };
             let name = text.len()..text.len() + variable.len();
             text.push_str(variable);
             text.push('=');

@@ -41,48 +41,46 @@ pub async fn run(
 ) -> Result<(), LastFlushFailed> {
     let mut shutdown = pin!(shutdown);
     let mut forgotten_at = None;
-    let mut loaded = false;
+    let (mut loaded, mut ending) = (false, false);
     // However this ends, by a panic too: nothing is charged that nobody writes.
     let _charging_ends = ChargingEnds(ledger.clone());
-    loop {
+    'open: loop {
         // Once read, memory is ahead of the store: reading it again could bring back a session that has ended meanwhile.
         let rows: RowSink = if loaded { Box::new(drop) } else { load_into(&ledger) };
-        if let Err(error) = store.open(rows).await {
-            ledger.suspend(&error);
-            tokio::select! {
-                () = tokio::time::sleep(REOPEN_INTERVAL) => continue,
-                () = &mut shutdown => return last_words(&ledger, error),
-            }
+        let mut opened = store.open(rows).await;
+        if loaded && opened.is_ok() {
+            // It can be read, and perhaps not written: what was delivered meanwhile comes first, and nothing is added to it.
+            opened = flush(&ledger, store.as_mut(), None).await;
         }
-        if loaded && let Err(error) = flush(&ledger, store.as_mut(), None).await {
-            // It can be read and not written: what was delivered meanwhile waits, and nothing is added to it.
+        if let Err(error) = opened {
             ledger.suspend(&error);
-            tokio::select! {
-                () = tokio::time::sleep(REOPEN_INTERVAL) => continue,
-                () = &mut shutdown => return last_words(&ledger, error),
+            if ending {
+                return last_words(&ledger, error);
             }
+            // The last try is made at once, and is the same as all others.
+            ending = tokio::select! {
+                () = tokio::time::sleep(REOPEN_INTERVAL) => false,
+                () = &mut shutdown => true,
+            };
+            continue;
+        }
+        if ending {
+            return Ok(());
         }
         loaded = true;
         ledger.resume();
-        let failure = loop {
-            let ending = tokio::select! {
+        while !ending {
+            ending = tokio::select! {
                 () = tokio::time::sleep(ledger.options.flush_interval) => false,
                 () = &mut shutdown => true,
             };
             let forget = forget_before(&ledger, &mut forgotten_at);
-            let result = flush(&ledger, store.as_mut(), forget).await;
-            match result {
-                Ok(()) if ending => return Ok(()),
-                Ok(()) => {}
-                Err(error) if ending => return last_words(&ledger, error),
-                Err(error) => break error,
+            if let Err(error) = flush(&ledger, store.as_mut(), forget).await {
+                ledger.suspend(&error);
+                continue 'open;
             }
-        };
-        ledger.suspend(&failure);
-        tokio::select! {
-            () = tokio::time::sleep(REOPEN_INTERVAL) => {}
-            () = &mut shutdown => return last_words(&ledger, failure),
         }
+        return Ok(());
     }
 }
 

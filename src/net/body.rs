@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
 use super::pool::Lent;
 
@@ -17,8 +17,8 @@ pin_project! {
     pub struct RequestBody<B> {
         #[pin]
         body: Option<B>,
-        // Gone when the body has been sent, or is not wanted any more.
-        sending: Option<oneshot::Sender<()>>,
+        // Told of each frame; gone when the body has been sent, or is not wanted any more.
+        sending: Option<watch::Sender<()>>,
     }
 }
 
@@ -28,9 +28,9 @@ impl<B> RequestBody<B> {
         Self { body: None, sending: None }
     }
 
-    /// A body that is streamed, and a receiver that ends when all of it is on its way or nobody wants more of it.
-    pub fn streamed(body: B) -> (Self, oneshot::Receiver<()>) {
-        let (sending, sent) = oneshot::channel();
+    /// A body that is streamed, and a receiver that hears of progress, and ends when all of it is on its way or nobody wants more.
+    pub fn streamed(body: B) -> (Self, watch::Receiver<()>) {
+        let (sending, sent) = watch::channel(());
         (Self { body: Some(body), sending: Some(sending) }, sent)
     }
 }
@@ -45,6 +45,8 @@ impl<B: Body> Body for RequestBody<B> {
         let frame = ready!(body.as_mut().poll_frame(cx));
         if frame.is_none() || body.is_end_stream() {
             *this.sending = None;
+        } else if let Some(sending) = this.sending {
+            sending.send_replace(());
         }
         Poll::Ready(frame)
     }

@@ -8,12 +8,14 @@
 mod decision;
 mod meter;
 pub mod path;
+mod pattern;
 mod routes;
 mod vocabulary;
 mod window;
 
 pub use decision::{Demand, Export, Policy, Rule, SessionUse, Verdict};
 pub use meter::{Counts, Limit, Meter, MeterId, OnExceed};
-pub use routes::{Conditions, DesignFrom, Found, Match, Misread, Route, RouteConflict, RouteId, Routes};
+pub use pattern::Pattern;
+pub use routes::{Conditions, DesignFrom, Found, Match, Misread, Route, RouteId, Routes, Shadowed};
 pub use vocabulary::{Action, Delivers, PlanId, Plans, Platform};
 pub use window::{Calendar, CalendarUnit, Span, Window};

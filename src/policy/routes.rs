@@ -1,12 +1,13 @@
 //! Which request is which action (counting rules, section 1).
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use http::header::CONNECTION;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::path::{decoded, is_canonical, lenient_readings};
+use super::pattern::Pattern;
 use super::{Action, Delivers};
 
 /// A route, as an index into [`Routes`].
@@ -20,8 +21,8 @@ pub struct Route {
     pub name: Arc<str>,
     /// Methods; empty means any. `GET` includes `HEAD` (RFC 9110, section 9.3.2).
     pub methods: Vec<Method>,
-    /// The path, with `{name}` for one segment and `{*name}` for the rest.
-    pub path: String,
+    /// The path.
+    pub path: Pattern,
     /// What else a request must carry.
     pub conditions: Conditions,
     /// What such a request does.
@@ -50,12 +51,6 @@ pub struct Conditions {
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-impl Conditions {
-    fn is_empty(&self) -> bool {
-        self.query.is_empty() && self.headers.is_empty()
-    }
-}
-
 /// Where a request says which design it is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DesignFrom {
@@ -73,46 +68,22 @@ pub enum DesignFrom {
 #[derive(Debug, Default)]
 pub struct Routes {
     routes: Vec<Arc<Route>>,
-    /// By the most specific pattern that a path fits: all routes that may fit such a path, in order.
-    by_path: matchit::Router<Vec<RouteId>>,
     /// The routes' paths as [`lenient_readings`] spells them.
-    lenient: Vec<String>,
+    lenient: Vec<Pattern>,
     /// Whether an export's own path is spelt otherwise: then a plain path may be a disguise of it.
     has_odd_export: bool,
 }
 
-/// Two routes that cannot stand together.
+/// A route that is never reached: every request of it is taken by an earlier one.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum RouteConflict {
-    /// The path is not a pattern.
-    #[error("`{path}` is no path pattern: {reason}")]
-    Pattern {
-        /// Index of the route.
-        route: usize,
-        /// Its path.
-        path: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Every request of the route is taken by an earlier one.
-    #[error("route `{route_name}` is never reached: route `{by}` before it takes the same requests")]
-    Shadowed {
-        /// Index of the route that is never reached.
-        route: usize,
-        /// Its name.
-        route_name: Arc<str>,
-        /// The name of the earlier route.
-        by: Arc<str>,
-    },
-}
-
-impl RouteConflict {
-    /// The index of the route to mend.
-    pub const fn route(&self) -> usize {
-        match self {
-            Self::Pattern { route, .. } | Self::Shadowed { route, .. } => *route,
-        }
-    }
+#[error("route `{name}` is never reached: route `{by}` before it takes the same requests")]
+pub struct Shadowed {
+    /// Index of the route that is never reached.
+    pub route: usize,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The name of the earlier route.
+    pub by: Arc<str>,
 }
 
 /// What a request was recognised as.
@@ -144,7 +115,7 @@ pub enum Misread {
     Path,
     /// A parameter that an export route asks for is repeated, or percent-encoded where it must have a certain value.
     Query(String),
-    /// A header that an export route asks for is repeated.
+    /// A header that an export route asks for is repeated, named on a `Connection` line, or spelt with `_` or `.` for `-`.
     Header(HeaderName),
 }
 
@@ -158,43 +129,29 @@ impl std::fmt::Display for Misread {
                 f,
                 "The query parameter \"{name}\" is repeated or percent-encoded. Send it once, in its plain form."
             ),
-            Self::Header(name) => write!(f, "The header \"{name}\" is repeated. Send it once."),
+            Self::Header(name) => {
+                write!(f, "The header \"{name}\" can be read in more than one way. Send it once, in its plain form.")
+            }
         }
     }
 }
 
 impl Routes {
-    /// Compiles routes.
+    /// Routes in this order.
     ///
     /// # Errors
     ///
-    /// [`RouteConflict`] for the first route that is no pattern or can never be reached.
-    pub fn new(routes: Vec<Route>) -> Result<Self, RouteConflict> {
+    /// [`Shadowed`] for the first route that can never be reached.
+    pub fn new(routes: Vec<Route>) -> Result<Self, Shadowed> {
         for (index, later) in routes.iter().enumerate() {
             if let Some(earlier) = routes[..index].iter().find(|earlier| shadows(earlier, later)) {
-                let (route_name, by) = (later.name.clone(), earlier.name.clone());
-                return Err(RouteConflict::Shadowed { route: index, route_name, by });
+                return Err(Shadowed { route: index, name: later.name.clone(), by: earlier.name.clone() });
             }
         }
-        let ids = || (0..).map(RouteId);
-        let mut by_path = matchit::Router::new();
-        let mut seen = BTreeSet::new();
-        for (index, route) in routes.iter().enumerate() {
-            let shape = shape(&route.path);
-            if !seen.insert(shape.clone()) {
-                continue;
-            }
-            let may_fit = ids().zip(&routes).filter(|(_, other)| overlap(&route.path, &other.path)).map(|(id, _)| id);
-            by_path.insert(shape, may_fit.collect()).map_err(|error: matchit::InsertError| RouteConflict::Pattern {
-                route: index,
-                path: route.path.clone(),
-                reason: error.to_string(),
-            })?;
-        }
-        let lenient: Vec<String> = routes.iter().map(|route| lenient_pattern(&route.path)).collect();
+        let lenient: Vec<Pattern> = routes.iter().map(|route| route.path.lenient()).collect();
         let has_odd_export =
             routes.iter().zip(&lenient).any(|(route, lenient)| route.action.is_export() && route.path != *lenient);
-        Ok(Self { by_path, lenient, has_odd_export, routes: routes.into_iter().map(Arc::new).collect() })
+        Ok(Self { lenient, has_odd_export, routes: routes.into_iter().map(Arc::new).collect() })
     }
 
     /// All routes with their ids.
@@ -207,13 +164,14 @@ impl Routes {
         let path = uri.path();
         let (id, route) = match self.first_fit(method, uri, headers) {
             Ok(Some(found)) => found,
-            Ok(None) if self.is_disguised_export(method, path) => return Match::Misread(Misread::Path),
+            Ok(None) if self.is_disguised_export(method, uri, headers) => return Match::Misread(Misread::Path),
             Ok(None) => return Match::Unmatched,
             Err(misread) => return Match::Misread(misread),
         };
         // An export in its plain spelling is one, whatever else it could be read as.
-        let is_plain_export = route.action.is_export() && is_canonical(without_slash_of(&route.path, path));
-        if !is_plain_export && self.is_disguised_export(method, path) {
+        let ends_alike = path.strip_suffix('/').filter(|_| route.path.ends_in_slash());
+        let is_plain_export = route.action.is_export() && is_canonical(ends_alike.unwrap_or(path));
+        if !is_plain_export && self.is_disguised_export(method, uri, headers) {
             return Match::Misread(Misread::Path);
         }
         match design(route, uri, headers) {
@@ -228,10 +186,8 @@ impl Routes {
         uri: &Uri,
         headers: &HeaderMap,
     ) -> Result<Option<(RouteId, &Arc<Route>)>, Misread> {
-        let Ok(at) = self.by_path.at(uri.path()) else { return Ok(None) };
-        for &id in at.value {
-            let Some(route) = self.routes.get(usize::from(id.0)) else { continue };
-            if !allows(route, method) || !fits(&route.path, uri.path()) {
+        for (id, route) in self.iter() {
+            if !allows(route, method) || !route.path.fits(uri.path()) {
                 continue;
             }
             match meets(&route.conditions, uri, headers) {
@@ -244,90 +200,18 @@ impl Routes {
         Ok(None)
     }
 
-    /// Whether a lenient backend might serve this as an export, though it is not spelt as one.
-    fn is_disguised_export(&self, method: &Method, path: &str) -> bool {
+    /// Whether a lenient backend might serve this as an export, though its path is not spelt as one.
+    fn is_disguised_export(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
+        let path = uri.path();
         let is_plain = is_canonical(path) && !path.bytes().any(|byte| byte.is_ascii_uppercase());
         (self.has_odd_export || !is_plain)
             && lenient_readings(path).any(|reading| {
                 let mut fitting = self.routes.iter().zip(&self.lenient).filter(|(route, pattern)| {
-                    // A condition may or may not be met: only an export is presumed to have what it asks for.
-                    let surely = route.conditions.is_empty() || route.action.is_export();
-                    surely && allows(route, method) && fits(pattern, &reading)
+                    let may_meet = || meets(&route.conditions, uri, headers).unwrap_or(route.action.is_export());
+                    allows(route, method) && pattern.fits(&reading) && may_meet()
                 });
                 fitting.next().is_some_and(|(route, _)| route.action.is_export())
             })
-    }
-}
-
-/// The pattern with parameters named by position, so that `/a/{x}` and `/a/{y}` are one pattern.
-fn shape(pattern: &str) -> String {
-    let segments = pattern.split('/').enumerate().map(|(index, segment)| match parameter(segment) {
-        Some((_, true)) => Cow::Owned(format!("{{*p{index}}}")),
-        Some((_, false)) => Cow::Owned(format!("{{p{index}}}")),
-        None => Cow::Borrowed(segment),
-    });
-    segments.collect::<Vec<_>>().join("/")
-}
-
-/// The name of a segment that is a parameter, and whether it takes the rest of the path.
-fn parameter(segment: &str) -> Option<(&str, bool)> {
-    let name = segment.strip_prefix('{')?.strip_suffix('}')?;
-    Some(name.strip_prefix('*').map_or((name, false), |rest| (rest, true)))
-}
-
-/// A pattern spelt as [`lenient_readings`] spells paths.
-fn lenient_pattern(pattern: &str) -> String {
-    let segments = pattern.split('/').filter(|segment| !segment.is_empty());
-    let lower = segments.map(|segment| match parameter(segment) {
-        Some(_) => segment.to_owned(),
-        None => segment.to_ascii_lowercase().trim_end_matches('.').to_owned(),
-    });
-    format!("/{}", lower.collect::<Vec<_>>().join("/"))
-}
-
-/// A path without the slash at its end that its pattern has as well: there it is the plain form.
-fn without_slash_of<'p>(pattern: &str, path: &'p str) -> &'p str {
-    path.strip_suffix('/').filter(|_| pattern.ends_with('/')).unwrap_or(path)
-}
-
-/// Whether a path fits a pattern.
-fn fits(pattern: &str, path: &str) -> bool {
-    let mut segments = path.split('/');
-    for wanted in pattern.split('/') {
-        let segment = segments.next();
-        match (parameter(wanted), segment) {
-            (Some((_, true)), Some(first)) => return !first.is_empty() || segments.next().is_some(),
-            (Some((_, false)), Some(segment)) if !segment.is_empty() => {}
-            (None, Some(segment)) if segment == wanted => {}
-            _ => return false,
-        }
-    }
-    segments.next().is_none()
-}
-
-/// Whether some path may fit both patterns.
-fn overlap(one: &str, other: &str) -> bool {
-    segments_agree(one, other, |one, other| parameter(one).is_some() || parameter(other).is_some() || one == other)
-}
-
-/// Whether every path that fits `narrow` fits `wide`.
-fn includes(wide: &str, narrow: &str) -> bool {
-    let takes_rest = |pattern: &str| pattern.split('/').any(|segment| parameter(segment).is_some_and(|(_, rest)| rest));
-    (takes_rest(wide) || !takes_rest(narrow))
-        && segments_agree(wide, narrow, |wide, narrow| parameter(wide).is_some() || wide == narrow)
-}
-
-fn segments_agree(one: &str, other: &str, agree: impl Fn(&str, &str) -> bool) -> bool {
-    let takes_rest = |segment: &str| parameter(segment).is_some_and(|(_, rest)| rest);
-    let (mut ones, mut others) = (one.split('/'), other.split('/'));
-    loop {
-        match (ones.next(), others.next()) {
-            (None, None) => return true,
-            (Some(one), Some(_)) if takes_rest(one) => return true,
-            (Some(_), Some(other)) if takes_rest(other) => return true,
-            (Some(one), Some(other)) if agree(one, other) => {}
-            _ => return false,
-        }
     }
 }
 
@@ -339,7 +223,7 @@ fn shadows(earlier: &Route, later: &Route) -> bool {
     };
     let Conditions { query, headers } = &earlier.conditions;
     methods
-        && includes(&earlier.path, &later.path)
+        && earlier.path.includes(&later.path)
         && query.iter().all(|condition| later.conditions.query.contains(condition))
         && headers.iter().all(|condition| later.conditions.headers.contains(condition))
 }
@@ -355,6 +239,9 @@ fn allows(route: &Route, method: &Method) -> bool {
 /// Whether a request meets the conditions; `Err` if it could be read either way.
 fn meets(conditions: &Conditions, uri: &Uri, headers: &HeaderMap) -> Result<bool, Misread> {
     for (name, value) in &conditions.headers {
+        if is_in_doubt(name, headers) {
+            return Err(Misread::Header(name.clone()));
+        }
         let mut sent = headers.get_all(name).iter();
         match (sent.next(), sent.next()) {
             (Some(only), None) if only == value => {}
@@ -402,7 +289,7 @@ fn query_parameter<'u>(uri: &'u Uri, name: &str) -> Result<Option<Sent<'u>>, Mis
 /// The design's id; `Err` if the request names it in a way that could be read as another.
 fn design(route: &Route, uri: &Uri, headers: &HeaderMap) -> Result<Option<Arc<str>>, Misread> {
     let text = match &route.design {
-        DesignFrom::Path(name) => path_parameter(&route.path, uri.path(), name).map(decoded),
+        DesignFrom::Path(name) => route.path.parameter(name, uri.path()).map(decoded),
         DesignFrom::Query(name) => match query_parameter(uri, name)? {
             Some(sent) if !sent.plain => return Err(Misread::Query(name.clone())),
             sent => sent.map(|sent| decoded(sent.value)),
@@ -410,7 +297,7 @@ fn design(route: &Route, uri: &Uri, headers: &HeaderMap) -> Result<Option<Arc<st
         DesignFrom::Header(name) => {
             let mut sent = headers.get_all(name).iter();
             let first = sent.next();
-            if sent.next().is_some() {
+            if sent.next().is_some() || is_in_doubt(name, headers) {
                 return Err(Misread::Header(name.clone()));
             }
             first.and_then(|value| value.to_str().ok()).map(Cow::Borrowed)
@@ -420,18 +307,17 @@ fn design(route: &Route, uri: &Uri, headers: &HeaderMap) -> Result<Option<Arc<st
     Ok(text.filter(|text| !text.is_empty()).map(|text| Arc::from(&*text)))
 }
 
-/// The raw value of a pattern's parameter in a path that matches the pattern.
-fn path_parameter<'p>(pattern: &str, path: &'p str, name: &str) -> Option<&'p str> {
-    let mut rest = path;
-    for segment in pattern.split('/') {
-        let (first, others) = rest.split_once('/').unwrap_or((rest, ""));
-        match parameter(segment) {
-            Some((known, true)) if known == name => return Some(rest),
-            Some((known, false)) if known == name => return Some(first),
-            _ => rest = others,
-        }
-    }
-    None
+/// Whether a header could be seen by the backend and not by the gate, or the other way round: named on a `Connection` line it is
+/// dropped on the way, and some backends read `_` or `.` in a name as `-`.
+fn is_in_doubt(name: &HeaderName, headers: &HeaderMap) -> bool {
+    let named_on = |line: &HeaderValue| {
+        let line = line.to_str().unwrap_or("");
+        line.split(',').any(|named| named.trim().eq_ignore_ascii_case(name.as_str()))
+    };
+    let alike = |other: &HeaderName| {
+        other != name && other.as_str().contains(['_', '.']) && other.as_str().replace(['_', '.'], "-") == name.as_str()
+    };
+    headers.get_all(CONNECTION).iter().any(named_on) || headers.keys().any(alike)
 }
 
 #[cfg(test)]
@@ -443,7 +329,7 @@ mod tests {
         Route {
             name: name.into(),
             methods: methods.to_vec(),
-            path: path.into(),
+            path: Pattern::parse(path).unwrap(),
             conditions: Conditions::default(),
             action,
             delivers: Delivers::File,
@@ -539,8 +425,14 @@ mod tests {
         headers.append("x-design", HeaderValue::from_static("d1"));
         let Match::Route(found) = routes.find(&Method::POST, &uri, &headers) else { panic!("no match") };
         assert_eq!(found.design.as_deref(), Some("d1"));
-        headers.append("x-target", HeaderValue::from_static("link"));
-        assert!(matches!(routes.find(&Method::POST, &uri, &headers), Match::Misread(Misread::Header(_))));
+        for (name, value) in
+            [("x-target", "link"), ("x_target", "app"), ("connection", "close, X-Target"), ("x.design", "d2")]
+        {
+            let mut doubtful = headers.clone();
+            doubtful.append(name, HeaderValue::from_static(value));
+            let found = routes.find(&Method::POST, &uri, &doubtful);
+            assert!(matches!(found, Match::Misread(Misread::Header(_))), "{name}: {found:?}");
+        }
     }
 
     #[test]
@@ -548,7 +440,7 @@ mod tests {
         let first = route("a", &[Method::GET], "/x/{design}", Action::Download);
         let mut second = route("b", &[Method::GET], "/x/{other}", Action::View);
         let error = Routes::new(vec![first.clone(), second.clone()]).unwrap_err();
-        assert_eq!(error, RouteConflict::Shadowed { route: 1, route_name: "b".into(), by: "a".into() });
+        assert_eq!(error, Shadowed { route: 1, name: "b".into(), by: "a".into() });
         second.methods = vec![Method::PUT];
         assert!(Routes::new(vec![first.clone(), second.clone()]).is_ok(), "other methods");
         second.methods = vec![Method::GET];
@@ -556,7 +448,7 @@ mod tests {
             Routes::new(vec![route("c", &[], "/y/{design}", Action::View), second.clone()]).is_ok(),
             "another path"
         );
-        second.path = "/x/static".into();
+        second.path = Pattern::parse("/x/static").unwrap();
         assert!(Routes::new(vec![first.clone(), second.clone()]).is_err(), "a pattern takes what is static after it");
         assert!(Routes::new(vec![second.clone(), first.clone()]).is_ok());
         second.methods = vec![Method::HEAD];
@@ -595,6 +487,38 @@ mod tests {
             "/V1/x/%44ownload/",
         ] {
             assert!(matches!(found(path), Match::Misread(_)), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_header_that_is_dropped_on_the_way_does_not_turn_an_export_into_a_view() {
+        let mut view = route("view", &[], "/image/{design}", Action::View);
+        view.conditions.headers = vec![(HeaderName::from_static("x-purpose"), HeaderValue::from_static("preview"))];
+        let routes = Routes::new(vec![view, route("export", &[], "/image/{design}", Action::Download)]).unwrap();
+        let uri: Uri = "/image/d1".parse().unwrap();
+        let mut headers =
+            HeaderMap::from_iter([(HeaderName::from_static("x-purpose"), HeaderValue::from_static("preview"))]);
+        let name = |headers: &HeaderMap| match routes.find(&Method::GET, &uri, headers) {
+            Match::Route(found) => found.route.name.to_string(),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(name(&headers), "view");
+        headers.insert(CONNECTION, HeaderValue::from_static("x-purpose"));
+        assert_eq!(name(&headers), "export");
+    }
+
+    #[test]
+    fn an_export_with_a_condition_does_not_make_other_paths_suspicious() {
+        let mut export = route("export", &[], "/d/{design}/image", Action::Download);
+        export.conditions.query = vec![("as".into(), "file".into())];
+        for routes in [vec![export.clone()], vec![export, route("view", &[], "/d/{design}/image", Action::View)]] {
+            let routes = Routes::new(routes).unwrap();
+            let find = |target: &str| routes.find(&Method::GET, &target.parse().unwrap(), &HeaderMap::new());
+            for target in ["/d/AbC/image", "/d/AbC/image?as=preview", "/d/abc/image"] {
+                assert!(!matches!(find(target), Match::Misread(_)), "{target}");
+            }
+            assert!(matches!(find("/d/AbC/image?as=file"), Match::Route(_)));
+            assert!(matches!(find("/d/AbC/IMAGE?as=file"), Match::Misread(_)));
         }
     }
 

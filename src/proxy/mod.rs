@@ -17,7 +17,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, Version};
 use http_body::Body;
 use ipnet::IpNet;
 use prometheus_client::metrics::histogram::Histogram;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tower::Service;
 
 use crate::clock::Clock;
@@ -29,7 +29,7 @@ use headers::Hop;
 pub struct Options {
     /// `host:port` of each endpoint.
     pub endpoints: Vec<String>,
-    /// How long the head of an answer may take once the request has been sent.
+    /// How long the head of an answer may take once the request has been sent, and how long sending may stand still.
     pub response_timeout: Duration,
     /// Connections.
     pub connections: net::Options,
@@ -106,28 +106,13 @@ where
     ///
     /// [`ProxyError`], before any byte of an answer.
     pub async fn forward(&self, request: Request<B>) -> Result<Response<PooledBody<B>>, ProxyError> {
-        let Upstream { options, clock, duration, .. } = &*self.upstream;
+        let Upstream { clock, duration, .. } = &*self.upstream;
         if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
             return Err(ProxyError::Method(request.method().clone()));
         }
         let (request, body_sent) = self.outbound(request);
         let started = clock.monotonic();
-        let mut exchange = pin!(self.send(request));
-        // A slow upload is not a slow backend: the time to answer starts when the request is with it.
-        let early = match body_sent {
-            None => None,
-            Some(sent) => tokio::select! {
-                answer = &mut exchange => Some(answer),
-                _ = sent => None,
-            },
-        };
-        let mut answer = match early {
-            Some(answer) => answer?,
-            None => {
-                let answer = tokio::time::timeout(options.response_timeout, exchange).await;
-                answer.map_err(|_| ProxyError::Timeout(options.response_timeout))??
-            }
-        };
+        let mut answer = self.await_head(pin!(self.send(request)), body_sent).await?;
         duration.observe(clock.monotonic().saturating_sub(started).as_secs_f64());
         headers::strip_connection_fields(answer.headers_mut());
         // The version is that of a connection, not of the message (RFC 9110, section 2.5).
@@ -135,14 +120,38 @@ where
         Ok(answer)
     }
 
+    /// Waits for the head of an answer. A slow upload is not a slow backend: the time to answer starts anew whenever some of the
+    /// request has gone through.
+    async fn await_head<T>(
+        &self,
+        mut exchange: Pin<&mut impl Future<Output = Result<T, ProxyError>>>,
+        upload: Option<watch::Receiver<()>>,
+    ) -> Result<T, ProxyError> {
+        let limit = self.upstream.options.response_timeout;
+        let too_late = |_| ProxyError::Timeout(limit);
+        if let Some(mut upload) = upload {
+            loop {
+                tokio::select! {
+                    head = &mut exchange => return head,
+                    progress = tokio::time::timeout(limit, upload.changed()) => match progress.map_err(too_late)? {
+                        Ok(()) => {}
+                        Err(_sent) => break,
+                    },
+                }
+            }
+        }
+        tokio::time::timeout(limit, exchange).await.map_err(too_late)?
+    }
+
     /// The request as the backend shall see it: raw path and query, end-to-end headers, framing by the body.
-    /// With a body that is sent while we wait comes word of its end.
-    fn outbound(&self, request: Request<B>) -> (Request<RequestBody<B>>, Option<oneshot::Receiver<()>>) {
+    /// With a body that is sent while we wait comes word of how it goes.
+    fn outbound(&self, request: Request<B>) -> (Request<RequestBody<B>>, Option<watch::Receiver<()>>) {
         let (mut head, body) = request.into_parts();
         head.version = Version::HTTP_11;
         if let Some(authority) = head.uri.authority() {
             // An absolute target wins over the Host field (RFC 9112, section 3.2.2).
-            if let Ok(host) = HeaderValue::try_from(authority.as_str()) {
+            let host = authority.as_str().rsplit('@').next().unwrap_or_default();
+            if let Ok(host) = HeaderValue::try_from(host) {
                 head.headers.insert(HOST, host);
             }
             let target = head.uri.path_and_query().map(|target| target.as_str().to_owned());

@@ -132,12 +132,13 @@ impl Writer {
         self.check_identity()?;
         let is_new = inspect(&self.path)?;
         let mut connection = self.connect(is_new).map_err(|error| self.explain(&error))?;
-        check_pages(&connection).map_err(|error| self.explain(&error))?;
-        read_all(&mut connection, &mut rows).map_err(|error| self.explain(&error))?;
-        // From here on the file is known to be good, and closing it may tidy up.
-        connection
-            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
-            .map_err(|error| self.explain(&error))?;
+        // Read once: from then on memory is ahead of the file, and the file is known to be good.
+        if self.file.is_none() {
+            check_pages(&connection)
+                .and_then(|()| read_all(&mut connection, &mut rows))
+                .map_err(|error| self.explain(&error))?;
+        }
+        prepare_to_write(&connection).map_err(|error| self.explain(&error))?;
         self.connection = Some(connection);
         self.file = identity(&self.path);
         Ok(())
@@ -176,8 +177,6 @@ impl Writer {
             creation.execute_batch(SCHEMA)?;
             creation.commit()?;
         }
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
         Ok(connection)
     }
 
@@ -267,6 +266,14 @@ fn check_pages(connection: &Connection) -> rusqlite::Result<()> {
     }
     let damaged = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
     Err(rusqlite::Error::SqliteFailure(damaged, Some(found)))
+}
+
+/// The first that may change the file.
+fn prepare_to_write(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+    Ok(())
 }
 
 fn read_all(connection: &mut Connection, rows: &mut RowSink) -> rusqlite::Result<()> {

@@ -85,7 +85,7 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "path = \"/v1/designs/{id}/download\"",
             "\"/v1/designs/{id}/download\"",
             "route `preview` is never reached: route `download` before it",
-            "conditions first",
+            "the more special of the two first",
         ),
         (
             "path = \"/v1/designs/{design}/share\"",
@@ -110,6 +110,13 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
         ),
         ("issuer = \"https://accounts.example.com\"", "issuer = \"\"", "\"\"", "the issuer is empty", ""),
         ("# filter = \"info\"", "filter = \"info=x=y\"", "\"info=x=y\"", "is no log filter", "\"info\""),
+        (
+            "path = \"/v1/designs/{design}/share\"",
+            "path = \"/v1/designs/{design}/share.{format}\"",
+            "\"/v1/designs",
+            "stands for a whole segment",
+            "\"/v1/designs/{design}/download\"",
+        ),
         ("methods = [\"PUT\"]", "methods = [\"put\"]", "\"put\"", "`put` is no method", "write \"PUT\""),
         ("plan = \"/plan\"", "plan = \"plan\"", "\"plan\"", "`plan` is no JSON pointer", "write \"/plan\""),
     ];
@@ -143,6 +150,8 @@ fn an_override_that_is_wrong_is_shown_as_one() {
     assert!(!valid && text.contains("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE=-5"), "{text}");
     assert!(check("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "5").0);
     assert!(check("EXPORT_GATE__ROUTES__0__NAME", "first").0, "an element of a list");
+    let (valid, text) = check("EXPORT_GATE__IDENTITY__KEYS__0__SECRET", "hunter2-hunter2");
+    assert!(!valid && text.contains("unknown field `secret`") && !text.contains("hunter2"), "{text}");
     for nowhere in ["EXPORT_GATE__ROUTES__99__NAME", "EXPORT_GATE__DEFAULT_UPSTREAM__NAME"] {
         let (valid, text) = check(nowhere, "x");
         assert!(!valid && text.contains("this override has no place") && text.contains(nowhere), "{text}");

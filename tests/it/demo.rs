@@ -7,7 +7,16 @@ fn the_demo_tells_its_story_and_ends_well() {
     let output = Command::new(env!("CARGO_BIN_EXE_export-gate")).args(["demo", "--once"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    for part in ["200 OK  image/png", "429 Too Many Requests", "Covered by the open screen", "Still refused."] {
+    for part in [
+        "200 OK  image/png",
+        "429 Too Many Requests",
+        "Covered by the open screen",
+        "Never counted, never refused.",
+        "Unlimited. Counted for fair use",
+        "│ fair-use   ┆ 3    ┆ 1000",
+        "│ ai-exports ┆ 2    ┆ 2     ┆ 0",
+        "Still refused.",
+    ] {
         assert!(text.contains(part), "no `{part}` in\n{text}");
     }
     assert!(!text.contains('\u{1b}'), "no colours where there is no terminal");

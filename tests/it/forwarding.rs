@@ -106,6 +106,26 @@ fn a_slow_upload_is_not_a_slow_backend() {
 }
 
 #[test]
+fn a_backend_that_stops_reading_an_upload_is_given_up() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gate = Setup::before(listener.local_addr().unwrap())
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__RESPONSE_TIMEOUT", "200ms")
+        .start();
+    let mut client = TcpStream::connect(gate.address).unwrap();
+    client.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+    client
+        .write_all(b"PUT /v1/designs/d1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 50000000\r\n\r\n")
+        .unwrap();
+    let mut sender = client.try_clone().unwrap();
+    // More than all buffers on the way hold; it ends with an error when the gate gives up.
+    std::thread::spawn(move || sender.write_all(&vec![b'x'; 50_000_000]).is_ok());
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 504");
+    drop(listener);
+}
+
+#[test]
 fn a_client_without_a_host_field_gets_one_for_the_backend() {
     let backend = Backend::start(Reply::json("200 OK"));
     let gate = Setup::before(backend.address).start();

@@ -288,6 +288,21 @@ async fn a_session_that_was_left_stays_left_whatever_the_store_did_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_comes_back_in_the_last_moment_gets_the_last_group() {
+    let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock()), Disk::default());
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let flusher = tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
+    settled(|| ledger.availability().is_ok()).await;
+    disk.breaks(true);
+    assert!(delivered(charge(&ledger, "u", &[demand(0, 10)]).await));
+    settled(|| ledger.availability().is_err()).await;
+    disk.breaks(false);
+    drop(end);
+    assert_eq!(flusher.await.unwrap(), Ok(()));
+    assert_eq!(disk.used("u"), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_last_group_that_cannot_be_written_is_an_error_that_counts_what_is_lost() {
     let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock()), Disk::default());
     let (end, ended) = tokio::sync::oneshot::channel::<()>();

@@ -6,13 +6,14 @@ use http::{HeaderValue, Method};
 
 use crate::config::problem::Problem;
 use crate::config::raw;
-use crate::policy::{Action, Conditions, Delivers, DesignFrom, Route, RouteConflict, Routes};
+use crate::policy::{Action, Conditions, Delivers, DesignFrom, Pattern, Route, Routes};
 
 use super::{Problems, header, meters};
 
 const DESIGN: &str = "design";
 
 pub(super) fn routes(raw: &[raw::Route], problems: &mut Problems) -> Routes {
+    let found = problems.found.len();
     let mut names = BTreeSet::new();
     for (index, route) in raw.iter().enumerate() {
         if !names.insert(&route.name) || route.name == "none" {
@@ -23,30 +24,31 @@ pub(super) fn routes(raw: &[raw::Route], problems: &mut Problems) -> Routes {
     if raw.len() >= usize::from(u16::MAX) {
         problems.add(Problem::at(&["routes"], "there are too many routes"));
     }
-    let routes = raw.iter().enumerate().map(|(index, raw)| route(index, raw, problems)).collect();
-    Routes::new(routes).unwrap_or_else(|conflict| {
-        let index = conflict.route().to_string();
-        let problem = Problem::at(&["routes", &index, "path"], conflict.to_string());
-        problems.add(match conflict {
-            RouteConflict::Shadowed { .. } => {
-                problem.help("put the route with query or header conditions first, or remove one of the two")
-            }
-            RouteConflict::Pattern { .. } => problem.help("write e.g. \"/v1/designs/{design}/download\""),
-        });
+    let routes = raw.iter().enumerate().filter_map(|(index, raw)| route(index, raw, problems)).collect();
+    // Indices hold only while no route was left out.
+    if problems.found.len() > found {
+        return Routes::default();
+    }
+    Routes::new(routes).unwrap_or_else(|shadowed| {
+        let problem = Problem::at(&["routes", &shadowed.route.to_string(), "path"], shadowed.to_string());
+        problems.add(problem.help("put the more special of the two first, or remove one"));
         Routes::default()
     })
 }
 
-fn route(index: usize, raw: &raw::Route, problems: &mut Problems) -> Route {
+/// `None` if there is no telling what the route would be; a problem says why.
+fn route(index: usize, raw: &raw::Route, problems: &mut Problems) -> Option<Route> {
     let index = index.to_string();
     let path = |key| ["routes", &index, key];
     let action = meters::action(raw.action);
-    if !raw.path.starts_with('/') {
-        problems.add(Problem::at(&path("path"), "a path starts with `/`").help(format!("write \"/{}\"", raw.path)));
-    } else if raw.path.contains(['?', '#']) {
+    if raw.path.contains(['?', '#']) {
         let problem = Problem::at(&path("path"), "a path has no query");
         problems.add(problem.help("write the query's conditions as query = { name = \"value\" }"));
     }
+    let pattern = Pattern::parse(&raw.path).map_err(|wrong| {
+        problems.add(Problem::at(&path("path"), wrong).help("write e.g. \"/v1/designs/{design}/download\""));
+    });
+    let pattern = pattern.ok()?;
     let methods = raw.methods.iter().enumerate().filter_map(|(at, text)| {
         let method = Method::from_bytes(text.as_bytes()).ok().filter(|_| *text == text.to_ascii_uppercase());
         if method.is_none() {
@@ -70,15 +72,15 @@ fn route(index: usize, raw: &raw::Route, problems: &mut Problems) -> Route {
         headers: headers.collect(),
         query: raw.query.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
     };
-    Route {
+    Some(Route {
         name: raw.name.as_str().into(),
         methods,
-        path: raw.path.clone(),
         conditions,
         action,
         delivers: delivers(&index, raw, action, problems),
-        design: design(&index, raw, action, problems),
-    }
+        design: design(&index, raw, &pattern, action, problems),
+        path: pattern,
+    })
 }
 
 fn delivers(index: &str, raw: &raw::Route, action: Action, problems: &mut Problems) -> Delivers {
@@ -101,8 +103,8 @@ fn delivers(index: &str, raw: &raw::Route, action: Action, problems: &mut Proble
     }
 }
 
-fn design(index: &str, raw: &raw::Route, action: Action, problems: &mut Problems) -> DesignFrom {
-    let in_path = raw.path.split('/').any(|segment| segment == "{design}" || segment == "{*design}");
+fn design(index: &str, raw: &raw::Route, pattern: &Pattern, action: Action, problems: &mut Problems) -> DesignFrom {
+    let in_path = pattern.has_parameter(DESIGN);
     match &raw.design {
         None if in_path => DesignFrom::Path(DESIGN.to_owned()),
         None => {

@@ -1,0 +1,205 @@
+//! Paths with parameters: `/v1/designs/{design}/download`, `/files/{*path}`.
+
+/// A path pattern. `{name}` stands for one segment that is not empty, `{*name}` for all that follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern {
+    text: String,
+    segments: Vec<Segment>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Segment {
+    Literal(String),
+    One(String),
+    Rest(String),
+}
+
+impl Pattern {
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, for people.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let path = text.strip_prefix('/').ok_or("a path starts with `/`")?;
+        let segments: Vec<Segment> = path
+            .split('/')
+            .map(Segment::parse)
+            .collect::<Option<_>>()
+            .ok_or("a parameter in braces stands for a whole segment, and has a name")?;
+        let ends_early = segments.iter().rev().skip(1).any(|segment| matches!(segment, Segment::Rest(_)));
+        if ends_early {
+            return Err("`{*name}` takes all that follows, so it comes last");
+        }
+        Ok(Self { text: text.to_owned(), segments })
+    }
+
+    /// The pattern as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether a path fits.
+    pub(super) fn fits(&self, path: &str) -> bool {
+        let Some(mut rest) = path.strip_prefix('/').map(Some) else { return false };
+        for wanted in &self.segments {
+            let Some(path) = rest else { return false };
+            let (segment, others) = path.split_once('/').map_or((path, None), |(first, others)| (first, Some(others)));
+            match wanted {
+                Segment::Literal(literal) if segment == literal => {}
+                Segment::One(_) if !segment.is_empty() => {}
+                Segment::Rest(_) => return !path.is_empty(),
+                _ => return false,
+            }
+            rest = others;
+        }
+        rest.is_none()
+    }
+
+    /// The raw value of a parameter in a path that fits.
+    pub(super) fn parameter<'p>(&self, name: &str, path: &'p str) -> Option<&'p str> {
+        let mut rest = path.strip_prefix('/')?;
+        for wanted in &self.segments {
+            let (segment, others) = rest.split_once('/').unwrap_or((rest, ""));
+            match wanted {
+                Segment::One(known) if known == name => return Some(segment),
+                Segment::Rest(known) if known == name => return Some(rest),
+                _ => rest = others,
+            }
+        }
+        None
+    }
+
+    /// Whether there is a parameter of that name.
+    pub fn has_parameter(&self, name: &str) -> bool {
+        let named = |segment: &Segment| matches!(segment, Segment::One(known) | Segment::Rest(known) if known == name);
+        self.segments.iter().any(named)
+    }
+
+    /// Whether every path that fits `narrow` fits this one.
+    pub(super) fn includes(&self, narrow: &Self) -> bool {
+        use Segment::{Literal, One, Rest};
+        let (mut wide, mut narrow) = (self.segments.iter(), narrow.segments.iter());
+        loop {
+            match (wide.next(), narrow.next()) {
+                (None, None) => return true,
+                (Some(Rest(_)), Some(Literal(last))) => return !last.is_empty() || narrow.next().is_some(),
+                (Some(Rest(_)), Some(_)) => return true,
+                (Some(One(_)), Some(One(_))) => {}
+                (Some(One(_)), Some(Literal(literal))) if !literal.is_empty() => {}
+                (Some(Literal(one)), Some(Literal(other))) if one == other => {}
+                _ => return false,
+            }
+        }
+    }
+
+    /// The pattern spelt as [`lenient_readings`](super::path::lenient_readings) spells paths.
+    pub(super) fn lenient(&self) -> Self {
+        let kept =
+            self.segments.iter().filter(|segment| !matches!(segment, Segment::Literal(literal) if literal.is_empty()));
+        let lower = kept.map(|segment| match segment {
+            Segment::Literal(literal) => {
+                Segment::Literal(literal.to_ascii_lowercase().trim_end_matches('.').to_owned())
+            }
+            parameter => parameter.clone(),
+        });
+        let segments: Vec<Segment> = lower.collect();
+        let text = segments.iter().map(|segment| format!("/{segment}")).collect();
+        Self { text, segments }
+    }
+
+    /// Whether the pattern ends in a slash: then a path that does as well is in its plain form.
+    pub(super) fn ends_in_slash(&self) -> bool {
+        self.text.len() > 1 && self.text.ends_with('/')
+    }
+}
+
+impl Segment {
+    fn parse(text: &str) -> Option<Self> {
+        let Some(inside) = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) else {
+            return (!text.contains(['{', '}'])).then(|| Self::Literal(text.to_owned()));
+        };
+        let (name, is_rest) = inside.strip_prefix('*').map_or((inside, false), |name| (name, true));
+        let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        is_name.then(|| if is_rest { Self::Rest(name.to_owned()) } else { Self::One(name.to_owned()) })
+    }
+}
+
+impl std::fmt::Display for Segment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Literal(literal) => f.write_str(literal),
+            Self::One(name) => write!(f, "{{{name}}}"),
+            Self::Rest(name) => write!(f, "{{*{name}}}"),
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use super::*;
+
+    fn pattern(text: &str) -> Pattern {
+        Pattern::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_path_fits_segment_by_segment() {
+        let cases = [
+            ("/a/{x}/c", "/a/b/c", true),
+            ("/a/{x}/c", "/a//c", false),
+            ("/a/{x}/c", "/a/b/c/", false),
+            ("/a/{x}/c", "/a/b", false),
+            ("/a/{x}", "/a/", false),
+            ("/a/", "/a/", true),
+            ("/a/", "/a", false),
+            ("/", "/", true),
+            ("/", "/a", false),
+            ("/a/{*rest}", "/a/b/c", true),
+            ("/a/{*rest}", "/a//", true),
+            ("/a/{*rest}", "/a/", false),
+            ("/a/{*rest}", "/a", false),
+            ("/a", "*", false),
+            ("/a", "", false),
+        ];
+        for (text, path, fits) in cases {
+            assert_eq!(pattern(text).fits(path), fits, "{path} on {text}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_read_where_they_stand() {
+        assert_eq!(pattern("/a/{x}/{y}").parameter("y", "/a/b/c%20d"), Some("c%20d"));
+        assert_eq!(pattern("/a/{*rest}").parameter("rest", "/a/b/c"), Some("b/c"));
+        assert_eq!(pattern("/a/{x}").parameter("z", "/a/b"), None);
+    }
+
+    #[test]
+    fn a_parameter_is_a_whole_segment_with_a_name() {
+        for text in ["a", "/a/b.{x}", "/{x}y", "/{}", "/{*}", "/{{x}}", "/{*x}/b", "/{a b}", "/}"] {
+            assert!(Pattern::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_includes_another_if_it_takes_all_of_its_paths() {
+        let cases = [
+            ("/x/{a}", "/x/{b}", true),
+            ("/x/{a}", "/x/y", true),
+            ("/x/{a}", "/x/", false),
+            ("/x/y", "/x/{a}", false),
+            ("/x/{*a}", "/x/{b}", true),
+            ("/x/{*a}", "/x/y/{b}/z", true),
+            ("/x/{*a}", "/x/", false),
+            ("/x/{*a}", "/x", false),
+            ("/x/{a}", "/x/{*b}", false),
+            ("/files/export/{*a}", "/files/{*b}", false),
+            ("/files/{*b}", "/files/export/{*a}", true),
+            ("/{a}/{b}", "/{a}", false),
+        ];
+        for (wide, narrow, includes) in cases {
+            assert_eq!(pattern(wide).includes(&pattern(narrow)), includes, "{wide} includes {narrow}");
+        }
+    }
+}
