@@ -73,7 +73,7 @@ impl Guide {
                 .to_owned(),
             format!("TOKEN={token}"),
             format!(
-                "curl -i -o poster.png -D - -H \"Authorization: Bearer $TOKEN\" http://{address}/v1/designs/poster/download"
+                "curl -s -D - -o poster.png -H \"Authorization: Bearer $TOKEN\" http://{address}/v1/designs/poster/download"
             ),
             "# Saving is no export, and needs no token of the gate.".to_owned(),
             format!("curl -i -X PUT http://{address}/v1/designs/poster"),
