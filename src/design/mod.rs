@@ -119,7 +119,7 @@ impl Designs {
     }
 
     /// Whether `peer` is a trusted hop.
-    pub fn trusts(&self, peer: IpAddr) -> bool {
+    fn trusts(&self, peer: IpAddr) -> bool {
         self.options.trusted_hops.iter().any(|net| net.contains(&peer.to_canonical()))
     }
 

@@ -103,7 +103,10 @@ impl Pattern {
             }
             parameter => parameter.clone(),
         });
-        let segments: Vec<Segment> = lower.collect();
+        let mut segments: Vec<Segment> = lower.collect();
+        if segments.is_empty() {
+            segments.push(Segment::Literal(String::new()));
+        }
         let text = segments.iter().map(|segment| format!("/{segment}")).collect();
         Self { text, segments }
     }
@@ -179,6 +182,16 @@ mod tests {
     fn a_parameter_is_a_whole_segment_with_a_name() {
         for text in ["a", "/a/b.{x}", "/{x}y", "/{}", "/{*}", "/{{x}}", "/{*x}/b", "/{a b}", "/}"] {
             assert!(Pattern::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_in_its_plain_form_is_its_own_lenient_one() {
+        for text in ["/", "/a/{X}/b", "/a/{*rest}"] {
+            assert_eq!(pattern(text).lenient(), pattern(text));
+        }
+        for (text, lenient) in [("/A/{x}/B/", "/a/{x}/b"), ("//", "/"), ("/a./b", "/a/b")] {
+            assert_eq!(pattern(text).lenient(), pattern(lenient), "{text}");
         }
     }
 

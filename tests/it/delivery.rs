@@ -1,9 +1,9 @@
 //! When a charge sticks (counting rules, section 4 rules 2 to 4), seen from both sockets.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, request};
+use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, read_until, request};
 
 const DOWNLOAD: &str = "/v1/designs/d1/download";
 
@@ -138,12 +138,7 @@ fn a_client_that_hangs_up_after_the_first_byte_is_charged() {
     let (_backend, gate) = stage(reply);
     let mut client = TcpStream::connect(gate.address).unwrap();
     write!(client, "GET {DOWNLOAD} HTTP/1.1\r\nhost: a\r\n{}\r\n\r\n", Token::of("u").line()).unwrap();
-    let mut read = Vec::new();
-    let mut byte = [0];
-    while !read.ends_with(b"abc") {
-        client.read_exact(&mut byte).unwrap();
-        read.push(byte[0]);
-    }
+    assert!(read_until(&mut client, b"abc"));
     drop(client);
     eventually("the charge sticks", || charges(&gate, "delivered") == 1.0);
     // The backend's thread may have ended with its connection.
@@ -157,16 +152,10 @@ fn a_client_that_breaks_its_own_upload_off_to_look_like_a_broken_backend_is_char
         let (reply, release) = Reply::held(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabcde", b"f");
         let (_backend, gate) = stage(reply);
         let mut client = TcpStream::connect(gate.address).unwrap();
-        client.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
         write!(client, "GET {DOWNLOAD} HTTP/1.1\r\nhost: a\r\n{}\r\n{upload}", Token::of("u").line()).unwrap();
-        let mut read = Vec::new();
-        let mut byte = [0];
         // A broken chunk may end the exchange before anything is read: then nothing is charged, and nothing was handed out.
-        while !read.ends_with(b"abcde") && client.read(&mut byte).is_ok_and(|count| count == 1) {
-            read.push(byte[0]);
-        }
+        let got_it = read_until(&mut client, b"abcde");
         drop(client);
-        let got_it = read.ends_with(b"abcde");
         let outcome = if got_it { "delivered" } else { "void" };
         eventually("it settles", || charges(&gate, outcome) == 1.0);
         // The backend's thread may have ended with its connection.

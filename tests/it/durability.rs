@@ -1,12 +1,12 @@
 //! The ledger's file: what survives, and what a broken one must not break.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, request};
+use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, read_until, request};
 
 const DOWNLOAD: &str = "/v1/designs/d1/download";
 
@@ -85,14 +85,9 @@ fn a_request_that_does_not_end_in_time_is_cut_off_and_its_charge_is_flushed() {
     let gate = setup.start();
     let mut client = TcpStream::connect(gate.address).unwrap();
     write!(client, "GET {DOWNLOAD} HTTP/1.1\r\nhost: a\r\n{}\r\n\r\n", Token::of("u").line()).unwrap();
-    let mut read = Vec::new();
-    let mut byte = [0];
-    while !read.ends_with(b"abc") {
-        client.read_exact(&mut byte).unwrap();
-        read.push(byte[0]);
-    }
+    assert!(read_until(&mut client, b"abc"));
     assert!(gate.stop().success());
-    assert_eq!(client.read(&mut byte).unwrap_or(0), 0, "cut off");
+    assert!(!read_until(&mut client, b"def"), "cut off");
     assert_eq!(setup.start().used("u", "exports"), 1);
 }
 
@@ -182,16 +177,21 @@ fn a_file_that_is_no_ledger_is_left_alone() {
     }
 }
 
-#[test]
-fn a_damaged_ledger_is_left_alone_and_taken_when_it_is_replaced() {
-    let (_backend, setup) = stage();
+/// Charges many users, ends the gate, and returns where its ledger is.
+fn ledger_of_many_pages(setup: &Setup) -> PathBuf {
     let gate = setup.start();
     for user in 0..200 {
         let token = Token::of(&format!("a-user-with-a-long-name-to-fill-pages-{user}")).line();
         assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
     }
     assert!(gate.stop().success());
-    let path = setup.folder.path("export-gate.db");
+    setup.folder.path("export-gate.db")
+}
+
+#[test]
+fn a_damaged_ledger_is_left_alone_and_taken_when_it_is_replaced() {
+    let (_backend, setup) = stage();
+    let path = ledger_of_many_pages(&setup);
     let good = std::fs::read(&path).unwrap();
     let mut damaged = good.clone();
     // All but the first page, which has the header and the schema.
@@ -210,13 +210,7 @@ fn a_damaged_ledger_is_left_alone_and_taken_when_it_is_replaced() {
 #[test]
 fn damage_that_reading_would_not_trip_over_is_found_before_anything_is_written() {
     let (_backend, setup) = stage();
-    let gate = setup.start();
-    for user in 0..200 {
-        let token = Token::of(&format!("a-user-with-a-long-name-to-fill-pages-{user}")).line();
-        assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
-    }
-    assert!(gate.stop().success());
-    let path = setup.folder.path("export-gate.db");
+    let path = ledger_of_many_pages(&setup);
     // As a backup made with VACUUM INTO comes: without the mark that SQLite keeps a log beside it.
     assert!(Command::new("sqlite3").arg(&path).arg("PRAGMA journal_mode = DELETE").status().unwrap().success());
     let mut damaged = std::fs::read(&path).unwrap();

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use crate::support::{Backend, Reply, Setup, get, request, send_raw};
+use crate::support::{Backend, Reply, Setup, get, read_until, request, send_raw};
 
 #[test]
 fn a_request_arrives_as_it_was_sent_but_for_what_belongs_to_the_connection() {
@@ -213,12 +213,7 @@ fn a_connection_of_a_client_serves_many_requests() {
     let mut client = TcpStream::connect(gate.address).unwrap();
     for _ in 0..3 {
         client.write_all(b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
-        let mut read = Vec::new();
-        let mut byte = [0];
-        while !read.ends_with(b"{}") {
-            client.read_exact(&mut byte).unwrap();
-            read.push(byte[0]);
-        }
+        assert!(read_until(&mut client, b"{}"));
     }
 }
 

@@ -66,6 +66,20 @@ pub(crate) fn send_raw(address: SocketAddr, bytes: &[u8]) -> Option<Answer> {
     Answer::parse(&answer)
 }
 
+/// Reads until these bytes have come; whether they did before the connection ended.
+pub(crate) fn read_until(stream: &mut TcpStream, end: &[u8]) -> bool {
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut read = Vec::new();
+    let mut byte = [0];
+    while !read.ends_with(end) {
+        if !stream.read(&mut byte).is_ok_and(|count| count == 1) {
+            return false;
+        }
+        read.push(byte[0]);
+    }
+    true
+}
+
 /// Sends a request with these header lines and this body.
 pub(crate) fn request(address: SocketAddr, method: &str, target: &str, lines: &[&str], body: &[u8]) -> Answer {
     let mut head = format!("{method} {target} HTTP/1.1\r\nhost: gate.test\r\nconnection: close\r\n");
