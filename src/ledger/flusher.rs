@@ -93,7 +93,7 @@ impl Drop for ChargingEnds {
 }
 
 fn last_words(ledger: &Ledger, cause: StoreError) -> Result<(), LastFlushFailed> {
-    let charges = ledger.unflushed().charges;
+    let charges = ledger.unflushed().at_risk();
     if charges == 0 { Ok(()) } else { Err(LastFlushFailed { charges, cause }) }
 }
 
@@ -142,6 +142,7 @@ async fn flush(ledger: &Ledger, store: &mut dyn Store, forget_before: Option<i64
         ledger.unflushed().put_back(marks);
         return Err(error);
     }
+    ledger.unflushed().written();
     let now = ledger.clock.monotonic();
     ledger.stats.flushed(now, now.saturating_sub(started));
     Ok(())

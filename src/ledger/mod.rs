@@ -176,7 +176,7 @@ impl Ledger {
     /// Brings the metrics up to date that are not counted as they happen.
     pub fn refresh_metrics(&self) {
         self.stats.counters.set(i64::try_from(self.counters.len()).unwrap_or(i64::MAX));
-        self.stats.unflushed.set(i64::try_from(self.unflushed().charges).unwrap_or(i64::MAX));
+        self.stats.unflushed.set(i64::try_from(self.unflushed().at_risk()).unwrap_or(i64::MAX));
         self.stats.store_up.set(i64::from(self.available.load(Ordering::Acquire)));
         self.stats.refresh_age(self.clock.monotonic());
     }

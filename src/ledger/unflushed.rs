@@ -16,8 +16,10 @@ use crate::store::CoverName;
 pub(super) struct Unflushed {
     pub(super) counters: HashMap<CounterKey, DirtyCounter>,
     pub(super) covers: HashMap<u128, CoverName>,
-    /// Delivered charges since the last group: what a crash now would lose.
+    /// Delivered charges since the last group was taken.
     pub(super) charges: u64,
+    /// Delivered charges of the group that is being written.
+    writing: u64,
     /// Covers by the time that they end.
     ending: BTreeMap<(Duration, u128), CoverName>,
 }
@@ -64,10 +66,20 @@ impl Unflushed {
         Some((digest, first.remove()))
     }
 
+    /// Delivered charges that the store does not know: what a crash now would lose.
+    pub(super) fn at_risk(&self) -> u64 {
+        self.charges + self.writing
+    }
+
     /// All marks and the number of charges behind them; what comes later belongs to the next group.
     pub(super) fn take(&mut self) -> Self {
-        let ending = std::mem::take(&mut self.ending);
-        Self { ending: BTreeMap::new(), ..std::mem::replace(self, Self { ending, ..Self::default() }) }
+        let (ending, writing) = (std::mem::take(&mut self.ending), self.charges);
+        Self { ending: BTreeMap::new(), ..std::mem::replace(self, Self { ending, writing, ..Self::default() }) }
+    }
+
+    /// The group was written.
+    pub(super) fn written(&mut self) {
+        self.writing = 0;
     }
 
     /// The group was not written: its marks stand again.
@@ -79,5 +91,6 @@ impl Unflushed {
             self.covers.entry(digest).or_insert(name);
         }
         self.charges += group.charges;
+        self.writing = 0;
     }
 }

@@ -12,6 +12,7 @@ use export_gate::policy::{
 use export_gate::store::{Batch, CounterRow, CoverName, CoverRow, Reply, Row, RowSink, Store, StoreError};
 use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
+use tokio::sync::Notify;
 
 const PLAN: PlanId = PlanId(0);
 
@@ -233,6 +234,21 @@ async fn a_group_is_written_every_interval_and_a_failed_one_is_written_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_charge_counts_as_unflushed_until_its_group_is_written() {
+    let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock()), Disk::default());
+    let (_end, ended) = tokio::sync::oneshot::channel::<()>();
+    tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
+    settled(|| ledger.availability().is_ok()).await;
+    let release = disk.holds_writes();
+    assert!(delivered(charge(&ledger, "u", &[demand(0, 10)]).await));
+    settled(|| disk.is_writing()).await;
+    assert_eq!(unflushed(&ledger), "1");
+    release.notify_one();
+    settled(|| disk.used("u") == Some(1)).await;
+    settled(|| unflushed(&ledger) == "0").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_that_can_be_read_but_not_written_keeps_the_ledger_from_charging() {
     let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock()), Disk::default());
     let (_end, ended) = tokio::sync::oneshot::channel::<()>();
@@ -337,6 +353,16 @@ async fn windows_that_closed_long_ago_are_forgotten() {
     assert_eq!(used(&ledger, "u"), [(0, 0)]);
 }
 
+/// What the metric says.
+fn unflushed(ledger: &Ledger) -> String {
+    let (mut registry, mut text) = (prometheus_client::registry::Registry::default(), String::new());
+    ledger.register_metrics(&mut registry);
+    ledger.refresh_metrics();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("exportgate_unflushed_charges "));
+    line.unwrap().to_owned()
+}
+
 /// Lets the flusher run until something is true; time is paused, so that waiting costs none.
 async fn settled(mut is_true: impl FnMut() -> bool) {
     for _ in 0..100 {
@@ -360,6 +386,9 @@ struct Disk(Arc<std::sync::Mutex<DiskState>>);
 struct DiskState {
     breaks: bool,
     is_full: bool,
+    /// Writes wait for this before anything of theirs is kept.
+    held: Option<Arc<Notify>>,
+    writing: bool,
     counters: Vec<CounterRow>,
     covers: Vec<CoverRow>,
 }
@@ -371,6 +400,14 @@ impl Disk {
 
     fn is_full(&self, is_full: bool) {
         self.0.lock().unwrap().is_full = is_full;
+    }
+
+    fn holds_writes(&self) -> Arc<Notify> {
+        self.0.lock().unwrap().held.insert(Arc::default()).clone()
+    }
+
+    fn is_writing(&self) -> bool {
+        self.0.lock().unwrap().writing
     }
 
     fn covers(&self) -> usize {
@@ -399,24 +436,32 @@ impl Store for Disk {
     }
 
     fn write(&mut self, batch: Arc<Batch>) -> Reply<'_> {
-        let written = match self.0.lock().unwrap().is_full {
-            true => Err(StoreError::Unavailable("the disk is full".into())),
-            false => Ok(()),
-        };
-        let written = written.and_then(|()| self.answer());
-        if written.is_ok() {
-            let DiskState { counters, covers, .. } = &mut *self.0.lock().unwrap();
-            for row in &batch.counters {
-                counters
-                    .retain(|known| (&known.meter, &known.subject, known.span) != (&row.meter, &row.subject, row.span));
-                counters.push(row.clone());
+        let held = self.0.lock().unwrap().held.take();
+        self.0.lock().unwrap().writing = held.is_some();
+        Box::pin(async move {
+            if let Some(held) = held {
+                held.notified().await;
             }
-            counters.retain(|row| batch.forget_before.is_none_or(|before| row.span.end >= before));
-            let changed =
-                |name: &CoverName| batch.ended.contains(name) || batch.covers.iter().any(|row| row.name == *name);
-            covers.retain(|row| !changed(&row.name));
-            covers.extend(batch.covers.iter().cloned());
+            self.keep(&batch)
+        })
+    }
+}
+
+impl Disk {
+    fn keep(&self, batch: &Batch) -> Result<(), StoreError> {
+        self.answer()?;
+        let DiskState { counters, covers, is_full, .. } = &mut *self.0.lock().unwrap();
+        if *is_full {
+            return Err(StoreError::Unavailable("the disk is full".into()));
         }
-        Box::pin(async { written })
+        for row in &batch.counters {
+            counters.retain(|known| (&known.meter, &known.subject, known.span) != (&row.meter, &row.subject, row.span));
+            counters.push(row.clone());
+        }
+        counters.retain(|row| batch.forget_before.is_none_or(|before| row.span.end >= before));
+        let changed = |name: &CoverName| batch.ended.contains(name) || batch.covers.iter().any(|row| row.name == *name);
+        covers.retain(|row| !changed(&row.name));
+        covers.extend(batch.covers.iter().cloned());
+        Ok(())
     }
 }
