@@ -87,14 +87,12 @@ impl Setup {
 
     /// Starts it and waits until it can charge.
     pub(crate) fn start(&self) -> Gate {
-        let gate = self.start_unready();
-        eventually("the gate is ready", || gate.admin("/readyz").0 == 200);
-        gate
+        self.start_unready().ready()
     }
 
     /// Starts it, and closes its log once it can charge.
     pub(crate) fn start_deaf(&self) -> Gate {
-        self.start_reading(|line| line.contains("the ledger is ready"))
+        self.start_reading(|line| line.contains("the ledger is ready")).ready()
     }
 
     /// Starts it and waits until it listens.
@@ -147,6 +145,11 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
+    fn ready(self) -> Self {
+        eventually("the gate is ready", || self.admin("/readyz").0 == 200);
+        self
+    }
+
     /// An admin page: status and text.
     pub(crate) fn admin(&self, target: &str) -> (u16, String) {
         let answer = get(self.admin_address, target, &[]);
