@@ -44,12 +44,12 @@
 //!
 //! use export_gate::clock::{Clock, SystemClock};
 //! use export_gate::design::Designs;
-//! use export_gate::gate::{ExportGateLayer, Parts};
+//! use export_gate::gate::{ExportGateLayer, Parts, Upload};
 //! use export_gate::identity::Verifier;
 //! use export_gate::ledger::Ledger;
 //! use bytes::Bytes;
 //! use http::{Request, Response, StatusCode};
-//! use http_body_util::{BodyExt, Full};
+//! use http_body_util::{BodyExt, Empty, Full};
 //! use tower::{Layer, ServiceExt, service_fn};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -80,13 +80,13 @@
 //!     answers: config.answers,
 //!     options: config.gate,
 //! });
-//! let draw = service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("an image"))));
+//! let draw = service_fn(async |_: Request<Upload<Empty<Bytes>>>| Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("an image"))));
 //! let service = gate.layer(draw);
 //!
 //! let claims = serde_json::json!({ "iss": "me", "aud": "exports", "sub": "anna", "plan": "free", "exp": 9_999_999_999_u64 });
 //! let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
 //! let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key)?;
-//! let download = || Request::get("/designs/poster").header("authorization", format!("Bearer {token}")).body(());
+//! let download = || Request::get("/designs/poster").header("authorization", format!("Bearer {token}")).body(Empty::<Bytes>::new());
 //!
 //! let first = service.clone().oneshot(download()?).await?;
 //! assert_eq!(first.status(), StatusCode::OK);

@@ -32,7 +32,7 @@ use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::config::{Config, Upstream};
 use crate::design::Designs;
-use crate::gate::{self, Answers, Asker, ExportGateLayer, Parts, Upload};
+use crate::gate::{Answers, Asker, ExportGateLayer, Paced, Parts, Upload};
 use crate::identity::Verifier;
 use crate::ledger::{self, LastFlushFailed, Ledger};
 use crate::net::PooledBody;
@@ -209,12 +209,12 @@ async fn serve(
                 continue;
             }
         };
+        let stream = Paced::new(no_delay(stream));
         let stack = ServiceBuilder::new()
-            .map_request(gate::watch)
-            .layer(layer.for_peer(peer.ip()))
+            .layer(layer.for_client(peer.ip(), stream.pace()))
             .service(backends.for_peer(peer.ip()));
         let service = TowerToHyperService::new(stack);
-        let connection = http.serve_connection(TokioIo::new(no_delay(stream)), service);
+        let connection = http.serve_connection(TokioIo::new(stream), service);
         connections.spawn(graceful.watch(connection));
     }
     drop(listener);

@@ -12,8 +12,8 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
 use crate::ledger::Ledger;
-use crate::policy::Policy;
 use crate::policy::path::decoded;
+use crate::policy::{Anchor, Policy, Who};
 
 /// What can be set about the admin listener.
 #[derive(Clone, PartialEq, Eq)]
@@ -92,17 +92,44 @@ impl Admin {
         page
     }
 
-    /// `?plan=pro` tells the limits of that plan; without it, those of the plan at the user's last charge.
+    /// `?plan=pro` tells the limits of that plan; without it, those of the plan at the user's last charge. What a token would say
+    /// of the user can be said by `team`, `seats` and `billing_anchor`, and any other claim by its JSON pointer.
     fn usage(&self, user: &str, query: Option<&str>) -> Response<Full<Bytes>> {
         if let Err(why) = self.ledger.availability() {
             return json_page(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": &*why }));
         }
-        let plan = query.and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("plan=")));
-        let known = plan.map(|name| self.policy.plans.find(name));
-        if known == Some(None) {
-            return json_page(StatusCode::BAD_REQUEST, &json!({ "error": "there is no such plan" }));
+        let (mut who, mut plan) = (Who::user(user), None);
+        for pair in query.unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (name, value) = (decoded(name), decoded(value));
+            let understood = match &*name {
+                "plan" => {
+                    plan = self.policy.plans.find(&value);
+                    plan.is_some()
+                }
+                "team" => {
+                    who.team = Some((*value).into());
+                    true
+                }
+                "seats" => {
+                    who.seats = value.parse().ok();
+                    who.seats.is_some()
+                }
+                "billing_anchor" => {
+                    who.billing_anchor = billing_anchor(&value);
+                    who.billing_anchor.is_some()
+                }
+                pointer => {
+                    who.claims.push((pointer.into(), (*value).into()));
+                    pointer.starts_with('/')
+                }
+            };
+            if !understood {
+                let error = format!("`{name}={value}` is not understood");
+                return json_page(StatusCode::BAD_REQUEST, &json!({ "error": error }));
+            }
         }
-        json_page(StatusCode::OK, &self.ledger.usage_report(&self.policy, user, known.flatten()))
+        json_page(StatusCode::OK, &self.ledger.usage_report(&self.policy, &who, plan))
     }
 
     fn is_allowed<B>(&self, request: &Request<B>) -> bool {
@@ -110,6 +137,11 @@ impl Admin {
         let sent = request.headers().get(AUTHORIZATION).and_then(|field| field.as_bytes().strip_prefix(b"Bearer "));
         sent.is_some_and(|sent| aws_lc_rs::constant_time::verify_slices_are_equal(sent, token).is_ok())
     }
+}
+
+/// As the claim may have it.
+fn billing_anchor(text: &str) -> Option<Anchor> {
+    text.parse().ok().and_then(Anchor::from_number).or_else(|| Anchor::from_text(text))
 }
 
 fn json_page(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {

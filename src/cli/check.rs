@@ -5,7 +5,9 @@ use std::path::Path;
 use super::Failure;
 use super::table::table;
 use crate::config::Config;
-use crate::policy::{Counts, DesignFrom, Meter, Policy, Route};
+use crate::gate::UnclassifiedFiles;
+use crate::policy::cost::{Asked, AskedFrom, Combine};
+use crate::policy::{Cost, Counts, Degrade, DesignFrom, Meter, OnExceed, Policy, Route};
 
 pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
     anstream::println!("{} is valid.\n", path.display());
@@ -29,18 +31,16 @@ pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
         [
             meter.name.to_string(),
             counted(&meter.counts, &config.policy),
-            format!("each user, per {}", meter.window),
+            format!("{}, per {}", meter.subject, meter.window),
+            price(meter),
             if meter.sessions { "one visit is one export" } else { "" }.to_owned(),
-            match meter.on_exceed {
-                crate::policy::OnExceed::Deny => "refused (429)",
-                crate::policy::OnExceed::Observe => "counted, not refused",
-            }
-            .to_owned(),
+            over_the_limit(meter),
         ]
     });
-    anstream::println!("{}\n", table(["meter", "counts", "whose, when", "export screen", "over the limit"], meters));
+    let header = ["meter", "counts", "whose, when", "one export costs", "export screen", "over the limit"];
+    anstream::println!("{}\n", table(header, meters));
 
-    anstream::println!("Limits: how many a user of a plan may have.");
+    anstream::println!("Limits: how many one of a plan may have.");
     let header: Vec<&str> = ["plan"].into_iter().chain(config.policy.meters.iter().map(|meter| &*meter.name)).collect();
     let rows = config.policy.plans.iter().map(|(plan, name)| {
         let limit = |meter: &Meter| meter.limit(plan).map_or("-".to_owned(), |limit| limit.to_string());
@@ -55,7 +55,65 @@ pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
         .unknown_plan
         .map_or("is refused (403)".to_owned(), |plan| format!("counts as `{}`", config.policy.plans.name(plan)));
     anstream::println!("A token without a known plan {unknown}.");
+    match config.gate.unclassified_files {
+        UnclassifiedFiles::Observe => anstream::println!("Files on paths that no route knows leave, and are reported."),
+        UnclassifiedFiles::Refuse => anstream::println!("Files on paths that no route knows are refused (403)."),
+    }
+    if config.gate.shadow {
+        anstream::println!("SHADOW MODE: nothing is refused; what would be is reported.");
+    }
     Ok(())
+}
+
+fn price(meter: &Meter) -> String {
+    let list = |prices: Vec<String>, other: u32| format!("{}, else {other}", prices.join(", "));
+    let price = match &meter.cost {
+        Cost::Fixed(cost) => cost.to_string(),
+        Cost::Asked(Asked { from, default, max }) => {
+            let place = match from {
+                AskedFrom::Header(name) => format!("what the header {name} says"),
+                AskedFrom::Query(name) => format!("what ?{name}= says"),
+                AskedFrom::Body(pointer) => format!("what the JSON body says at {}", pointer.as_str()),
+            };
+            let missing = default.map_or("else 400".to_owned(), |default| format!("else {default}"));
+            format!("{place}, 1 to {max}, {missing}")
+        }
+        Cost::Routes { prices, other } => {
+            list(prices.iter().map(|(route, price)| format!("{route} {price}")).collect(), *other)
+        }
+        Cost::Features { prices, combine, other } => {
+            let how = match combine {
+                Combine::Dearest => "the dearest of ",
+                Combine::Sum => "together ",
+            };
+            let prices = prices.iter().map(|(feature, price)| format!("{feature} {price}")).collect();
+            format!("{how}{}", list(prices, *other))
+        }
+    };
+    match &meter.reported_by {
+        Some(name) => format!("{price}; then what the backend's {name} says"),
+        None => price,
+    }
+}
+
+fn over_the_limit(meter: &Meter) -> String {
+    let what = match meter.on_exceed {
+        OnExceed::Deny if meter.fair_use => "refused (429, abnormal usage)".to_owned(),
+        OnExceed::Deny => "refused (429)".to_owned(),
+        OnExceed::Degrade => format!("changed: {}", changes(&meter.degrade)),
+        OnExceed::Observe => "counted, not refused".to_owned(),
+    };
+    if meter.shadow { format!("only reported; would be: {what}") } else { what }
+}
+
+fn changes(degrade: &Degrade) -> String {
+    let set_query = degrade.set_query.iter().map(|(name, value)| format!("?{name}={value}"));
+    let remove_query = degrade.remove_query.iter().map(|name| format!("no ?{name}="));
+    let set_headers =
+        degrade.set_headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap_or("?")));
+    let remove_headers = degrade.remove_headers.iter().map(|name| format!("no {name}"));
+    let all = set_query.chain(remove_query).chain(set_headers).chain(remove_headers);
+    all.collect::<Vec<_>>().join(", ")
 }
 
 fn request(route: &Route) -> String {

@@ -11,7 +11,8 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::design::Designs;
 use crate::identity::Verifier;
-use crate::policy::{Action, Delivers, Demand, Export, Limit, Match, OnExceed, Policy, Rule, SessionUse};
+use crate::policy::cost::Request;
+use crate::policy::{Action, Delivers, Demand, Export, Limit, Match, OnExceed, Policy, Rule, SessionUse, Undecided};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -28,6 +29,9 @@ pub(super) struct Arguments {
     /// Another header of the request, as "name: value".
     #[arg(long = "header", value_name = "HEADER")]
     headers: Vec<String>,
+    /// The request's body, where a cost depends on it.
+    #[arg(long, value_name = "TEXT")]
+    body: Option<String>,
     /// Where the request comes from, to see whether its headers are believed.
     #[arg(long, value_name = "ADDRESS")]
     peer: Option<IpAddr>,
@@ -110,11 +114,11 @@ fn explain(config: &Config, arguments: &Arguments, headers: &HeaderMap, steps: &
     let platform = config.gate.platform(&caller, headers);
     let Some(plan) = config.gate.plan(&caller, &config.policy.plans) else {
         let named = caller.plan.as_deref().map_or("no plan".into(), |plan| format!("the unknown plan `{plan}`"));
-        steps.step("identify", &format!("user `{}`, {named}", caller.user));
+        steps.step("identify", &format!("user `{}`, {named}", caller.who.user));
         return Ok("refused with 403; nothing is charged".into());
     };
     let plan_name = config.policy.plans.name(plan);
-    steps.step("identify", &format!("user `{}`, plan {plan_name}, platform {}", caller.user, platform.as_str()));
+    steps.step("identify", &format!("user `{}`, plan {plan_name}, platform {}", caller.who.user, platform.as_str()));
 
     let Some(design) = design else {
         steps.step("design", "the request does not say which");
@@ -131,8 +135,27 @@ fn explain(config: &Config, arguments: &Arguments, headers: &HeaderMap, steps: &
     let features = if facts.features.is_empty() { "none".to_owned() } else { facts.features.join(", ") };
     steps.step("design", &format!("{kind}: features {features} (from {})", facts.source.as_str()));
 
-    let export = Export { action: route.action, platform, ai: facts.ai, plan, delivers: route.delivers };
-    let verdict = config.policy.decide(export);
+    let export = Export {
+        action: route.action,
+        platform,
+        ai: facts.ai,
+        features: &facts.features,
+        who: &caller.who,
+        plan,
+        delivers: route.delivers,
+    };
+    let body = arguments.body.as_deref().map(str::as_bytes);
+    let verdict = match config.policy.decide(export, Request { route: &route.name, uri: url, headers, body }) {
+        Ok(verdict) => verdict,
+        Err(Undecided::NoClaim(name)) => {
+            steps.step("charge", &format!("exports count by the claim `{name}`, and the token has none"));
+            return Ok("refused with 403; nothing is charged".into());
+        }
+        Err(Undecided::Cost(bad)) => {
+            steps.step("charge", &bad.to_string());
+            return Ok("refused with 400; nothing is charged".into());
+        }
+    };
     steps.step("rule", verdict.rule.sentence());
     for (_, meter) in config.policy.meters() {
         let counts = meter.counts.include(route.action, platform, facts.ai, plan);
@@ -147,10 +170,16 @@ fn explain(config: &Config, arguments: &Arguments, headers: &HeaderMap, steps: &
         return Ok(format!("forwarded to `{upstream}`; nothing is charged"));
     }
     steps.step("settle", &format!("the charge sticks {} (delivers = \"{delivers}\")", sticks(route.delivers)));
-    let limited = if verdict.is_limited() { "refused with 429 if the quota is used up, else " } else { "" };
+    let limited =
+        match verdict.demands.iter().filter(|demand| demand.is_enforced()).map(|demand| demand.on_exceed).min() {
+            _ if config.gate.shadow => "(shadow mode: never refused) ",
+            Some(OnExceed::Deny) => "refused with 429 if the quota is used up, else ",
+            Some(OnExceed::Degrade) => "degraded if the quota is used up, else ",
+            Some(OnExceed::Observe) | None => "",
+        };
     Ok(format!(
         "{limited}charged and forwarded to `{upstream}`; `export-gate usage {}` tells what is left",
-        caller.user
+        caller.who.user
     ))
 }
 
@@ -163,11 +192,18 @@ fn charge(demand: &Demand, policy: &Policy, plan: &str) -> String {
     };
     let over = match demand.on_exceed {
         OnExceed::Deny => "refused",
+        OnExceed::Degrade => "degraded, and not counted",
         OnExceed::Observe => "counted all the same",
     };
+    let shadow = if demand.shadow { "; in shadow: only reported" } else { "" };
     format!(
-        "{} x `{}`{session}; {plan} has {} per {}, over it: {over}",
-        demand.cost, meter.name, demand.limit, meter.window
+        "{} x `{}`{session}; {} `{}` on {plan} has {} per {}, over it: {over}{shadow}",
+        demand.cost,
+        meter.name,
+        demand.subject.kind.as_str(),
+        demand.subject.id,
+        demand.limit,
+        meter.window
     )
 }
 

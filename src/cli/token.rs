@@ -21,6 +21,18 @@ pub(super) struct Arguments {
     /// The user's plan.
     #[arg(long)]
     plan: Option<String>,
+    /// The user's team.
+    #[arg(long)]
+    team: Option<String>,
+    /// How many seats are paid for.
+    #[arg(long)]
+    seats: Option<u32>,
+    /// When the billing period begins: a day of the month, a date, or an instant.
+    #[arg(long, value_name = "WHEN")]
+    billing_anchor: Option<String>,
+    /// Another claim, as "/pointer=value".
+    #[arg(long = "claim", value_name = "CLAIM")]
+    claims: Vec<String>,
     /// Where the user is.
     #[arg(long, value_enum)]
     platform: Option<PlatformName>,
@@ -54,13 +66,22 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .as_ref()
         .map(|names| json!(names.split(',').map(str::trim).filter(|name| !name.is_empty()).collect::<Vec<_>>()));
     let pointers = &config.identity.claims;
-    let claims = [
+    let anchor = |text: &String| text.parse::<i64>().map_or_else(|_| json!(text), |number| json!(number));
+    let mut claims = vec![
+        (pointers.team.as_str(), arguments.team.as_ref().map(|team| json!(team))),
+        (&pointers.seats, arguments.seats.map(|seats| json!(seats))),
+        (&pointers.billing_anchor, arguments.billing_anchor.as_ref().map(anchor)),
         (&pointers.plan, arguments.plan.as_ref().map(|plan| json!(plan))),
         (&pointers.platform, platform.map(|platform| json!(platform))),
         (&pointers.ai_features, features),
         (&pointers.design, arguments.design.as_ref().map(|design| json!(design))),
     ];
-    let claims = claims.into_iter().filter_map(|(pointer, value)| Some((pointer.as_str(), value?)));
+    for claim in &arguments.claims {
+        let parts = claim.split_once('=').filter(|(pointer, _)| pointer.starts_with('/'));
+        let (pointer, value) = parts.ok_or_else(|| Failure::Other(format!("{claim} is not /pointer=value")))?;
+        claims.push((pointer, Some(json!(value))));
+    }
+    let claims = claims.into_iter().filter_map(|(pointer, value)| Some((pointer, value?)));
     let now = SystemClock::new().now().as_second();
     let token = mint(&config.identity, &arguments.user, claims, now, i64::from(arguments.expires_in))?;
     anstream::println!("{token}");

@@ -20,6 +20,18 @@ pub(super) struct Arguments {
     /// Show the limits of this plan, not of the one at the user's last charge.
     #[arg(long)]
     plan: Option<String>,
+    /// The user's team, for meters that count by it.
+    #[arg(long)]
+    team: Option<String>,
+    /// How many seats are paid for, for limits per seat.
+    #[arg(long)]
+    seats: Option<u32>,
+    /// When the billing period begins, for meters that count by it.
+    #[arg(long, value_name = "WHEN")]
+    billing_anchor: Option<String>,
+    /// Another claim that meters count by, as "/pointer=value".
+    #[arg(long = "claim", value_name = "CLAIM")]
+    claims: Vec<String>,
     /// Where the gate's admin listener is.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9901")]
     admin: String,
@@ -33,16 +45,32 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         std::env::var(name).map_err(|_| Failure::Other(format!("the environment variable {name} is not set")))
     });
     let token = token.transpose()?;
-    let report = block_on(ask(&arguments.admin, &arguments.user, arguments.plan.as_deref(), token.as_deref()))??;
+    let seats = arguments.seats.map(|seats| seats.to_string());
+    let known = [
+        ("plan", arguments.plan.as_deref()),
+        ("team", arguments.team.as_deref()),
+        ("seats", seats.as_deref()),
+        ("billing_anchor", arguments.billing_anchor.as_deref()),
+    ];
+    let mut facts: Vec<(&str, &str)> = known.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+    facts.extend(arguments.claims.iter().filter_map(|claim| claim.split_once('=')));
+    let report = block_on(ask(&arguments.admin, &arguments.user, &facts, token.as_deref()))??;
     anstream::println!("{}", show(&report));
     Ok(())
 }
 
 /// Asks a gate for a user's usage.
-pub(super) async fn ask(admin: &str, user: &str, plan: Option<&str>, token: Option<&str>) -> Result<Value, Failure> {
-    let escaped: String = user.bytes().map(escape).collect();
-    let plan = plan.map(|plan| format!("?plan={plan}")).unwrap_or_default();
-    let mut request = Request::builder().uri(format!("/v1/usage/{escaped}{plan}")).header(HOST, admin);
+pub(super) async fn ask(
+    admin: &str,
+    user: &str,
+    facts: &[(&str, &str)],
+    token: Option<&str>,
+) -> Result<Value, Failure> {
+    let escaped = |text: &str| text.bytes().map(escape).collect::<String>();
+    let facts: Vec<String> =
+        facts.iter().map(|(name, value)| format!("{}={}", escaped(name), escaped(value))).collect();
+    let uri = format!("/v1/usage/{}?{}", escaped(user), facts.join("&"));
+    let mut request = Request::builder().uri(uri).header(HOST, admin);
     if let Some(token) = token {
         let value = HeaderValue::try_from(format!("Bearer {token}"));
         request =
@@ -64,12 +92,13 @@ pub(super) async fn ask(admin: &str, user: &str, plan: Option<&str>, token: Opti
 /// A usage report as a table.
 pub(super) fn show(report: &Value) -> String {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string().replace("null", "-"), str::to_owned);
-    let rows = report["meters"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|meter| ["meter", "used", "limit", "remaining", "resets_at"].map(|column| text(&meter[column])));
-    let table = table(["meter", "used", "limit", "remaining", "resets at"], rows);
+    let rows = report["meters"].as_array().into_iter().flatten().map(|meter| {
+        let whose = format!("{} {}", text(&meter["subject"]["kind"]), text(&meter["subject"]["id"]));
+        let [used, limit, remaining, resets_at] =
+            ["used", "limit", "remaining", "resets_at"].map(|column| text(&meter[column]));
+        [text(&meter["meter"]), whose, used, limit, remaining, resets_at]
+    });
+    let table = table(["meter", "whose", "used", "limit", "remaining", "resets at"], rows);
     format!("{} (plan {})\n{table}", text(&report["user"]), text(&report["plan"]))
 }
 

@@ -1,8 +1,10 @@
 //! From what is written to each part's options. Collects all problems rather than stopping at the first.
 
+mod costs;
 mod identity;
 mod meters;
 mod routes;
+mod windows;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -118,7 +120,7 @@ pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> 
     let designs = designs(&raw.designs, &mut problems);
     let upstreams =
         raw.upstreams.iter().map(|(name, raw)| upstream_options(name, raw, &designs, &mut problems)).collect();
-    let policy = meters::policy(&raw.meters, &mut problems);
+    let policy = meters::policy(&raw.meters, &raw.routes, &mut problems);
     let routes = routes::routes(&raw.routes, &mut problems);
     let gate = gate::Options {
         unknown_plan: identity::unknown_plan(&raw.identity, &policy.plans, &mut problems),
@@ -128,8 +130,20 @@ pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> 
             .as_ref()
             .and_then(|name| header(name, &["identity", "platform_header"], &mut problems)),
         warn_at_percent: raw.responses.warn_at_percent,
+        session_header: raw
+            .sessions
+            .header
+            .as_ref()
+            .and_then(|name| header(name, &["sessions", "header"], &mut problems)),
+        body_limit: raw.server.counted_body_limit as usize,
+        shadow: raw.shadow.mode == raw::ShadowMode::On,
+        unclassified_files: match raw.unclassified_files {
+            raw::UnclassifiedFiles::Observe => gate::UnclassifiedFiles::Observe,
+            raw::UnclassifiedFiles::Refuse => gate::UnclassifiedFiles::Refuse,
+        },
     };
-    let identity = identity::options(&raw.identity, surroundings, &mut problems);
+    let mut identity = identity::options(&raw.identity, surroundings, &mut problems);
+    identity.claims.others = policy.claims();
     let config = Config {
         server: server_options(&raw.server, &mut problems),
         admin: admin_options(&raw.admin, surroundings, &mut problems),
@@ -269,9 +283,11 @@ fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
     ledger::Options {
         flush_interval: positive(raw.ledger.flush_interval, &["ledger", "flush_interval"], problems),
         session_max: positive(raw.sessions.max, &["sessions", "max"], problems),
+        session_idle: raw.sessions.idle.0.map(|idle| positive(idle, &["sessions", "idle"], problems)),
         session_files: raw.sessions.max_files,
         retry_window: positive(raw.retries.window, &["retries", "window"], problems),
         retry_deliveries: raw.retries.deliveries,
+        resume_window: positive(raw.resumes.window, &["resumes", "window"], problems),
     }
 }
 
@@ -302,7 +318,7 @@ fn upstream_options(name: &str, raw: &raw::Upstream, designs: &design::Options, 
             response_timeout: positive(raw.response_timeout, &["upstreams", name, "response_timeout"], problems),
             connections,
             trusted_hops: designs.trusted_hops.clone(),
-            trusted_headers: vec![designs.header.clone()],
+            trusted_headers: [&designs.header].into_iter().chain(&designs.version_header).cloned().collect(),
         },
     }
 }
@@ -348,6 +364,10 @@ fn designs(raw: &raw::Designs, problems: &mut Problems) -> design::Options {
             .collect(),
         header: header(&raw.header, &["designs", "header"], problems)
             .unwrap_or(HeaderName::from_static("x-design-ai-features")),
+        version_header: raw
+            .version_header
+            .as_ref()
+            .and_then(|name| header(name, &["designs", "version_header"], problems)),
         trusted_hops,
         unknown_design: match raw.unknown_design {
             raw::UnknownDesign::Ai => design::UnknownDesign::Ai,

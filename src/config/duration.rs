@@ -16,7 +16,7 @@ const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
 const PATTERN: &str = "^[0-9]+(ms|s|m|h|d)$";
 
 impl DurationText {
-    fn read(text: &str) -> Option<Self> {
+    pub(super) fn read(text: &str) -> Option<Self> {
         let digits = text.find(|c: char| !c.is_ascii_digit())?;
         let (number, unit) = text.split_at_checked(digits)?;
         let number: u64 = number.parse().ok()?;

@@ -6,6 +6,7 @@
 
 mod build;
 mod duration;
+mod either;
 mod problem;
 mod raw;
 mod source;

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::de::{Error, Unexpected};
+use serde::{Deserialize, Deserializer};
 
 use super::duration::DurationText;
+use super::either::{Forms, either};
 
 /// The JSON schema of the configuration file, for editors.
 pub fn schema() -> serde_json::Value {
@@ -19,6 +21,9 @@ pub fn schema() -> serde_json::Value {
 pub(super) struct Raw {
     /// The upstream of requests that match no route, and of routes that name none.
     pub(super) default_upstream: String,
+    /// What to do about a file that leaves on a path that no route knows.
+    #[serde(default)]
+    pub(super) unclassified_files: UnclassifiedFiles,
     #[serde(default)]
     pub(super) server: Server,
     /// Health, metrics and usage, on a listener of their own.
@@ -37,6 +42,10 @@ pub(super) struct Raw {
     pub(super) sessions: Sessions,
     #[serde(default)]
     pub(super) retries: Retries,
+    #[serde(default)]
+    pub(super) resumes: Resumes,
+    #[serde(default)]
+    pub(super) shadow: Shadow,
     #[serde(default)]
     pub(super) ledger: Ledger,
     #[serde(default)]
@@ -59,6 +68,8 @@ pub(super) struct Server {
     pub(super) header_read_timeout: DurationText,
     /// How long requests may go on after SIGTERM.
     pub(super) drain_timeout: DurationText,
+    /// How many bytes of a JSON body are read at most to know what an export costs; a longer one is answered with 413.
+    pub(super) counted_body_limit: u32,
 }
 
 impl Default for Server {
@@ -68,6 +79,7 @@ impl Default for Server {
             worker_threads: None,
             header_read_timeout: seconds(10),
             drain_timeout: seconds(30),
+            counted_body_limit: 65_536,
         }
     }
 }
@@ -160,12 +172,20 @@ pub(super) struct Claims {
     pub(super) user: String,
     /// The plan's name.
     pub(super) plan: String,
+    /// The user's team.
+    pub(super) team: String,
+    /// How many seats are paid for: a whole number.
+    pub(super) seats: String,
+    /// When the billing period begins: a day of the month (31), a date, an instant (RFC 3339), or seconds since the epoch.
+    pub(super) billing_anchor: String,
     /// The platform's name.
     pub(super) platform: String,
     /// The design's AI features: a list, or names between blanks; empty means none.
     pub(super) ai_features: String,
     /// The design that `ai_features` speaks for; if the token names none, it speaks for all.
     pub(super) design: String,
+    /// The version of that design.
+    pub(super) design_version: String,
 }
 
 impl Default for Claims {
@@ -174,9 +194,13 @@ impl Default for Claims {
         Self {
             user: pointers.user,
             plan: pointers.plan,
+            team: pointers.team,
+            seats: pointers.seats,
+            billing_anchor: pointers.billing_anchor,
             platform: pointers.platform,
             ai_features: pointers.ai_features,
             design: pointers.design,
+            design_version: pointers.design_version,
         }
     }
 }
@@ -189,6 +213,8 @@ pub(super) struct Designs {
     pub(super) sources: Vec<DesignSource>,
     /// The header that a trusted hop sets: feature names between commas; empty means none.
     pub(super) header: String,
+    /// The header by which a trusted hop says which version of the design it is: a session covers one version.
+    pub(super) version_header: Option<String>,
     /// Networks whose headers are believed, e.g. `10.0.0.0/8`.
     pub(super) trusted_hops: Vec<String>,
     /// What to do when no source knows.
@@ -204,6 +230,7 @@ impl Default for Designs {
         Self {
             sources: vec![DesignSource::Claim, DesignSource::Header],
             header: "x-design-ai-features".into(),
+            version_header: None,
             trusted_hops: Vec::new(),
             unknown_design: UnknownDesign::Refuse,
             ai_features: features.map(str::to_owned).to_vec(),
@@ -306,25 +333,39 @@ pub(super) struct DesignFrom {
     pub(super) header: Option<String>,
 }
 
-/// Something that is counted per user and window.
+/// Something that is counted, for a subject and a window.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Meter {
     /// Which exports it counts; all if left out.
     #[serde(default)]
     pub(super) counts: Counts,
-    /// Whose use is counted together.
+    /// Whose use is counted together: "user", "team", a JSON pointer to a claim, or a list of which the first that the token has is
+    /// taken.
     #[serde(default)]
     pub(super) subject: Subject,
+    /// What one export costs: a number, or where it is found.
+    #[serde(default)]
+    pub(super) cost: Cost,
+    /// The header by which a backend says how many images it has delivered: what was charged too much is given back, what was
+    /// charged too little is added.
+    pub(super) reported_by: Option<String>,
     /// When it starts anew.
     pub(super) window: Window,
     /// Whether one charge covers a whole visit of the export screen on iOS and Android.
     #[serde(default)]
     pub(super) sessions: bool,
-    /// What happens to an export over the limit.
+    /// What happens to an export over the limit; "deny" if left out, "observe" for fair use.
+    pub(super) on_exceed: Option<OnExceed>,
+    /// What on_exceed = "degrade" changes about a request.
+    pub(super) degrade: Option<Degrade>,
+    /// Only decide and report what would happen: to try a limit on live traffic before it bites.
     #[serde(default)]
-    pub(super) on_exceed: OnExceed,
-    /// How many a plan may have in a window: a number, or "unlimited".
+    pub(super) shadow: bool,
+    /// Guards an unlimited plan against abuse: a refusal says so, and offers no larger plan.
+    #[serde(default)]
+    pub(super) fair_use: bool,
+    /// How many a plan may have in a window: a number, { per_seat = 30 }, or "unlimited".
     pub(super) limits: BTreeMap<String, Limit>,
 }
 
@@ -353,24 +394,148 @@ pub(super) enum Platform {
 }
 
 /// Whose use is counted together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
+#[schemars(untagged)]
 pub(super) enum Subject {
-    /// Each user's.
-    #[default]
-    User,
+    /// One kind: "user", "team" or a JSON pointer.
+    One(String),
+    /// The first of these that the token has.
+    FirstOf(Vec<String>),
 }
 
-/// When a meter starts anew.
+impl Default for Subject {
+    fn default() -> Self {
+        Self::One("user".to_owned())
+    }
+}
+
+impl Forms for Subject {
+    type Table = serde::de::IgnoredAny;
+    const EXPECTED: &str = "\"user\", \"team\", a JSON pointer to a claim such as \"/org\", or a list of these";
+
+    fn text(kind: String) -> Option<Self> {
+        Some(Self::One(kind))
+    }
+
+    fn list(kinds: Vec<String>) -> Option<Self> {
+        Some(Self::FirstOf(kinds))
+    }
+}
+
+impl<'de> Deserialize<'de> for Subject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        either(deserializer)
+    }
+}
+
+/// What one export costs.
+#[derive(Debug, JsonSchema)]
+#[schemars(untagged)]
+pub(super) enum Cost {
+    /// Always the same.
+    Fixed(i64),
+    /// Where it is found.
+    Found(CostFound),
+}
+
+impl Default for Cost {
+    fn default() -> Self {
+        Self::Fixed(1)
+    }
+}
+
+impl Forms for Cost {
+    type Table = CostFound;
+    const EXPECTED: &str = "a whole number from 1, or a table such as { query = \"n\", max = 50 }";
+
+    fn number(cost: i64) -> Option<Self> {
+        Some(Self::Fixed(cost))
+    }
+
+    fn table(found: CostFound) -> Option<Self> {
+        Some(Self::Found(found))
+    }
+}
+
+impl<'de> Deserialize<'de> for Cost {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        either(deserializer)
+    }
+}
+
+/// Where the cost of an export is found: one of header, query, body, routes and features.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct CostFound {
+    /// In a header of the request: a whole number.
+    pub(super) header: Option<String>,
+    /// In a query parameter: a whole number.
+    pub(super) query: Option<String>,
+    /// In the request's JSON body, at this JSON pointer: a whole number, or a list whose items are counted.
+    pub(super) body: Option<String>,
+    /// By route: names of routes, and what an export on them costs.
+    pub(super) routes: Option<BTreeMap<String, i64>>,
+    /// By feature of the design: names, and what they cost.
+    pub(super) features: Option<BTreeMap<String, i64>>,
+    /// How the prices of several features make one cost; the dearest if left out.
+    pub(super) combine: Option<Combine>,
+    /// What it costs where nothing is found: of a header, query or body, no cost is a bad request (400) if left out; of routes
+    /// and features, 1.
+    pub(super) default: Option<i64>,
+    /// The largest number that is accepted in a header, query or body; 100 if left out.
+    pub(super) max: Option<i64>,
+}
+
+/// How the prices of several features make one cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Combine {
+    /// The highest.
+    Dearest,
+    /// All together.
+    Sum,
+}
+
+/// What becomes of a request over the limit.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Degrade {
+    /// Headers that get this value, whatever the client sent.
+    pub(super) set_headers: BTreeMap<String, String>,
+    /// Headers that are not forwarded.
+    pub(super) remove_headers: Vec<String>,
+    /// Query parameters that get this value, whatever the client sent.
+    pub(super) set_query: BTreeMap<String, String>,
+    /// Query parameters that are not forwarded.
+    pub(super) remove_query: Vec<String>,
+}
+
+/// When a meter starts anew: one of calendar, rolling and anchored.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Window {
     /// A calendar unit.
-    pub(super) calendar: CalendarUnit,
+    pub(super) calendar: Option<CalendarUnit>,
     /// The first day of a week; monday if left out.
     pub(super) starts: Option<Weekday>,
     /// Whose midnight, as an IANA time zone; UTC if left out.
     pub(super) time_zone: Option<String>,
+    /// The time up to now: an export counts for this long.
+    pub(super) rolling: Option<DurationText>,
+    /// Periods one after the other: a duration, "month" or "year".
+    pub(super) anchored: Option<String>,
+    /// Where anchored periods are counted from; the first charge if left out.
+    pub(super) from: Option<AnchoredFrom>,
+}
+
+/// Where anchored periods are counted from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum AnchoredFrom {
+    /// The subject's first charge, and then the first charge after the period has ended.
+    FirstCharge,
+    /// The token's billing_anchor claim.
+    BillingAnchor,
 }
 
 /// A unit of the calendar.
@@ -402,22 +567,60 @@ pub(super) enum OnExceed {
     /// It is refused with 429.
     #[default]
     Deny,
+    /// It is forwarded with the changes of `degrade`, and not counted on this meter.
+    Degrade,
     /// It leaves, and is counted all the same.
     Observe,
 }
 
-/// How many a plan may have: a number, or "unlimited".
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "a whole number from 0, or \"unlimited\"")]
+/// How many a plan may have: a number, a number per seat, or "unlimited".
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
+#[schemars(untagged)]
 pub(super) enum Limit {
     Number(i64),
     Word(String),
+    PerSeat(PerSeat),
+}
+
+impl Forms for Limit {
+    type Table = PerSeat;
+    const EXPECTED: &str = "a whole number from 0, { per_seat = 30 }, or \"unlimited\"";
+
+    fn text(word: String) -> Option<Self> {
+        Some(Self::Word(word))
+    }
+
+    fn number(number: i64) -> Option<Self> {
+        Some(Self::Number(number))
+    }
+
+    fn table(limit: PerSeat) -> Option<Self> {
+        Some(Self::PerSeat(limit))
+    }
+}
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        either(deserializer)
+    }
+}
+
+/// A limit that grows with the seats claim.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PerSeat {
+    /// How many for each seat.
+    pub(super) per_seat: i64,
 }
 
 /// Sessions of the export screen.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Sessions {
+    /// The header by which an app names a session; if left out there is one for each user and design.
+    pub(super) header: Option<String>,
+    /// How long one lasts that nothing is exported from: a duration, or "off".
+    pub(super) idle: Idle,
     /// How long one lasts at most.
     pub(super) max: DurationText,
     /// How many files one covers at most.
@@ -426,7 +629,23 @@ pub(super) struct Sessions {
 
 impl Default for Sessions {
     fn default() -> Self {
-        Self { max: seconds(86_400), max_files: 100 }
+        Self { header: None, idle: Idle::default(), max: seconds(86_400), max_files: 100 }
+    }
+}
+
+/// A duration, or "off".
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(with = "String")]
+pub(super) struct Idle(pub(super) Option<DurationText>);
+
+impl<'de> Deserialize<'de> for Idle {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let idle = DurationText::read(&text).map(|idle| Self(Some(idle)));
+        idle.ok_or_else(|| D::Error::invalid_value(Unexpected::Str(&text), &"\"off\", or a duration such as \"30m\""))
     }
 }
 
@@ -444,6 +663,50 @@ impl Default for Retries {
     fn default() -> Self {
         Self { window: seconds(900), deliveries: 2 }
     }
+}
+
+/// Downloads that go on where they broke off.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Resumes {
+    /// For how long a delivered charge covers the rest of its file.
+    pub(super) window: DurationText,
+}
+
+impl Default for Resumes {
+    fn default() -> Self {
+        Self { window: seconds(900) }
+    }
+}
+
+/// To try the whole gate on live traffic before it refuses anybody.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Shadow {
+    /// Whether the gate only decides, counts and reports.
+    pub(super) mode: ShadowMode,
+}
+
+/// Whether the gate only reports.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum ShadowMode {
+    /// Limits are enforced.
+    #[default]
+    Off,
+    /// Nothing is refused but what can be read in two ways (400).
+    On,
+}
+
+/// What to do about a file that leaves on a path that no route knows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum UnclassifiedFiles {
+    /// Count it, and log once for each kind of path which route to add.
+    #[default]
+    Observe,
+    /// Answer 403 in its place, too.
+    Refuse,
 }
 
 /// Where counts are kept.

@@ -4,6 +4,7 @@
 //! names, if it names one; a header only if a trusted hop sent it. The metadata service will be a third source here.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
@@ -17,7 +18,9 @@ pub struct Options {
     pub sources: Vec<Source>,
     /// The header that a trusted hop sets: feature names between commas; empty means none.
     pub header: HeaderName,
-    /// Who may set it.
+    /// The header by which a trusted hop says which version of the design it is.
+    pub version_header: Option<HeaderName>,
+    /// Who may set these.
     pub trusted_hops: Vec<IpNet>,
     /// What to do when no source knows.
     pub unknown_design: UnknownDesign,
@@ -67,6 +70,8 @@ pub struct Facts {
     pub features: Vec<String>,
     /// Who said so.
     pub source: Source,
+    /// The version of the design, if somebody says so.
+    pub version: Option<Arc<str>>,
 }
 
 /// No source knows the design, and `unknown_design` is `refuse`.
@@ -98,6 +103,7 @@ impl Designs {
         headers: &HeaderMap,
         peer: Option<IpAddr>,
     ) -> Result<Facts, Unknown> {
+        let version = self.version(design, caller, headers, peer);
         let known = self.options.sources.iter().find_map(|&source| {
             let features = match source {
                 Source::Claim => claimed(design, caller),
@@ -108,19 +114,29 @@ impl Designs {
         });
         if let Some((features, source)) = known {
             let ai = features.iter().any(|feature| self.options.ai_features.contains(feature));
-            return Ok(Facts { ai, features, source });
+            return Ok(Facts { ai, features, source, version });
         }
         let ai = match self.options.unknown_design {
             UnknownDesign::Ai => true,
             UnknownDesign::Plain => false,
             UnknownDesign::Refuse => return Err(Unknown),
         };
-        Ok(Facts { ai, features: Vec::new(), source: Source::Default })
+        Ok(Facts { ai, features: Vec::new(), source: Source::Default, version })
     }
 
     /// Whether `peer` is a trusted hop.
     fn trusts(&self, peer: IpAddr) -> bool {
         self.options.trusted_hops.iter().any(|net| net.contains(&peer.to_canonical()))
+    }
+
+    /// By claim, else by the header of a trusted hop.
+    fn version(&self, design: &str, caller: &Caller, headers: &HeaderMap, peer: Option<IpAddr>) -> Option<Arc<str>> {
+        let claimed = caller.design_version.clone().filter(|_| speaks_for(caller, design));
+        claimed.or_else(|| {
+            let field = headers.get(self.options.version_header.as_ref()?)?;
+            let trusted = peer.is_some_and(|peer| self.trusts(peer));
+            field.to_str().ok().filter(|version| trusted && !version.is_empty()).map(Arc::from)
+        })
     }
 
     fn sent_by_trusted_hop(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Option<Vec<String>> {
@@ -134,8 +150,12 @@ impl Designs {
 }
 
 fn claimed(design: &str, caller: &Caller) -> Option<Vec<String>> {
-    let speaks_for_it = caller.design.as_deref().is_none_or(|named| named == design);
-    caller.ai_features.clone().filter(|_| speaks_for_it)
+    caller.ai_features.clone().filter(|_| speaks_for(caller, design))
+}
+
+/// A token that names a design speaks of no other.
+fn speaks_for(caller: &Caller, design: &str) -> bool {
+    caller.design.as_deref().is_none_or(|named| named == design)
 }
 
 #[cfg(test)]
@@ -144,13 +164,16 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
+    use crate::policy::Who;
 
     const HEADER: HeaderName = HeaderName::from_static("x-design-ai-features");
+    const VERSION: HeaderName = HeaderName::from_static("x-design-version");
 
     fn designs(sources: &[Source], unknown_design: UnknownDesign) -> Designs {
         Designs::new(Options {
             sources: sources.to_vec(),
             header: HEADER,
+            version_header: Some(VERSION),
             trusted_hops: vec!["10.0.0.0/8".parse().unwrap()],
             unknown_design,
             ai_features: vec!["logo".into(), "virtual-model".into()],
@@ -159,11 +182,12 @@ mod tests {
 
     fn caller(features: Option<&[&str]>, design: Option<&str>) -> Caller {
         Caller {
-            user: "u".into(),
+            who: Who::user("u"),
             plan: None,
             platform: None,
             ai_features: features.map(|names| names.iter().map(ToString::to_string).collect()),
             design: design.map(Into::into),
+            design_version: None,
         }
     }
 
@@ -222,5 +246,18 @@ mod tests {
         assert!(facts(UnknownDesign::Ai).unwrap().ai);
         assert!(!facts(UnknownDesign::Plain).unwrap().ai);
         assert_eq!(facts(UnknownDesign::Refuse), Err(Unknown));
+    }
+
+    #[test]
+    fn a_version_is_known_by_claim_for_its_design_or_by_header_from_a_trusted_hop() {
+        let designs = designs(&BOTH, UnknownDesign::Plain);
+        let sent = HeaderMap::from_iter([(VERSION, HeaderValue::from_static("7"))]);
+        let version = |caller: &Caller, peer| designs.facts("d1", caller, &sent, peer).unwrap().version;
+        let plain = caller(None, None);
+        assert_eq!(version(&plain, HOP).as_deref(), Some("7"));
+        assert_eq!(version(&plain, STRANGER), None);
+        let claimed = |design| Caller { design_version: Some("8".into()), ..caller(None, design) };
+        assert_eq!(version(&claimed(Some("d1")), STRANGER).as_deref(), Some("8"));
+        assert_eq!(version(&claimed(Some("d2")), STRANGER), None);
     }
 }

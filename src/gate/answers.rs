@@ -10,6 +10,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::fields;
@@ -21,6 +22,7 @@ use crate::policy::Policy;
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const QUOTA_EXCEEDED: &str = "https://iana.org/assignments/http-problem-types#quota-exceeded";
+const ABNORMAL_USAGE: &str = "https://iana.org/assignments/http-problem-types#abnormal-usage-detected";
 const RETRY_LEDGER: Duration = Duration::from_secs(5);
 
 /// Which web apps may read the gate's own answers (Fetch standard, CORS protocol).
@@ -54,6 +56,11 @@ impl Asker {
         Self { request_id: headers.get(REQUEST_ID).cloned(), origin: headers.get(ORIGIN).cloned() }
     }
 
+    /// Someone of whom only the request's id is known.
+    pub(super) fn with_id(request_id: Option<HeaderValue>) -> Self {
+        Self { request_id, origin: None }
+    }
+
     /// The request's id.
     pub fn request_id(&self) -> Option<&HeaderValue> {
         self.request_id.as_ref()
@@ -71,6 +78,9 @@ impl Answers {
             Refusal::BadIdempotencyKey => {
                 "Send one Idempotency-Key of 1 to 255 visible ASCII characters, or none.".to_owned()
             }
+            Refusal::BadCost(bad) => bad.to_string(),
+            Refusal::BodyTooLong => "The body is longer than what is read to count its images.".to_owned(),
+            Refusal::BodyBroken => "The body broke off.".to_owned(),
             Refusal::Unauthenticated(error) => {
                 // The texts hold no quotes but around claim names.
                 let description = error.to_string().replace('"', "'");
@@ -80,13 +90,17 @@ impl Answers {
             }
             Refusal::UnknownPlan(Some(plan)) => format!("The plan \"{plan}\" is not known here."),
             Refusal::UnknownPlan(None) => "The access token names no plan.".to_owned(),
+            Refusal::MissingClaim(name) => {
+                format!("The access token has no \"{name}\" claim, and exports count by it.")
+            }
+            Refusal::Unclassified => "Files from here may not leave.".to_owned(),
             Refusal::UnknownDesign => "It is not known yet what this design is made of. Try again.".to_owned(),
             Refusal::LedgerUnavailable => "Exports cannot be counted right now. Try again in a moment.".to_owned(),
             Refusal::NotFound => "Nothing is here.".to_owned(),
-            Refusal::OverLimit { denial, plan } => {
+            Refusal::OverLimit { denial, plan, abuse } => {
                 fields::put_rate_limit(&mut headers, policy, &denial.violated, now);
-                members = self.quota_members(denial, plan, policy);
-                quota_detail(denial, plan, policy)
+                members = self.quota_members(denial, plan, policy, *abuse);
+                if *abuse { abuse_detail(denial) } else { quota_detail(denial, plan, policy) }
             }
         };
         let retry_after = match refusal {
@@ -95,7 +109,11 @@ impl Answers {
             _ => None,
         };
         headers.extend(retry_after.map(|wait| (RETRY_AFTER, HeaderValue::from(wait.as_secs()))));
-        let kind = if matches!(refusal, Refusal::OverLimit { .. }) { QUOTA_EXCEEDED } else { "about:blank" };
+        let kind = match refusal {
+            Refusal::OverLimit { abuse: true, .. } => ABNORMAL_USAGE,
+            Refusal::OverLimit { .. } => QUOTA_EXCEEDED,
+            _ => "about:blank",
+        };
         let mut answer = self.problem(refusal.status(), kind, &detail, members, asker);
         answer.headers_mut().extend(headers);
         answer.extensions_mut().insert(refusal.clone());
@@ -132,6 +150,7 @@ impl Answers {
     ) -> Response<Full<Bytes>> {
         let title = match kind {
             QUOTA_EXCEEDED => "Quota exceeded",
+            ABNORMAL_USAGE => "Abnormal usage detected",
             _ => status.canonical_reason().unwrap_or("Error"),
         };
         let mut body = Map::new();
@@ -146,7 +165,7 @@ impl Answers {
         self.finish(status, "application/problem+json", &Value::Object(body), asker)
     }
 
-    fn quota_members(&self, denial: &Denial, plan: &str, policy: &Policy) -> Map<String, Value> {
+    fn quota_members(&self, denial: &Denial, plan: &str, policy: &Policy, abuse: bool) -> Map<String, Value> {
         let mut members = Map::new();
         let names = denial.violated.iter().filter_map(|standing| policy.meter(standing.meter));
         members.insert("violated-policies".into(), names.map(|meter| &*meter.name).collect());
@@ -157,9 +176,9 @@ impl Answers {
             members.insert("limit".into(), standing.limit.into());
             members.insert("used".into(), standing.taken().into());
             members.insert("remaining".into(), standing.remaining().into());
-            members.insert("resets_at".into(), standing.span.end_time().to_string().into());
+            members.insert("resets_at".into(), instant(standing.resets_at).to_string().into());
         }
-        members.extend(self.upgrade_url.as_ref().map(|url| ("upgrade_url".to_owned(), json!(url))));
+        members.extend(self.upgrade_url.as_ref().filter(|_| !abuse).map(|url| ("upgrade_url".to_owned(), json!(url))));
         members
     }
 
@@ -191,12 +210,23 @@ impl Answers {
             return;
         }
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-        let exposed = "ratelimit, ratelimit-policy, retry-after, export-warning, www-authenticate, x-request-id";
+        let exposed =
+            "ratelimit, ratelimit-policy, retry-after, export-warning, export-degraded, www-authenticate, x-request-id";
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
         if self.cors.allow_credentials {
             headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
         }
     }
+}
+
+fn instant(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
+}
+
+fn abuse_detail(denial: &Denial) -> String {
+    let until = denial.violated.first().map(|standing| instant(standing.resets_at));
+    let until = until.map(|until| until.strftime("%A, %-d %B %Y at %H:%M UTC").to_string()).unwrap_or_default();
+    format!("This account exports far more than others do, and is paused until {until}.")
 }
 
 fn quota_detail(denial: &Denial, plan: &str, policy: &Policy) -> String {
@@ -212,7 +242,7 @@ fn quota_detail(denial: &Denial, plan: &str, policy: &Policy) -> String {
             )
         }
         Why::Exhausted => {
-            let resets_at = standing.span.end_time().strftime("%A, %-d %B %Y at %H:%M UTC");
+            let resets_at = instant(standing.resets_at).strftime("%A, %-d %B %Y at %H:%M UTC");
             format!(
                 "You have used {used} of the {limit} {meter} of your {plan} plan. More are available from {resets_at}."
             )

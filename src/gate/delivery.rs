@@ -3,6 +3,7 @@
 use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, StatusCode, response};
 
+use super::pace::Pace;
 use super::record::Record;
 use super::upload::UploadBroken;
 use crate::ledger::{Charge, Settlement};
@@ -41,16 +42,33 @@ fn is_file(status: StatusCode, headers: &HeaderMap) -> bool {
     if !matches!(status, Code::OK | Code::NON_AUTHORITATIVE_INFORMATION | Code::PARTIAL_CONTENT) {
         return false;
     }
-    let text = |value: Option<&http::HeaderValue>| value.map(|value| value.as_bytes().to_ascii_lowercase());
-    if text(headers.get(CONTENT_DISPOSITION)).is_some_and(|sent| sent.trim_ascii().starts_with(b"attachment")) {
+    if is_attachment(headers) {
         return true;
     }
-    let Some(media_type) = text(headers.get(CONTENT_TYPE)) else { return true };
-    let essence = media_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-    let is_message = matches!(essence, b"application/json" | b"application/problem+json" | b"application/xml")
-        || essence.starts_with(b"text/")
-        || (essence.ends_with(b"+xml") && essence != b"image/svg+xml");
+    let Some(media_type) = media_type(headers) else { return true };
+    let is_message = matches!(&*media_type, b"application/json" | b"application/problem+json" | b"application/xml")
+        || media_type.starts_with(b"text/")
+        || (media_type.ends_with(b"+xml") && &*media_type != b"image/svg+xml");
     !is_message
+}
+
+/// Whether an answer on a path that no route knows carries what an export would: an image, a document to print, an archive of them, or
+/// anything that is to be saved.
+pub(super) fn looks_like_an_export(head: &response::Parts, body_is_empty: bool) -> bool {
+    let kinds: [&[u8]; 4] = [b"image/", b"application/pdf", b"application/zip", b"application/postscript"];
+    let saved = || media_type(&head.headers).is_some_and(|sent| kinds.iter().any(|kind| sent.starts_with(kind)));
+    !body_is_empty && is_file(head.status, &head.headers) && (is_attachment(&head.headers) || saved())
+}
+
+fn is_attachment(headers: &HeaderMap) -> bool {
+    let sent = headers.get(CONTENT_DISPOSITION).map(|sent| sent.as_bytes().to_ascii_lowercase());
+    sent.is_some_and(|sent| sent.trim_ascii().starts_with(b"attachment"))
+}
+
+/// The media type without its parameters, in lower case.
+fn media_type(headers: &HeaderMap) -> Option<Vec<u8>> {
+    let sent = headers.get(CONTENT_TYPE)?.as_bytes();
+    Some(sent.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase())
 }
 
 /// How far a delivery got.
@@ -100,18 +118,50 @@ impl Ending {
 pub(super) struct Delivery {
     charge: Option<Charge>,
     record: Record,
-    upload: Option<UploadBroken>,
+    client: Client,
     progress: Progress,
+    /// Stalls of the client's connection when the last piece was handed over.
+    stalls: u64,
     ended: bool,
 }
 
+/// What can be seen of the client while its answer is on the way.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Client {
+    /// Whether it has broken its own upload off.
+    pub(super) upload: Option<UploadBroken>,
+    /// Whether it takes what it is sent.
+    pub(super) pace: Option<Pace>,
+}
+
+impl Client {
+    fn stalls(&self) -> u64 {
+        self.pace.as_ref().map_or(0, Pace::stalls)
+    }
+}
+
 impl Delivery {
-    pub(super) fn new(charge: Option<Charge>, record: Record, upload: Option<UploadBroken>) -> Self {
-        Self { charge, record, upload, progress: Progress::Nothing, ended: false }
+    pub(super) fn new(charge: Option<Charge>, record: Record, client: Client) -> Self {
+        Self { charge, record, client, progress: Progress::Nothing, stalls: 0, ended: false }
     }
 
-    pub(super) fn charge(&self) -> Option<&Charge> {
-        self.charge.as_ref()
+    pub(super) fn charge(&mut self) -> Option<&mut Charge> {
+        self.charge.as_mut()
+    }
+
+    /// It was charged only now that the backend has answered.
+    pub(super) fn charged(&mut self, charge: Option<Charge>) {
+        self.charge = charge;
+    }
+
+    pub(super) fn record(&mut self) -> &mut Record {
+        &mut self.record
+    }
+
+    /// The answer is not handed out after all: the gate refuses it.
+    pub(super) fn refused(mut self, status: StatusCode) {
+        self.ended = true;
+        self.record.refused(status);
     }
 
     /// The backend has answered.
@@ -119,9 +169,10 @@ impl Delivery {
         self.record.answered(status);
     }
 
-    /// The client has begun to receive.
+    /// The client is given something to receive.
     pub(super) fn due(&mut self) {
         self.progress = Progress::Due;
+        self.stalls = self.client.stalls();
     }
 
     /// The answer was handed over to its end.
@@ -129,9 +180,10 @@ impl Delivery {
         self.end(Ending::Complete);
     }
 
-    /// The answer broke off: by the backend, unless it was the client that broke the exchange.
+    /// The answer broke off: by the backend, unless it was the client that broke the exchange, or has not taken what it was given.
     pub(super) fn broken_off(&mut self) {
-        let by_client = self.upload.as_ref().is_some_and(UploadBroken::is_set);
+        let stalled = self.client.stalls() != self.stalls;
+        let by_client = self.client.upload.as_ref().is_some_and(UploadBroken::is_set) || stalled;
         self.end(if by_client { Ending::Dropped } else { Ending::BrokenOff });
     }
 

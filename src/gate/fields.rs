@@ -5,15 +5,16 @@ use std::fmt::Write;
 use http::header::{CACHE_CONTROL, HeaderMap, HeaderName, HeaderValue};
 
 use crate::ledger::Standing;
-use crate::policy::{OnExceed, Policy};
+use crate::policy::{MeterId, Policy};
 
 pub(super) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(super) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+pub(super) const EXPORT_DEGRADED: HeaderName = HeaderName::from_static("export-degraded");
 pub(super) const EXPORT_WARNING: HeaderName = HeaderName::from_static("export-warning");
 
-/// Meters that only observe are nothing that a client could act on.
+/// Meters that only observe or report are nothing that a client could act on.
 fn enforced(standings: &[Standing]) -> impl Iterator<Item = &Standing> {
-    standings.iter().filter(|standing| standing.on_exceed == OnExceed::Deny)
+    standings.iter().filter(|standing| standing.is_enforced())
 }
 
 /// Puts the RateLimit fields of all enforced meters on an answer.
@@ -22,9 +23,9 @@ pub(super) fn put_rate_limit(headers: &mut HeaderMap, policy: &Policy, standings
     for standing in enforced(standings) {
         let Some(meter) = policy.meter(standing.meter) else { continue };
         let separator = if limits.is_empty() { "" } else { ", " };
-        let (name, resets_in) = (&meter.name, (standing.span.end - now).max(0));
+        let (name, resets_in) = (&meter.name, (standing.resets_at - now).max(0));
         // Writing to a string cannot fail.
-        let _ = write!(limits, "{separator}\"{name}\";q={};w={}", standing.limit, standing.span.seconds());
+        let _ = write!(limits, "{separator}\"{name}\";q={};w={}", standing.limit, standing.window);
         let _ = write!(state, "{separator}\"{name}\";r={};t={resets_in}", standing.remaining());
     }
     put(headers, RATE_LIMIT_POLICY, limits);
@@ -50,6 +51,12 @@ pub(super) fn put_warning<'s>(
         let _ = write!(warning, "{separator}\"{}\";used={};limit={}", meter.name, standing.taken(), standing.limit);
     }
     put(headers, EXPORT_WARNING, warning);
+}
+
+/// Says by which meters an export was degraded, as a structured list.
+pub(super) fn put_degraded(headers: &mut HeaderMap, policy: &Policy, degraded: &[MeterId]) {
+    let names = degraded.iter().filter_map(|id| policy.meter(*id)).map(|meter| format!("\"{}\"", meter.name));
+    put(headers, EXPORT_DEGRADED, names.collect::<Vec<_>>().join(", "));
 }
 
 fn put(headers: &mut HeaderMap, name: HeaderName, value: String) {

@@ -8,7 +8,9 @@ use prometheus_client::registry::Registry;
 use tower::Layer;
 
 use super::answers::Answers;
+use super::leaks::Leaks;
 use super::metrics::Metrics;
+use super::pace::Pace;
 use super::service::ExportGate;
 use crate::clock::Clock;
 use crate::design::Designs;
@@ -46,6 +48,24 @@ pub struct Options {
     pub platform_header: Option<HeaderName>,
     /// From how many percent of a limit on the client is warned; 0 means always.
     pub warn_at_percent: u32,
+    /// The header by which an app names a session of the export screen; without one there is one for each user and design.
+    pub session_header: Option<HeaderName>,
+    /// How many bytes of a body are read at most to know what an export costs.
+    pub body_limit: usize,
+    /// Whether limits are only reported: nothing is refused but what can be read in two ways.
+    pub shadow: bool,
+    /// Whether files may leave on paths that no route knows.
+    pub unclassified_files: UnclassifiedFiles,
+}
+
+/// What to do about a file that leaves on a path that no route knows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum UnclassifiedFiles {
+    /// Count and report it.
+    #[default]
+    Observe,
+    /// Answer 403 in its place.
+    Refuse,
 }
 
 impl Options {
@@ -67,6 +87,7 @@ impl Options {
 pub(super) struct Gate {
     pub(super) parts: Parts,
     pub(super) metrics: Metrics,
+    pub(super) leaks: Leaks,
 }
 
 /// Puts the gate around any service.
@@ -74,20 +95,22 @@ pub(super) struct Gate {
 pub struct ExportGateLayer {
     gate: Arc<Gate>,
     peer: Option<IpAddr>,
+    pace: Option<Pace>,
 }
 
 impl ExportGateLayer {
     /// A gate made of `parts`.
     pub fn new(parts: Parts) -> Self {
         let metrics = Metrics::new(&parts.routes, &parts.policy);
-        Self { gate: Arc::new(Gate { parts, metrics }), peer: None }
+        Self { gate: Arc::new(Gate { parts, metrics, leaks: Leaks::default() }), peer: None, pace: None }
     }
 
-    /// The same gate for requests that come from `peer`: headers of [trusted hops](crate::design) are believed.
-    /// Without a peer nobody is trusted.
+    /// The same gate for requests of one connection. Headers of [trusted hops](crate::design) are believed by `peer`; without a
+    /// peer nobody is trusted. `pace` tells a client that takes nothing from a backend that sends nothing; without one every
+    /// client is taken to be fast.
     #[must_use]
-    pub fn for_peer(&self, peer: IpAddr) -> Self {
-        Self { gate: self.gate.clone(), peer: Some(peer) }
+    pub fn for_client(&self, peer: IpAddr, pace: Pace) -> Self {
+        Self { gate: self.gate.clone(), peer: Some(peer), pace: Some(pace) }
     }
 
     /// Adds the gate's metrics to a registry.
@@ -100,6 +123,6 @@ impl<S> Layer<S> for ExportGateLayer {
     type Service = ExportGate<S>;
 
     fn layer(&self, inner: S) -> ExportGate<S> {
-        ExportGate::new(self.gate.clone(), self.peer, inner)
+        ExportGate::new(self.gate.clone(), self.peer, self.pace.clone(), inner)
     }
 }

@@ -23,21 +23,44 @@ struct MeterLabels {
     meter: String,
 }
 
+/// A counter for each meter.
+#[derive(Debug)]
+struct ByMeter {
+    family: Family<MeterLabels, Counter>,
+    counters: Vec<Counter>,
+}
+
+impl ByMeter {
+    fn new(policy: &Policy) -> Self {
+        let family = Family::<MeterLabels, Counter>::default();
+        let counter = |name: &str| family.get_or_create_owned(&MeterLabels { meter: name.to_owned() });
+        let counters = policy.meters.iter().map(|meter| counter(&meter.name)).collect();
+        Self { family, counters }
+    }
+
+    fn count(&self, MeterId(meter): MeterId) {
+        if let Some(counter) = self.counters.get(usize::from(meter)) {
+            counter.inc();
+        }
+    }
+}
+
 /// Counters looked up once, so that a request only adds.
 #[derive(Debug)]
 pub(super) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     /// By route, then by outcome; the last route is "none".
     by_route: Vec<Vec<Counter>>,
-    near_limit: Family<MeterLabels, Counter>,
-    near_limit_by_meter: Vec<Counter>,
+    near_limit: ByMeter,
+    degraded: ByMeter,
+    would_deny: ByMeter,
+    unclassified_files: Counter,
     decision_duration: Histogram,
 }
 
 impl Metrics {
     pub(super) fn new(routes: &Routes, policy: &Policy) -> Self {
         let requests = Family::<RequestLabels, Counter>::default();
-        let near_limit = Family::<MeterLabels, Counter>::default();
         let names = routes.iter().map(|(_, route)| &*route.name).chain(["none"]);
         let of_route = |route: &str| {
             let counter = |outcome: Outcome| {
@@ -47,16 +70,29 @@ impl Metrics {
             Outcome::ALL.into_iter().map(counter).collect()
         };
         let by_route = names.map(of_route).collect();
-        let near = |name: &str| near_limit.get_or_create_owned(&MeterLabels { meter: name.to_owned() });
-        let near_limit_by_meter = policy.meters.iter().map(|meter| near(&meter.name)).collect();
         let decision_duration = Histogram::new(exponential_buckets(0.000_001, 4.0, 10));
-        Self { requests, by_route, near_limit, near_limit_by_meter, decision_duration }
+        let by_meter = || ByMeter::new(policy);
+        Self {
+            requests,
+            by_route,
+            near_limit: by_meter(),
+            degraded: by_meter(),
+            would_deny: by_meter(),
+            unclassified_files: Counter::default(),
+            decision_duration,
+        }
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register("exportgate_requests", "Requests by route and outcome", self.requests.clone());
         let help = "Admitted exports that leave little of a limit";
-        registry.register("exportgate_near_limit", help, self.near_limit.clone());
+        registry.register("exportgate_near_limit", help, self.near_limit.family.clone());
+        let help = "Exports over a limit that were changed";
+        registry.register("exportgate_degraded", help, self.degraded.family.clone());
+        let help = "Exports that a meter in shadow would have refused or changed";
+        registry.register("exportgate_would_deny", help, self.would_deny.family.clone());
+        let help = "Files on paths that no route knows: add a route for them";
+        registry.register("exportgate_unclassified_files", help, self.unclassified_files.clone());
         let help = "Time from a request's head to the decision about it";
         registry.register("exportgate_decision_duration_seconds", help, self.decision_duration.clone());
     }
@@ -72,10 +108,20 @@ impl Metrics {
         }
     }
 
-    pub(super) fn near_limit(&self, MeterId(meter): MeterId) {
-        if let Some(counter) = self.near_limit_by_meter.get(usize::from(meter)) {
-            counter.inc();
-        }
+    pub(super) fn near_limit(&self, meter: MeterId) {
+        self.near_limit.count(meter);
+    }
+
+    pub(super) fn degraded(&self, meter: MeterId) {
+        self.degraded.count(meter);
+    }
+
+    pub(super) fn would_deny(&self, meter: MeterId) {
+        self.would_deny.count(meter);
+    }
+
+    pub(super) fn unclassified_file(&self) {
+        self.unclassified_files.inc();
     }
 
     pub(super) fn decided(&self, took: Duration) {

@@ -3,22 +3,27 @@
 //! [`service`](ExportGate) is the way of a request, top to bottom. A request that matches no route is handed on as it came. An
 //! export is identified, looked up, charged, handed on, and settled by the [body](GateBody) of its answer: the charge travels in
 //! it, and sticks with the first byte that is taken. A refused export never reaches the inner service; its [`Refusal`] is also in
-//! the extensions of the answer.
+//! the extensions of the answer. The inner service gets the request's body as an [`Upload`], which is the same bytes.
 
 mod answers;
+mod asked;
 mod body;
 mod delivery;
 mod fields;
 mod layer;
+mod leaks;
 mod metrics;
+mod pace;
 mod record;
 mod refusal;
+mod resume;
 mod service;
 mod upload;
 
 pub use answers::{Answers, Asker, Cors, REQUEST_ID};
 pub use body::GateBody;
-pub use layer::{ExportGateLayer, Options, Parts};
+pub use layer::{ExportGateLayer, Options, Parts, UnclassifiedFiles};
+pub use pace::{Pace, Paced};
 pub use refusal::{Outcome, Refusal};
 pub use service::{ExportGate, ResponseFuture};
-pub use upload::{Upload, watch};
+pub use upload::Upload;

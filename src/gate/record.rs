@@ -9,7 +9,7 @@ use super::refusal::Outcome;
 use crate::design::Facts;
 use crate::identity::Caller;
 use crate::ledger::{Settlement, Standing};
-use crate::policy::{Action, Found, Platform, Policy, Rule};
+use crate::policy::{Action, Found, MeterId, Platform, Policy, Rule};
 
 /// The target of decision records: `RUST_LOG=decision=off` silences them, `decision=info` shows them alone.
 const TARGET: &str = "decision";
@@ -32,6 +32,8 @@ struct Fields {
     rule: Option<Rule>,
     outcome: Option<Outcome>,
     meters: String,
+    degraded: String,
+    would_deny: String,
     status: u16,
     detail: Option<String>,
 }
@@ -52,16 +54,16 @@ impl Record {
 
     pub(super) fn seen(&mut self, caller: &Caller, platform: Platform) {
         if let Some(fields) = &mut self.0 {
-            fields.user = Some(caller.user.clone());
+            fields.user = Some(caller.who.user.clone());
             fields.plan.clone_from(&caller.plan);
             fields.platform = Some(platform);
         }
     }
 
-    pub(super) fn judged(&mut self, plan: &str, facts: Facts, rule: Rule) {
+    pub(super) fn judged(&mut self, plan: &str, facts: &Facts, rule: Rule) {
         if let Some(fields) = &mut self.0 {
             fields.plan = Some(plan.into());
-            fields.facts = Some(facts);
+            fields.facts = Some(facts.clone());
             fields.rule = Some(rule);
         }
     }
@@ -75,6 +77,17 @@ impl Record {
             // Writing to a string cannot fail.
             let _ = write!(fields.meters, "{separator}{name} {}/{}", standing.taken(), standing.limit);
         }
+    }
+
+    /// Meters that the export is degraded by, and those in shadow that would have stood in its way.
+    pub(super) fn ruled(&mut self, policy: &Policy, degraded: &[MeterId], would_deny: &[MeterId]) {
+        let Some(fields) = &mut self.0 else { return };
+        let names = |meters: &[MeterId]| {
+            let names = meters.iter().filter_map(|id| policy.meter(*id)).map(|meter| &*meter.name);
+            names.collect::<Vec<_>>().join(", ")
+        };
+        fields.degraded = names(degraded);
+        fields.would_deny = names(would_deny);
     }
 
     pub(super) fn decided(&mut self, outcome: Outcome) {
@@ -105,7 +118,7 @@ impl Record {
     }
 
     /// Writes the record of a refusal.
-    pub(super) fn refused(mut self, status: StatusCode) {
+    pub(super) fn refused(&mut self, status: StatusCode) {
         self.answered(status);
         self.write("none", "refused");
     }
@@ -127,6 +140,8 @@ impl Record {
             features,
             features_from = facts.map(|facts| facts.source.as_str()),
             meters = fields.meters,
+            degraded = fields.degraded,
+            would_deny = fields.would_deny,
             decision = fields.outcome.map(Outcome::decision),
             reason = fields.outcome.map(Outcome::reason),
             rule = fields.rule.map(Rule::as_str),

@@ -6,7 +6,7 @@ use http::StatusCode;
 
 use crate::identity::TokenError;
 use crate::ledger::{CoverKind, Denial, Why};
-use crate::policy::Misread;
+use crate::policy::{BadCost, Misread};
 
 /// Why the gate answers a request itself. Also found in the extensions of that answer, for layers outside to log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,10 +17,18 @@ pub enum Refusal {
     NoDesign,
     /// An `Idempotency-Key` that is repeated, empty, too long or not visible ASCII.
     BadIdempotencyKey,
+    /// The request does not say clearly how many images it wants.
+    BadCost(BadCost),
+    /// The body that would say it is longer than the gate reads.
+    BodyTooLong,
+    /// The client broke its request off.
+    BodyBroken,
     /// No token, or one that is not accepted.
     Unauthenticated(TokenError),
     /// A good token without a plan, or with one that nobody knows.
     UnknownPlan(Option<Arc<str>>),
+    /// A good token without a claim that a meter counts by.
+    MissingClaim(String),
     /// No source knows whether the design uses AI features.
     UnknownDesign,
     /// A limit stands in the way.
@@ -29,9 +37,13 @@ pub enum Refusal {
         denial: Box<Denial>,
         /// The user's plan.
         plan: Arc<str>,
+        /// Whether it guards against abuse: more cannot be bought.
+        abuse: bool,
     },
     /// The ledger cannot charge now.
     LedgerUnavailable,
+    /// A file on a path that no route knows, and such files may not leave.
+    Unclassified,
     /// Nothing is there, below the gate's own path.
     NotFound,
 }
@@ -40,9 +52,12 @@ impl Refusal {
     /// The status code (counting rules, sections 5 and 6).
     pub const fn status(&self) -> StatusCode {
         match self {
-            Self::Misread(_) | Self::NoDesign | Self::BadIdempotencyKey => StatusCode::BAD_REQUEST,
+            Self::Misread(_) | Self::NoDesign | Self::BadIdempotencyKey | Self::BadCost(_) | Self::BodyBroken => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::BodyTooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
-            Self::UnknownPlan(_) => StatusCode::FORBIDDEN,
+            Self::UnknownPlan(_) | Self::MissingClaim(_) | Self::Unclassified => StatusCode::FORBIDDEN,
             Self::OverLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::UnknownDesign | Self::LedgerUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotFound => StatusCode::NOT_FOUND,
@@ -55,16 +70,33 @@ impl Refusal {
             Self::Misread(_) => Outcome::Misread,
             Self::NoDesign => Outcome::NoDesign,
             Self::BadIdempotencyKey => Outcome::BadIdempotencyKey,
+            Self::BadCost(_) | Self::BodyTooLong | Self::BodyBroken => Outcome::BadCost,
             Self::Unauthenticated(_) => Outcome::Unauthenticated,
             Self::UnknownPlan(_) => Outcome::UnknownPlan,
+            Self::MissingClaim(_) => Outcome::MissingClaim,
             Self::UnknownDesign => Outcome::UnknownDesign,
             Self::OverLimit { denial, .. } => match denial.why {
                 Why::InFlight => Outcome::ExportUnderWay,
                 Why::Exhausted | Why::AboveLimit => Outcome::OverLimit,
             },
             Self::LedgerUnavailable => Outcome::LedgerUnavailable,
+            // Counted when it came: nobody knew of the file then.
+            Self::Unclassified => Outcome::Unmatched,
             Self::NotFound => Outcome::Answered,
         }
+    }
+
+    /// What happens instead while nothing is enforced; `None` if it is refused all the same: a request that can be read in two ways is
+    /// no matter of limits.
+    pub const fn in_shadow(&self) -> Option<Outcome> {
+        Some(match self.outcome() {
+            Outcome::Unauthenticated => Outcome::WouldBeUnauthenticated,
+            Outcome::UnknownPlan => Outcome::WouldBeUnknownPlan,
+            Outcome::MissingClaim => Outcome::WouldBeMissingClaim,
+            Outcome::UnknownDesign => Outcome::WouldBeUnknownDesign,
+            Outcome::LedgerUnavailable => Outcome::Uncharged,
+            _ => return None,
+        })
     }
 }
 
@@ -83,6 +115,20 @@ pub enum Outcome {
     CoveredBySession,
     /// An export, covered as a retry.
     CoveredAsRetry,
+    /// The rest of a download that was charged.
+    CoveredAsResume,
+    /// An export over a limit, changed.
+    Degraded,
+    /// An export that a meter in shadow would have refused or changed.
+    WouldDeny,
+    /// See [`Refusal::Unauthenticated`]; admitted while nothing is enforced.
+    WouldBeUnauthenticated,
+    /// See [`Refusal::UnknownPlan`]; admitted while nothing is enforced.
+    WouldBeUnknownPlan,
+    /// See [`Refusal::MissingClaim`]; admitted while nothing is enforced.
+    WouldBeMissingClaim,
+    /// See [`Refusal::UnknownDesign`]; admitted while nothing is enforced.
+    WouldBeUnknownDesign,
     /// An export that no limit counts.
     Unlimited,
     /// An export that no limit could refuse, forwarded while the ledger cannot charge.
@@ -93,10 +139,14 @@ pub enum Outcome {
     NoDesign,
     /// See [`Refusal::BadIdempotencyKey`].
     BadIdempotencyKey,
+    /// See [`Refusal::BadCost`].
+    BadCost,
     /// See [`Refusal::Unauthenticated`].
     Unauthenticated,
     /// See [`Refusal::UnknownPlan`].
     UnknownPlan,
+    /// See [`Refusal::MissingClaim`].
+    MissingClaim,
     /// See [`Refusal::UnknownDesign`].
     UnknownDesign,
     /// The quota is used up.
@@ -111,20 +161,29 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 27] = [
         Self::Unmatched,
         Self::NotAnExport,
         Self::Uncounted,
         Self::Charged,
         Self::CoveredBySession,
         Self::CoveredAsRetry,
+        Self::CoveredAsResume,
+        Self::Degraded,
+        Self::WouldDeny,
+        Self::WouldBeUnauthenticated,
+        Self::WouldBeUnknownPlan,
+        Self::WouldBeMissingClaim,
+        Self::WouldBeUnknownDesign,
         Self::Unlimited,
         Self::Uncharged,
         Self::Misread,
         Self::NoDesign,
         Self::BadIdempotencyKey,
+        Self::BadCost,
         Self::Unauthenticated,
         Self::UnknownPlan,
+        Self::MissingClaim,
         Self::UnknownDesign,
         Self::OverLimit,
         Self::ExportUnderWay,
@@ -137,16 +196,26 @@ impl Outcome {
         match kind {
             CoverKind::Session => Self::CoveredBySession,
             CoverKind::Retry => Self::CoveredAsRetry,
+            CoverKind::Resume => Self::CoveredAsResume,
         }
     }
 
-    /// `forwarded`, `admitted`, `refused` or `answered`.
+    /// `forwarded`, `admitted`, `would-deny`, `refused` or `answered`.
     pub const fn decision(self) -> &'static str {
         match self {
             Self::Unmatched | Self::NotAnExport | Self::Uncounted => "forwarded",
-            Self::Charged | Self::CoveredBySession | Self::CoveredAsRetry | Self::Unlimited | Self::Uncharged => {
-                "admitted"
-            }
+            Self::Charged
+            | Self::CoveredBySession
+            | Self::CoveredAsRetry
+            | Self::CoveredAsResume
+            | Self::Degraded
+            | Self::Unlimited
+            | Self::Uncharged => "admitted",
+            Self::WouldDeny
+            | Self::WouldBeUnauthenticated
+            | Self::WouldBeUnknownPlan
+            | Self::WouldBeMissingClaim
+            | Self::WouldBeUnknownDesign => "would-deny",
             Self::Answered => "answered",
             _ => "refused",
         }
@@ -161,15 +230,19 @@ impl Outcome {
             Self::Charged => "charged",
             Self::CoveredBySession => "session",
             Self::CoveredAsRetry => "retry",
+            Self::CoveredAsResume => "resume",
+            Self::Degraded => "degraded",
             Self::Unlimited => "unlimited",
             Self::Uncharged => "uncharged",
             Self::Misread => "misread",
             Self::NoDesign => "no-design",
             Self::BadIdempotencyKey => "bad-idempotency-key",
-            Self::Unauthenticated => "unauthenticated",
-            Self::UnknownPlan => "unknown-plan",
-            Self::UnknownDesign => "unknown-design",
-            Self::OverLimit => "over-limit",
+            Self::BadCost => "bad-cost",
+            Self::Unauthenticated | Self::WouldBeUnauthenticated => "unauthenticated",
+            Self::UnknownPlan | Self::WouldBeUnknownPlan => "unknown-plan",
+            Self::MissingClaim | Self::WouldBeMissingClaim => "missing-claim",
+            Self::UnknownDesign | Self::WouldBeUnknownDesign => "unknown-design",
+            Self::OverLimit | Self::WouldDeny => "over-limit",
             Self::ExportUnderWay => "export-under-way",
             Self::LedgerUnavailable => "ledger-unavailable",
             Self::Answered => "own-page",

@@ -7,50 +7,50 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, request};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, request, response};
 use http_body::Body;
 use http_body_util::Full;
 use pin_project_lite::pin_project;
 use tower::Service;
 
 use super::answers::{Asker, REQUEST_ID};
+use super::asked::Asked;
 use super::body::GateBody;
-use super::delivery::{Delivery, Promise, promise};
+use super::delivery::{Client, Delivery, Promise, looks_like_an_export, promise};
 use super::fields;
-use super::layer::{Gate, Parts};
+use super::layer::{Gate, UnclassifiedFiles};
+use super::pace::Pace;
 use super::record::Record;
 use super::refusal::{Outcome, Refusal};
-use super::upload::UploadBroken;
-use crate::identity::Caller;
-use crate::ledger::{Admission, Charge, ChargeRequest};
-use crate::policy::{Action, Delivers, Export, Found, Match, PlanId, Route};
+use super::resume::{Target, beginning_of, rest_of};
+use super::upload::Upload;
+use crate::ledger::{Admission, Charge};
+use crate::policy::{Action, Delivers, Found, Match, RouteId};
 
 /// Below this path the gate answers itself.
 const OWN_PATH: &str = "/.export-gate/";
-
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-const LONGEST_IDEMPOTENCY_KEY: usize = 255;
 
 /// A service behind the gate. Made by [`ExportGateLayer`](super::ExportGateLayer).
 #[derive(Debug, Clone)]
 pub struct ExportGate<S> {
     gate: Arc<Gate>,
     peer: Option<IpAddr>,
+    pace: Option<Pace>,
     inner: S,
 }
 
 impl<S> ExportGate<S> {
-    pub(super) fn new(gate: Arc<Gate>, peer: Option<IpAddr>, inner: S) -> Self {
-        Self { gate, peer, inner }
+    pub(super) fn new(gate: Arc<Gate>, peer: Option<IpAddr>, pace: Option<Pace>, inner: S) -> Self {
+        Self { gate, peer, pace, inner }
     }
 }
 
 impl<S, B, R> Service<Request<B>> for ExportGate<S>
 where
-    S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
+    S: Service<Request<Upload<B>>, Response = Response<R>> + Clone + Send + 'static,
     S::Future: Send,
-    B: Send + 'static,
-    R: Body + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    R: Body + Send + 'static,
 {
     type Response = Response<GateBody<R>>;
     type Error = S::Error;
@@ -68,7 +68,8 @@ where
         let found = match gate.parts.routes.find(request.method(), request.uri(), request.headers()) {
             Match::Unmatched => {
                 gate.metrics.count(None, Outcome::Unmatched);
-                return ResponseFuture::forwarded(self.inner.call(request));
+                let watched = Unclassified::of(gate, &request);
+                return ResponseFuture::forwarded(self.inner.call(request.map(Upload::new)), Some(watched));
             }
             Match::Misread(misread) => {
                 ensure_request_id(request.headers_mut());
@@ -86,12 +87,13 @@ where
             if found.route.action == Action::LeaveExportScreen && *request.method() != Method::OPTIONS {
                 gate.leave_export_screen(&found, request.headers());
             }
-            return ResponseFuture::forwarded(self.inner.call(request));
+            return ResponseFuture::forwarded(self.inner.call(request.map(Upload::new)), None);
         }
         // The clone takes the place of the service that was polled ready: that one serves this request.
         let clone = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, clone);
-        ResponseFuture::export(export(self.gate.clone(), self.peer, ready, request, found))
+        let (peer, pace) = (self.peer, self.pace.clone());
+        ResponseFuture::export(export(self.gate.clone(), peer, pace, ready, request.map(Upload::new), found))
     }
 }
 
@@ -99,89 +101,167 @@ where
 async fn export<S, B, R>(
     gate: Arc<Gate>,
     peer: Option<IpAddr>,
+    pace: Option<Pace>,
     mut inner: S,
-    mut request: Request<B>,
+    mut request: Request<Upload<B>>,
     found: Found,
 ) -> Result<Response<GateBody<R>>, S::Error>
 where
-    S: Service<Request<B>, Response = Response<R>>,
+    S: Service<Request<Upload<B>>, Response = Response<R>>,
+    B: Body<Data = Bytes> + Unpin,
     R: Body,
 {
     let arrived = gate.parts.clock.monotonic();
     let id = ensure_request_id(request.headers_mut());
     let asker = Asker::of(request.headers());
-    let upload = request.extensions().get::<UploadBroken>().cloned();
     let mut record = Record::of(&id, &found);
 
-    let (head, body) = request.into_parts();
-    let decided = gate.decide(&head, &found, peer, &mut record).await;
+    let (mut head, mut body) = request.into_parts();
+    let target = Target::of(&head, &found);
+    let asked = gate.ask(&head, &mut body, &found, peer, &mut record).await;
+    let decided = match asked {
+        Ok(asked) if asked.may_resume(&gate) => Ok(Decided::OnceAnswered(asked)),
+        Ok(asked) => gate.charge(&asked, None, &mut record).await,
+        Err(refusal) => Err(refusal),
+    };
     gate.metrics.decided(gate.parts.clock.monotonic().saturating_sub(arrived));
-    let outcome = decided.as_ref().map_or_else(Refusal::outcome, |(outcome, _)| *outcome);
-    gate.metrics.count(Some(found.id), outcome);
-    record.decided(outcome);
-    let charge = match decided {
-        Ok((_, charge)) => charge,
+    let (charge, pending) = match decided.or_else(|refusal| gate.in_shadow(refusal)) {
+        Ok(Decided::Admitted(outcome, charge)) => {
+            gate.note(found.id, outcome, &mut record);
+            (charge, None)
+        }
+        Ok(Decided::OnceAnswered(asked)) => {
+            (None, Some(Pending { gate: gate.clone(), route: found.id, asked, is_counted: false }))
+        }
         Err(refusal) => {
+            gate.note(found.id, refusal.outcome(), &mut record);
             record.refused(refusal.status());
             return Ok(gate.refuse(&refusal, &asker).map(GateBody::own));
         }
     };
+    if let Some(charge) = &charge {
+        gate.degrade(charge, &mut head);
+    }
 
     // From here on every way out settles: an error, a client that hangs up and a panic all drop the delivery.
-    let delivery = Delivery::new(charge, record, upload);
+    let client = Client { upload: body.watch(), pace };
+    let delivery = Delivery::new(charge, record, client);
     let answer = inner.call(Request::from_parts(head, body)).await?;
-    Ok(gate.settle(answer, found.route.delivers, delivery, &asker))
+    Ok(gate.settle(answer, found.route.delivers, delivery, pending, &target, &asker).await)
+}
+
+/// What was decided about an export before a backend hears of it.
+enum Decided {
+    /// It goes on, with a charge if anything counts it.
+    Admitted(Outcome, Option<Charge>),
+    /// It may be the rest of a download that was charged: only the backend's answer tells.
+    OnceAnswered(Asked),
+}
+
+/// An export that is decided about once its answer is there.
+struct Pending {
+    gate: Arc<Gate>,
+    route: RouteId,
+    asked: Asked,
+    is_counted: bool,
+}
+
+impl Pending {
+    /// Charges what the answer delivers, unless it is the rest of what was charged before.
+    async fn decide(mut self, head: &response::Parts, record: &mut Record) -> Result<Option<Charge>, Refusal> {
+        let decided = self.gate.charge(&self.asked, Some(head), record).await;
+        let (outcome, charge) = match decided.or_else(|refusal| self.gate.in_shadow(refusal)) {
+            Ok(Decided::Admitted(outcome, charge)) => (outcome, Ok(charge)),
+            Ok(Decided::OnceAnswered(_)) => (Outcome::CoveredAsResume, Ok(None)),
+            Err(refusal) => (refusal.outcome(), Err(refusal)),
+        };
+        self.gate.note(self.route, outcome, record);
+        self.is_counted = true;
+        charge
+    }
+}
+
+impl Drop for Pending {
+    /// There was no answer, or nothing in it: every request has an outcome all the same.
+    fn drop(&mut self) {
+        if !self.is_counted {
+            self.gate.metrics.count(Some(self.route), Outcome::CoveredAsResume);
+        }
+    }
 }
 
 impl Gate {
-    /// Decides about an export: all that happens before a backend hears of it.
-    async fn decide(
+    /// Charges what an export asks for; `answered` if the backend has answered it already.
+    async fn charge(
         &self,
-        head: &request::Parts,
-        found: &Found,
-        peer: Option<IpAddr>,
+        asked: &Asked,
+        answered: Option<&response::Parts>,
         record: &mut Record,
-    ) -> Result<(Outcome, Option<Charge>), Refusal> {
-        let Parts { policy, options, clock, .. } = &self.parts;
-        let caller = self.parts.verifier.identify(&head.headers, clock.now());
-        let caller = caller.inspect_err(|error| record.detail(error)).map_err(Refusal::Unauthenticated)?;
-        let platform = options.platform(&caller, &head.headers);
-        record.seen(&caller, platform);
-        let plan = self.plan(&caller)?;
-        let design = found.design.as_ref().ok_or(Refusal::NoDesign)?;
-        let retry = retry_name(head, design)?;
-
-        let facts = self.parts.designs.facts(design, &caller, &head.headers, peer);
-        let facts = facts.map_err(|_| Refusal::UnknownDesign)?;
-        let Route { action, delivers, .. } = *found.route;
-        let verdict = policy.decide(Export { action, platform, ai: facts.ai, plan, delivers });
-        record.judged(policy.plans.name(plan), facts, verdict.rule);
-
-        let request = ChargeRequest { user: &caller.user, plan, design, demands: &verdict.demands, retry };
-        let admission = self.parts.ledger.charge(request).await;
+    ) -> Result<Decided, Refusal> {
+        let policy = &self.parts.policy;
+        let admission = self.parts.ledger.charge(asked.request(answered.map(rest_of))).await;
         record.counted(policy, admission.standings());
-        match admission {
-            Admission::Charged(charge) => Ok((Outcome::Charged, Some(charge))),
-            Admission::Covered(kind, charge) => Ok((Outcome::covered(kind), Some(charge))),
-            Admission::Unlimited => Ok((Outcome::Unlimited, None)),
+        if let Admission::Charged(charge) | Admission::Covered(_, charge) = &admission {
+            record.ruled(policy, charge.degraded(), charge.would_deny());
+            charge.degraded().iter().for_each(|meter| self.metrics.degraded(*meter));
+            charge.would_deny().iter().for_each(|meter| self.metrics.would_deny(*meter));
+        }
+        let (outcome, charge) = match admission {
+            Admission::Charged(charge) => {
+                let would_deny = self.parts.options.shadow && !charge.would_deny().is_empty();
+                let outcome = match charge.degraded() {
+                    [] if would_deny => Outcome::WouldDeny,
+                    [] => Outcome::Charged,
+                    _ => Outcome::Degraded,
+                };
+                (outcome, Some(charge))
+            }
+            Admission::Covered(kind, charge) => (Outcome::covered(kind), Some(charge)),
+            Admission::Unlimited => (Outcome::Unlimited, None),
             // What no limit could refuse is not held up by a ledger that cannot count it.
-            Admission::Unavailable(_) if !verdict.is_limited() => Ok((Outcome::Uncharged, None)),
+            Admission::Unavailable(_) if !asked.limited => (Outcome::Uncharged, None),
             Admission::Unavailable(why) => {
                 record.detail(&why);
-                Err(Refusal::LedgerUnavailable)
+                return Err(Refusal::LedgerUnavailable);
             }
             Admission::Refused(denial) => {
-                Err(Refusal::OverLimit { denial: Box::new(denial), plan: policy.plans.name(plan).into() })
+                let meter = denial.violated.first().and_then(|standing| policy.meter(standing.meter));
+                let abuse = meter.is_some_and(|meter| meter.fair_use);
+                let plan = policy.plans.name(asked.plan).into();
+                return Err(Refusal::OverLimit { denial: Box::new(denial), plan, abuse });
             }
+        };
+        Ok(Decided::Admitted(outcome, charge))
+    }
+
+    /// While nothing is enforced, what would be refused goes on uncharged.
+    fn in_shadow(&self, refusal: Refusal) -> Result<Decided, Refusal> {
+        match refusal.in_shadow().filter(|_| self.parts.options.shadow) {
+            Some(outcome) => Ok(Decided::Admitted(outcome, None)),
+            None => Err(refusal),
+        }
+    }
+
+    fn note(&self, route: RouteId, outcome: Outcome, record: &mut Record) {
+        self.metrics.count(Some(route), outcome);
+        record.decided(outcome);
+    }
+
+    /// Makes less of a request that is over a limit.
+    fn degrade(&self, charge: &Charge, head: &mut request::Parts) {
+        for meter in charge.degraded().iter().filter_map(|id| self.parts.policy.meter(*id)) {
+            meter.degrade.apply(&mut head.uri, &mut head.headers);
         }
     }
 
     /// Reads the backend's answer: puts the quota on it, and lets its body settle the charge.
-    fn settle<R: Body>(
+    async fn settle<R: Body>(
         &self,
         answer: Response<R>,
         delivers: Delivers,
         mut delivery: Delivery,
+        pending: Option<Pending>,
+        target: &Target,
         asker: &Asker,
     ) -> Response<GateBody<R>> {
         let (mut head, body) = answer.into_parts();
@@ -194,14 +274,24 @@ impl Gate {
             delivery.nothing();
             return Response::from_parts(head, GateBody::forwarded(body));
         }
+        if let Some(pending) = pending {
+            match pending.decide(&head, delivery.record()).await {
+                Ok(charge) => delivery.charged(charge),
+                Err(refusal) => {
+                    // The one refusal after a backend's answer: nobody has seen any of it.
+                    delivery.refused(refusal.status());
+                    return self.refuse(&refusal, asker).map(GateBody::own);
+                }
+            }
+        }
         fields::make_private(&mut head.headers);
         if let Some(charge) = delivery.charge() {
-            let standings = charge.standings();
-            let (policy, options) = (&self.parts.policy, &self.parts.options);
-            fields::put_rate_limit(&mut head.headers, policy, standings, self.parts.clock.now().as_second());
-            let near_limit = || fields::near_limit(standings, options.warn_at_percent);
-            near_limit().for_each(|standing| self.metrics.near_limit(standing.meter));
-            fields::put_warning(&mut head.headers, policy, near_limit());
+            self.read_report(charge, &head.headers);
+            let file = beginning_of(&head, body.size_hint().exact());
+            if let Some(file) = file.filter(|_| promise == Promise::Body && charge.is_booked()) {
+                charge.resumable(target.name(""), file);
+            }
+            self.put_fields(charge, &mut head.headers);
         }
         if promise == Promise::Head {
             delivery.due();
@@ -211,21 +301,38 @@ impl Gate {
         Response::from_parts(head, GateBody::export(body, delivery))
     }
 
+    /// Where a backend says how many images it has delivered, that is what counts.
+    fn read_report(&self, charge: &mut Charge, headers: &HeaderMap) {
+        for (id, meter) in self.parts.policy.meters() {
+            let Some(report) = meter.reported_by.as_ref().and_then(|name| headers.get(name)) else { continue };
+            match report.to_str().ok().and_then(|number| number.trim().parse().ok()) {
+                Some(delivered) => charge.report(id, delivered),
+                None => tracing::warn!(meter = &*meter.name, ?report, "the backend reports no number of images"),
+            }
+        }
+    }
+
+    fn put_fields(&self, charge: &Charge, headers: &mut HeaderMap) {
+        let (standings, policy) = (charge.standings(), &self.parts.policy);
+        fields::put_rate_limit(headers, policy, standings, self.parts.clock.now().as_second());
+        let near_limit = || fields::near_limit(standings, self.parts.options.warn_at_percent);
+        near_limit().for_each(|standing| self.metrics.near_limit(standing.meter));
+        fields::put_warning(headers, policy, near_limit());
+        fields::put_degraded(headers, policy, charge.degraded());
+    }
+
     fn refuse(&self, refusal: &Refusal, asker: &Asker) -> Response<Full<Bytes>> {
         let parts = &self.parts;
         parts.answers.refusal(refusal, asker, &parts.policy, parts.clock.now().as_second())
     }
 
-    fn plan(&self, caller: &Caller) -> Result<PlanId, Refusal> {
-        let plan = self.parts.options.plan(caller, &self.parts.policy.plans);
-        plan.ok_or_else(|| Refusal::UnknownPlan(caller.plan.clone()))
-    }
-
     /// Ends the session of a user who leaves. The request is forwarded whatever comes of it.
     fn leave_export_screen(&self, found: &Found, headers: &HeaderMap) {
         let caller = self.parts.verifier.identify(headers, self.parts.clock.now());
-        if let (Ok(caller), Some(design)) = (caller, &found.design) {
-            self.parts.ledger.leave(&caller.user, design);
+        if let (Ok(caller), Some(design)) = (caller, &found.design)
+            && let Ok(session) = self.session(design, headers)
+        {
+            self.parts.ledger.leave(&caller.who.user, &session);
         }
     }
 
@@ -239,7 +346,7 @@ impl Gate {
                 let usage = caller.map_err(Refusal::Unauthenticated).and_then(|caller| {
                     self.parts.ledger.availability().map_err(|_| Refusal::LedgerUnavailable)?;
                     let plan = self.plan(&caller)?;
-                    let report = self.parts.ledger.usage_report(&self.parts.policy, &caller.user, Some(plan));
+                    let report = self.parts.ledger.usage_report(&self.parts.policy, &caller.who, Some(plan));
                     Ok(self.parts.answers.json(&report, &asker))
                 });
                 (usage.as_ref().map_or_else(Refusal::outcome, |_| Outcome::Answered), usage)
@@ -249,19 +356,6 @@ impl Gate {
         self.metrics.count(None, outcome);
         page.unwrap_or_else(|refusal| self.refuse(&refusal, &asker))
     }
-}
-
-/// What makes a request a retry of another: method, full target, design and key, as a digest.
-fn retry_name(head: &request::Parts, design: &str) -> Result<Option<Arc<str>>, Refusal> {
-    let mut keys = head.headers.get_all(IDEMPOTENCY_KEY).iter();
-    let Some(key) = keys.next() else { return Ok(None) };
-    let key = key.to_str().ok().filter(|key| (1..=LONGEST_IDEMPOTENCY_KEY).contains(&key.len()));
-    let (Some(key), None) = (key, keys.next()) else { return Err(Refusal::BadIdempotencyKey) };
-    let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
-    // None of the first parts can hold a line break.
-    let name = format!("{}\n{target}\n{key}\n{design}", head.method);
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, name.as_bytes());
-    Ok(Some(digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()))
 }
 
 /// The request's id: the client's if it is one that can be logged, else a new one.
@@ -282,6 +376,38 @@ fn ensure_request_id(headers: &mut HeaderMap) -> HeaderValue {
     id
 }
 
+/// A request that matches no route, until its answer says whether it carries a file.
+struct Unclassified {
+    gate: Arc<Gate>,
+    method: Method,
+    uri: Uri,
+    request_id: Option<HeaderValue>,
+}
+
+impl Unclassified {
+    fn of<B>(gate: &Arc<Gate>, request: &Request<B>) -> Self {
+        let request_id = request.headers().get(REQUEST_ID).cloned();
+        Self { gate: gate.clone(), method: request.method().clone(), uri: request.uri().clone(), request_id }
+    }
+
+    /// Reports a file, and keeps it back if that is wanted.
+    fn look_at<R: Body>(self, answer: Response<R>) -> Response<GateBody<R>> {
+        let (head, body) = answer.into_parts();
+        if self.method == Method::HEAD || !looks_like_an_export(&head, body.is_end_stream()) {
+            return Response::from_parts(head, GateBody::forwarded(body));
+        }
+        self.gate.metrics.unclassified_file();
+        self.gate.leaks.report(&self.method, self.uri.path());
+        match self.gate.parts.options.unclassified_files {
+            UnclassifiedFiles::Observe => Response::from_parts(head, GateBody::forwarded(body)),
+            UnclassifiedFiles::Refuse => {
+                let asker = Asker::with_id(self.request_id);
+                self.gate.refuse(&Refusal::Unclassified, &asker).map(GateBody::own)
+            }
+        }
+    }
+}
+
 pin_project! {
     /// The answer to come. Only exports are boxed; what goes through untouched costs no allocation.
     pub struct ResponseFuture<F, R, E> {
@@ -293,15 +419,15 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<F, R, E> {
-        Forwarded { #[pin] future: F },
+        Forwarded { #[pin] future: F, watched: Option<Unclassified> },
         Export { future: Pin<Box<dyn Future<Output = Result<Response<GateBody<R>>, E>> + Send>> },
         Own { answer: Option<Response<Full<Bytes>>> },
     }
 }
 
 impl<F, R, E> ResponseFuture<F, R, E> {
-    fn forwarded(future: F) -> Self {
-        Self { state: State::Forwarded { future } }
+    fn forwarded(future: F, watched: Option<Unclassified>) -> Self {
+        Self { state: State::Forwarded { future, watched } }
     }
 
     fn export(future: impl Future<Output = Result<Response<GateBody<R>>, E>> + Send + 'static) -> Self {
@@ -316,14 +442,18 @@ impl<F, R, E> ResponseFuture<F, R, E> {
 impl<F, R, E> Future for ResponseFuture<F, R, E>
 where
     F: Future<Output = Result<Response<R>, E>>,
+    R: Body,
 {
     type Output = Result<Response<GateBody<R>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProjection::Forwarded { future } => {
+            StateProjection::Forwarded { future, watched } => {
                 let answer = ready!(future.poll(cx))?;
-                Poll::Ready(Ok(answer.map(GateBody::forwarded)))
+                Poll::Ready(Ok(match watched.take() {
+                    Some(watched) => watched.look_at(answer),
+                    None => answer.map(GateBody::forwarded),
+                }))
             }
             StateProjection::Export { future } => future.as_mut().poll(cx),
             StateProjection::Own { answer } => {

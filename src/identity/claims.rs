@@ -5,13 +5,13 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::TokenError;
-use crate::policy::Platform;
+use crate::policy::{Anchor, Platform, Who};
 
 /// Who is asking, as a verified token says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// The user: whose counters are charged.
-    pub user: Arc<str>,
+    /// The user, and all else that meters count by.
+    pub who: Who,
     /// The plan's name, if the token has one.
     pub plan: Option<Arc<str>>,
     /// Where the user is, if the token says so.
@@ -20,6 +20,8 @@ pub struct Caller {
     pub ai_features: Option<Vec<String>>,
     /// The only design that `ai_features` speaks for, if the token names one.
     pub design: Option<Arc<str>>,
+    /// The version of that design, if the token says so.
+    pub design_version: Option<Arc<str>>,
 }
 
 /// Where in the claims things are, as JSON pointers (RFC 6901).
@@ -29,12 +31,22 @@ pub struct ClaimPointers {
     pub user: String,
     /// The plan's name.
     pub plan: String,
+    /// The user's team.
+    pub team: String,
+    /// How many seats are paid for.
+    pub seats: String,
+    /// When the billing period begins: a day of the month, a date, an instant, or seconds since the epoch.
+    pub billing_anchor: String,
     /// The platform's name.
     pub platform: String,
     /// The design's AI features: a list, or names between blanks.
     pub ai_features: String,
     /// The design that `ai_features` speaks for.
     pub design: String,
+    /// The version of that design.
+    pub design_version: String,
+    /// Claims that meters count by.
+    pub others: Vec<Arc<str>>,
 }
 
 impl Default for ClaimPointers {
@@ -42,9 +54,14 @@ impl Default for ClaimPointers {
         Self {
             user: "/sub".into(),
             plan: "/plan".into(),
+            team: "/team".into(),
+            seats: "/seats".into(),
+            billing_anchor: "/billing_anchor".into(),
             platform: "/platform".into(),
             ai_features: "/ai_features".into(),
             design: "/design".into(),
+            design_version: "/design_version".into(),
+            others: Vec::new(),
         }
     }
 }
@@ -52,15 +69,54 @@ impl Default for ClaimPointers {
 impl ClaimPointers {
     /// Reads the caller out of verified claims. A claim of the wrong type is an error, never read as absent.
     pub(super) fn caller(&self, claims: &Value) -> Result<Caller, TokenError> {
-        let user = text(claims, &self.user, "user")?.filter(|user| !user.is_empty());
+        let user = name(claims, &self.user, "user")?.ok_or(TokenError::ClaimMissing("user"))?;
+        let mut others = Vec::new();
+        for pointer in &self.others {
+            others.extend(name(claims, pointer, "subject")?.map(|value| (pointer.clone(), value)));
+        }
+        let who = Who {
+            user,
+            team: name(claims, &self.team, "team")?,
+            seats: seats(claims, &self.seats)?,
+            billing_anchor: anchor(claims, &self.billing_anchor)?,
+            claims: others,
+        };
         Ok(Caller {
-            user: user.ok_or(TokenError::ClaimMissing("user"))?.into(),
+            who,
             plan: text(claims, &self.plan, "plan")?.map(Arc::from),
             platform: text(claims, &self.platform, "platform")?.map(Platform::named),
             ai_features: list(claims, &self.ai_features, "ai_features")?,
             design: text(claims, &self.design, "design")?.map(Arc::from),
+            design_version: name(claims, &self.design_version, "design_version")?,
         })
     }
+}
+
+/// What a subject is called: text that is not empty, or a whole number.
+fn name(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Arc<str>>, TokenError> {
+    match claims.pointer(pointer) {
+        Some(Value::Number(number)) if number.is_u64() => Ok(Some(number.to_string().into())),
+        _ => Ok(text(claims, pointer, name)?.filter(|text| !text.is_empty()).map(Arc::from)),
+    }
+}
+
+fn seats(claims: &Value, pointer: &str) -> Result<Option<u32>, TokenError> {
+    match claims.pointer(pointer) {
+        None | Some(Value::Null) => Ok(None),
+        Some(seats) => {
+            let seats = seats.as_u64().and_then(|seats| u32::try_from(seats).ok());
+            seats.map(Some).ok_or(TokenError::ClaimType("seats"))
+        }
+    }
+}
+
+fn anchor(claims: &Value, pointer: &str) -> Result<Option<Anchor>, TokenError> {
+    let anchor = match claims.pointer(pointer) {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::String(text)) => Anchor::from_text(text),
+        Some(other) => other.as_i64().and_then(Anchor::from_number),
+    };
+    anchor.map(Some).ok_or(TokenError::ClaimType("billing_anchor"))
 }
 
 fn text<'c>(claims: &'c Value, pointer: &str, name: &'static str) -> Result<Option<&'c str>, TokenError> {
@@ -80,5 +136,46 @@ fn list(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Vec<
             names.collect::<Option<_>>().map(Some).ok_or(TokenError::ClaimType(name))
         }
         Some(_) => Err(TokenError::ClaimType(name)),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn caller(claims: &Value) -> Result<Caller, TokenError> {
+        ClaimPointers { others: vec!["/org/id".into()], ..ClaimPointers::default() }.caller(claims)
+    }
+
+    #[test]
+    fn what_meters_count_by_is_read_from_the_claims() {
+        let claims = json!({ "sub": "anna", "team": "acme", "seats": 5, "billing_anchor": 31, "org": { "id": 7 } });
+        let who = caller(&claims).unwrap().who;
+        assert_eq!((who.team.as_deref(), who.seats), (Some("acme"), Some(5)));
+        assert!(who.billing_anchor.is_some());
+        assert_eq!(who.claims, [("/org/id".into(), "7".into())]);
+        let bare = caller(&json!({ "sub": "anna", "team": null, "org": {} })).unwrap().who;
+        assert_eq!(bare, Who::user("anna"));
+    }
+
+    #[test]
+    fn a_claim_of_the_wrong_type_is_an_error_and_not_absent() {
+        let wrong = [
+            json!({ "team": ["acme"] }),
+            json!({ "seats": "5" }),
+            json!({ "seats": -1 }),
+            json!({ "seats": 1.5 }),
+            json!({ "billing_anchor": "the 31st" }),
+            json!({ "billing_anchor": 0 }),
+            json!({ "org": { "id": {} } }),
+            json!({ "design_version": [] }),
+        ];
+        for mut claims in wrong {
+            claims["sub"] = json!("anna");
+            assert!(matches!(caller(&claims), Err(TokenError::ClaimType(_))), "{claims}");
+        }
     }
 }

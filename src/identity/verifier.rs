@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn a_good_token_names_its_caller() {
         let caller = verify(&signed(&claims())).unwrap();
-        assert_eq!(&*caller.user, "u1");
+        assert_eq!(&*caller.who.user, "u1");
         assert_eq!(caller.plan.as_deref(), Some("pro"));
         assert_eq!(caller.platform, Some(Platform::Ios));
         assert_eq!(caller.ai_features, Some(vec!["logo".to_owned()]));

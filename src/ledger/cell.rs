@@ -73,19 +73,13 @@ impl Cell {
         })
     }
 
-    /// A reservation was delivered: it is used from now on.
-    pub(super) fn deliver(&self, cost: u32) {
-        self.settle(cost, |count| Count { used: count.used.saturating_add(cost), ..count });
-    }
-
-    /// A reservation was not delivered: as if it had never been.
-    pub(super) fn void(&self, cost: u32) {
-        self.settle(cost, |count| count);
-    }
-
-    fn settle(&self, cost: u32, change: impl Fn(Count) -> Count) {
+    /// A reservation of `cost` ended, and `delivered` of it was delivered: that is used from now on, the rest as if it had never been.
+    pub(super) fn settle(&self, cost: u32, delivered: u32) {
         // Cannot fail: the closure always returns a count.
-        let _ = self.update(|count| Some(change(Count { reserved: count.reserved.saturating_sub(cost), ..count })));
+        let _ = self.update(|count| {
+            let used = count.used.saturating_add(delivered);
+            Some(Count { used, reserved: count.reserved.saturating_sub(cost), ..count })
+        });
     }
 
     /// `change` may run more than once.
@@ -123,8 +117,8 @@ mod tests {
         assert!(cell.reserve(2, Some(3), PLAN).is_ok());
         assert_eq!(cell.reserve(2, Some(3), PLAN).unwrap_err().reserved, 2);
         assert!(cell.reserve(1, Some(3), PLAN).is_ok());
-        cell.void(2);
-        cell.deliver(1);
+        cell.settle(2, 0);
+        cell.settle(1, 1);
         assert_eq!(cell.count(), Count { used: 1, reserved: 0, plan: Some(PLAN) });
     }
 

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 
 use super::cell::{Cell, Count};
-use crate::policy::Span;
+use crate::policy::{Span, Subject};
 
 /// Enough that two cores rarely meet in one; each costs an empty table per [`Bucket`].
 const SHARDS: usize = 128;
@@ -22,13 +22,6 @@ const DAY: i64 = 86_400;
 pub(super) struct CounterKey {
     pub(super) digest: u128,
     pub(super) ends: i64,
-}
-
-impl CounterKey {
-    /// The index of the lock that serialises charges on this counter.
-    pub(super) const fn stripe(self, stripes: usize) -> usize {
-        self.digest as usize % stripes
-    }
 }
 
 /// Counters in buckets by the day that their window ends on.
@@ -141,8 +134,14 @@ impl Digests {
         Self(siphasher::sip128::SipHasher13::new_with_keys(random(), random()))
     }
 
-    pub(super) fn counter(&self, meter: &str, subject: &str, span: Span) -> CounterKey {
-        CounterKey { digest: self.of(&("counter", meter, subject, span.start)), ends: span.end }
+    pub(super) fn counter(&self, meter: &str, subject: &Subject, span: Span) -> CounterKey {
+        let digest = self.of(&("counter", meter, subject.kind.as_str(), &*subject.id, span.start));
+        CounterKey { digest, ends: span.end }
+    }
+
+    /// Of a subject's history on a meter.
+    pub(super) fn history(&self, meter: &str, subject: &Subject) -> u128 {
+        self.of(&("history", meter, subject.kind.as_str(), &*subject.id))
     }
 
     /// The digest of a value; `Hash` of strings and tuples is prefix-free, so parts cannot run into each other.

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cell::Count;
-use super::covers::Cover;
+use super::covers::{Cover, Meters};
+use super::history;
+use super::reservation::Place;
 use super::unflushed::Unflushed;
-use super::{KEEP_CLOSED_WINDOWS, Ledger};
-use crate::store::{Batch, CounterRow, CoverName, CoverRow, Row, RowSink, Store, StoreError};
+use super::{KEEP_CLOSED_WINDOWS, Ledger, MeterState, Options};
+use crate::policy::{PlanId, Span};
+use crate::store::{Batch, CounterName, CounterRow, CoverName, CoverRow, Row, RowSink, Store, StoreError};
 
 /// How long to wait before a store that could not be opened is tried again.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
@@ -104,11 +107,11 @@ fn load_into(ledger: &Arc<Ledger>) -> RowSink {
     let since = wall.as_second() - KEEP_CLOSED_WINDOWS.as_secs() as i64;
     let mut unknown_meters = BTreeSet::new();
     Box::new(move |row| match row {
-        Row::Counter(row) if row.span.end < since => {}
+        Row::Counter(row) if row.ends < since => {}
         Row::Counter(row) => {
-            if !into.restore_counter(&row) && unknown_meters.insert(row.meter.clone()) {
+            if !into.restore_counter(&row) && unknown_meters.insert(row.name.meter.clone()) {
                 tracing::warn!(
-                    meter = &*row.meter,
+                    meter = &*row.name.meter,
                     "the ledger has counts of a meter that is not configured; they are kept"
                 );
             }
@@ -126,6 +129,7 @@ fn forget_before(ledger: &Ledger, done_at: &mut Option<Duration>) -> Option<i64>
     *done_at = Some(now);
     let before = ledger.clock.now().as_second() - KEEP_CLOSED_WINDOWS.as_secs() as i64;
     ledger.counters.forget_before(before);
+    ledger.histories.forget_before(before);
     Some(before)
 }
 
@@ -168,37 +172,56 @@ impl Ledger {
 
     /// Whether the row's meter is known.
     fn restore_counter(&self, row: &CounterRow) -> bool {
-        let known = self.meter_named(&row.meter).is_some();
-        if known {
-            let key = self.digests.counter(&row.meter, &row.subject, row.span);
-            self.counters.restore(key, Count { used: row.used, reserved: 0, plan: self.plans.find(&row.plan) });
+        let CounterName { meter, subject, start } = &row.name;
+        let Some((_, state)) = self.meter_named(meter) else { return false };
+        let plan = self.plans.find(&row.plan);
+        if state.window.starts_with_subject() {
+            self.histories.restore(self.digests.history(meter, subject), *start, row.used, plan);
+        } else {
+            let key = self.digests.counter(meter, subject, Span { start: *start, end: row.ends });
+            self.counters.restore(key, Count { used: row.used, reserved: 0, plan });
         }
-        known
+        true
     }
 
     fn restore_cover(&self, row: CoverRow, wall_ms: i64) {
         let now = self.clock.monotonic();
         // Not past the longest life of a cover, should the wall clock have been set back meanwhile.
-        let longest = self.options.session_max.max(self.options.retry_window);
-        let left = Duration::from_millis(u64::try_from(row.expires_at_ms - wall_ms).unwrap_or(0)).min(longest);
+        let Options { session_max, retry_window, resume_window, .. } = self.options;
+        let longest = session_max.max(retry_window).max(resume_window);
+        let left = |ends_ms: i64| Duration::from_millis(u64::try_from(ends_ms - wall_ms).unwrap_or(0)).min(longest);
         let digest = self.digests.of(&row.name);
         let mut unflushed = self.unflushed();
         if unflushed.covers.contains_key(&digest) {
             // It has changed since: a user left the screen before the store was read.
             return;
         }
-        let meters = row.meters.iter().filter_map(|name| self.meter_named(name)).map(|(id, _)| id).collect();
-        let until = now + left;
-        self.covers.restore(digest, Cover { serial: self.next_serial(), meters, until, files_left: row.files_left });
-        unflushed.will_end(until, digest, row.name);
+        let known = |names: &[Arc<str>]| {
+            names.iter().filter_map(|name| self.meter_named(name)).map(|(id, _)| id).collect::<Meters>()
+        };
+        let cover = Cover {
+            serial: self.next_serial(),
+            meters: known(&row.meters),
+            degraded: known(&row.degraded),
+            until: now + left(row.expires_at_ms),
+            idle_until: row.idle_at_ms.map(|idle| now + left(idle)),
+            files_left: row.files_left,
+            version: row.version,
+            file: row.file,
+            under_way: None,
+        };
+        unflushed.will_end(cover.ends(), digest, row.name.clone());
+        self.covers.restore(&row.name, cover);
     }
 
     fn expire_covers(&self) {
         let now = self.clock.monotonic();
         let mut unflushed = self.unflushed();
         while let Some((digest, name)) = unflushed.next_ending(now) {
-            if self.covers.expire(digest, now) {
-                unflushed.ended(digest, name);
+            match self.covers.expire(&name, now) {
+                // It was used meanwhile.
+                Some(ends) => unflushed.will_end(ends, digest, name),
+                None => unflushed.changed(digest, name),
             }
         }
     }
@@ -212,33 +235,48 @@ impl Ledger {
             let (covers, ended) = self.changed_covers(&marks);
             (marks, covers, ended)
         };
-        let counters = marks.counters.iter().filter_map(|(key, dirty)| {
-            let count = self.counters.count(*key);
-            Some(CounterRow {
-                meter: self.meter(dirty.meter)?.name.clone(),
-                subject: dirty.subject.clone(),
-                span: dirty.span,
-                used: count.used,
-                plan: count.plan.map_or("", |plan| self.plans.name(plan)).into(),
-            })
-        });
-        let mut counters: Vec<CounterRow> = counters.collect();
+        let (mut counters, mut dropped) = (Vec::new(), Vec::new());
+        for (place, dirty) in &marks.counters {
+            let Some(MeterState { name, window, .. }) = self.meter(dirty.meter) else { continue };
+            let named = |start| CounterName { meter: name.clone(), subject: dirty.subject.clone(), start };
+            let plan = |plan: Option<PlanId>| plan.map_or("", |plan| self.plans.name(plan)).into();
+            match *place {
+                Place::Counter(key) => {
+                    let count = self.counters.count(key);
+                    let (name, ends) = (named(dirty.span.start), dirty.span.end);
+                    counters.push(CounterRow { name, ends, used: count.used, plan: plan(count.plan) });
+                }
+                Place::Slot { digest, start } => match self.histories.used(digest, start) {
+                    Some((used, last)) => {
+                        let ends = history::span(window, start).end;
+                        counters.push(CounterRow { name: named(start), ends, used, plan: plan(last) });
+                    }
+                    None => dropped.push(named(start)),
+                },
+            }
+        }
         // In key order the B-tree is walked once, not at random.
-        counters.sort_unstable_by(|a, b| (&a.meter, &a.subject).cmp(&(&b.meter, &b.subject)));
-        (marks, Batch { counters, covers, ended, forget_before })
+        counters.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        (marks, Batch { counters, dropped, covers, ended, forget_before })
     }
 
     /// Covers as they are now, and names of those that are no more.
     fn changed_covers(&self, marks: &Unflushed) -> (Vec<CoverRow>, Vec<CoverName>) {
         let (mut covers, mut ended) = (Vec::new(), Vec::new());
         let (wall_ms, now) = (self.clock.now().as_millisecond(), self.clock.monotonic());
-        for (digest, name) in &marks.covers {
-            match self.covers.find(*digest) {
+        let ends_ms = |ends: Duration| wall_ms + ends.saturating_sub(now).as_millis() as i64;
+        let names = |meters: &Meters| meters.iter().filter_map(|id| Some(self.meter(*id)?.name.clone())).collect();
+        for name in marks.covers.values() {
+            match self.covers.find(name) {
                 Some(cover) => covers.push(CoverRow {
                     name: name.clone(),
-                    meters: cover.meters.iter().filter_map(|id| Some(self.meter(*id)?.name.clone())).collect(),
-                    expires_at_ms: wall_ms + cover.until.saturating_sub(now).as_millis() as i64,
+                    meters: names(&cover.meters),
+                    degraded: names(&cover.degraded),
+                    expires_at_ms: ends_ms(cover.until),
+                    idle_at_ms: cover.idle_until.map(ends_ms),
                     files_left: cover.files_left,
+                    version: cover.version,
+                    file: cover.file,
                 }),
                 None => ended.push(name.clone()),
             }

@@ -4,14 +4,16 @@
 //!   charge() ── reserve ──> Charge ── settle ──> used, or as if nothing had been
 //!      │                      │ (a guard; dropping it settles it too)
 //!      │ covers: sessions,    └─> marks what changed ── flusher, every interval ──> Store
-//!      │ retries
+//!      │ retries, resumes
 //! ```
 //!
-//! * Memory is the truth for admission. A counter is a packed word (`cell.rs`) in a map (`counters.rs`): `used`, `reserved`.
+//! * Memory is the truth for admission. A counter is a packed word (`cell.rs`) in a map (`counters.rs`): `used`, `reserved`. Where the
+//!   window depends on the subject's own charges it is a short list instead (`history.rs`).
 //!   Quota remains while `used + reserved + cost <= limit`; with L left and any number of concurrent requests, exactly L are admitted.
 //! * Charges on several meters are all or nothing: the counters' stripes (`charge.rs`) are locked in order, all are checked, then all
 //!   are reserved. No lock is ever held across an await, and no map guard while another is taken.
-//! * A [`Charge`] settles exactly once. While it is under way it is `reserved`; only what is delivered is ever written.
+//! * A [`Charge`] settles exactly once, however many retries share it (`reservation.rs`). While it is under way it is `reserved`; only
+//!   what is delivered is ever written.
 //! * The [flusher](run) is one task. It writes marked counters and covers as absolute values, one transaction an interval and one
 //!   at the end. A crash loses what was delivered since the last one (durability `periodic`), and never anything before it.
 //! * Until the store has been read, and whenever it cannot be written, the ledger does not charge: [`Admission::Unavailable`].
@@ -22,6 +24,8 @@ mod charge;
 mod counters;
 mod covers;
 mod flusher;
+mod history;
+mod reservation;
 mod stats;
 mod unflushed;
 mod usage;
@@ -33,16 +37,17 @@ use std::time::Duration;
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 
-pub use crate::store::CoverKind;
+pub use crate::store::{CoverKind, Representation};
 pub use cell::Count;
 pub use charge::{Admission, Charge, ChargeRequest, Denial, Settlement, Standing, Why};
 pub use flusher::{LastFlushFailed, run};
 pub use usage::Usage;
 
 use crate::clock::Clock;
-use crate::policy::{MeterId, Plans, Policy, Span, Window};
+use crate::policy::{Anchor, MeterId, Plans, Policy, Span, Window};
 use counters::{Counters, Digests};
 use covers::Covers;
+use history::Histories;
 use stats::Stats;
 use unflushed::Unflushed;
 
@@ -59,12 +64,16 @@ pub struct Options {
     pub flush_interval: Duration,
     /// How long a session of the export screen lasts at most.
     pub session_max: Duration,
+    /// How long a session lasts that nothing is exported from; `None` for as long as `session_max`.
+    pub session_idle: Option<Duration>,
     /// How many files one session covers at most.
     pub session_files: u32,
     /// For how long an `Idempotency-Key` covers retries.
     pub retry_window: Duration,
     /// How many further deliveries it covers.
     pub retry_deliveries: u32,
+    /// For how long the rest of a delivered download may be fetched.
+    pub resume_window: Duration,
 }
 
 impl Default for Options {
@@ -72,9 +81,11 @@ impl Default for Options {
         Self {
             flush_interval: Duration::from_secs(1),
             session_max: Duration::from_hours(24),
+            session_idle: None,
             session_files: 100,
             retry_window: Duration::from_mins(15),
             retry_deliveries: 2,
+            resume_window: Duration::from_mins(15),
         }
     }
 }
@@ -88,6 +99,7 @@ pub struct Ledger {
     meters: Vec<MeterState>,
     digests: Digests,
     counters: Counters,
+    histories: Histories,
     covers: Covers,
     /// Serialise charges that touch the same counter, see `charge.rs`.
     stripes: Vec<Mutex<()>>,
@@ -104,22 +116,26 @@ pub struct Ledger {
 struct MeterState {
     name: Arc<str>,
     window: Window,
-    /// The window that was current last, as two packed `u32` seconds: calendar arithmetic is done once a window.
+    /// The calendar window that was current last, as two packed `u32` seconds: calendar arithmetic is done once a window.
     current: AtomicU64,
 }
 
 impl MeterState {
-    fn span(&self, at: Timestamp) -> Span {
+    /// The window that `at` lies in, if it does not depend on the subject's charges.
+    fn span(&self, at: Timestamp, anchor: Option<Anchor>) -> Option<Span> {
+        if !matches!(self.window, Window::Calendar(_)) {
+            return self.window.span(at, anchor);
+        }
         let packed = self.current.load(Ordering::Relaxed);
         let known = Span { start: (packed >> 32) as i64, end: (packed & 0xffff_ffff) as i64 };
         if known.contains(at.as_second()) {
-            return known;
+            return Some(known);
         }
-        let span = self.window.span(at);
+        let span = self.window.span(at, anchor)?;
         if let (Ok(start), Ok(end)) = (u32::try_from(span.start), u32::try_from(span.end)) {
             self.current.store(u64::from(start) << 32 | u64::from(end), Ordering::Relaxed);
         }
-        span
+        Some(span)
     }
 }
 
@@ -138,6 +154,7 @@ impl Ledger {
             meters: policy.meters.iter().map(meter).collect(),
             digests: Digests::new(),
             counters: Counters::new(),
+            histories: Histories::default(),
             covers: Covers::default(),
             stripes: (0..charge::STRIPES).map(|_| Mutex::new(())).collect(),
             unflushed: Mutex::default(),
@@ -175,7 +192,7 @@ impl Ledger {
 
     /// Brings the metrics up to date that are not counted as they happen.
     pub fn refresh_metrics(&self) {
-        self.stats.counters.set(i64::try_from(self.counters.len()).unwrap_or(i64::MAX));
+        self.stats.counters.set(i64::try_from(self.counters.len() + self.histories.len()).unwrap_or(i64::MAX));
         self.stats.unflushed.set(i64::try_from(self.unflushed().at_risk()).unwrap_or(i64::MAX));
         self.stats.store_up.set(i64::from(self.available.load(Ordering::Acquire)));
         self.stats.refresh_age(self.clock.monotonic());

@@ -1,20 +1,16 @@
 //! What the store does not know yet.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::SmallVec;
-
-use super::charge::Booked;
-use super::counters::CounterKey;
-use crate::policy::{MeterId, Span};
+use super::reservation::{Booked, Place};
+use crate::policy::{Demand, MeterId, Span, Subject};
 use crate::store::CoverName;
 
 /// Marks of what changed. The values are read when the group is built, so a counter that changed a thousand times is written once.
 #[derive(Debug, Default)]
 pub(super) struct Unflushed {
-    pub(super) counters: HashMap<CounterKey, DirtyCounter>,
+    pub(super) counters: HashMap<Place, DirtyCounter>,
     pub(super) covers: HashMap<u128, CoverName>,
     /// Delivered charges since the last group was taken.
     pub(super) charges: u64,
@@ -24,33 +20,38 @@ pub(super) struct Unflushed {
     ending: BTreeMap<(Duration, u128), CoverName>,
 }
 
-/// The names behind a counter's digest.
+/// What a count's place does not tell.
 #[derive(Debug, Clone)]
 pub(super) struct DirtyCounter {
     pub(super) meter: MeterId,
-    pub(super) subject: Arc<str>,
+    pub(super) subject: Subject,
     pub(super) span: Span,
 }
 
-/// A cover that changed; with a time if it was opened.
-pub(super) type ChangedCover = (u128, CoverName, Option<Duration>);
-
 impl Unflushed {
-    /// One charge was delivered. Its counters and covers are marked together: no group holds a cover without its charge.
-    pub(super) fn delivered(&mut self, user: &Arc<str>, booked: &[Booked], covers: SmallVec<[ChangedCover; 2]>) {
-        for &Booked { meter, key, span, .. } in booked {
-            self.counters.entry(key).or_insert_with(|| DirtyCounter { meter, subject: user.clone(), span });
+    /// One charge was delivered. Its counters and covers are marked under one lock: no group holds a cover without its charge.
+    pub(super) fn delivered(&mut self, booked: &[Booked]) {
+        for &Booked { meter, ref subject, place, span, .. } in booked {
+            self.counters.entry(place).or_insert_with(|| DirtyCounter { meter, subject: subject.clone(), span });
         }
         self.charges += u64::from(!booked.is_empty());
-        for (digest, name, opened_until) in covers {
-            if let Some(until) = opened_until {
-                self.will_end(until, digest, name.clone());
-            }
-            self.covers.insert(digest, name);
-        }
     }
 
-    pub(super) fn ended(&mut self, digest: u128, name: CoverName) {
+    /// A slot of a subject's history is no more.
+    pub(super) fn slot_dropped(&mut self, demand: &Demand, digest: u128, start: i64) {
+        let span = Span { start, end: start };
+        let dropped = DirtyCounter { meter: demand.meter, subject: demand.subject.clone(), span };
+        self.counters.insert(Place::Slot { digest, start }, dropped);
+    }
+
+    /// A cover was opened that ends at `ends` if nothing happens.
+    pub(super) fn opened(&mut self, digest: u128, name: CoverName, ends: Duration) {
+        self.will_end(ends, digest, name.clone());
+        self.covers.insert(digest, name);
+    }
+
+    /// A cover was used, or is no more.
+    pub(super) fn changed(&mut self, digest: u128, name: CoverName) {
         self.covers.insert(digest, name);
     }
 

@@ -3,34 +3,44 @@
 use serde_json::{Value, json};
 
 use super::{Count, Ledger};
-use crate::policy::{Limit, MeterId, PlanId, Policy, Span};
+use crate::policy::{MeterId, NoSeats, PlanId, Policy, Subject, Who};
 
-/// What a user has used of a meter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a subject has used of a meter.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Usage {
     /// The meter.
     pub meter: MeterId,
-    /// The current window.
-    pub span: Span,
+    /// Whose use it is.
+    pub subject: Subject,
     /// What the counter says.
     pub count: Count,
+    /// When the window ends, in seconds since the epoch; of a rolling one, when some of it will be free.
+    pub resets_at: i64,
 }
 
 impl Ledger {
-    /// What a user has used, on every meter, in the windows that are current now.
-    pub fn usage(&self, user: &str) -> Vec<Usage> {
+    /// What `who` has used, on every meter that can be told without a claim that is missing, in the windows that are current now.
+    pub fn usage(&self, policy: &Policy, who: &Who) -> Vec<Usage> {
         let now = self.clock.now();
-        let meters = (0..).map(MeterId).zip(&self.meters);
-        let usage = meters.map(|(id, meter)| {
-            let span = meter.span(now);
-            Usage { meter: id, span, count: self.counters.count(self.digests.counter(&meter.name, user, span)) }
+        let usage = policy.meters().filter_map(|(id, meter)| {
+            let (state, subject) = (self.meter(id)?, meter.subject.subject(who)?);
+            let (count, resets_at) = match state.span(now, who.billing_anchor) {
+                Some(span) => (self.counters.count(self.digests.counter(&state.name, &subject, span)), span.end),
+                None if state.window.starts_with_subject() => {
+                    let digest = self.digests.history(&state.name, &subject);
+                    let standing = self.histories.standing(digest, &state.window, now.as_second(), None);
+                    (standing.count, standing.resets_at)
+                }
+                None => return None,
+            };
+            Some(Usage { meter: id, subject, count, resets_at })
         });
         usage.collect()
     }
 
-    /// The same as JSON, with limits. Without a `plan` the one at the user's last charge is taken.
-    pub fn usage_report(&self, policy: &Policy, user: &str, plan: Option<PlanId>) -> Value {
-        let usage = self.usage(user);
+    /// The same as JSON, with limits. Without a `plan` the one at the last charge is taken.
+    pub fn usage_report(&self, policy: &Policy, who: &Who, plan: Option<PlanId>) -> Value {
+        let usage = self.usage(policy, who);
         let plan = plan.or_else(|| usage.iter().find_map(|usage| usage.count.plan));
         let meters = usage.iter().filter_map(|usage| {
             let meter = policy.meter(usage.meter)?;
@@ -38,23 +48,26 @@ impl Ledger {
             if limit == Some(None) {
                 return None;
             }
-            let (limit, remaining) = match limit.flatten() {
-                Some(Limit::AtMost(most)) => (json!(most), json!(usage.count.remaining(most))),
-                Some(Limit::Unlimited) => (json!("unlimited"), json!("unlimited")),
-                None => (Value::Null, Value::Null),
+            let (limit, remaining) = match limit.flatten().map(|limit| limit.number(who)) {
+                Some(Ok(Some(most))) => (json!(most), json!(usage.count.remaining(most))),
+                Some(Ok(None)) => (json!("unlimited"), json!("unlimited")),
+                Some(Err(NoSeats)) | None => (Value::Null, Value::Null),
             };
+            let resets_at = jiff::Timestamp::from_second(usage.resets_at).unwrap_or(jiff::Timestamp::MAX);
             Some(json!({
                 "meter": &*meter.name,
+                "subject": { "kind": usage.subject.kind.as_str(), "id": &*usage.subject.id },
                 "used": usage.count.used,
                 "in_flight": usage.count.reserved,
                 "limit": limit,
                 "remaining": remaining,
-                "resets_at": usage.span.end_time().to_string(),
+                "resets_at": resets_at.to_string(),
                 "on_exceed": meter.on_exceed.as_str(),
+                "shadow": meter.shadow,
             }))
         });
         json!({
-            "user": user,
+            "user": &*who.user,
             "plan": plan.map(|plan| policy.plans.name(plan)),
             "meters": meters.collect::<Vec<_>>(),
         })

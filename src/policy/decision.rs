@@ -1,8 +1,14 @@
 //! The table of the counting rules (section 2) as one pure function.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
-use super::{Action, Delivers, Limit, Meter, MeterId, OnExceed, PlanId, Plans, Platform};
+use super::cost::Request;
+use super::{
+    Action, Anchor, BadCost, Delivers, Meter, MeterId, NoSeats, OnExceed, PlanId, Plans, Platform, Subject,
+    SubjectKind, Who,
+};
 
 /// All plans and meters. Decides what an export costs; knows nothing of what has been used.
 #[derive(Debug, Clone, Default)]
@@ -14,14 +20,18 @@ pub struct Policy {
 }
 
 /// All that the table asks about an export.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Export {
+#[derive(Debug, Clone, Copy)]
+pub struct Export<'e> {
     /// What the request does. Actions that are not exports cost nothing.
     pub action: Action,
     /// Where the user is.
     pub platform: Platform,
     /// Whether the design uses an AI feature.
     pub ai: bool,
+    /// The design's features.
+    pub features: &'e [String],
+    /// Who is asking.
+    pub who: &'e Who,
     /// The user's plan.
     pub plan: PlanId,
     /// How the route hands the image out.
@@ -38,25 +48,47 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Whether a limit may refuse this export. If not, it is forwarded even when nothing can be charged.
+    /// Whether a limit may refuse or degrade this export. If not, it is forwarded even when nothing can be charged.
     pub fn is_limited(&self) -> bool {
-        self.demands.iter().any(|demand| demand.on_exceed == OnExceed::Deny)
+        self.demands.iter().any(Demand::is_enforced)
     }
 }
 
+/// Why the table cannot be read for a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Undecided {
+    /// The token lacks a claim that a meter counts by; its name.
+    NoClaim(String),
+    /// The request does not say clearly what it costs.
+    Cost(BadCost),
+}
+
 /// A charge on one meter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Demand {
     /// The meter to charge.
     pub meter: MeterId,
+    /// Whom to charge.
+    pub subject: Subject,
+    /// When billing periods begin, if the meter's window asks for it.
+    pub anchor: Option<Anchor>,
     /// How much; at least 1.
     pub cost: u32,
     /// What the plan allows in a window.
     pub limit: u32,
     /// What happens over the limit.
     pub on_exceed: OnExceed,
+    /// Whether it only reports what would happen.
+    pub shadow: bool,
     /// What sessions of the export screen have to do with it.
     pub session: SessionUse,
+}
+
+impl Demand {
+    /// Whether its limit may stop or change an export.
+    pub fn is_enforced(&self) -> bool {
+        self.on_exceed != OnExceed::Observe && !self.shadow
+    }
 }
 
 /// What a session of the export screen means to a charge.
@@ -122,34 +154,89 @@ impl Rule {
 }
 
 impl Policy {
-    /// Reads the table: which meters an export is charged on, and which sentence says so.
-    pub fn decide(&self, export: Export) -> Verdict {
+    /// Reads the table: which meters an export is charged on, how much, and which sentence says so.
+    ///
+    /// # Errors
+    ///
+    /// [`Undecided`] if a meter that counts the export asks for what neither token nor request says.
+    pub fn decide(&self, export: Export<'_>, request: Request<'_>) -> Result<Verdict, Undecided> {
         if !export.action.is_export() {
-            return Verdict { demands: SmallVec::new(), rule: Rule::NotAnExport };
+            return Ok(Verdict { demands: SmallVec::new(), rule: Rule::NotAnExport });
         }
-        let opening = export.action == Action::OpenExportScreen;
-        let mobile = export.platform.has_export_screen();
-        let mut rule =
-            if opening && export.delivers == Delivers::Screen { Rule::ScreenDataIsNoFile } else { Rule::Unlimited };
+        let no_file = export.action == Action::OpenExportScreen && export.delivers == Delivers::Screen;
+        let mut rule = if no_file { Rule::ScreenDataIsNoFile } else { Rule::Unlimited };
         let mut demands = SmallVec::new();
-        for (id, meter) in self.meters() {
-            if !meter.counts.include(export.action, export.platform, export.ai, export.plan) {
-                continue;
+        for (id, meter, session, sentence) in self.counting(export) {
+            let limit = meter.limit(export.plan).and_then(|limit| limit.number(export.who).transpose());
+            let limit = match limit {
+                Some(Ok(limit)) => limit,
+                Some(Err(NoSeats)) => return Err(Undecided::NoClaim("seats".to_owned())),
+                None => continue,
+            };
+            let no_claim = |name: String| Undecided::NoClaim(name);
+            let subject = meter.subject.subject(export.who).ok_or_else(|| {
+                no_claim(meter.subject.0.first().map_or("", |kind| kind.as_str()).trim_start_matches('/').to_owned())
+            })?;
+            let anchor = if meter.window.needs_anchor() {
+                Some(export.who.billing_anchor.ok_or_else(|| no_claim("billing_anchor".to_owned()))?)
+            } else {
+                None
+            };
+            let cost = meter.cost.of(request, export.features).map_err(Undecided::Cost)?;
+            let demand = Demand {
+                meter: id,
+                subject,
+                anchor,
+                cost,
+                limit,
+                on_exceed: meter.on_exceed,
+                shadow: meter.shadow,
+                session,
+            };
+            if demand.is_enforced() {
+                rule = sentence;
             }
-            let Some(Limit::AtMost(limit)) = meter.limit(export.plan) else { continue };
-            let (session, sentence) = match (opening, meter.sessions && mobile) {
+            demands.push(demand);
+        }
+        Ok(Verdict { demands, rule })
+    }
+
+    /// Whether the request's body must be read before the table can be.
+    pub fn needs_body(&self, export: Export<'_>) -> bool {
+        let limited = |meter: &Meter| meter.limit(export.plan).is_some_and(|limit| limit != super::Limit::Unlimited);
+        self.counting(export).any(|(_, meter, ..)| meter.cost.needs_body() && limited(meter))
+    }
+
+    /// The meters that count an export, what sessions mean to it, and the sentence that says so.
+    fn counting(&self, export: Export<'_>) -> impl Iterator<Item = (MeterId, &Meter, SessionUse, Rule)> {
+        let opening = export.action == Action::OpenExportScreen;
+        let counted = self
+            .meters()
+            .filter(move |(_, meter)| meter.counts.include(export.action, export.platform, export.ai, export.plan));
+        counted.filter_map(move |(id, meter)| {
+            let (session, sentence) = match (opening, meter.sessions && export.platform.has_export_screen()) {
                 (true, true) => (SessionUse::Opens, Rule::OpeningStartsSession),
-                (true, false) if export.delivers == Delivers::Screen => continue,
+                (true, false) if export.delivers == Delivers::Screen => return None,
                 (true, false) => (SessionUse::None, Rule::OpeningIsAutosave),
                 (false, true) => (SessionUse::Covered, Rule::CoveredBySession),
                 (false, false) => (SessionUse::None, Rule::EachExportCounts),
             };
-            if meter.on_exceed == OnExceed::Deny {
-                rule = sentence;
-            }
-            demands.push(Demand { meter: id, cost: 1, limit, on_exceed: meter.on_exceed, session });
-        }
-        Verdict { demands, rule }
+            Some((id, meter, session, sentence))
+        })
+    }
+
+    /// JSON pointers of the claims that meters count by.
+    pub fn claims(&self) -> Vec<Arc<str>> {
+        let kinds = self.meters.iter().flat_map(|meter| &meter.subject.0);
+        let mut claims: Vec<Arc<str>> = kinds
+            .filter_map(|kind| match kind {
+                SubjectKind::Claim(pointer) => Some(pointer.clone()),
+                SubjectKind::User | SubjectKind::Team => None,
+            })
+            .collect();
+        claims.sort_unstable();
+        claims.dedup();
+        claims
     }
 
     /// The meters with their ids.
@@ -166,12 +253,15 @@ impl Policy {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::LazyLock;
 
+    use http::{HeaderMap, Uri};
     use jiff::civil::Weekday;
     use jiff::tz::TimeZone;
 
-    use super::super::{Calendar, CalendarUnit, Counts, Window};
+    use super::super::Cost;
+    use super::super::cost;
+    use super::super::{Anchored, Calendar, CalendarUnit, Counts, Limit, Period, Whose, Window};
     use super::*;
 
     const FREE: PlanId = PlanId(0);
@@ -191,31 +281,41 @@ mod tests {
             plans: Plans::new(["free", "pro", "max"].map(Arc::from)),
             meters: vec![
                 Meter {
-                    name: "ai-exports".into(),
                     counts: Counts { ai: Some(true), ..Counts::default() },
-                    window: week.clone(),
                     sessions: true,
-                    on_exceed: OnExceed::Deny,
-                    limits: vec![Some(AtMost(2)), Some(AtMost(30)), Some(AtMost(120))],
+                    ..Meter::new("ai-exports", week.clone(), [AtMost(2), AtMost(30), AtMost(120)].map(Some))
                 },
                 Meter {
-                    name: "exports".into(),
                     counts: Counts { ai: Some(false), ..Counts::default() },
-                    window: week,
-                    sessions: false,
-                    on_exceed: OnExceed::Deny,
-                    limits: vec![Some(AtMost(60)), Some(Unlimited), Some(Unlimited)],
+                    ..Meter::new("exports", week, [AtMost(60), Unlimited, Unlimited].map(Some))
                 },
                 Meter {
-                    name: "fair-use".into(),
                     counts: Counts { ai: Some(false), plans: vec![PRO, MAX], ..Counts::default() },
-                    window: window(CalendarUnit::Day),
-                    sessions: false,
                     on_exceed: OnExceed::Observe,
-                    limits: vec![None, Some(AtMost(1000)), Some(AtMost(3000))],
+                    fair_use: true,
+                    ..Meter::new("fair-use", window(CalendarUnit::Day), [None, Some(AtMost(1000)), Some(AtMost(3000))])
                 },
             ],
         }
+    }
+
+    static ANNA: LazyLock<Who> = LazyLock::new(|| Who::user("anna"));
+
+    fn of_anna() -> Export<'static> {
+        Export {
+            action: Action::Download,
+            platform: Platform::Web,
+            ai: AI,
+            features: &[],
+            who: &ANNA,
+            plan: FREE,
+            delivers: Delivers::File,
+        }
+    }
+
+    fn decide(policy: &Policy, export: Export<'_>) -> Verdict {
+        let (uri, headers) = (Uri::from_static("/"), HeaderMap::new());
+        policy.decide(export, Request { route: "r", uri: &uri, headers: &headers, body: None }).unwrap()
     }
 
     const LEAVING: [Action; 3] = [Action::Download, Action::ShareFile, Action::Autosave];
@@ -240,8 +340,8 @@ mod tests {
             for &platform in platforms {
                 for &plan in plans {
                     for &delivers in delivers {
-                        let export = Export { action, platform, ai, plan, delivers };
-                        let verdict = policy.decide(export);
+                        let export = Export { action, platform, ai, plan, delivers, ..of_anna() };
+                        let verdict = decide(&policy, export);
                         let charged: Vec<_> = verdict.demands.iter().map(|d| (d.meter, d.session)).collect();
                         assert_eq!(charged, expected, "{export:?}");
                         assert!(verdict.demands.iter().all(|d| d.cost == 1), "{export:?}");
@@ -317,9 +417,8 @@ mod tests {
         row(&opening, &Platform::ALL, PLAIN, &paid, &FILE_LIKE, &charge, Rule::Unlimited);
         row(&opening, &MOBILE, PLAIN, &paid, &[Delivers::Screen], &[], Rule::ScreenDataIsNoFile);
         for plan in paid {
-            let export =
-                Export { action: Action::Download, platform: Platform::Web, ai: PLAIN, plan, delivers: Delivers::File };
-            assert!(!shipped().decide(export).is_limited());
+            let export = Export { ai: PLAIN, plan, ..of_anna() };
+            assert!(!decide(&shipped(), export).is_limited());
         }
     }
 
@@ -335,9 +434,8 @@ mod tests {
     #[test]
     fn the_limit_demanded_is_the_one_of_the_plan() {
         let limits = ANY_PLAN.map(|plan| {
-            let export =
-                Export { action: Action::Download, platform: Platform::Web, ai: AI, plan, delivers: Delivers::File };
-            shipped().decide(export).demands.first().unwrap().limit
+            let export = Export { plan, ..of_anna() };
+            decide(&shipped(), export).demands.first().unwrap().limit
         });
         assert_eq!(limits, [2, 30, 120]);
     }
@@ -348,8 +446,8 @@ mod tests {
         policy.meters[0].counts.actions = vec![Action::ShareFile];
         policy.meters[0].counts.platforms = vec![Platform::Web];
         let costs = |action, platform| {
-            let export = Export { action, platform, ai: AI, plan: FREE, delivers: Delivers::File };
-            policy.decide(export).demands.len()
+            let export = Export { action, platform, ..of_anna() };
+            decide(&policy, export).demands.len()
         };
         assert_eq!(costs(Action::ShareFile, Platform::Web), 1);
         assert_eq!(costs(Action::Download, Platform::Web), 0);
@@ -360,9 +458,66 @@ mod tests {
     fn several_meters_that_count_one_export_are_charged_together() {
         let mut policy = shipped();
         policy.meters[1].counts.ai = None;
-        let export =
-            Export { action: Action::Download, platform: Platform::Web, ai: AI, plan: FREE, delivers: Delivers::File };
-        let meters: Vec<_> = policy.decide(export).demands.iter().map(|d| d.meter).collect();
+        let meters: Vec<_> = decide(&policy, of_anna()).demands.iter().map(|d| d.meter).collect();
         assert_eq!(meters, [AI_EXPORTS, EXPORTS]);
+    }
+
+    #[test]
+    fn limits_per_seat_are_multiplied_by_the_seats_claim() {
+        let mut policy = shipped();
+        policy.meters[0].limits[0] = Some(Limit::PerSeat(30));
+        policy.meters[0].subject = Whose(vec![SubjectKind::Team]);
+        let of_team = |seats| Who { team: Some("acme".into()), seats, ..Who::user("anna") };
+        let demand = |who: &Who| decide(&policy, Export { who, ..of_anna() }).demands.remove(0);
+        assert_eq!(demand(&of_team(Some(5))).limit, 150);
+        assert_eq!(demand(&of_team(Some(0))).limit, 0);
+        assert_eq!(&*demand(&of_team(Some(5))).subject.id, "acme");
+    }
+
+    #[test]
+    fn a_claim_that_a_meter_counts_by_must_be_there_unless_the_plan_is_unlimited() {
+        let month = Anchored { period: Period::Months(1), zone: TimeZone::UTC };
+        type Change = fn(&mut Meter);
+        let breaks: [(&str, Change); 3] = [
+            ("team", |meter| meter.subject = Whose(vec![SubjectKind::Team])),
+            ("org", |meter| meter.subject = Whose(vec![SubjectKind::Claim("/org".into())])),
+            ("seats", |meter| meter.limits[0] = Some(Limit::PerSeat(2))),
+        ];
+        let (uri, headers) = (Uri::from_static("/"), HeaderMap::new());
+        let request = Request { route: "r", uri: &uri, headers: &headers, body: None };
+        let mut anchored = shipped();
+        anchored.meters[0].window = Window::Billing(month);
+        let missing = |policy: &Policy| policy.decide(of_anna(), request).unwrap_err();
+        assert_eq!(missing(&anchored), Undecided::NoClaim("billing_anchor".into()));
+        for (claim, change) in breaks {
+            let mut policy = shipped();
+            change(&mut policy.meters[0]);
+            assert_eq!(missing(&policy), Undecided::NoClaim(claim.into()));
+            policy.meters[0].limits[0] = Some(Limit::Unlimited);
+            assert_eq!(decide(&policy, of_anna()).demands.len(), 0);
+            assert_eq!(decide(&policy, Export { ai: PLAIN, ..of_anna() }).demands.len(), 1, "{claim}: not its export");
+        }
+    }
+
+    #[test]
+    fn a_body_is_asked_for_only_by_a_meter_that_counts_the_export() {
+        let mut policy = shipped();
+        let pointer = cost::Pointer::parse("/images").unwrap();
+        policy.meters[0].cost =
+            Cost::Asked(cost::Asked { from: cost::AskedFrom::Body(pointer), default: None, max: 10 });
+        assert!(policy.needs_body(of_anna()));
+        assert!(!policy.needs_body(Export { ai: PLAIN, ..of_anna() }));
+        policy.meters[0].limits[0] = Some(Limit::Unlimited);
+        assert!(!policy.needs_body(of_anna()));
+    }
+
+    #[test]
+    fn a_meter_in_shadow_or_one_that_observes_limits_nobody() {
+        for change in [|meter: &mut Meter| meter.shadow = true, |meter: &mut Meter| meter.on_exceed = OnExceed::Observe]
+        {
+            let mut policy = shipped();
+            change(&mut policy.meters[0]);
+            assert!(!decide(&policy, of_anna()).is_limited());
+        }
     }
 }

@@ -3,19 +3,26 @@
 //! * [`Action`], [`Platform`], [`Delivers`], [`PlanId`]: the vocabulary of the counting rules.
 //! * [`Routes`]: which request is which action ([`path`] is why a strange spelling of a path cannot slip by).
 //! * [`Meter`]: what is counted, for how long, and how much of it a plan allows.
+//! * [`Who`], [`Subject`]: whose use is counted together. [`Cost`]: how much one export is. [`Degrade`]: what it becomes over a limit.
 //! * [`Policy::decide`]: an [`Export`] becomes a [`Verdict`]: what to charge on which meter, and the [`Rule`] that says so.
 
+pub mod cost;
 mod decision;
+mod degrade;
 mod meter;
 pub mod path;
 mod pattern;
 mod routes;
 mod vocabulary;
+mod who;
 mod window;
 
-pub use decision::{Demand, Export, Policy, Rule, SessionUse, Verdict};
-pub use meter::{Counts, Limit, Meter, MeterId, OnExceed};
+pub use cost::{BadCost, Cost};
+pub use decision::{Demand, Export, Policy, Rule, SessionUse, Undecided, Verdict};
+pub use degrade::Degrade;
+pub use meter::{Counts, Limit, Meter, MeterId, NoSeats, OnExceed};
 pub use pattern::Pattern;
 pub use routes::{Conditions, DesignFrom, Found, Match, Misread, Route, RouteId, Routes, Shadowed};
 pub use vocabulary::{Action, Delivers, PlanId, Plans, Platform};
-pub use window::{Calendar, CalendarUnit, Span, Window};
+pub use who::{Anchor, Subject, SubjectKind, Who, Whose};
+pub use window::{Anchored, Calendar, CalendarUnit, Period, Rolling, Span, Window};

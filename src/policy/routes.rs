@@ -264,14 +264,14 @@ fn meets(conditions: &Conditions, uri: &Uri, headers: &HeaderMap) -> Result<bool
 
 /// A query parameter as it was sent.
 #[derive(Clone, Copy)]
-struct Sent<'u> {
-    value: &'u str,
+pub(super) struct Sent<'u> {
+    pub(super) value: &'u str,
     /// Whether its name is spelt as the configuration has it.
-    plain: bool,
+    pub(super) plain: bool,
 }
 
 /// A query parameter; `Err` if it is sent more than once, in whatever spelling.
-fn query_parameter<'u>(uri: &'u Uri, name: &str) -> Result<Option<Sent<'u>>, Misread> {
+pub(super) fn query_parameter<'u>(uri: &'u Uri, name: &str) -> Result<Option<Sent<'u>>, Misread> {
     let mut found = None;
     for pair in uri.query().unwrap_or("").split(['&', ';']) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -309,7 +309,7 @@ fn design(route: &Route, uri: &Uri, headers: &HeaderMap) -> Result<Option<Arc<st
 
 /// Whether a header could be seen by the backend and not by the gate, or the other way round: named on a `Connection` line it is
 /// dropped on the way, and some backends read `_` or `.` in a name as `-`.
-fn is_in_doubt(name: &HeaderName, headers: &HeaderMap) -> bool {
+pub(super) fn is_in_doubt(name: &HeaderName, headers: &HeaderMap) -> bool {
     let named_on = |line: &HeaderValue| {
         let line = line.to_str().unwrap_or("");
         line.split(',').any(|named| named.trim().eq_ignore_ascii_case(name.as_str()))

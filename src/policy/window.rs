@@ -1,10 +1,13 @@
 //! For how long a meter counts before it starts anew.
 //!
-//! A window's start is part of a counter's key: nothing is ever reset, a new window is another counter.
+//! A window's start is part of a counter's key: nothing is ever reset, a new window is another counter. Windows that start with a
+//! subject's own charges keep their start with the subject.
 
-use jiff::civil::{Date, Weekday};
+use jiff::civil::{Date, DateTime, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
+
+use super::Anchor;
 
 /// The time from `start` (included) to `end` (excluded), in seconds since the Unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,26 +40,161 @@ impl Span {
 pub enum Window {
     /// Days, weeks or months of a calendar.
     Calendar(Calendar),
+    /// Periods counted from a claim of the token: the same for all who are billed on that day.
+    Billing(Anchored),
+    /// A period that starts with the subject's first charge; the next one starts with the first charge after it.
+    FirstCharge(Anchored),
+    /// The time up to now.
+    Rolling(Rolling),
 }
 
 impl Window {
-    /// The window that `at` lies in.
-    pub fn span(&self, at: Timestamp) -> Span {
+    /// The window that `at` lies in, if it can be told without knowing what the subject has done: not for windows that
+    /// [start with the subject](Self::starts_with_subject), nor for billing periods without an anchor.
+    pub fn span(&self, at: Timestamp, anchor: Option<Anchor>) -> Option<Span> {
         match self {
-            Self::Calendar(calendar) => calendar.span(at),
+            Self::Calendar(calendar) => Some(calendar.span(at)),
+            Self::Billing(anchored) => Some(anchored.span(anchor?, at)),
+            Self::FirstCharge(_) | Self::Rolling(_) => None,
         }
+    }
+
+    /// Whether a subject's windows depend on when it was charged.
+    pub const fn starts_with_subject(&self) -> bool {
+        matches!(self, Self::FirstCharge(_) | Self::Rolling(_))
+    }
+
+    /// Whether the window needs the caller's billing anchor.
+    pub const fn needs_anchor(&self) -> bool {
+        matches!(self, Self::Billing(_))
     }
 }
 
 impl std::fmt::Display for Window {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self::Calendar(Calendar { unit, zone }) = self;
-        let zone = zone.iana_name().unwrap_or("UTC");
-        match unit {
-            CalendarUnit::Day => write!(f, "day ({zone})"),
-            CalendarUnit::Week { starts } => write!(f, "week from {starts:?} ({zone})"),
-            CalendarUnit::Month => write!(f, "month ({zone})"),
+        match self {
+            Self::Calendar(Calendar { unit, zone }) => {
+                match unit {
+                    CalendarUnit::Day => f.write_str("day")?,
+                    CalendarUnit::Week { starts } => write!(f, "week from {starts:?}")?,
+                    CalendarUnit::Month => f.write_str("month")?,
+                }
+                write!(f, " ({})", zone.iana_name().unwrap_or("UTC"))
+            }
+            Self::Billing(anchored) => write!(f, "{} from the billing anchor", anchored.period),
+            Self::FirstCharge(anchored) => write!(f, "{} from first use", anchored.period),
+            Self::Rolling(rolling) => write!(f, "{}, rolling", Period::Seconds(rolling.lasts)),
         }
+    }
+}
+
+/// Periods one after the other, from an anchor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Anchored {
+    /// How long one is.
+    pub period: Period,
+    /// Whose calendar months are counted by.
+    pub zone: TimeZone,
+}
+
+/// How long a period is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Period {
+    /// So many seconds.
+    Seconds(i64),
+    /// So many months of the calendar: from the 31st to the last day of a shorter month, and to the 31st again.
+    Months(i32),
+}
+
+impl std::fmt::Display for Period {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Months(1) => f.write_str("month"),
+            Self::Months(12) => f.write_str("year"),
+            Self::Months(months) => write!(f, "{months} months"),
+            Self::Seconds(seconds) => {
+                let units = [(86_400, "d"), (3_600, "h"), (60, "m")];
+                let unit = units.into_iter().find(|(unit, _)| *seconds > *unit && seconds % unit == 0);
+                let (unit, name) = unit.unwrap_or((1, "s"));
+                write!(f, "{}{name}", seconds / unit)
+            }
+        }
+    }
+}
+
+impl Anchored {
+    /// The period that starts at `start`, in seconds since the epoch.
+    pub fn from(&self, start: i64) -> Span {
+        let end = match self.period {
+            Period::Seconds(seconds) => start.saturating_add(seconds),
+            Period::Months(months) => {
+                let first = Timestamp::from_second(start).unwrap_or(Timestamp::MAX).to_zoned(self.zone.clone());
+                first.checked_add(months.months()).map_or(i64::MAX, |next| next.timestamp().as_second())
+            }
+        };
+        Span { start, end }
+    }
+
+    /// The period that `at` lies in. Months are counted from the anchor itself, never from the period before: after a short
+    /// February the 31st comes back.
+    fn span(&self, anchor: Anchor, at: Timestamp) -> Span {
+        let anchor = match anchor {
+            Anchor::At(instant) => instant.to_zoned(self.zone.clone()).datetime(),
+            Anchor::On(date) => date,
+        };
+        let now = at.as_second();
+        let (guess, start) = match self.period {
+            Period::Seconds(seconds) => {
+                let first = self.instant(anchor);
+                let start = move |index: i64| first.saturating_add(index.saturating_mul(seconds));
+                ((now - first).div_euclid(seconds), Box::new(start) as Box<dyn Fn(i64) -> i64>)
+            }
+            Period::Months(months) => {
+                let today = at.to_zoned(self.zone.clone()).datetime();
+                let passed = |date: DateTime| i64::from(date.year()) * 12 + i64::from(date.month());
+                let guess = (passed(today) - passed(anchor)).div_euclid(i64::from(months));
+                let start = move |index: i64| {
+                    let added = index.saturating_mul(i64::from(months)).clamp(-200_000, 200_000).months();
+                    self.instant(anchor.checked_add(added).unwrap_or(DateTime::MAX))
+                };
+                (guess, Box::new(start) as Box<dyn Fn(i64) -> i64>)
+            }
+        };
+        // The guess is right but for the days, or hours of a clock change, around the start.
+        let index = if start(guess) > now { guess - 1 } else { guess + i64::from(start(guess + 1) <= now) };
+        Span { start: start(index), end: start(index + 1) }
+    }
+
+    fn instant(&self, date: DateTime) -> i64 {
+        date.to_zoned(self.zone.clone()).map_or(i64::MAX, |zoned| zoned.timestamp().as_second())
+    }
+}
+
+/// The time up to now, in slots.
+///
+/// Exports are counted by the slot that they fall in, and leave the count when the whole slot is older than the window: never
+/// early, and late by less than one slot. A slot is a 1024th of the window, at least a second. So a subject has at most 1025
+/// slots that count, and as many as it has charges if it has fewer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rolling {
+    /// Length in seconds.
+    pub lasts: i64,
+}
+
+impl Rolling {
+    /// The most slots of a window.
+    pub const SLOTS: i64 = 1024;
+
+    /// Length of a slot in seconds.
+    pub const fn slot(self) -> i64 {
+        let slot = self.lasts / Self::SLOTS;
+        if slot < 1 { 1 } else { slot }
+    }
+
+    /// The slot that `at` (seconds since the epoch) falls in: from its start to when it is forgotten.
+    pub const fn span(self, at: i64) -> Span {
+        let start = at - at.rem_euclid(self.slot());
+        Span { start, end: start + self.slot() + self.lasts }
     }
 }
 
@@ -127,7 +265,7 @@ mod tests {
     }
 
     fn span(window: &Window, at: &str) -> (String, String, i64) {
-        let span = window.span(at.parse().unwrap());
+        let span = window.span(at.parse().unwrap(), None).unwrap();
         let start = Timestamp::from_second(span.start).unwrap();
         (start.to_string(), span.end_time().to_string(), span.seconds() / 3600)
     }
@@ -174,13 +312,107 @@ mod tests {
             }),
         ];
         for window in windows {
-            let mut span = window.span("2020-01-15T00:00:00Z".parse().unwrap());
+            let mut span = window.span("2020-01-15T00:00:00Z".parse().unwrap(), None).unwrap();
             while span.end < 1_893_456_000 {
-                let next = window.span(span.end_time());
+                let next = window.span(span.end_time(), None).unwrap();
                 assert_eq!(next.start, span.end, "{window}");
-                assert_eq!(window.span(Timestamp::from_second(span.end - 1).unwrap()), span, "{window}");
+                assert_eq!(window.span(Timestamp::from_second(span.end - 1).unwrap(), None), Some(span), "{window}");
                 span = next;
             }
         }
+    }
+
+    fn billing(period: Period, zone: &str) -> Window {
+        Window::Billing(Anchored { period, zone: TimeZone::get(zone).unwrap() })
+    }
+
+    fn starts(window: &Window, anchor: &str, at: &str, count: usize) -> Vec<String> {
+        let anchor = Anchor::from_text(anchor);
+        let mut span = window.span(at.parse().unwrap(), anchor).unwrap();
+        let next = std::iter::repeat_with(|| {
+            let start = Timestamp::from_second(span.start).unwrap().to_string();
+            let next = window.span(span.end_time(), anchor).unwrap();
+            assert_eq!(next.start, span.end, "no gap, no overlap");
+            let last = Timestamp::from_second(span.end - 1).unwrap();
+            assert_eq!(window.span(last, anchor), Some(span));
+            span = next;
+            start
+        });
+        next.take(count).collect()
+    }
+
+    #[test]
+    fn a_billing_day_that_february_lacks_is_its_last_day_and_comes_back_in_march() {
+        let monthly = billing(Period::Months(1), "UTC");
+        let days = starts(&monthly, "2025-01-31", "2026-01-30T12:00:00Z", 5);
+        let expected = ["2025-12-31", "2026-01-31", "2026-02-28", "2026-03-31", "2026-04-30"];
+        assert_eq!(days, expected.map(|day| format!("{day}T00:00:00Z")));
+        let yearly = billing(Period::Months(12), "UTC");
+        let days = starts(&yearly, "2024-02-29", "2026-05-01T00:00:00Z", 3);
+        assert_eq!(days, ["2026-02-28T00:00:00Z", "2027-02-28T00:00:00Z", "2028-02-29T00:00:00Z"]);
+    }
+
+    #[test]
+    fn a_billing_period_keeps_its_hour_across_clock_changes_and_lies_also_before_its_anchor() {
+        let monthly = billing(Period::Months(1), "Europe/Paris");
+        let days = starts(&monthly, "2026-05-15T08:30:00Z", "2026-03-01T00:00:00Z", 3);
+        assert_eq!(days, ["2026-02-15T09:30:00Z", "2026-03-15T09:30:00Z", "2026-04-15T08:30:00Z"]);
+    }
+
+    #[test]
+    fn billing_periods_touch_for_ten_years_whatever_the_day() {
+        for day in 1..=31 {
+            let anchor = Anchor::from_number(day);
+            for zone in ["UTC", "America/New_York", "Asia/Beirut"] {
+                let window = billing(Period::Months(1), zone);
+                let mut span = window.span("2020-01-15T00:00:00Z".parse().unwrap(), anchor).unwrap();
+                while span.end < 1_893_456_000 {
+                    let next = window.span(span.end_time(), anchor).unwrap();
+                    assert_eq!(next.start, span.end, "{day} {zone}");
+                    assert!((27..=32).contains(&(next.seconds() / 86_400)), "{day} {zone}");
+                    span = next;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_period_of_seconds_is_counted_from_the_anchor() {
+        let weekly = billing(Period::Seconds(7 * 86_400), "UTC");
+        let days = starts(&weekly, "2026-11-22T10:00:00Z", "2026-11-16T00:00:00Z", 2);
+        assert_eq!(days, ["2026-11-15T10:00:00Z", "2026-11-22T10:00:00Z"]);
+    }
+
+    #[test]
+    fn a_period_from_first_use_ends_when_it_is_over() {
+        let day = Anchored { period: Period::Seconds(86_400), zone: TimeZone::UTC };
+        assert_eq!(day.from(1_000), Span { start: 1_000, end: 87_400 });
+        let month = Anchored { period: Period::Months(1), zone: TimeZone::UTC };
+        let start: Timestamp = "2026-01-31T10:00:00Z".parse().unwrap();
+        assert_eq!(month.from(start.as_second()).end_time().to_string(), "2026-02-28T10:00:00Z");
+    }
+
+    #[test]
+    fn a_rolling_slot_is_forgotten_never_early_and_less_than_a_slot_late() {
+        for lasts in [1, 60, 3_600, 86_400, 30 * 86_400] {
+            let rolling = Rolling { lasts };
+            for at in [0, 1, 12_345, 1_795_000_007] {
+                let span = rolling.span(at);
+                assert!(span.start <= at && at < span.start + rolling.slot());
+                assert!(span.end > at + lasts, "not forgotten while it is younger than the window");
+                assert!(span.end <= at + lasts + rolling.slot());
+            }
+        }
+        assert_eq!(Rolling { lasts: 60 }.slot(), 1);
+        assert_eq!(Rolling { lasts: 86_400 }.slot(), 84);
+    }
+
+    #[test]
+    fn windows_are_named_for_people() {
+        let first = |seconds| Window::FirstCharge(Anchored { period: Period::Seconds(seconds), zone: TimeZone::UTC });
+        assert_eq!(first(86_400).to_string(), "24h from first use");
+        assert_eq!(first(7 * 86_400).to_string(), "7d from first use");
+        assert_eq!(Window::Rolling(Rolling { lasts: 90 }).to_string(), "90s, rolling");
+        assert_eq!(billing(Period::Months(1), "UTC").to_string(), "month from the billing anchor");
     }
 }

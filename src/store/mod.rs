@@ -11,7 +11,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use crate::policy::Span;
+use crate::policy::Subject;
 
 pub use sqlite::Sqlite;
 
@@ -40,15 +40,24 @@ pub enum Row {
     Cover(CoverRow),
 }
 
-/// What a subject has used on a meter in a window.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CounterRow {
+/// What names a counter.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CounterName {
     /// The meter's name.
     pub meter: Arc<str>,
     /// Whose.
-    pub subject: Arc<str>,
-    /// The window.
-    pub span: Span,
+    pub subject: Subject,
+    /// When the window starts, in seconds since the epoch; of a rolling window, a slot of it.
+    pub start: i64,
+}
+
+/// What a subject has used on a meter in a window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CounterRow {
+    /// Which.
+    pub name: CounterName,
+    /// When it counts no more, in seconds since the epoch.
+    pub ends: i64,
     /// How much has been used in it.
     pub used: u32,
     /// The plan at the last charge; empty if not known.
@@ -58,11 +67,11 @@ pub struct CounterRow {
 /// What names a cover.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CoverName {
-    /// Session or retry.
+    /// Session, retry or resume.
     pub kind: CoverKind,
     /// Whose.
     pub user: Arc<str>,
-    /// The design of a session; method, target and key of a retry.
+    /// The design of a session; method, target and key of a retry; design and target of a download that may be resumed.
     pub what: Arc<str>,
 }
 
@@ -73,6 +82,8 @@ pub enum CoverKind {
     Session,
     /// The same `Idempotency-Key`.
     Retry,
+    /// A Range request for the rest of a file that was delivered in part.
+    Resume,
 }
 
 impl CoverKind {
@@ -81,8 +92,23 @@ impl CoverKind {
         match self {
             Self::Session => "session",
             Self::Retry => "retry",
+            Self::Resume => "resume",
         }
     }
+
+    /// Reads a name from the store.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Session, Self::Retry, Self::Resume].into_iter().find(|kind| kind.as_str() == name)
+    }
+}
+
+/// What tells one file from another of the same address (RFC 9110, section 8.8).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Representation {
+    /// The name and value of the field that says so: a strong `ETag`, or `Last-Modified`.
+    pub validator: Arc<str>,
+    /// How many bytes it has in all.
+    pub length: u64,
 }
 
 /// A charge that covers later requests.
@@ -92,10 +118,18 @@ pub struct CoverRow {
     pub name: CoverName,
     /// Names of the meters that the charge booked.
     pub meters: Vec<Arc<str>>,
+    /// Names of the meters over whose limit it was.
+    pub degraded: Vec<Arc<str>>,
     /// When it ends, in milliseconds since the Unix epoch.
     pub expires_at_ms: i64,
+    /// When it ends unless it is used before.
+    pub idle_at_ms: Option<i64>,
     /// How many more files it covers.
     pub files_left: u32,
+    /// The only version of the design that it covers.
+    pub version: Option<Arc<str>>,
+    /// The file that may be resumed.
+    pub file: Option<Representation>,
 }
 
 /// What changed since the last group.
@@ -103,6 +137,8 @@ pub struct CoverRow {
 pub struct Batch {
     /// Counters as they are now.
     pub counters: Vec<CounterRow>,
+    /// Counters that are no more.
+    pub dropped: Vec<CounterName>,
     /// Covers as they are now.
     pub covers: Vec<CoverRow>,
     /// Covers that ended.
@@ -114,7 +150,8 @@ pub struct Batch {
 impl Batch {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.counters.is_empty() && self.covers.is_empty() && self.ended.is_empty() && self.forget_before.is_none()
+        let Self { counters, dropped, covers, ended, forget_before } = self;
+        counters.is_empty() && dropped.is_empty() && covers.is_empty() && ended.is_empty() && forget_before.is_none()
     }
 }
 

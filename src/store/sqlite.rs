@@ -15,32 +15,41 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, params};
 use tokio::sync::oneshot;
 
-use super::{Batch, CounterRow, CoverKind, CoverName, CoverRow, Reply, Row, RowSink, Store, StoreError};
-use crate::policy::Span;
+use super::{
+    Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, Reply, Representation, Row, RowSink, Store,
+    StoreError,
+};
+use crate::policy::{Subject, SubjectKind};
 
 /// "EXGT": says in the file's header that it is ours (`PRAGMA application_id`).
 const APPLICATION_ID: i32 = 0x4558_4754;
 
 /// Version of the schema (`PRAGMA user_version`).
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 
 const SCHEMA: &str = "
     CREATE TABLE counters (
         meter   TEXT    NOT NULL,
+        kind    TEXT    NOT NULL,
         subject TEXT    NOT NULL,
         starts  INTEGER NOT NULL,
         ends    INTEGER NOT NULL,
         used    INTEGER NOT NULL CHECK (used >= 0),
         plan    TEXT    NOT NULL,
-        PRIMARY KEY (meter, subject, starts)
+        PRIMARY KEY (meter, kind, subject, starts)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE covers (
         kind       TEXT    NOT NULL,
         user       TEXT    NOT NULL,
         what       TEXT    NOT NULL,
         meters     TEXT    NOT NULL,
+        degraded   TEXT    NOT NULL,
         expires_at INTEGER NOT NULL,
+        idle_at    INTEGER,
         files_left INTEGER NOT NULL CHECK (files_left >= 0),
+        version    TEXT,
+        validator  TEXT,
+        length     INTEGER,
         PRIMARY KEY (kind, user, what)
     ) STRICT, WITHOUT ROWID;
 ";
@@ -278,31 +287,37 @@ fn prepare_to_write(connection: &Connection) -> rusqlite::Result<()> {
 
 fn read_all(connection: &mut Connection, rows: &mut RowSink) -> rusqlite::Result<()> {
     let snapshot = connection.transaction()?;
-    let mut counters = snapshot.prepare("SELECT meter, subject, starts, ends, used, plan FROM counters")?;
+    let text = |row: &rusqlite::Row<'_>, column: usize| row.get::<_, String>(column).map(Arc::<str>::from);
+    let words = |row: &rusqlite::Row<'_>, column: usize| {
+        row.get::<_, String>(column).map(|names| names.split_whitespace().map(Arc::from).collect())
+    };
+    let mut counters = snapshot.prepare("SELECT meter, kind, subject, starts, ends, used, plan FROM counters")?;
     let mut found = counters.query([])?;
     while let Some(row) = found.next()? {
-        rows(Row::Counter(CounterRow {
-            meter: row.get::<_, String>(0)?.into(),
-            subject: row.get::<_, String>(1)?.into(),
-            span: Span { start: row.get(2)?, end: row.get(3)? },
-            used: row.get(4)?,
-            plan: row.get::<_, String>(5)?.into(),
-        }));
+        // A kind that this version does not know is counted by no meter here.
+        let Some(kind) = SubjectKind::named(&text(row, 1)?) else { continue };
+        let subject = Subject { kind, id: text(row, 2)? };
+        let name = CounterName { meter: text(row, 0)?, subject, start: row.get(3)? };
+        rows(Row::Counter(CounterRow { name, ends: row.get(4)?, used: row.get(5)?, plan: text(row, 6)? }));
     }
-    let mut covers = snapshot.prepare("SELECT kind, user, what, meters, expires_at, files_left FROM covers")?;
+    let mut covers = snapshot.prepare(
+        "SELECT kind, user, what, meters, degraded, expires_at, idle_at, files_left, version, validator, length FROM covers",
+    )?;
     let mut found = covers.query([])?;
     while let Some(row) = found.next()? {
-        let kind = match row.get::<_, String>(0)?.as_str() {
-            "session" => CoverKind::Session,
-            "retry" => CoverKind::Retry,
-            // A kind that this version does not know covers nothing here.
-            _ => continue,
-        };
+        // A kind that this version does not know covers nothing here.
+        let Some(kind) = CoverKind::named(&text(row, 0)?) else { continue };
+        let optional = |column: usize| row.get::<_, Option<String>>(column).map(|text| text.map(Arc::<str>::from));
+        let file = optional(9)?.zip(row.get(10)?);
         rows(Row::Cover(CoverRow {
-            name: CoverName { kind, user: row.get::<_, String>(1)?.into(), what: row.get::<_, String>(2)?.into() },
-            meters: row.get::<_, String>(3)?.split_whitespace().map(Arc::from).collect(),
-            expires_at_ms: row.get(4)?,
-            files_left: row.get(5)?,
+            name: CoverName { kind, user: text(row, 1)?, what: text(row, 2)? },
+            meters: words(row, 3)?,
+            degraded: words(row, 4)?,
+            expires_at_ms: row.get(5)?,
+            idle_at_ms: row.get(6)?,
+            files_left: row.get(7)?,
+            version: optional(8)?,
+            file: file.map(|(validator, length): (_, i64)| Representation { validator, length: length as u64 }),
         }));
     }
     Ok(())
@@ -310,19 +325,42 @@ fn read_all(connection: &mut Connection, rows: &mut RowSink) -> rusqlite::Result
 
 fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
     let mut put_counter = group.prepare_cached(
-        "INSERT INTO counters (meter, subject, starts, ends, used, plan) VALUES (?, ?, ?, ?, ?, ?)
+        "INSERT INTO counters (meter, kind, subject, starts, ends, used, plan) VALUES (?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT DO UPDATE SET ends = excluded.ends, used = excluded.used, plan = excluded.plan",
     )?;
-    for counter in &batch.counters {
-        let Span { start, end } = counter.span;
-        put_counter.execute(params![counter.meter, counter.subject, start, end, counter.used, counter.plan])?;
+    for CounterRow { name: CounterName { meter, subject, start }, ends, used, plan } in &batch.counters {
+        put_counter.execute(params![meter, subject.kind.as_str(), subject.id, start, ends, used, plan])?;
+    }
+    let mut drop_counter =
+        group.prepare_cached("DELETE FROM counters WHERE meter = ? AND kind = ? AND subject = ? AND starts = ?")?;
+    for CounterName { meter, subject, start } in &batch.dropped {
+        drop_counter.execute(params![meter, subject.kind.as_str(), subject.id, start])?;
     }
     let mut put_cover = group.prepare_cached(
-        "INSERT OR REPLACE INTO covers (kind, user, what, meters, expires_at, files_left) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO covers
+         (kind, user, what, meters, degraded, expires_at, idle_at, files_left, version, validator, length)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
-    for CoverRow { name, meters, expires_at_ms, files_left } in &batch.covers {
-        let meters = meters.join(" ");
-        put_cover.execute(params![name.kind.as_str(), name.user, name.what, meters, expires_at_ms, files_left])?;
+    for CoverRow { name, meters, degraded, expires_at_ms, idle_at_ms, files_left, version, file } in &batch.covers {
+        let (meters, degraded) = (meters.join(" "), degraded.join(" "));
+        let validator = file.as_ref().map(|file| &file.validator);
+        let length = file.as_ref().map(|file| file.length as i64);
+        let CoverName { kind, user, what } = name;
+        let kind = kind.as_str();
+        let row = params![
+            kind,
+            user,
+            what,
+            meters,
+            degraded,
+            expires_at_ms,
+            idle_at_ms,
+            files_left,
+            version,
+            validator,
+            length
+        ];
+        put_cover.execute(row)?;
     }
     let mut end_cover = group.prepare_cached("DELETE FROM covers WHERE kind = ? AND user = ? AND what = ?")?;
     for name in &batch.ended {

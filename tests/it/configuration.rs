@@ -47,7 +47,13 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
         ),
         ("60, pro = \"unlimited\",", "60, pro = -1,", "-1,", "-1 is no limit", "or \"unlimited\""),
         ("60, pro = \"unlimited\",", "60, pro = \"none\",", "\"none\"", "`none` is no limit", "or \"unlimited\""),
-        ("60, pro = \"unlimited\",", "60, pro = true,", "true", "a whole number from 0, or \"unlimited\"", ""),
+        (
+            "60, pro = \"unlimited\",",
+            "60, pro = true,",
+            "true",
+            "a whole number from 0, { per_seat = 30 }, or \"unlimited\"",
+            "",
+        ),
         (
             "{ pro = 1000, max = 3000 }",
             "{ pro = 1000 }",
@@ -217,7 +223,7 @@ fn explain_tells_each_step_and_the_rule_that_decides() {
         "user `anna`, plan free, platform ios",
         "an AI design: features logo (from claim)",
         "opening the export screen counts as one export",
-        "1 x `ai-exports`, and a session opens; free has 2 per week",
+        "1 x `ai-exports`, and a session opens; user `anna` on free has 2 per week",
         "refused with 429 if the quota is used up",
     ] {
         assert!(text.contains(part), "no `{part}` in\n{text}");

@@ -13,8 +13,8 @@ fn the_demo_tells_its_story_and_ends_well() {
         "Covered by the open screen",
         "Never counted, never refused.",
         "Unlimited. Counted for fair use",
-        "│ fair-use   ┆ 3    ┆ 1000",
-        "│ ai-exports ┆ 2    ┆ 2     ┆ 0",
+        "│ fair-use   ┆ user cleo ┆ 3    ┆ 1000",
+        "│ ai-exports ┆ user anna ┆ 2    ┆ 2     ┆ 0",
         "Still refused.",
     ] {
         assert!(text.contains(part), "no `{part}` in\n{text}");

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
+use bytes::Bytes;
 use export_gate::clock::{Clock, ManualClock};
 use export_gate::design::Designs;
-use export_gate::gate::{ExportGateLayer, Parts, Refusal};
+use export_gate::gate::{ExportGateLayer, Parts, Refusal, Upload};
 use export_gate::identity::Verifier;
 use export_gate::ledger::Ledger;
+use export_gate::policy::Who;
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Empty, Full};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use crate::support::{SECRET, Token};
@@ -51,8 +53,15 @@ fn download<B>(body: B) -> Request<B> {
     Request::get("/designs/d1").header(name, value).body(body).unwrap()
 }
 
+fn count(ledger: &Ledger) -> (u32, u32) {
+    let environment = [("S".to_owned(), SECRET.to_owned())].into();
+    let policy = export_gate::config::parse("test", CONFIG, Path::new("."), &environment).unwrap().policy;
+    let count = ledger.usage(&policy, &Who::user("u"))[0].count;
+    (count.used, count.reserved)
+}
+
 fn used(ledger: &Ledger) -> u32 {
-    ledger.usage("u")[0].count.used
+    count(ledger).0
 }
 
 #[tokio::test]
@@ -75,9 +84,10 @@ async fn an_axum_router_behind_the_gate_hands_out_one_image_and_refuses_the_next
 #[tokio::test]
 async fn a_refusal_is_also_a_value_for_layers_outside() {
     let (layer, _) = gate();
-    let service = layer
-        .layer(service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Full::<bytes::Bytes>::from("x")))));
-    let bare = Request::get("/designs/d1").body(()).unwrap();
+    let service = layer.layer(service_fn(async |_: Request<Upload<Empty<Bytes>>>| {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("x")))
+    }));
+    let bare = Request::get("/designs/d1").body(Empty::<Bytes>::new()).unwrap();
     let answer = service.oneshot(bare).await.unwrap();
     assert!(matches!(answer.extensions().get::<Refusal>(), Some(Refusal::Unauthenticated(_))));
 }
@@ -85,13 +95,13 @@ async fn a_refusal_is_also_a_value_for_layers_outside() {
 #[tokio::test]
 async fn a_body_that_is_dropped_unread_is_not_charged_and_one_that_was_begun_is() {
     let (layer, ledger) = gate();
-    let mut service = layer.layer(service_fn(async |_: Request<()>| {
-        Ok::<_, Infallible>(Response::new(Full::<bytes::Bytes>::from("an image")))
+    let mut service = layer.layer(service_fn(async |_: Request<Upload<Empty<Bytes>>>| {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("an image")))
     }));
-    let unread = service.ready().await.unwrap().call(download(())).await.unwrap();
+    let unread = service.ready().await.unwrap().call(download(Empty::new())).await.unwrap();
     drop(unread);
     assert_eq!(used(&ledger), 0);
-    let mut begun = service.ready().await.unwrap().call(download(())).await.unwrap();
+    let mut begun = service.ready().await.unwrap().call(download(Empty::new())).await.unwrap();
     assert!(begun.frame().await.is_some());
     drop(begun);
     assert_eq!(used(&ledger), 1);
@@ -100,30 +110,31 @@ async fn a_body_that_is_dropped_unread_is_not_charged_and_one_that_was_begun_is(
 #[tokio::test]
 async fn a_service_that_fails_or_panics_or_is_cancelled_is_not_charged() {
     let (layer, ledger) = gate();
-    type Answer = Result<Response<Full<bytes::Bytes>>, &'static str>;
-    let failing = layer.layer(service_fn(async |_: Request<()>| -> Answer { Err("broken") }));
-    assert!(failing.oneshot(download(())).await.is_err());
+    type Answer = Result<Response<Full<Bytes>>, &'static str>;
+    let failing = layer.layer(service_fn(async |_: Request<Upload<Empty<Bytes>>>| -> Answer { Err("broken") }));
+    assert!(failing.oneshot(download(Empty::new())).await.is_err());
 
-    let panicking = layer.layer(service_fn(async |_: Request<()>| -> Answer { panic!("on purpose") }));
-    assert!(tokio::spawn(panicking.oneshot(download(()))).await.unwrap_err().is_panic());
+    let panicking =
+        layer.layer(service_fn(async |_: Request<Upload<Empty<Bytes>>>| -> Answer { panic!("on purpose") }));
+    assert!(tokio::spawn(panicking.oneshot(download(Empty::new()))).await.unwrap_err().is_panic());
 
-    let pending = layer.layer(service_fn(async |_: Request<()>| -> Answer { std::future::pending().await }));
-    let mut call = Box::pin(pending.oneshot(download(())));
+    let pending =
+        layer.layer(service_fn(async |_: Request<Upload<Empty<Bytes>>>| -> Answer { std::future::pending().await }));
+    let mut call = Box::pin(pending.oneshot(download(Empty::new())));
     assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(call.as_mut().poll(cx).is_pending())).await);
-    assert_eq!(ledger.usage("u")[0].count.reserved, 1);
+    assert_eq!(count(&ledger), (0, 1));
     drop(call);
-    let count = ledger.usage("u")[0].count;
-    assert_eq!((count.used, count.reserved), (0, 0));
+    assert_eq!(count(&ledger), (0, 0));
 }
 
 #[tokio::test]
 async fn an_export_is_a_send_future_that_any_executor_can_run() {
     let (layer, ledger) = gate();
-    let service = layer.layer(service_fn(async |_: Request<()>| {
+    let service = layer.layer(service_fn(async |_: Request<Upload<Empty<Bytes>>>| {
         tokio::task::yield_now().await;
-        Ok::<_, Infallible>(Response::new(Full::<bytes::Bytes>::from("an image")))
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("an image")))
     }));
-    let answer = tokio::spawn(service.oneshot(download(()))).await.unwrap().unwrap();
+    let answer = tokio::spawn(service.oneshot(download(Empty::new()))).await.unwrap().unwrap();
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "an image");
     assert_eq!(used(&ledger), 1);
 }

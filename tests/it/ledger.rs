@@ -7,7 +7,8 @@ use std::time::Duration;
 use export_gate::clock::{Clock, ManualClock};
 use export_gate::ledger::{Admission, ChargeRequest, Ledger, Options, Settlement, Why, run};
 use export_gate::policy::{
-    Calendar, CalendarUnit, Counts, Demand, Limit, Meter, MeterId, OnExceed, PlanId, Plans, Policy, SessionUse, Window,
+    Calendar, CalendarUnit, Demand, Limit, Meter, MeterId, OnExceed, PlanId, Plans, Policy, SessionUse, Subject, Who,
+    Window,
 };
 use export_gate::store::{Batch, CounterRow, CoverName, CoverRow, Reply, Row, RowSink, Store, StoreError};
 use jiff::civil::Weekday;
@@ -17,16 +18,11 @@ use tokio::sync::Notify;
 const PLAN: PlanId = PlanId(0);
 
 fn policy(meters: usize) -> Policy {
+    let unit = CalendarUnit::Week { starts: Weekday::Monday };
+    let week = || Window::Calendar(Calendar { unit, zone: TimeZone::UTC });
     let meter = |index: usize| Meter {
-        name: format!("meter-{index}").into(),
-        counts: Counts::default(),
-        window: Window::Calendar(Calendar {
-            unit: CalendarUnit::Week { starts: Weekday::Monday },
-            zone: TimeZone::UTC,
-        }),
         sessions: true,
-        on_exceed: OnExceed::Deny,
-        limits: vec![Some(Limit::AtMost(1))],
+        ..Meter::new(&format!("meter-{index}"), week(), [Some(Limit::AtMost(1))])
     };
     Policy { plans: Plans::new(["free".into()]), meters: (0..meters).map(meter).collect() }
 }
@@ -42,12 +38,23 @@ fn ledger(meters: usize) -> (Arc<Ledger>, Arc<ManualClock>) {
 }
 
 fn demand(meter: u8, limit: u32) -> Demand {
-    Demand { meter: MeterId(meter), cost: 1, limit, on_exceed: OnExceed::Deny, session: SessionUse::None }
+    Demand {
+        meter: MeterId(meter),
+        subject: Subject::user("u"),
+        anchor: None,
+        cost: 1,
+        limit,
+        on_exceed: OnExceed::Deny,
+        shadow: false,
+        session: SessionUse::None,
+    }
 }
 
 async fn charge(ledger: &Arc<Ledger>, user: &str, demands: &[Demand]) -> Admission {
-    let (user, design) = (user.into(), "d1".into());
-    ledger.charge(ChargeRequest { user: &user, plan: PLAN, design: &design, demands, retry: None }).await
+    let (user, design): (Arc<str>, Arc<str>) = (user.into(), "d1".into());
+    let demands: Vec<Demand> =
+        demands.iter().map(|demand| Demand { subject: Subject::user(user.clone()), ..demand.clone() }).collect();
+    ledger.charge(ChargeRequest::new(&user, PLAN, &design, &demands)).await
 }
 
 fn delivered(admission: Admission) -> bool {
@@ -61,7 +68,7 @@ fn delivered(admission: Admission) -> bool {
 }
 
 fn used(ledger: &Ledger, user: &str) -> Vec<(u32, u32)> {
-    ledger.usage(user).iter().map(|usage| (usage.count.used, usage.count.reserved)).collect()
+    ledger.usage(&policy(3), &Who::user(user)).iter().map(|usage| (usage.count.used, usage.count.reserved)).collect()
 }
 
 #[test]
@@ -186,17 +193,17 @@ async fn a_session_lasts_by_monotonic_time_whatever_the_wall_clock_says() {
     let (ledger, clock) = ledger(1);
     let opening = Demand { session: SessionUse::Opens, ..demand(0, 10) };
     let sharing = Demand { session: SessionUse::Covered, ..demand(0, 10) };
-    assert!(delivered(charge(&ledger, "u", &[opening]).await));
+    assert!(delivered(charge(&ledger, "u", &[opening.clone()]).await));
     clock.set_wall("2026-11-20T12:00:00Z".parse().unwrap());
     assert!(
-        matches!(charge(&ledger, "u", &[sharing]).await, Admission::Covered(..)),
+        matches!(charge(&ledger, "u", &[sharing.clone()]).await, Admission::Covered(..)),
         "the wall clock has jumped ahead"
     );
     clock.advance(Duration::from_hours(24) - Duration::from_secs(1));
-    assert!(matches!(charge(&ledger, "u", &[sharing]).await, Admission::Covered(..)));
+    assert!(matches!(charge(&ledger, "u", &[sharing.clone()]).await, Admission::Covered(..)));
     clock.advance(Duration::from_secs(1));
     clock.set_wall("2026-11-18T12:00:00Z".parse().unwrap());
-    assert!(matches!(charge(&ledger, "u", &[sharing]).await, Admission::Charged(_)), "24 hours have passed");
+    assert!(matches!(charge(&ledger, "u", &[sharing.clone()]).await, Admission::Charged(_)), "24 hours have passed");
 }
 
 #[tokio::test]
@@ -204,7 +211,7 @@ async fn a_cover_holds_for_the_meters_that_its_charge_booked() {
     let (ledger, _) = ledger(2);
     let opening = Demand { session: SessionUse::Opens, ..demand(0, 10) };
     let sharing = Demand { session: SessionUse::Covered, ..demand(0, 10) };
-    assert!(delivered(charge(&ledger, "u", &[opening]).await));
+    assert!(delivered(charge(&ledger, "u", &[opening.clone()]).await));
     assert!(delivered(charge(&ledger, "u", &[sharing, demand(1, 10)]).await));
     assert_eq!(used(&ledger, "u"), [(1, 0), (1, 0)]);
 }
@@ -276,8 +283,8 @@ async fn a_session_that_was_left_stays_left_whatever_the_store_did_meanwhile() {
     let opening = Demand { session: SessionUse::Opens, ..demand(0, 10) };
     let sharing = Demand { session: SessionUse::Covered, ..demand(0, 10) };
     let is_covered =
-        async |ledger: &Arc<Ledger>| matches!(charge(ledger, "u", &[sharing]).await, Admission::Covered(..));
-    assert!(delivered(charge(&ledger, "u", &[opening]).await));
+        async |ledger: &Arc<Ledger>| matches!(charge(ledger, "u", &[sharing.clone()]).await, Admission::Covered(..));
+    assert!(delivered(charge(&ledger, "u", &[opening.clone()]).await));
     settled(|| disk.covers() == 1).await;
     assert!(is_covered(&ledger).await);
 
@@ -293,7 +300,7 @@ async fn a_session_that_was_left_stays_left_whatever_the_store_did_meanwhile() {
     assert!(!is_covered(&ledger).await, "left while the store was broken");
     settled(|| disk.covers() == 0).await;
 
-    assert!(delivered(charge(&ledger, "u", &[opening]).await));
+    assert!(delivered(charge(&ledger, "u", &[opening.clone()]).await));
     settled(|| disk.covers() == 1).await;
     drop(end);
     assert_eq!(flusher.await.unwrap(), Ok(()));
@@ -415,7 +422,7 @@ impl Disk {
     }
 
     fn used(&self, subject: &str) -> Option<u32> {
-        self.0.lock().unwrap().counters.iter().find(|row| &*row.subject == subject).map(|row| row.used)
+        self.0.lock().unwrap().counters.iter().find(|row| &*row.name.subject.id == subject).map(|row| row.used)
     }
 
     fn answer(&self) -> Result<(), StoreError> {
@@ -455,10 +462,11 @@ impl Disk {
             return Err(StoreError::Unavailable("the disk is full".into()));
         }
         for row in &batch.counters {
-            counters.retain(|known| (&known.meter, &known.subject, known.span) != (&row.meter, &row.subject, row.span));
+            counters.retain(|known| known.name != row.name);
             counters.push(row.clone());
         }
-        counters.retain(|row| batch.forget_before.is_none_or(|before| row.span.end >= before));
+        counters.retain(|row| batch.forget_before.is_none_or(|before| row.ends >= before));
+        counters.retain(|row| !batch.dropped.contains(&row.name));
         let changed = |name: &CoverName| batch.ended.contains(name) || batch.covers.iter().any(|row| row.name == *name);
         covers.retain(|row| !changed(&row.name));
         covers.extend(batch.covers.iter().cloned());

@@ -58,7 +58,7 @@ fn the_usage_command_asks_the_admin_listener() {
     let output = gate.setup.command("usage").args(["u", "--admin", &admin]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && text.contains("u (plan free)"), "{text}");
-    assert!(text.contains("│ ai-exports ┆ 1    ┆ 2     ┆ 1         ┆"), "{text}");
+    assert!(text.contains("│ ai-exports ┆ user u ┆ 1    ┆ 2     ┆ 1         ┆"), "{text}");
     let closed = gate.setup.command("usage").args(["u", "--admin", "127.0.0.1:1"]).output().unwrap();
     assert!(!closed.status.success());
     assert!(String::from_utf8(closed.stderr).unwrap().contains("cannot connect to 127.0.0.1:1"));
@@ -93,7 +93,7 @@ fn every_request_has_exactly_one_outcome_and_all_outcomes_are_there_from_the_sta
         (values.len(), values.iter().sum::<f64>())
     };
     let (series, before) = sum(&gate);
-    assert_eq!((series, before), (9 * 18, 0.0), "8 routes and none, 18 outcomes");
+    assert_eq!((series, before), (9 * 27, 0.0), "8 routes and none, 27 outcomes");
     let token = Token::of("u").ai().line();
     for status in [200, 200, 429] {
         assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, status);

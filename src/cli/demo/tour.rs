@@ -109,7 +109,7 @@ impl Walker<'_> {
     async fn usage_of_all(&self) -> Result<Vec<Value>, Failure> {
         let mut reports = Vec::new();
         for person in [ANNA, BEN, CLEO] {
-            let report = usage::ask(&self.gate.admin.to_string(), person.name, Some(person.plan), None).await?;
+            let report = usage::ask(&self.gate.admin.to_string(), person.name, &[("plan", person.plan)], None).await?;
             self.guide.say(&usage::show(&report));
             reports.push(report);
         }

@@ -84,9 +84,15 @@ fn claims(raw: &raw::Claims, problems: &mut Problems) -> ClaimPointers {
     ClaimPointers {
         user: pointer("user", &raw.user),
         plan: pointer("plan", &raw.plan),
+        team: pointer("team", &raw.team),
+        seats: pointer("seats", &raw.seats),
+        billing_anchor: pointer("billing_anchor", &raw.billing_anchor),
         platform: pointer("platform", &raw.platform),
         ai_features: pointer("ai_features", &raw.ai_features),
         design: pointer("design", &raw.design),
+        design_version: pointer("design_version", &raw.design_version),
+        // What meters count by is known once there are meters.
+        others: Vec::new(),
     }
 }
 

@@ -3,16 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use jiff::civil::Weekday;
-use jiff::tz::TimeZone;
+use http::HeaderValue;
 
 use crate::config::problem::{Problem, closest};
 use crate::config::raw;
-use crate::policy::{Action, Calendar, CalendarUnit, Counts, Limit, Meter, OnExceed, Plans, Platform, Policy, Window};
+use crate::policy::{Action, Counts, Degrade, Limit, Meter, OnExceed, Plans, Platform, Policy, SubjectKind, Whose};
 
-use super::Problems;
+use super::{Problems, costs, windows};
 
-pub(super) fn policy(raw: &BTreeMap<String, raw::Meter>, problems: &mut Problems) -> Policy {
+pub(super) fn policy(raw: &BTreeMap<String, raw::Meter>, routes: &[raw::Route], problems: &mut Problems) -> Policy {
     // A plan exists if some meter speaks of it.
     let mut names = BTreeSet::new();
     for meter in raw.values() {
@@ -25,7 +24,7 @@ pub(super) fn policy(raw: &BTreeMap<String, raw::Meter>, problems: &mut Problems
         problems.add(Problem::at(&["meters"], format!("there are more than {} meters", Plans::MOST)));
     }
     let plans = Plans::new(names.into_iter().map(Arc::from));
-    let meters = raw.iter().map(|(name, meter)| self::meter(name, meter, raw, &plans, problems)).collect();
+    let meters = raw.iter().map(|(name, meter)| self::meter(name, meter, raw, routes, &plans, problems)).collect();
     Policy { plans, meters }
 }
 
@@ -33,6 +32,7 @@ fn meter(
     name: &str,
     raw: &raw::Meter,
     all: &BTreeMap<String, raw::Meter>,
+    routes: &[raw::Route],
     plans: &Plans,
     problems: &mut Problems,
 ) -> Meter {
@@ -40,7 +40,6 @@ fn meter(
         let problem = Problem::at_key(&["meters", name], format!("`{name}` is no name for a meter"));
         problems.add(problem.help("use a-z, 0-9 and -: clients see it in header fields"));
     }
-    let raw::Subject::User = raw.subject;
     let counted: Vec<_> = raw.counts.plans.iter().filter_map(|plan| plans.find(plan)).collect();
     let limits = plans.iter().map(|(plan, plan_name)| {
         let written = raw.limits.get(plan_name);
@@ -60,6 +59,13 @@ fn meter(
             }
         }
     });
+    let on_exceed = match raw.on_exceed {
+        Some(raw::OnExceed::Deny) => OnExceed::Deny,
+        Some(raw::OnExceed::Degrade) => OnExceed::Degrade,
+        Some(raw::OnExceed::Observe) => OnExceed::Observe,
+        None if raw.fair_use => OnExceed::Observe,
+        None => OnExceed::Deny,
+    };
     Meter {
         name: name.into(),
         limits: limits.collect(),
@@ -69,13 +75,87 @@ fn meter(
             platforms: raw.counts.platforms.iter().copied().map(platform).collect(),
             plans: counted,
         },
-        window: window(name, &raw.window, problems),
+        subject: subject(name, &raw.subject, problems),
+        cost: costs::cost(name, &raw.cost, routes, problems),
+        reported_by: raw
+            .reported_by
+            .as_ref()
+            .and_then(|header| super::header(header, &["meters", name, "reported_by"], problems)),
+        window: windows::window(name, &raw.window, problems),
         sessions: raw.sessions,
-        on_exceed: match raw.on_exceed {
-            raw::OnExceed::Deny => OnExceed::Deny,
-            raw::OnExceed::Observe => OnExceed::Observe,
-        },
+        on_exceed,
+        degrade: degrade(name, raw.degrade.as_ref(), on_exceed, problems),
+        shadow: raw.shadow,
+        fair_use: raw.fair_use,
     }
+}
+
+fn subject(meter: &str, raw: &raw::Subject, problems: &mut Problems) -> Whose {
+    let names = match raw {
+        raw::Subject::One(name) => std::slice::from_ref(name),
+        raw::Subject::FirstOf(names) => names,
+    };
+    if names.is_empty() {
+        problems.add(Problem::at(&["meters", meter, "subject"], "nobody is counted").help("write e.g. \"user\""));
+    }
+    let kinds = names.iter().filter_map(|name| {
+        let kind = SubjectKind::named(name);
+        if kind.is_none() {
+            let message = format!("`{name}` is nothing that exports are counted by");
+            let problem = Problem::at(&["meters", meter, "subject"], message);
+            let help = "write \"user\", \"team\", or a JSON pointer to a claim such as \"/org/id\"";
+            problems.add(match closest(name, ["user", "team"]) {
+                Some(word) => problem.help(format!("did you mean `{word}`?")),
+                None => problem.help(help),
+            });
+        }
+        kind
+    });
+    Whose(kinds.collect())
+}
+
+fn degrade(meter: &str, raw: Option<&raw::Degrade>, on_exceed: OnExceed, problems: &mut Problems) -> Degrade {
+    let path = ["meters", meter, "degrade"];
+    let Some(raw) = raw else {
+        if on_exceed == OnExceed::Degrade {
+            let problem = Problem::at(&["meters", meter, "on_exceed"], "it is not said how an export is degraded");
+            problems.add(problem.help("add degrade = { set_query = { watermark = \"1\" } }"));
+        }
+        return Degrade::default();
+    };
+    if on_exceed != OnExceed::Degrade {
+        let problem = Problem::at_key(&path, "nothing is degraded on this meter");
+        problems.add(problem.help("write on_exceed = \"degrade\", or remove this"));
+    }
+    let mut name = |name: &String, key: &str| super::header(name, &["meters", meter, "degrade", key], problems);
+    let remove_headers = raw.remove_headers.iter().filter_map(|header| name(header, "remove_headers")).collect();
+    let set_headers: Vec<_> = raw
+        .set_headers
+        .iter()
+        .filter_map(|(header, value)| Some((name(header, "set_headers")?, HeaderValue::try_from(value).ok()?)))
+        .collect();
+    if set_headers.len() < raw.set_headers.len() {
+        problems.add(Problem::at(&["meters", meter, "degrade", "set_headers"], "not all of these can be headers"));
+    }
+    let degrade = Degrade {
+        set_headers,
+        remove_headers,
+        set_query: raw.set_query.iter().map(|(name, value)| (encoded(name), encoded(value))).collect(),
+        remove_query: raw.remove_query.clone(),
+    };
+    if degrade == Degrade::default() {
+        problems.add(Problem::at(&path, "this changes nothing").help("write e.g. set_query = { watermark = \"1\" }"));
+    }
+    degrade
+}
+
+/// As it stands in a query (RFC 3986, section 2.3).
+fn encoded(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
 }
 
 /// A plan that this meter neither limits nor leaves out: most often a slip of the pen, here or elsewhere.
@@ -107,7 +187,10 @@ fn limit(meter: &str, plan: &str, raw: &raw::Limit, problems: &mut Problems) -> 
     match raw {
         raw::Limit::Word(word) if word == "unlimited" => Some(Limit::Unlimited),
         raw::Limit::Number(number) if u32::try_from(*number).is_ok() => u32::try_from(*number).ok().map(Limit::AtMost),
-        raw::Limit::Number(number) => {
+        raw::Limit::PerSeat(raw::PerSeat { per_seat }) if u32::try_from(*per_seat).is_ok() => {
+            u32::try_from(*per_seat).ok().map(Limit::PerSeat)
+        }
+        raw::Limit::Number(number) | raw::Limit::PerSeat(raw::PerSeat { per_seat: number }) => {
             let problem = Problem::at(&path, format!("{number} is no limit"));
             problems.add(problem.help("write a number from 0 to 4294967295, or \"unlimited\""));
             None
@@ -117,39 +200,6 @@ fn limit(meter: &str, plan: &str, raw: &raw::Limit, problems: &mut Problems) -> 
             problems.add(problem.help("write a number from 0, or \"unlimited\""));
             None
         }
-    }
-}
-
-fn window(meter: &str, raw: &raw::Window, problems: &mut Problems) -> Window {
-    let path = |key| ["meters", meter, "window", key];
-    if raw.starts.is_some() && raw.calendar != raw::CalendarUnit::Week {
-        problems.add(Problem::at_key(&path("starts"), "only a week has a day that it starts on"));
-    }
-    let zone = match raw.time_zone.as_deref() {
-        None | Some("UTC") => TimeZone::UTC,
-        Some(name) => TimeZone::get(name).unwrap_or_else(|_| {
-            let problem = Problem::at(&path("time_zone"), format!("there is no time zone `{name}`"));
-            problems.add(problem.help("write an IANA name, e.g. \"Europe/Paris\""));
-            TimeZone::UTC
-        }),
-    };
-    let unit = match raw.calendar {
-        raw::CalendarUnit::Day => CalendarUnit::Day,
-        raw::CalendarUnit::Week => CalendarUnit::Week { starts: weekday(raw.starts.unwrap_or(raw::Weekday::Monday)) },
-        raw::CalendarUnit::Month => CalendarUnit::Month,
-    };
-    Window::Calendar(Calendar { unit, zone })
-}
-
-const fn weekday(raw: raw::Weekday) -> Weekday {
-    match raw {
-        raw::Weekday::Monday => Weekday::Monday,
-        raw::Weekday::Tuesday => Weekday::Tuesday,
-        raw::Weekday::Wednesday => Weekday::Wednesday,
-        raw::Weekday::Thursday => Weekday::Thursday,
-        raw::Weekday::Friday => Weekday::Friday,
-        raw::Weekday::Saturday => Weekday::Saturday,
-        raw::Weekday::Sunday => Weekday::Sunday,
     }
 }
 

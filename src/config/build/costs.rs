@@ -1,0 +1,110 @@
+//! What exports cost on a meter.
+
+use std::collections::BTreeMap;
+
+use crate::config::problem::Problem;
+use crate::config::raw;
+use crate::policy::Cost;
+use crate::policy::cost::{Asked, AskedFrom, Combine, Pointer};
+
+use super::Problems;
+
+/// The largest cost of one export: many of them can be under way at once.
+const MOST: u32 = 1_000_000;
+const DEFAULT_MAX: u32 = 100;
+
+pub(super) fn cost(meter: &str, raw: &raw::Cost, routes: &[raw::Route], problems: &mut Problems) -> Cost {
+    let path = ["meters", meter, "cost"];
+    let found = match raw {
+        raw::Cost::Fixed(cost) => return Cost::Fixed(number(*cost, &path, problems)),
+        raw::Cost::Found(found) => found,
+    };
+    let at = |key| ["meters", meter, "cost", key];
+    let asked = match found {
+        raw::CostFound { header: Some(name), query: None, body: None, routes: None, features: None, .. } => {
+            super::header(name, &at("header"), problems).map(AskedFrom::Header)
+        }
+        raw::CostFound { header: None, query: Some(name), body: None, routes: None, features: None, .. } => {
+            Some(AskedFrom::Query(name.clone()))
+        }
+        raw::CostFound { header: None, query: None, body: Some(pointer), routes: None, features: None, .. } => {
+            let parsed = Pointer::parse(pointer);
+            if parsed.is_none() {
+                let problem = Problem::at(&at("body"), format!("`{pointer}` is no JSON pointer"));
+                problems.add(problem.help("write e.g. \"/images\""));
+            }
+            parsed.map(AskedFrom::Body)
+        }
+        raw::CostFound { header: None, query: None, body: None, routes: Some(prices), features: None, .. } => {
+            return by_route(meter, found, prices, routes, problems);
+        }
+        raw::CostFound { header: None, query: None, body: None, routes: None, features: Some(prices), .. } => {
+            return by_feature(meter, found, prices, problems);
+        }
+        _ => {
+            let problem = Problem::at(&path, "a cost is found in one of header, query, body, routes and features");
+            problems.add(problem.help("write e.g. { query = \"n\", max = 50 }"));
+            None
+        }
+    };
+    if found.combine.is_some() {
+        problems.add(Problem::at_key(&at("combine"), "only features are combined"));
+    }
+    let default = found.default.map(|default| number(default, &at("default"), problems));
+    let max = found.max.map_or(DEFAULT_MAX, |max| number(max, &at("max"), problems));
+    if default.is_some_and(|default| default > max) {
+        problems.add(Problem::at(&at("default"), format!("the largest number that is accepted is {max}")));
+    }
+    asked.map_or(Cost::default(), |from| Cost::Asked(Asked { from, default, max }))
+}
+
+fn by_route(
+    meter: &str,
+    found: &raw::CostFound,
+    prices: &BTreeMap<String, i64>,
+    routes: &[raw::Route],
+    problems: &mut Problems,
+) -> Cost {
+    let names = || routes.iter().map(|route| route.name.as_str());
+    for name in prices.keys().filter(|name| !names().any(|known| known == name.as_str())) {
+        let problem =
+            Problem::at_key(&["meters", meter, "cost", "routes", name], format!("there is no route `{name}`"));
+        problems.add(problem.suggest(name, names()));
+    }
+    let other = other(meter, found, problems);
+    let price = |(name, price): (&String, &i64)| {
+        (name.as_str().into(), number(*price, &["meters", meter, "cost", "routes", name], problems))
+    };
+    Cost::Routes { prices: prices.iter().map(price).collect(), other }
+}
+
+fn by_feature(meter: &str, found: &raw::CostFound, prices: &BTreeMap<String, i64>, problems: &mut Problems) -> Cost {
+    let combine = match found.combine {
+        None | Some(raw::Combine::Dearest) => Combine::Dearest,
+        Some(raw::Combine::Sum) => Combine::Sum,
+    };
+    let other = other(meter, found, problems);
+    let price = |(name, price): (&String, &i64)| {
+        (name.clone(), number(*price, &["meters", meter, "cost", "features", name], problems))
+    };
+    Cost::Features { prices: prices.iter().map(price).collect(), combine, other }
+}
+
+/// What it costs where the table says nothing.
+fn other(meter: &str, found: &raw::CostFound, problems: &mut Problems) -> u32 {
+    if found.max.is_some() {
+        problems.add(Problem::at_key(&["meters", meter, "cost", "max"], "a price list needs no largest number"));
+    }
+    if found.combine.is_some() && found.features.is_none() {
+        problems.add(Problem::at_key(&["meters", meter, "cost", "combine"], "only features are combined"));
+    }
+    found.default.map_or(1, |default| number(default, &["meters", meter, "cost", "default"], problems))
+}
+
+fn number(number: i64, path: &[&str], problems: &mut Problems) -> u32 {
+    u32::try_from(number).ok().filter(|number| (1..=MOST).contains(number)).unwrap_or_else(|| {
+        let problem = Problem::at(path, format!("{number} is no cost"));
+        problems.add(problem.help(format!("write a whole number from 1 to {MOST}")));
+        1
+    })
+}

@@ -1,0 +1,159 @@
+//! What an export asks for: who wants which design, and what that costs. All that is decided before anything is charged.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, request};
+use http_body::Body;
+use smallvec::SmallVec;
+
+use super::layer::{Gate, Parts};
+use super::record::Record;
+use super::refusal::Refusal;
+use super::resume::{Target, asks_for_a_part};
+use super::upload::{ReadAheadError, Upload};
+use crate::identity::Caller;
+use crate::ledger::{ChargeRequest, Representation};
+use crate::policy::{BadCost, Demand, Export, Found, Misread, PlanId, Undecided, cost};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// The longest key or session name that is accepted.
+const LONGEST_NAME: usize = 255;
+
+/// What an export asks of the ledger.
+#[derive(Debug)]
+pub(super) struct Asked {
+    user: Arc<str>,
+    pub(super) plan: PlanId,
+    demands: SmallVec<[Demand; 2]>,
+    /// Whether a limit may stop or change it.
+    pub(super) limited: bool,
+    session: Arc<str>,
+    version: Option<Arc<str>>,
+    retry: Option<Arc<str>>,
+    /// The download, if it asks only for a part of it.
+    pub(super) part_of: Option<Arc<str>>,
+    shadow: bool,
+}
+
+impl Asked {
+    /// The same for the ledger. `answered`: the backend's answer is there, and is the rest of this file if it names one.
+    pub(super) fn request(&self, answered: Option<Option<Representation>>) -> ChargeRequest<'_> {
+        let made = answered.is_some();
+        ChargeRequest {
+            version: self.version.as_ref(),
+            retry: self.retry.clone(),
+            resume: self.part_of.clone().zip(answered.flatten()),
+            shadow: self.shadow,
+            made,
+            ..ChargeRequest::new(&self.user, self.plan, &self.session, &self.demands)
+        }
+    }
+
+    /// Whether an earlier charge may cover it as the rest of a download: only the answer tells.
+    pub(super) fn may_resume(&self, gate: &Gate) -> bool {
+        let part_of = self.part_of.as_ref();
+        part_of.is_some_and(|what| gate.parts.ledger.may_resume(&self.user, what, &self.demands))
+    }
+}
+
+impl Gate {
+    /// Identifies the caller, looks the design up, and reads the table.
+    pub(super) async fn ask<B>(
+        &self,
+        head: &request::Parts,
+        body: &mut Upload<B>,
+        found: &Found,
+        peer: Option<IpAddr>,
+        record: &mut Record,
+    ) -> Result<Asked, Refusal>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let Parts { policy, options, clock, .. } = &self.parts;
+        let caller = self.parts.verifier.identify(&head.headers, clock.now());
+        let caller = caller.inspect_err(|error| record.detail(error)).map_err(Refusal::Unauthenticated)?;
+        let platform = options.platform(&caller, &head.headers);
+        record.seen(&caller, platform);
+        let plan = self.plan(&caller)?;
+        let design = found.design.as_ref().ok_or(Refusal::NoDesign)?;
+        let session = self.session(design, &head.headers)?;
+        let target = Target::of(head, found);
+        let retry = idempotency_key(&head.headers)?.map(|key| target.name(key));
+
+        let facts = self.parts.designs.facts(design, &caller, &head.headers, peer);
+        let facts = facts.map_err(|_| Refusal::UnknownDesign)?;
+        let route = &*found.route;
+        let export = Export {
+            action: route.action,
+            platform,
+            ai: facts.ai,
+            features: &facts.features,
+            who: &caller.who,
+            plan,
+            delivers: route.delivers,
+        };
+        let text = if policy.needs_body(export) { Some(self.read_ahead(head, body).await?) } else { None };
+        let request =
+            cost::Request { route: &route.name, uri: &head.uri, headers: &head.headers, body: text.as_deref() };
+        let verdict = policy.decide(export, request).map_err(|undecided| match undecided {
+            Undecided::NoClaim(name) => Refusal::MissingClaim(name),
+            Undecided::Cost(BadCost::Misread(misread)) => Refusal::Misread(misread),
+            Undecided::Cost(bad) => Refusal::BadCost(bad),
+        })?;
+        record.judged(policy.plans.name(plan), &facts, verdict.rule);
+        let part_of = asks_for_a_part(head, route.delivers).then(|| target.name(""));
+        Ok(Asked {
+            user: caller.who.user,
+            plan,
+            limited: verdict.is_limited(),
+            demands: verdict.demands,
+            session,
+            version: facts.version,
+            retry,
+            part_of,
+            shadow: options.shadow,
+        })
+    }
+
+    /// The caller's plan.
+    pub(super) fn plan(&self, caller: &Caller) -> Result<PlanId, Refusal> {
+        let plan = self.parts.options.plan(caller, &self.parts.policy.plans);
+        plan.ok_or_else(|| Refusal::UnknownPlan(caller.plan.clone()))
+    }
+
+    /// What names a session of the export screen: the design, and what the app calls it.
+    pub(super) fn session(&self, design: &Arc<str>, headers: &HeaderMap) -> Result<Arc<str>, Refusal> {
+        let Some(name) = &self.parts.options.session_header else { return Ok(design.clone()) };
+        let sent = only(headers, name).map_err(|()| Refusal::Misread(Misread::Header(name.clone())))?;
+        // The last line break ends the design's id, whatever is in it.
+        Ok(format!("{design}\n{}", sent.unwrap_or_default()).into())
+    }
+
+    async fn read_ahead<B>(&self, head: &request::Parts, body: &mut Upload<B>) -> Result<Bytes, Refusal>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        if head.headers.contains_key(http::header::CONTENT_ENCODING) {
+            // It could be read by inflating it; a backend that is told how many images are wanted needs no compression.
+            return Err(Refusal::Misread(Misread::Header(http::header::CONTENT_ENCODING)));
+        }
+        body.read_ahead(self.parts.options.body_limit).await.map_err(|error| match error {
+            ReadAheadError::TooLong => Refusal::BodyTooLong,
+            ReadAheadError::Broken => Refusal::BodyBroken,
+        })
+    }
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    only(headers, &IDEMPOTENCY_KEY).map_err(|()| Refusal::BadIdempotencyKey)
+}
+
+/// The only value of a field, if it is there: visible ASCII, not too long.
+fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, ()> {
+    let mut fields = headers.get_all(name).iter();
+    let Some(first) = fields.next() else { return Ok(None) };
+    let text = first.to_str().ok().filter(|text| (1..=LONGEST_NAME).contains(&text.len()));
+    text.filter(|_| fields.next().is_none()).map(Some).ok_or(())
+}

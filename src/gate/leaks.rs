@@ -1,0 +1,116 @@
+//! Files that leave on paths that no route knows: exports that nobody counts, if they are exports.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use http::Method;
+
+/// How many patterns are remembered; what comes after them is only counted.
+const MOST_PATTERNS: usize = 256;
+
+/// The patterns of paths that were reported.
+#[derive(Debug, Default)]
+pub(super) struct Leaks {
+    reported: Mutex<HashSet<String>>,
+}
+
+impl Leaks {
+    /// Logs what to add to the configuration, once for each pattern.
+    pub(super) fn report(&self, method: &Method, path: &str) {
+        let pattern = pattern(path);
+        {
+            let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+            if reported.len() >= MOST_PATTERNS || !reported.insert(pattern.clone()) {
+                return;
+            }
+        }
+        tracing::warn!(
+            %method,
+            pattern,
+            add = advice(method, &pattern),
+            "a file has left on a path that no route knows: it was not counted"
+        );
+    }
+}
+
+/// What to write into the configuration.
+fn advice(method: &Method, pattern: &str) -> String {
+    let words = pattern.split('/').filter(|segment| !segment.is_empty() && !segment.starts_with('{'));
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let name = words.map(|word| word.chars().map(plain).collect::<String>()).collect::<Vec<_>>().join("-");
+    let name = if name.is_empty() { "files".to_owned() } else { name };
+    let quoted = |text: &str| toml::Value::from(text).to_string();
+    format!(
+        "[[routes]] name = {}, methods = [{}], path = {}, action = \"download\" (or \"view\" if it stays inside the product)",
+        quoted(&name),
+        quoted(method.as_str()),
+        quoted(pattern)
+    )
+}
+
+/// A path with parameters in place of what looks like an id; the last of them stands for the design.
+fn pattern(path: &str) -> String {
+    let looks_like_id = |segment: &str| {
+        segment.len() > 24 || segment.contains(['{', '}', '%']) || segment.bytes().any(|byte| byte.is_ascii_digit())
+    };
+    // `v1` is a version.
+    let is_version = |segment: &str| {
+        segment.strip_prefix('v').is_some_and(|rest| rest.len() <= 2 && rest.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    let segments: Vec<&str> = path.split('/').collect();
+    let ids: Vec<bool> = segments.iter().map(|segment| looks_like_id(segment) && !is_version(segment)).collect();
+    let last = ids.iter().rposition(|is_id| *is_id);
+    let mut count = 0;
+    let named = segments.iter().zip(&ids).enumerate().map(|(index, (segment, is_id))| match is_id {
+        false => (*segment).to_owned(),
+        true if Some(index) == last => "{design}".to_owned(),
+        true => {
+            count += 1;
+            format!("{{id{count}}}")
+        }
+    });
+    named.collect::<Vec<_>>().join("/")
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use super::*;
+    use crate::policy::Pattern;
+
+    #[test]
+    fn ids_in_a_path_become_parameters() {
+        let cases = [
+            ("/v1/designs/d1/thumb.png", "/v1/designs/{design}/thumb.png"),
+            ("/teams/42/files/9f8e7d", "/teams/{id1}/files/{design}"),
+            ("/about", "/about"),
+            ("/f/a%20b", "/f/{design}"),
+            ("/", "/"),
+        ];
+        for (path, expected) in cases {
+            assert_eq!(pattern(path), expected);
+            assert!(Pattern::parse(expected).is_ok());
+        }
+    }
+
+    #[test]
+    fn the_advice_is_what_the_configuration_takes() {
+        let advice = advice(&Method::GET, "/files/{design}");
+        let expected =
+            "[[routes]] name = \"files\", methods = [\"GET\"], path = \"/files/{design}\", action = \"download\"";
+        assert!(advice.starts_with(expected), "{advice}");
+    }
+
+    #[test]
+    fn a_pattern_is_reported_once_and_so_many_are_remembered() {
+        let leaks = Leaks::default();
+        for index in 0..2 * MOST_PATTERNS {
+            leaks.report(&Method::GET, &format!("/{}/1", "a".repeat(1 + index % 20)));
+            leaks.report(
+                &Method::GET,
+                &format!("/{}/1", char::from(b'a' + (index % 26) as u8).to_string().repeat(index % 24)),
+            );
+        }
+        assert!(leaks.reported.lock().unwrap().len() <= MOST_PATTERNS);
+    }
+}

@@ -1,0 +1,158 @@
+//! Downloads that go on where they broke off (RFC 9110, section 14), and what makes one request a repeat of another.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use http::header::{CONTENT_RANGE, ETAG, LAST_MODIFIED, RANGE};
+use http::{HeaderMap, Method, StatusCode, Uri, request, response};
+
+use crate::ledger::Representation;
+use crate::policy::{Delivers, Found};
+
+/// The address of a download, kept while the request itself goes on to the backend.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    method: Method,
+    uri: Uri,
+    design: Option<Arc<str>>,
+}
+
+impl Target {
+    /// What a request is for.
+    pub(super) fn of(head: &request::Parts, found: &Found) -> Self {
+        Self { method: head.method.clone(), uri: head.uri.clone(), design: found.design.clone() }
+    }
+
+    /// A name for all requests with the same method, full target and design, and the same key if they have one. The same in every
+    /// process: it is written to the store.
+    pub(super) fn name(&self, key: &str) -> Arc<str> {
+        let target = self.uri.path_and_query().map_or("/", |target| target.as_str());
+        // None of the first parts can hold a line break.
+        let name = format!("{}\n{target}\n{key}\n{}", self.method, self.design.as_deref().unwrap_or_default());
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, name.as_bytes());
+        let mut hex = String::with_capacity(64);
+        for byte in digest.as_ref() {
+            // Writing to a string cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+        }
+        hex.into()
+    }
+}
+
+/// Whether a request may be for the rest of a file.
+pub(super) fn asks_for_a_part(head: &request::Parts, delivers: Delivers) -> bool {
+    delivers == Delivers::File && head.method == Method::GET && head.headers.contains_key(RANGE)
+}
+
+/// The file that an answer is the rest of: a part that leaves out the first byte, of a file whose validator and length it names.
+pub(super) fn rest_of(head: &response::Parts) -> Option<Representation> {
+    let (first, length) = content_range(head)?;
+    let validator = validator(&head.headers)?;
+    (first > 0).then_some(Representation { validator, length })
+}
+
+/// The file that an answer begins, if its rest could be recognised. `length` is that of the answer's body.
+pub(super) fn beginning_of(head: &response::Parts, length: Option<u64>) -> Option<Representation> {
+    let length = match content_range(head) {
+        Some((0, length)) => length,
+        None if head.status == StatusCode::OK => length?,
+        _ => return None,
+    };
+    Some(Representation { validator: validator(&head.headers)?, length })
+}
+
+/// The first byte and the whole length, of an answer with one part. One with several names them inside its body.
+fn content_range(head: &response::Parts) -> Option<(u64, u64)> {
+    let mut fields = head.headers.get_all(CONTENT_RANGE).iter().filter(|_| head.status == StatusCode::PARTIAL_CONTENT);
+    let (Some(only), None) = (fields.next(), fields.next()) else { return None };
+    let (unit, range) = only.to_str().ok()?.trim().split_once(' ')?;
+    let (range, length) = range.split_once('/').filter(|_| unit.eq_ignore_ascii_case("bytes"))?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last, length): (u64, u64, u64) = (first.parse().ok()?, last.parse().ok()?, length.parse().ok()?);
+    (first <= last && last < length).then_some((first, length))
+}
+
+/// A strong entity tag; a weak one does not tell one sequence of bytes from another (RFC 9110, section 8.8.1). Without a tag,
+/// the time of the last change.
+fn validator(headers: &HeaderMap) -> Option<Arc<str>> {
+    let only = |name| {
+        let mut fields = headers.get_all(name).iter();
+        fields.next().filter(|_| fields.next().is_none())?.to_str().ok()
+    };
+    if headers.contains_key(ETAG) {
+        let tag = only(ETAG)?.trim();
+        return tag.starts_with('"').then(|| format!("etag {tag}").into());
+    }
+    only(LAST_MODIFIED).map(|time| format!("last-modified {}", time.trim()).into())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use http::Response;
+
+    use super::*;
+
+    fn head(status: u16, fields: &[(&str, &str)]) -> response::Parts {
+        let mut head = Response::builder().status(status);
+        for (name, value) in fields {
+            head = head.header(*name, *value);
+        }
+        head.body(()).unwrap().into_parts().0
+    }
+
+    const TAG: (&str, &str) = ("etag", "\"a\"");
+
+    #[test]
+    fn the_rest_of_a_file_names_its_validator_and_length_and_leaves_the_first_byte_out() {
+        let rest = |fields: &[(&str, &str)]| rest_of(&head(206, fields));
+        let expected = Representation { validator: "etag \"a\"".into(), length: 10 };
+        assert_eq!(rest(&[TAG, ("content-range", "bytes 1-9/10")]), Some(expected.clone()));
+        assert_eq!(rest(&[TAG, ("content-range", "Bytes 9-9/10")]), Some(expected));
+        let dated = rest(&[("last-modified", "Sun, 22 Nov 2026 10:00:00 GMT"), ("content-range", "bytes 1-9/10")]);
+        assert_eq!(&*dated.unwrap().validator, "last-modified Sun, 22 Nov 2026 10:00:00 GMT");
+        for wrong in
+            ["bytes 0-9/10", "bytes 1-9/*", "bytes 1-10/10", "bytes 5-4/10", "bytes */10", "pages 1-9/10", "1-9/10"]
+        {
+            assert_eq!(rest(&[TAG, ("content-range", wrong)]), None, "{wrong}");
+        }
+        let range = ("content-range", "bytes 1-9/10");
+        assert_eq!(rest(&[range]), None, "no validator");
+        assert_eq!(rest(&[("etag", "W/\"a\""), ("last-modified", "x"), range]), None, "a weak one");
+        assert_eq!(rest(&[TAG, ("etag", "\"b\""), range]), None, "two");
+        assert_eq!(rest(&[TAG, range, ("content-range", "bytes 2-9/10")]), None, "two ranges");
+        assert_eq!(rest(&[TAG, ("content-type", "multipart/byteranges; boundary=x")]), None);
+        assert_eq!(rest_of(&head(200, &[TAG, range])), None, "no part");
+    }
+
+    #[test]
+    fn a_file_begins_with_a_whole_answer_or_with_its_first_part() {
+        let begins = |status, fields: &[(&str, &str)], length| beginning_of(&head(status, fields), length);
+        assert_eq!(begins(200, &[TAG], Some(10)).unwrap().length, 10);
+        assert_eq!(begins(206, &[TAG, ("content-range", "bytes 0-4/10")], Some(5)).unwrap().length, 10);
+        assert_eq!(begins(200, &[TAG], None), None, "of unknown length");
+        assert_eq!(begins(206, &[TAG, ("content-range", "bytes 1-4/10")], Some(4)), None);
+        assert_eq!(begins(206, &[TAG], Some(4)), None);
+        assert_eq!(begins(200, &[], Some(10)), None);
+    }
+
+    #[test]
+    fn names_tell_methods_targets_designs_and_keys_apart() {
+        let target = |method, uri: &'static str, design: &str| Target {
+            method,
+            uri: Uri::from_static(uri),
+            design: Some(design.into()),
+        };
+        let names = [
+            target(Method::GET, "/a", "d").name(""),
+            target(Method::POST, "/a", "d").name(""),
+            target(Method::GET, "/a?b", "d").name(""),
+            target(Method::GET, "/a", "e").name(""),
+            target(Method::GET, "/a", "d").name("k"),
+            target(Method::GET, "/a", "").name("d"),
+        ];
+        let all: std::collections::HashSet<_> = names.iter().collect();
+        assert_eq!(all.len(), names.len());
+        assert_eq!(target(Method::GET, "/a", "d").name(""), names[0]);
+    }
+}

@@ -1,0 +1,396 @@
+//! What one export costs (counting rules, section 3).
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, Uri};
+use serde::Deserializer;
+use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::Misread;
+use super::path::decoded;
+use super::routes::{is_in_doubt, query_parameter};
+
+/// What one export costs on a meter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cost {
+    /// Always the same.
+    Fixed(u32),
+    /// As much as the request says: N images in one request cost N.
+    Asked(Asked),
+    /// By route.
+    Routes {
+        /// Names of routes, and what an export on them costs.
+        prices: Vec<(Arc<str>, u32)>,
+        /// What an export on another route costs.
+        other: u32,
+    },
+    /// By the design's features.
+    Features {
+        /// Names of features, and what they cost. A feature that is not named costs nothing.
+        prices: Vec<(String, u32)>,
+        /// How several are put together.
+        combine: Combine,
+        /// What a design with none of these costs.
+        other: u32,
+    },
+}
+
+impl Default for Cost {
+    fn default() -> Self {
+        Self::Fixed(1)
+    }
+}
+
+/// How the prices of several features make one cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Combine {
+    /// The highest price.
+    Dearest,
+    /// All prices together.
+    Sum,
+}
+
+/// A number that the request carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// Where.
+    pub from: AskedFrom,
+    /// The cost of a request that does not say; `None` refuses it.
+    pub default: Option<u32>,
+    /// The largest number that is accepted.
+    pub max: u32,
+}
+
+/// Where a request says how many images it wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AskedFrom {
+    /// In a header.
+    Header(HeaderName),
+    /// In a query parameter.
+    Query(String),
+    /// In a JSON body: a number, or a list whose items are counted.
+    Body(Pointer),
+}
+
+/// A JSON pointer (RFC 6901).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pointer {
+    text: String,
+    tokens: Vec<String>,
+}
+
+impl Pointer {
+    /// Reads a pointer; `None` if it is none, or points at the whole document.
+    pub fn parse(text: &str) -> Option<Self> {
+        let tokens = text.strip_prefix('/')?.split('/').map(|token| token.replace("~1", "/").replace("~0", "~"));
+        Some(Self { text: text.to_owned(), tokens: tokens.collect() })
+    }
+
+    /// The pointer as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+/// A request, as far as costs depend on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'r> {
+    /// The name of its route.
+    pub route: &'r str,
+    /// Its target.
+    pub uri: &'r Uri,
+    /// Its headers.
+    pub headers: &'r HeaderMap,
+    /// Its body, if a cost depends on it.
+    pub body: Option<&'r [u8]>,
+}
+
+/// Why a request's cost cannot be told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadCost {
+    /// The number can be read in more than one way.
+    #[error("{0}")]
+    Misread(Misread),
+    /// It is missing, or no number from 1 to the largest allowed.
+    #[error("{place} must say how many images are wanted: a whole number from 1 to {max}.")]
+    NoNumber {
+        /// Where it was looked for.
+        place: String,
+        /// The largest allowed.
+        max: u32,
+    },
+}
+
+impl Cost {
+    /// Whether the request's body must be read to know it.
+    pub const fn needs_body(&self) -> bool {
+        matches!(self, Self::Asked(Asked { from: AskedFrom::Body(_), .. }))
+    }
+
+    /// What an export costs.
+    ///
+    /// # Errors
+    ///
+    /// [`BadCost`] if the request does not say it clearly.
+    pub fn of(&self, request: Request<'_>, features: &[String]) -> Result<u32, BadCost> {
+        match self {
+            Self::Fixed(cost) => Ok(*cost),
+            Self::Asked(asked) => asked.read(request),
+            Self::Routes { prices, other } => {
+                Ok(prices.iter().find(|(route, _)| &**route == request.route).map_or(*other, |(_, price)| *price))
+            }
+            Self::Features { prices, combine, other } => {
+                let found = prices.iter().filter(|(name, _)| features.contains(name)).map(|(_, price)| *price);
+                let cost = match combine {
+                    Combine::Dearest => found.max(),
+                    Combine::Sum => found.reduce(u32::saturating_add),
+                };
+                Ok(cost.unwrap_or(*other))
+            }
+        }
+    }
+}
+
+impl Asked {
+    fn read(&self, request: Request<'_>) -> Result<u32, BadCost> {
+        let found = match &self.from {
+            AskedFrom::Header(name) => header(name, request.headers).map_err(BadCost::Misread)?,
+            AskedFrom::Query(name) => query(name, request.uri).map_err(BadCost::Misread)?,
+            AskedFrom::Body(pointer) => seek(pointer, request.body.unwrap_or_default()),
+        };
+        let number = match found {
+            Found::Absent => self.default,
+            Found::Number(number) => u32::try_from(number).ok(),
+            Found::Other => None,
+        };
+        number.filter(|number| (1..=self.max).contains(number)).ok_or_else(|| {
+            let place = match &self.from {
+                AskedFrom::Header(name) => format!("The header \"{name}\""),
+                AskedFrom::Query(name) => format!("The query parameter \"{name}\""),
+                AskedFrom::Body(pointer) => format!("The JSON body, once, at \"{}\",", pointer.text),
+            };
+            BadCost::NoNumber { place, max: self.max }
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Absent,
+    Number(u64),
+    Other,
+}
+
+impl Found {
+    /// Digits and nothing else: signs, blanks and fractions are read differently by different backends.
+    fn digits(text: &str) -> Self {
+        let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && !(text.len() > 1 && text.starts_with('0'));
+        text.parse().ok().filter(|_| plain).map_or(Self::Other, Self::Number)
+    }
+}
+
+fn header(name: &HeaderName, headers: &HeaderMap) -> Result<Found, Misread> {
+    let mut sent = headers.get_all(name).iter();
+    let first = sent.next();
+    if sent.next().is_some() || is_in_doubt(name, headers) {
+        return Err(Misread::Header(name.clone()));
+    }
+    Ok(first.map_or(Found::Absent, |value| Found::digits(value.to_str().unwrap_or("?").trim())))
+}
+
+fn query(name: &str, uri: &Uri) -> Result<Found, Misread> {
+    match query_parameter(uri, name)? {
+        None => Ok(Found::Absent),
+        Some(sent) if !sent.plain => Err(Misread::Query(name.to_owned())),
+        Some(sent) => Ok(Found::digits(&decoded(sent.value))),
+    }
+}
+
+/// Looks at one place of a JSON text. A name on the way that is there twice, also in another case, can be read in two ways: it counts
+/// as found and not understood, as does a text that is no JSON.
+fn seek(pointer: &Pointer, text: &[u8]) -> Found {
+    if text.is_empty() {
+        return Found::Absent;
+    }
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let found = Seek(&pointer.tokens).deserialize(&mut json);
+    found.and_then(|found| json.end().map(|()| found)).unwrap_or(Found::Other)
+}
+
+struct Seek<'p>(&'p [String]);
+
+impl Seek<'_> {
+    /// A value that is neither an object nor a list.
+    const fn scalar(&self, value: Found) -> Found {
+        if self.0.is_empty() { value } else { Found::Absent }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Seek<'_> {
+    type Value = Found;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Found, D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Seek<'_> {
+    type Value = Found;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
+        let Some((wanted, rest)) = self.0.split_first() else {
+            while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+            return Ok(Found::Other);
+        };
+        let mut found = None;
+        while let Some(key) = map.next_key::<String>()? {
+            if !key.eq_ignore_ascii_case(wanted) {
+                map.next_value::<IgnoredAny>()?;
+            } else if key == *wanted && found.is_none() {
+                found = Some(map.next_value_seed(Seek(rest))?);
+            } else {
+                return Err(A::Error::custom("there twice"));
+            }
+        }
+        Ok(found.unwrap_or(Found::Absent))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Found, A::Error> {
+        let wanted = self.0.first().map(|token| token.parse::<u64>());
+        let (mut length, mut found) = (0, Found::Absent);
+        loop {
+            if wanted == Some(Ok(length)) {
+                let Some(item) = list.next_element_seed(Seek(&self.0[1..]))? else { break };
+                found = item;
+            } else if list.next_element::<IgnoredAny>()?.is_none() {
+                break;
+            }
+            length += 1;
+        }
+        Ok(if self.0.is_empty() { Found::Number(length) } else { found })
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Found, E> {
+        Ok(self.scalar(Found::Number(number)))
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<Found, E> {
+        Ok(self.scalar(Found::Other))
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Found, E> {
+        Ok(self.scalar(Found::Other))
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<Found, E> {
+        Ok(self.scalar(Found::Other))
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<Found, E> {
+        Ok(self.scalar(Found::Other))
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Found, E> {
+        Ok(Found::Absent)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn asked(from: AskedFrom, default: Option<u32>) -> Cost {
+        Cost::Asked(Asked { from, default, max: 50 })
+    }
+
+    fn of(cost: &Cost, target: &str, headers: &HeaderMap, body: &str) -> Option<u32> {
+        let uri = target.parse().unwrap();
+        cost.of(Request { route: "r", uri: &uri, headers, body: Some(body.as_bytes()) }, &[]).ok()
+    }
+
+    #[test]
+    fn a_query_parameter_says_how_many() {
+        let cost = asked(AskedFrom::Query("n".into()), None);
+        let of = |target: &str| of(&cost, target, &HeaderMap::new(), "");
+        assert_eq!(of("/?n=1"), Some(1));
+        assert_eq!(of("/?n=50&x=2"), Some(50));
+        for wrong in ["/", "/?n", "/?n=", "/?n=0", "/?n=51", "/?n=-1", "/?n=+1", "/?n=1.0", "/?n=01", "/?n=1e1"] {
+            assert_eq!(of(wrong), None, "{wrong}");
+        }
+        for two_ways in ["/?n=1&n=2", "/?n=1&%6e=2", "/?%6e=2", "/?N=2", "/?n=1;n=3"] {
+            assert_eq!(of(two_ways), None, "{two_ways}");
+        }
+    }
+
+    #[test]
+    fn a_header_says_how_many() {
+        let name = HeaderName::from_static("x-images");
+        let cost = asked(AskedFrom::Header(name.clone()), Some(3));
+        let mut headers = HeaderMap::new();
+        assert_eq!(of(&cost, "/", &headers, ""), Some(3), "the default");
+        headers.insert(&name, HeaderValue::from_static("7"));
+        assert_eq!(of(&cost, "/", &headers, ""), Some(7));
+        headers.insert("x_images", HeaderValue::from_static("9"));
+        assert_eq!(of(&cost, "/", &headers, ""), None, "another spelling that a backend might read");
+        headers.remove("x_images");
+        headers.append(&name, HeaderValue::from_static("1"));
+        assert_eq!(of(&cost, "/", &headers, ""), None, "twice");
+    }
+
+    #[test]
+    fn a_json_body_says_how_many_by_number_or_by_list() {
+        let cost = asked(AskedFrom::Body(Pointer::parse("/batch/images").unwrap()), None);
+        let read = |body: &str| of(&cost, "/", &HeaderMap::new(), body);
+        assert_eq!(read(r#"{"batch":{"images":4}}"#), Some(4));
+        assert_eq!(read(r#" {"x":[{"batch":1}],"batch":{"a":null,"images":["a","b",{"c":[]}]}} "#), Some(3));
+        for wrong in [
+            "",
+            "{",
+            "{}",
+            r#"{"batch":{"images":"4"}}"#,
+            r#"{"batch":{"images":4.0}}"#,
+            r#"{"batch":{"images":-4}}"#,
+            r#"{"batch":{"images":[]}}"#,
+            r#"{"batch":{"images":{"a":1}}}"#,
+            r#"{"batch":{"images":1},"batch":{"images":40}}"#,
+            r#"{"batch":{"images":1,"images":40}}"#,
+            r#"{"batch":{"images":1,"Images":40}}"#,
+            r#"{"batch":{"images":1}} {"batch":{"images":40}}"#,
+            r#"{"batch":5}"#,
+        ] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+        let in_list = asked(AskedFrom::Body(Pointer::parse("/jobs/1/n").unwrap()), None);
+        assert_eq!(of(&in_list, "/", &HeaderMap::new(), r#"{"jobs":[{"n":1},{"n":2}]}"#), Some(2));
+    }
+
+    #[test]
+    fn features_cost_by_the_dearest_or_together() {
+        let prices = vec![("virtual-model".to_owned(), 5), ("logo".to_owned(), 2)];
+        let of = |combine, features: &[&str]| {
+            let features: Vec<String> = features.iter().map(ToString::to_string).collect();
+            let uri = Uri::from_static("/");
+            let request = Request { route: "r", uri: &uri, headers: &HeaderMap::new(), body: None };
+            Cost::Features { prices: prices.clone(), combine, other: 1 }.of(request, &features).unwrap()
+        };
+        assert_eq!(of(Combine::Dearest, &["logo", "virtual-model", "crop"]), 5);
+        assert_eq!(of(Combine::Sum, &["logo", "virtual-model", "crop"]), 7);
+        assert_eq!(of(Combine::Sum, &["logo", "logo"]), 2, "a feature costs once");
+        assert_eq!(of(Combine::Sum, &["ai-image"]), 1);
+    }
+
+    #[test]
+    fn routes_have_their_own_price() {
+        let cost = Cost::Routes { prices: vec![("hd".into(), 4)], other: 1 };
+        let uri = Uri::from_static("/");
+        let of = |route| cost.of(Request { route, uri: &uri, headers: &HeaderMap::new(), body: None }, &[]).unwrap();
+        assert_eq!((of("hd"), of("download")), (4, 1));
+    }
+}
