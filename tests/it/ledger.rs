@@ -193,17 +193,20 @@ async fn a_session_lasts_by_monotonic_time_whatever_the_wall_clock_says() {
     let (ledger, clock) = ledger(1);
     let opening = Demand { session: SessionUse::Opens, ..demand(0, 10) };
     let sharing = Demand { session: SessionUse::Covered, ..demand(0, 10) };
-    assert!(delivered(charge(&ledger, "u", &[opening.clone()]).await));
+    assert!(delivered(charge(&ledger, "u", std::slice::from_ref(&opening)).await));
     clock.set_wall("2026-11-20T12:00:00Z".parse().unwrap());
     assert!(
-        matches!(charge(&ledger, "u", &[sharing.clone()]).await, Admission::Covered(..)),
+        matches!(charge(&ledger, "u", std::slice::from_ref(&sharing)).await, Admission::Covered(..)),
         "the wall clock has jumped ahead"
     );
     clock.advance(Duration::from_hours(24) - Duration::from_secs(1));
-    assert!(matches!(charge(&ledger, "u", &[sharing.clone()]).await, Admission::Covered(..)));
+    assert!(matches!(charge(&ledger, "u", std::slice::from_ref(&sharing)).await, Admission::Covered(..)));
     clock.advance(Duration::from_secs(1));
     clock.set_wall("2026-11-18T12:00:00Z".parse().unwrap());
-    assert!(matches!(charge(&ledger, "u", &[sharing.clone()]).await, Admission::Charged(_)), "24 hours have passed");
+    assert!(
+        matches!(charge(&ledger, "u", std::slice::from_ref(&sharing)).await, Admission::Charged(_)),
+        "24 hours have passed"
+    );
 }
 
 #[tokio::test]
@@ -211,7 +214,7 @@ async fn a_cover_holds_for_the_meters_that_its_charge_booked() {
     let (ledger, _) = ledger(2);
     let opening = Demand { session: SessionUse::Opens, ..demand(0, 10) };
     let sharing = Demand { session: SessionUse::Covered, ..demand(0, 10) };
-    assert!(delivered(charge(&ledger, "u", &[opening.clone()]).await));
+    assert!(delivered(charge(&ledger, "u", std::slice::from_ref(&opening)).await));
     assert!(delivered(charge(&ledger, "u", &[sharing, demand(1, 10)]).await));
     assert_eq!(used(&ledger, "u"), [(1, 0), (1, 0)]);
 }
@@ -282,9 +285,10 @@ async fn a_session_that_was_left_stays_left_whatever_the_store_did_meanwhile() {
     settled(|| ledger.availability().is_ok()).await;
     let opening = Demand { session: SessionUse::Opens, ..demand(0, 10) };
     let sharing = Demand { session: SessionUse::Covered, ..demand(0, 10) };
-    let is_covered =
-        async |ledger: &Arc<Ledger>| matches!(charge(ledger, "u", &[sharing.clone()]).await, Admission::Covered(..));
-    assert!(delivered(charge(&ledger, "u", &[opening.clone()]).await));
+    let is_covered = async |ledger: &Arc<Ledger>| {
+        matches!(charge(ledger, "u", std::slice::from_ref(&sharing)).await, Admission::Covered(..))
+    };
+    assert!(delivered(charge(&ledger, "u", std::slice::from_ref(&opening)).await));
     settled(|| disk.covers() == 1).await;
     assert!(is_covered(&ledger).await);
 
@@ -300,7 +304,7 @@ async fn a_session_that_was_left_stays_left_whatever_the_store_did_meanwhile() {
     assert!(!is_covered(&ledger).await, "left while the store was broken");
     settled(|| disk.covers() == 0).await;
 
-    assert!(delivered(charge(&ledger, "u", &[opening.clone()]).await));
+    assert!(delivered(charge(&ledger, "u", std::slice::from_ref(&opening)).await));
     settled(|| disk.covers() == 1).await;
     drop(end);
     assert_eq!(flusher.await.unwrap(), Ok(()));
