@@ -113,9 +113,9 @@ impl std::fmt::Display for Period {
             Self::Months(12) => f.write_str("year"),
             Self::Months(months) => write!(f, "{months} months"),
             Self::Seconds(seconds) => {
-                let units = [(86_400, "d"), (3_600, "h"), (60, "m")];
-                let unit = units.into_iter().find(|(unit, _)| *seconds > *unit && seconds % unit == 0);
-                let (unit, name) = unit.unwrap_or((1, "s"));
+                let units = [(86_400, 2, "d"), (3_600, 1, "h"), (60, 1, "m"), (1, 1, "s")];
+                let unit = units.into_iter().find(|(unit, least, _)| *seconds >= unit * least && seconds % unit == 0);
+                let (unit, _, name) = unit.unwrap_or((1, 0, "s"));
                 write!(f, "{}{name}", seconds / unit)
             }
         }
@@ -413,6 +413,7 @@ mod tests {
         assert_eq!(first(86_400).to_string(), "24h from first use");
         assert_eq!(first(7 * 86_400).to_string(), "7d from first use");
         assert_eq!(Window::Rolling(Rolling { lasts: 90 }).to_string(), "90s, rolling");
+        assert_eq!(Window::Rolling(Rolling { lasts: 60 }).to_string(), "1m, rolling");
         assert_eq!(billing(Period::Months(1), "UTC").to_string(), "month from the billing anchor");
     }
 }

@@ -41,9 +41,28 @@ pub(crate) struct Setup {
 impl Setup {
     /// In front of a backend, on ports of its own, in a folder of its own.
     pub(crate) fn before(backend: SocketAddr) -> Self {
-        let folder = Folder::new();
-        std::fs::copy(shipped_config(), folder.path("gate.toml")).unwrap();
         let week_starts = day_in_the_middle_of_this_week();
+        Self::configured(&shipped_config(), backend)
+            // No window shall end while a test runs.
+            .set("EXPORT_GATE__METERS__AI_EXPORTS__WINDOW__STARTS", week_starts)
+            .set("EXPORT_GATE__METERS__EXPORTS__WINDOW__STARTS", week_starts)
+            .set("EXPORT_GATE__METERS__FAIR_USE__WINDOW__CALENDAR", "week")
+            .set("EXPORT_GATE__METERS__FAIR_USE__WINDOW__STARTS", week_starts)
+    }
+
+    /// The same with a policy of `config/examples`, in a time zone where it is about noon: no window ends while a test runs.
+    pub(crate) fn example(name: &str, backend: SocketAddr) -> Self {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/examples");
+        let setup = Self::configured(&examples.join(name).with_extension("toml"), backend);
+        let config = std::fs::read_to_string(setup.config()).unwrap();
+        let at_noon = format!("time_zone = \"{}\"", zone_where_it_is_noon());
+        std::fs::write(setup.config(), config.replace("time_zone = \"UTC\"", &at_noon)).unwrap();
+        setup
+    }
+
+    fn configured(config: &Path, backend: SocketAddr) -> Self {
+        let folder = Folder::new();
+        std::fs::copy(config, folder.path("gate.toml")).unwrap();
         let setup = Self { folder, environment: Vec::new() };
         setup
             .set("EXPORT_GATE_JWT_SECRET", SECRET)
@@ -52,11 +71,6 @@ impl Setup {
             .set("EXPORT_GATE__ADMIN__LISTEN", "127.0.0.1:0")
             .set("EXPORT_GATE__UPSTREAMS__RENDERER__ENDPOINTS", &format!("[\"http://{backend}\"]"))
             .set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", "20ms")
-            // No window shall end while a test runs.
-            .set("EXPORT_GATE__METERS__AI_EXPORTS__WINDOW__STARTS", week_starts)
-            .set("EXPORT_GATE__METERS__EXPORTS__WINDOW__STARTS", week_starts)
-            .set("EXPORT_GATE__METERS__FAIR_USE__WINDOW__CALENDAR", "week")
-            .set("EXPORT_GATE__METERS__FAIR_USE__WINDOW__STARTS", week_starts)
     }
 
     pub(crate) fn set(mut self, variable: &str, value: &str) -> Self {
@@ -158,13 +172,16 @@ impl Gate {
 
     /// What a user has used on a meter.
     pub(crate) fn used(&self, user: &str, meter: &str) -> u64 {
-        let (status, text) = self.admin(&format!("/v1/usage/{user}?plan=max"));
+        self.usage(&format!("{user}?plan=max"), meter)["used"].as_u64().unwrap()
+    }
+
+    /// What the admin page says of a user (and what comes after the user in its address) and a meter.
+    pub(crate) fn usage(&self, who: &str, meter: &str) -> Value {
+        let (status, text) = self.admin(&format!("/v1/usage/{who}"));
         assert_eq!(status, 200, "{text}");
         let report: Value = serde_json::from_str(&text).unwrap();
         let mut meters = report["meters"].as_array().unwrap().iter();
-        meters.find(|row| row["meter"] == meter).unwrap_or_else(|| panic!("no {meter} in {text}"))["used"]
-            .as_u64()
-            .unwrap()
+        meters.find(|row| row["meter"] == meter).unwrap_or_else(|| panic!("no {meter} in {text}")).clone()
     }
 
     /// A metric's value, by its line's beginning.
@@ -215,6 +232,12 @@ impl Drop for Gate {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn zone_where_it_is_noon() -> String {
+    let hour = (SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() / 3_600 % 24) as i64;
+    // Unlike elsewhere, the sign of these zones says how far west they are.
+    format!("Etc/GMT{:+}", hour - 12)
 }
 
 fn day_in_the_middle_of_this_week() -> &'static str {

@@ -1,0 +1,194 @@
+//! When it is too much: refuse, degrade, observe, or only report (counting rules, section 3).
+
+use serde_json::json;
+
+use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, request};
+
+const DOWNLOAD: &str = "/v1/designs/d1/download";
+
+fn backend() -> Backend {
+    Backend::start(Reply::image())
+}
+
+/// The shipped configuration with another meter.
+fn with_meter(backend: &Backend, name: &str, meter: &str) -> Setup {
+    let heading = "# Fair use of the unlimited plans";
+    Setup::before(backend.address).replacing(heading, &format!("[meters.{name}]\n{meter}\n\n{heading}"))
+}
+
+fn would_deny(gate: &Gate, meter: &str) -> f64 {
+    gate.metric(&format!("exportgate_would_deny_total{{meter=\"{meter}\"}}"))
+}
+
+fn outcome(gate: &Gate, decision: &str, reason: &str) -> f64 {
+    let labels = format!("route=\"download\",decision=\"{decision}\",reason=\"{reason}\"");
+    gate.metric(&format!("exportgate_requests_total{{{labels}}}"))
+}
+
+#[test]
+fn a_second_meter_in_shadow_tells_what_would_be_if_the_limit_were_another() {
+    let backend = backend();
+    let shadow = "counts = { ai = true }\nshadow = true\nwindow = { rolling = \"7d\" }\nlimits = { free = 1, pro = 20, max = 20 }";
+    let gate = with_meter(&backend, "what-if", shadow).start();
+    let token = Token::of("u").ai().line();
+    let first = get(gate.address, DOWNLOAD, &[&token]);
+    assert!(!first.header("ratelimit-policy").unwrap().contains("what-if"), "nothing that a client could act on");
+    assert_eq!(would_deny(&gate, "what-if"), 0.0);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200, "the meter that is enforced has room");
+    assert_eq!(would_deny(&gate, "what-if"), 1.0);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 429);
+    let used = |meter| gate.usage("u?plan=free", meter)["used"].clone();
+    assert_eq!((used("ai-exports"), used("what-if")), (json!(2), json!(1)), "what it would deny it does not count");
+    assert_eq!((outcome(&gate, "admitted", "charged"), outcome(&gate, "refused", "over-limit")), (2.0, 1.0));
+    eventually("the records are written", || gate.records().len() == 3);
+    assert_eq!(gate.records()[1]["would_deny"], "what-if");
+}
+
+#[test]
+fn in_shadow_mode_nobody_is_refused_and_everything_is_reported() {
+    let backend = backend();
+    let gate = Setup::before(backend.address).replacing("mode = \"off\"", "mode = \"on\"").start();
+    let token = Token::of("u").ai();
+    for _ in 0..4 {
+        assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 200);
+    }
+    assert_eq!(gate.used("u", "ai-exports"), 2, "what would be refused is not counted");
+    assert_eq!((outcome(&gate, "admitted", "charged"), outcome(&gate, "would-deny", "over-limit")), (2.0, 2.0));
+    assert_eq!(would_deny(&gate, "ai-exports"), 2.0);
+
+    assert_eq!(get(gate.address, DOWNLOAD, &[]).status, 200, "without a token");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token.clone().plan("platinum").line()]).status, 200);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token.clone().without("ai_features").line()]).status, 200);
+    for reason in ["unauthenticated", "unknown-plan", "unknown-design"] {
+        assert_eq!(outcome(&gate, "would-deny", reason), 1.0, "{reason}");
+    }
+    let asked = backend.seen().len();
+    let two_keys = [&*token.line(), "idempotency-key: a", "idempotency-key: b"];
+    assert_eq!(get(gate.address, DOWNLOAD, &two_keys).status, 400);
+    assert_eq!(get(gate.address, "/v1/designs/d1/%64ownload", &[&token.line()]).status, 400);
+    assert_eq!(backend.seen().len(), asked, "what can be read in two ways is refused all the same");
+}
+
+#[test]
+fn in_shadow_mode_a_ledger_that_cannot_charge_refuses_nobody() {
+    let backend = backend();
+    let gate = Setup::before(backend.address)
+        .replacing("mode = \"off\"", "mode = \"on\"")
+        .set("EXPORT_GATE__LEDGER__PATH", "missing/ledger.db")
+        .start_unready();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").ai().line()]).status, 200);
+    assert_eq!(outcome(&gate, "admitted", "uncharged"), 1.0);
+}
+
+#[test]
+fn deny_beats_degrade_and_both_count_nothing_of_what_they_stop() {
+    let backend = backend();
+    let degrade = "counts = { ai = true }\nwindow = { calendar = \"week\" }\non_exceed = \"degrade\"\n\
+                   degrade = { set_headers = { x-quality = \"low\" }, remove_headers = [\"x-size\"] }\n\
+                   limits = { free = 1, pro = 1, max = 1 }";
+    let gate = with_meter(&backend, "full-size", degrade).start();
+    let token = Token::of("u").ai().line();
+    let send = || get(gate.address, DOWNLOAD, &[&token, "x-quality: high", "x-size: 4"]);
+    assert_eq!(send().header("export-degraded"), None);
+    assert_eq!((backend.last().header("x-quality"), backend.last().header("x-size")), (Some("high"), Some("4")));
+    let degraded = send();
+    assert_eq!((degraded.status, degraded.header("export-degraded")), (200, Some("\"full-size\"")));
+    assert_eq!((backend.last().header("x-quality"), backend.last().header("x-size")), (Some("low"), None));
+    assert_eq!(send().status, 429);
+    assert_eq!((gate.used("u", "ai-exports"), gate.used("u", "full-size")), (2, 1));
+    assert_eq!(outcome(&gate, "admitted", "degraded"), 1.0);
+}
+
+#[test]
+fn a_retry_of_a_degraded_export_is_degraded_as_it_was() {
+    let backend = backend();
+    let degrade = "counts = { ai = true }\nwindow = { calendar = \"week\" }\non_exceed = \"degrade\"\n\
+                   degrade = { set_query = { watermark = \"1\" } }\nlimits = { free = 0, pro = 0, max = 10 }";
+    let gate = with_meter(&backend, "unmarked", degrade).start();
+    let send = |token: &Token| get(gate.address, DOWNLOAD, &[&token.line(), "idempotency-key: k"]);
+    let token = Token::of("u").ai();
+    assert_eq!(send(&token).header("export-degraded"), Some("\"unmarked\""));
+    // The plan has changed meanwhile: it would have room now.
+    let retry = send(&token.clone().plan("max"));
+    assert_eq!((retry.status, retry.header("export-degraded")), (200, Some("\"unmarked\"")));
+    assert_eq!(backend.last().line, format!("GET {DOWNLOAD}?watermark=1 HTTP/1.1"));
+    assert_eq!((gate.used("u", "ai-exports"), gate.used("u", "unmarked")), (1, 0));
+    let gate = gate.restart();
+    let retry = get(gate.address, DOWNLOAD, &[&token.plan("max").line(), "idempotency-key: k"]);
+    assert_eq!(retry.header("export-degraded"), Some("\"unmarked\""), "after a restart as well");
+}
+
+#[test]
+fn fair_use_may_refuse_and_then_says_that_the_use_is_abnormal() {
+    let backend = backend();
+    let gate = Setup::before(backend.address)
+        .set("EXPORT_GATE__METERS__FAIR_USE__ON_EXCEED", "deny")
+        .set("EXPORT_GATE__METERS__FAIR_USE__LIMITS__PRO", "1")
+        .set("EXPORT_GATE__RESPONSES__UPGRADE_URL", "https://example.com/pricing")
+        .start();
+    let token = Token::of("u").plan("pro").line();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
+    let refused = get(gate.address, DOWNLOAD, &[&token]);
+    assert_eq!(refused.status, 429);
+    let problem = refused.json();
+    assert_eq!(problem["type"], "https://iana.org/assignments/http-problem-types#abnormal-usage-detected");
+    assert_eq!(problem["title"], "Abnormal usage detected");
+    assert_eq!(problem.get("upgrade_url"), None, "no larger plan helps");
+    assert!(refused.header("retry-after").is_some());
+}
+
+#[test]
+fn several_costs_and_a_cost_above_the_whole_limit() {
+    let backend = backend();
+    let by_feature = "counts = { ai = true }\nwindow = { calendar = \"week\" }\nlimits = { free = 6, pro = 6, max = 6 }\n\
+                      cost = { features = { virtual-model = 3, logo = 2 }, combine = \"sum\", default = 1 }";
+    let gate = with_meter(&backend, "credits", by_feature)
+        .replacing(
+            "[meters.ai-exports]\ncounts = { ai = true }",
+            "[meters.ai-exports]\ncounts = { ai = true, plans = [\"pro\", \"max\"] }",
+        )
+        .replacing("limits = { free = 2, pro = 30, max = 120 }", "limits = { pro = 30, max = 120 }")
+        .replacing(
+            "[meters.exports]\n",
+            "[meters.exports]\ncost = { header = \"x-images\", max = 1000, default = 1 }\n",
+        )
+        .start();
+    let of = |features: &[&str]| Token::of("u").with("ai_features", json!(features)).line();
+    let left = |token: &str| {
+        let answer = get(gate.address, DOWNLOAD, &[token]);
+        (answer.status, answer.header("ratelimit").and_then(|state| state.split(';').nth(1)).map(str::to_owned))
+    };
+    assert_eq!(left(&of(&["logo", "virtual-model"])), (200, Some("r=1".into())));
+    assert_eq!(left(&of(&["logo"])), (429, Some("r=1".into())));
+    assert_eq!(left(&of(&["sticker"])), (200, Some("r=0".into())));
+
+    let plain = Token::of("v").line();
+    let many = get(gate.address, DOWNLOAD, &[&plain, "x-images: 61"]);
+    assert_eq!((many.status, many.header("retry-after")), (429, None), "it never fits");
+    assert!(many.json()["detail"].as_str().unwrap().contains("takes 61"), "{many:?}");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&plain, "x-images: 60"]).status, 200);
+    for wrong in ["x-images: 0", "x-images: 1001", "x-images: two", "x-images: -1"] {
+        assert_eq!(get(gate.address, DOWNLOAD, &[&plain, wrong]).status, 400, "{wrong}");
+    }
+    assert_eq!(get(gate.address, DOWNLOAD, &[&plain, "x-images: 1", "x-images: 2"]).status, 400);
+}
+
+#[test]
+fn a_claim_can_be_whom_it_counts_for_and_without_it_an_export_is_refused_with_403() {
+    let backend = backend();
+    let gate = Setup::before(backend.address)
+        .replacing("[meters.exports]\n", "[meters.exports]\nsubject = \"/org/id\"\n")
+        .start();
+    let member = |user: &str| Token::of(user).with("org", json!({ "id": 7 })).line();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&member("anna")]).status, 200);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&member("ben")]).status, 200);
+    assert_eq!(gate.usage("x?plan=free&/org/id=7", "exports")["used"], 2);
+    let without = get(gate.address, DOWNLOAD, &[&Token::of("cleo").line()]);
+    assert_eq!(without.status, 403);
+    assert!(without.json()["detail"].as_str().unwrap().contains("\"org/id\""), "{without:?}");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("d").with("org", json!({ "id": [] })).line()]).status, 401);
+    let own = get(gate.address, "/.export-gate/usage", &[&member("anna")]).json();
+    let exports = own["meters"].as_array().unwrap().iter().find(|meter| meter["meter"] == "exports").unwrap().clone();
+    assert_eq!((&exports["used"], &exports["subject"]["id"]), (&json!(2), &json!("7")));
+    assert_eq!(request(gate.address, "PUT", "/v1/designs/d1", &[], b"").status, 200, "a save asks for nothing");
+}

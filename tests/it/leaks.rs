@@ -1,0 +1,61 @@
+//! Files that leave on paths that no route knows.
+
+use crate::support::{Backend, Gate, Reply, Setup, eventually, get, request};
+
+fn leaks(gate: &Gate) -> f64 {
+    gate.metric("exportgate_unclassified_files_total")
+}
+
+#[test]
+fn a_file_on_a_path_that_no_route_knows_is_counted_and_reported_once_for_its_kind_of_path() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).start();
+    for id in 1..=3 {
+        assert_eq!(get(gate.address, &format!("/files/{id}/original"), &[]).status, 200);
+    }
+    assert_eq!(get(gate.address, "/thumbs/9", &[]).status, 200);
+    assert_eq!(leaks(&gate), 4.0);
+    let reports = || gate.log().into_iter().filter(|line| line.contains("no route knows")).collect::<Vec<_>>();
+    eventually("both kinds are reported", || reports().len() == 2);
+    let add = r#"[[routes]] name = \"files-original\", methods = [\"GET\"], path = \"/files/{design}/original\", action = \"download\""#;
+    assert!(reports()[0].contains(add), "{}", reports()[0]);
+}
+
+#[test]
+fn what_is_no_file_or_has_a_route_is_no_leak() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).start();
+    assert_eq!(get(gate.address, "/v1/designs/d1/preview", &[]).status, 200);
+    let others = [
+        Reply::json("200 OK"),
+        Reply::with("200 OK", &["content-type: text/html"], b"<p>"),
+        Reply::with("200 OK", &["content-type: application/javascript"], b"1"),
+        Reply::with("200 OK", &["content-type: font/woff2"], b"font"),
+        Reply::with("200 OK", &["content-type: image/png"], b""),
+        Reply::with("404 Not Found", &["content-type: image/png"], b"x"),
+        Reply::with("304 Not Modified", &["content-type: image/png"], b""),
+    ];
+    for other in others {
+        backend.will(other);
+        get(gate.address, "/elsewhere/1", &[]);
+    }
+    backend
+        .will(Reply::RawThenClose(b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ncontent-length: 8\r\n\r\n".to_vec()));
+    assert_eq!(request(gate.address, "HEAD", "/elsewhere/1", &[], b"").status, 200);
+    assert_eq!(leaks(&gate), 0.0);
+    backend.will(Reply::with("200 OK", &["content-disposition: attachment"], b"anything that is saved"));
+    get(gate.address, "/elsewhere/1", &[]);
+    assert_eq!(leaks(&gate), 1.0);
+}
+
+#[test]
+fn such_files_can_be_kept_back() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__UNCLASSIFIED_FILES", "refuse").start();
+    let answer = get(gate.address, "/files/1", &[]);
+    assert_eq!((answer.status, answer.header("content-type")), (403, Some("application/problem+json")));
+    assert!(!answer.body.windows(3).any(|window| window == b"PNG"));
+    assert_eq!(leaks(&gate), 1.0);
+    backend.will(Reply::json("200 OK"));
+    assert_eq!(get(gate.address, "/files/1", &[]).status, 200);
+}

@@ -1,0 +1,157 @@
+//! Range requests: the rest of a delivered download is covered, everything else is an export (counting rules, section 4 rule 5).
+
+use crate::support::{Answer, Backend, Gate, Reply, Setup, Token, get, request};
+
+const DOWNLOAD: &str = "/v1/designs/d1/download";
+
+fn stage(reply: Reply) -> (Backend, Gate) {
+    let backend = Backend::start(reply);
+    let gate = Setup::before(backend.address).start();
+    (backend, gate)
+}
+
+/// Ten bytes under a validator.
+fn whole(validator: &str) -> Reply {
+    Reply::with("200 OK", &["content-type: image/png", validator], b"0123456789")
+}
+
+fn part(validator: &str, range: &str) -> Reply {
+    let range = format!("content-range: {range}");
+    Reply::with("206 Partial Content", &["content-type: image/png", validator, &range], b"567")
+}
+
+fn range(gate: &Gate, token: &Token) -> Answer {
+    get(gate.address, DOWNLOAD, &[&token.line(), "range: bytes=5-7"])
+}
+
+const TAG: &str = "etag: \"a\"";
+
+#[test]
+fn the_rest_of_a_delivered_download_costs_nothing_as_often_as_it_breaks_off() {
+    let (backend, gate) = stage(whole(TAG));
+    let token = Token::of("u");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 200);
+    backend.will(part(TAG, "bytes 5-7/10"));
+    for _ in 0..4 {
+        let answer = range(&gate, &token);
+        assert_eq!((answer.status, answer.body.as_slice()), (206, &b"567"[..]));
+        assert_eq!(answer.header("cache-control"), Some("private"));
+    }
+    assert_eq!(gate.used("u", "exports"), 1);
+    let label = "exportgate_requests_total{route=\"download\",decision=\"admitted\",reason=\"resume\"}";
+    assert_eq!(gate.metric(label), 4.0);
+    let gate = gate.restart();
+    assert_eq!(range(&gate, &token).status, 206);
+    assert_eq!(gate.used("u", "exports"), 1, "after a restart as well");
+}
+
+#[test]
+fn a_last_modified_date_does_where_there_is_no_entity_tag() {
+    let date = "last-modified: Sun, 22 Nov 2026 10:00:00 GMT";
+    let (backend, gate) = stage(whole(date));
+    let token = Token::of("u");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 200);
+    backend.will(part(date, "bytes 5-7/10"));
+    assert_eq!(range(&gate, &token).status, 206);
+    assert_eq!(gate.used("u", "exports"), 1);
+}
+
+#[test]
+fn an_answer_that_is_not_the_rest_of_that_file_is_another_export() {
+    let (backend, gate) = stage(whole(TAG));
+    let others = [
+        part("etag: \"b\"", "bytes 5-7/10"),
+        part(TAG, "bytes 5-7/11"),
+        part(TAG, "bytes 5-7/*"),
+        part(TAG, "bytes 0-2/10"),
+        part("x-no-validator: 1", "bytes 5-7/10"),
+        Reply::with("206 Partial Content", &["content-type: multipart/byteranges; boundary=x", TAG], b"--x--"),
+        whole(TAG),
+    ];
+    for (index, other) in others.into_iter().enumerate() {
+        let user = format!("u{index}");
+        let token = Token::of(&user);
+        backend.will(whole(TAG));
+        assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 200);
+        backend.will(other);
+        assert!(range(&gate, &token).status < 300);
+        assert_eq!(gate.used(&user, "exports"), 2, "{index}");
+    }
+}
+
+#[test]
+fn a_range_without_a_delivered_download_before_it_is_an_export() {
+    let (backend, gate) = stage(part(TAG, "bytes 5-7/10"));
+    assert_eq!(range(&gate, &Token::of("u")).status, 206);
+    assert_eq!(gate.used("u", "exports"), 1);
+    assert_eq!(range(&gate, &Token::of("v")).status, 206, "nor is it covered by somebody else's");
+    assert_eq!(gate.used("v", "exports"), 1);
+    backend.will(Reply::with("416 Range Not Satisfiable", &[], b"x"));
+    assert_eq!(range(&gate, &Token::of("w")).status, 416);
+    assert_eq!(gate.used("w", "exports"), 0);
+}
+
+#[test]
+fn a_download_that_began_with_its_first_part_can_be_resumed() {
+    let (backend, gate) = stage(part(TAG, "bytes 0-2/10"));
+    let token = Token::of("u");
+    assert_eq!(range(&gate, &token).status, 206);
+    backend.will(part(TAG, "bytes 5-7/10"));
+    assert_eq!(range(&gate, &token).status, 206);
+    assert_eq!(gate.used("u", "exports"), 1);
+}
+
+#[test]
+fn who_has_nothing_left_may_finish_a_download_and_is_refused_another_after_the_backend_has_answered() {
+    let (backend, gate) = stage(whole(TAG));
+    let token = Token::of("u").ai();
+    for _ in 0..2 {
+        assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 200);
+    }
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 429);
+    backend.will(part(TAG, "bytes 5-7/10"));
+    assert_eq!(range(&gate, &token).status, 206);
+    backend.will(part("etag: \"another file\"", "bytes 5-7/10"));
+    let (asked, answer) = (backend.seen().len(), range(&gate, &token));
+    assert_eq!((answer.status, answer.json()["meter"].as_str()), (429, Some("ai-exports")));
+    assert_eq!(backend.seen().len(), asked + 1, "only the answer could tell");
+    assert!(!answer.body.windows(3).any(|window| window == b"567"), "nothing of it leaves");
+    assert_eq!(gate.used("u", "ai-exports"), 2);
+    let other = get(gate.address, "/v1/designs/d2/download", &[&token.line(), "range: bytes=5-7"]);
+    assert_eq!((other.status, backend.seen().len()), (429, asked + 1), "of another design nothing was delivered");
+}
+
+#[test]
+fn every_request_for_a_part_has_one_outcome_whatever_the_backend_answers() {
+    let (backend, gate) = stage(whole(TAG));
+    let token = Token::of("u");
+    let sum = || {
+        let (_, text) = gate.admin("/metrics");
+        let lines = text.lines().filter(|line| line.starts_with("exportgate_requests_total{"));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum::<f64>()
+    };
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 200);
+    let replies = [
+        part(TAG, "bytes 5-7/10"),
+        part(TAG, "bytes 0-2/10"),
+        Reply::with("304 Not Modified", &[TAG], b""),
+        Reply::RawThenClose(Vec::new()),
+        Reply::json("200 OK"),
+    ];
+    for (count, reply) in replies.into_iter().enumerate() {
+        backend.will(reply);
+        range(&gate, &token);
+        assert_eq!(sum(), 2.0 + count as f64);
+    }
+    assert_eq!(gate.used("u", "exports"), 2);
+}
+
+#[test]
+fn a_range_request_with_another_method_is_an_export_like_any_other() {
+    let (backend, gate) = stage(whole(TAG));
+    let token = Token::of("u").line();
+    assert_eq!(request(gate.address, "POST", DOWNLOAD, &[&token], b"").status, 200);
+    backend.will(part(TAG, "bytes 5-7/10"));
+    assert_eq!(request(gate.address, "POST", DOWNLOAD, &[&token, "range: bytes=5-7"], b"").status, 206);
+    assert_eq!(gate.used("u", "exports"), 2);
+}
