@@ -184,3 +184,30 @@ fn shared_caches_may_not_keep_what_was_charged() {
     let preview = get(gate.address, "/v1/designs/d1/preview", &[]);
     assert_eq!(preview.header("cache-control"), Some("public"), "what is no export is left alone");
 }
+
+#[test]
+fn a_file_counts_once_however_it_is_framed() {
+    let framings: [&[u8]; 5] = [
+        b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabcdef",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n6\r\nabcdef\r\n0\r\nx-sum: 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\n\r\nabcdef",
+        b"HTTP/1.0 200 OK\r\n\r\nabcdef",
+        b"HTTP/1.1 206 Partial Content\r\ncontent-type: multipart/byteranges; boundary=x\r\ncontent-length: 6\r\n\r\nabcdef",
+    ];
+    for (index, framing) in framings.into_iter().enumerate() {
+        let (_backend, gate) = stage(Reply::RawThenClose(framing.to_vec()));
+        assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).body, b"abcdef", "{index}");
+        eventually("it has settled", || charges(&gate, "delivered") == 1.0);
+        assert_eq!((gate.used("u", "exports"), charges(&gate, "reserved")), (1, 1.0), "{index}");
+    }
+}
+
+#[test]
+fn a_chunked_answer_without_a_byte_in_it_is_no_file() {
+    let empty =
+        b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx-sum: 1\r\n\r\n";
+    let (_backend, gate) = stage(Reply::Raw(empty.to_vec()));
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
+    eventually("the charge is void", || charges(&gate, "void") == 1.0);
+    assert_eq!(gate.used("u", "exports"), 0);
+}

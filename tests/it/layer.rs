@@ -10,7 +10,7 @@ use axum::routing::get;
 use bytes::Bytes;
 use export_gate::clock::{Clock, ManualClock};
 use export_gate::design::Designs;
-use export_gate::gate::{ExportGateLayer, Parts, Refusal, Upload};
+use export_gate::gate::{ExportGateLayer, Paced, Parts, Refusal, Upload};
 use export_gate::identity::Verifier;
 use export_gate::ledger::Ledger;
 use export_gate::policy::Who;
@@ -137,4 +137,46 @@ async fn an_export_is_a_send_future_that_any_executor_can_run() {
     let answer = tokio::spawn(service.oneshot(download(Empty::new()))).await.unwrap().unwrap();
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "an image");
     assert_eq!(used(&ledger), 1);
+}
+
+/// A body whose pieces and failures a test sends.
+struct Scripted(tokio::sync::mpsc::UnboundedReceiver<Result<Bytes, &'static str>>);
+
+impl http_body::Body for Scripted {
+    type Data = Bytes;
+    type Error = &'static str;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, &'static str>>> {
+        self.0.poll_recv(cx).map(|piece| piece.map(|piece| piece.map(http_body::Frame::data)))
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_breaks_off_is_not_charged_unless_the_client_held_it_up() {
+    for stalls in [false, true] {
+        let (layer, ledger) = gate();
+        // A connection whose client reads nothing: four bytes fit.
+        let (connection, _client) = tokio::io::duplex(4);
+        let mut connection = Paced::new(connection);
+        let layer = layer.for_client([127, 0, 0, 1].into(), connection.pace());
+        let (pieces, body) = tokio::sync::mpsc::unbounded_channel();
+        let body = Arc::new(std::sync::Mutex::new(Some(Scripted(body))));
+        let service = layer.layer(service_fn(move |_: Request<Upload<Empty<Bytes>>>| {
+            let body = body.lock().unwrap().take().unwrap();
+            async move { Ok::<_, Infallible>(Response::new(body)) }
+        }));
+        let mut answer = service.oneshot(download(Empty::new())).await.unwrap();
+        pieces.send(Ok("an image".into())).unwrap();
+        assert!(answer.frame().await.unwrap().is_ok());
+        let sent = if stalls { &b"an image"[..] } else { b"an i" };
+        let written = tokio::io::AsyncWriteExt::write_all(&mut connection, sent);
+        let timeout = tokio::time::timeout(std::time::Duration::from_millis(1), written).await;
+        assert_eq!(timeout.is_err(), stalls);
+        pieces.send(Err("broken off")).unwrap();
+        assert!(answer.frame().await.unwrap().is_err());
+        assert_eq!(count(&ledger), (u32::from(stalls), 0));
+    }
 }

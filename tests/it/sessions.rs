@@ -1,6 +1,6 @@
-//! Charges that cover later requests (counting rules, section 4 rule 5), as far as they are built.
+//! Charges that cover later requests (counting rules, section 4 rule 5).
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, request};
+use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, request};
 
 fn stage() -> (Backend, Gate) {
     let backend = Backend::start(Reply::image());
@@ -160,4 +160,134 @@ fn covers_survive_a_restart() {
     let gate = gate.restart();
     assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
     assert_eq!(gate.used("u", "ai-exports"), 2, "a session that ended stays ended");
+}
+
+/// Sends a download with the key `k` from a thread of its own.
+fn in_the_background(gate: &Gate, token: &Token) -> std::thread::JoinHandle<u16> {
+    let (address, line) = (gate.address, token.line());
+    let lines = move || [line.as_str(), "idempotency-key: k"].map(str::to_owned);
+    std::thread::spawn(move || {
+        let lines = lines();
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        request(address, "GET", "/v1/designs/d1/download", &lines, b"").status
+    })
+}
+
+#[test]
+fn retries_that_are_under_way_together_are_one_charge_that_sticks_when_any_is_delivered() {
+    let (slow, release) = Reply::held(b"", b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n");
+    let backend = Backend::start(slow);
+    let gate = Setup::before(backend.address).start();
+    let token = Token::of("u").ai();
+    let first = in_the_background(&gate, &token);
+    eventually("the first is under way", || backend.seen().len() == 1);
+    backend.will(Reply::image());
+    assert_eq!(send(&gate, &token, "GET", "d1/download", Some("k")), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 1, "the second has delivered it");
+    release.send(()).unwrap();
+    assert_eq!(first.join().unwrap(), 500);
+    assert_eq!(gate.used("u", "ai-exports"), 1, "and it stays delivered");
+    assert_eq!(send(&gate, &token, "GET", "d1/download", Some("k")), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 1, "a second further delivery");
+    assert_eq!(send(&gate, &token, "GET", "d1/download", Some("k")), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 2, "a third is another export");
+}
+
+#[test]
+fn retries_that_are_under_way_together_are_void_when_none_is_delivered() {
+    let (slow, release) = Reply::held(b"", b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc");
+    let backend = Backend::start(slow);
+    let gate = Setup::before(backend.address).start();
+    let token = Token::of("u").ai();
+    let first = in_the_background(&gate, &token);
+    eventually("the first is under way", || backend.seen().len() == 1);
+    backend.will(Reply::json("500 Internal Server Error"));
+    assert_eq!(send(&gate, &token, "GET", "d1/download", Some("k")), 500);
+    let usage = gate.usage("u?plan=free", "ai-exports");
+    assert_eq!(
+        (usage["used"].as_u64(), usage["in_flight"].as_u64()),
+        (Some(0), Some(1)),
+        "the first may still deliver"
+    );
+    release.send(()).unwrap();
+    assert_eq!(first.join().unwrap(), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 1);
+}
+
+#[test]
+fn a_screen_that_is_left_while_it_opens_opens_no_session() {
+    let (slow, release) = Reply::held(b"", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
+    let backend = Backend::start(slow);
+    let gate = Setup::before(backend.address).start();
+    let token = Token::of("u").ai().on("ios");
+    let (address, line) = (gate.address, token.line());
+    let opening =
+        std::thread::spawn(move || request(address, "POST", "/v1/designs/d1/export-screen", &[&line], b"").status);
+    eventually("it is about to open", || backend.seen().len() == 1);
+    backend.will(Reply::image());
+    assert_eq!(send(&gate, &token, "DELETE", "d1/export-screen", None), 200);
+    release.send(()).unwrap();
+    assert_eq!(opening.join().unwrap(), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 1);
+    assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 2);
+}
+
+#[test]
+fn a_reopening_that_fails_leaves_the_open_session_as_it_was() {
+    let (backend, gate) = stage();
+    let token = Token::of("u").ai().on("ios");
+    assert_eq!(send(&gate, &token, "POST", "d1/export-screen", None), 200);
+    backend.will(Reply::json("503 Service Unavailable"));
+    assert_eq!(send(&gate, &token, "POST", "d1/export-screen", None), 503);
+    backend.will(Reply::image());
+    assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 1);
+}
+
+#[test]
+fn an_app_that_names_its_sessions_has_one_for_each_name() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__SESSIONS__HEADER", "x-export-session").start();
+    let token = Token::of("u").ai().on("ios").plan("max").line();
+    let send = |method: &str, what: &str, session: &str| {
+        let session = format!("x-export-session: {session}");
+        let lines = if session.ends_with(' ') { vec![token.as_str()] } else { vec![token.as_str(), &session] };
+        request(gate.address, method, &format!("/v1/designs/d1/{what}"), &lines, b"").status
+    };
+    let used = |expected: u64, why: &str| assert_eq!(gate.used("u", "ai-exports"), expected, "{why}");
+    assert_eq!((send("POST", "export-screen", "phone"), send("POST", "export-screen", "tablet")), (200, 200));
+    used(2, "two screens");
+    assert_eq!((send("POST", "share", "phone"), send("POST", "share", "tablet")), (200, 200));
+    used(2, "each covers its own");
+    assert_eq!(send("DELETE", "export-screen", "phone"), 200);
+    assert_eq!((send("POST", "share", "tablet"), send("POST", "share", "phone")), (200, 200));
+    used(3, "the phone's is left, the tablet's is open");
+    assert_eq!(send("POST", "share", ""), 200);
+    used(4, "no name is another name");
+    let two = [token.as_str(), "x-export-session: a", "x-export-session: b"];
+    assert_eq!(request(gate.address, "POST", "/v1/designs/d1/share", &two, b"").status, 400);
+}
+
+#[test]
+fn a_session_covers_one_version_of_a_design_where_it_is_known() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address)
+        .replacing("# trusted_hops = [\"10.0.0.0/8\"]", "trusted_hops = [\"127.0.0.1\"]")
+        .replacing("# version_header = \"x-design-version\"", "version_header = \"x-design-version\"")
+        .start();
+    let token = Token::of("u").ai().on("ios").plan("max");
+    let versioned = |version: u32| token.clone().with("design_version", serde_json::json!(version));
+    assert_eq!(send(&gate, &versioned(1), "POST", "d1/export-screen", None), 200);
+    assert_eq!(send(&gate, &versioned(1), "POST", "d1/share", None), 200);
+    assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200, "unknown this time");
+    assert_eq!(gate.used("u", "ai-exports"), 1);
+    assert_eq!(send(&gate, &versioned(2), "POST", "d1/share", None), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 2, "edited meanwhile");
+    let gate = gate.restart();
+    let lines = [&*token.line(), "x-design-version: 3"];
+    assert_eq!(request(gate.address, "POST", "/v1/designs/d1/share", &lines, b"").status, 200);
+    assert_eq!(gate.used("u", "ai-exports"), 3, "by the header of a trusted hop, and after a restart");
+    assert_eq!(send(&gate, &versioned(1), "POST", "d1/share", None), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 3);
 }
