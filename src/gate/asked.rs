@@ -15,7 +15,7 @@ use super::resume::{Target, asks_for_a_part};
 use super::upload::{ReadAheadError, Upload};
 use crate::identity::Caller;
 use crate::ledger::{ChargeRequest, Representation};
-use crate::policy::{BadCost, Demand, Export, Found, Misread, PlanId, Undecided, cost};
+use crate::policy::{BadCost, Demand, Export, Found, MeterId, Misread, PlanId, Undecided, cost};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// The longest key or session name that is accepted.
@@ -38,23 +38,25 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// The same for the ledger. `answered`: the backend's answer is there, and is the rest of this file if it names one.
-    pub(super) fn request(&self, answered: Option<Option<Representation>>) -> ChargeRequest<'_> {
-        let made = answered.is_some();
+    /// The same for the ledger.
+    pub(super) fn request(&self) -> ChargeRequest<'_> {
         ChargeRequest {
             version: self.version.as_ref(),
             retry: self.retry.clone(),
-            resume: self.part_of.clone().zip(answered.flatten()),
             shadow: self.shadow,
-            made,
             ..ChargeRequest::new(&self.user, self.plan, &self.session, &self.demands)
         }
     }
 
-    /// Whether an earlier charge may cover it as the rest of a download: only the answer tells.
-    pub(super) fn may_resume(&self, gate: &Gate) -> bool {
-        let part_of = self.part_of.as_ref();
-        part_of.is_some_and(|what| gate.parts.ledger.may_resume(&self.user, what, &self.demands))
+    /// The same once the backend has answered: with the rest of a file, if the answer names one. It was degraded by these meters.
+    pub(super) fn answered<'a>(&'a self, rest: Option<Representation>, degraded: &'a [MeterId]) -> ChargeRequest<'a> {
+        ChargeRequest { resume: self.part_of.clone().zip(rest), made: Some(degraded), ..self.request() }
+    }
+
+    /// Whether an earlier charge may cover it as the rest of a download: only the answer tells. If so, the meters that it must be
+    /// degraded by.
+    pub(super) fn may_resume(&self, gate: &Gate) -> Option<SmallVec<[MeterId; 2]>> {
+        gate.parts.ledger.may_resume(&self.user, self.part_of.as_ref()?, &self.demands)
     }
 }
 

@@ -1,9 +1,16 @@
 //! Files that leave on paths that no route knows: exports that nobody counts, if they are exports.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use http::Method;
+use http::{HeaderValue, Method, Request, Response, Uri};
+use http_body::Body;
+
+use super::answers::{Asker, REQUEST_ID};
+use super::body::GateBody;
+use super::delivery::looks_like_an_export;
+use super::layer::{Gate, UnclassifiedFiles};
+use super::refusal::Refusal;
 
 /// How many patterns are remembered; what comes after them is only counted.
 const MOST_PATTERNS: usize = 256;
@@ -30,6 +37,37 @@ impl Leaks {
             add = advice(method, &pattern),
             "a file has left on a path that no route knows: it was not counted"
         );
+    }
+}
+
+/// A request that matches no route, until its answer says whether it carries a file.
+pub(super) struct Unclassified {
+    gate: Arc<Gate>,
+    method: Method,
+    uri: Uri,
+    request_id: Option<HeaderValue>,
+}
+
+impl Unclassified {
+    pub(super) fn of<B>(gate: &Arc<Gate>, request: &Request<B>) -> Self {
+        let request_id = request.headers().get(REQUEST_ID).cloned();
+        Self { gate: gate.clone(), method: request.method().clone(), uri: request.uri().clone(), request_id }
+    }
+
+    /// Reports a file, and keeps it back if that is wanted.
+    pub(super) fn look_at<R: Body>(self, answer: Response<R>) -> Response<GateBody<R>> {
+        let (head, body) = answer.into_parts();
+        if self.method == Method::HEAD || !looks_like_an_export(&head, body.is_end_stream()) {
+            return Response::from_parts(head, GateBody::forwarded(body));
+        }
+        self.gate.metrics.unclassified_file();
+        self.gate.leaks.report(&self.method, self.uri.path());
+        let options = &self.gate.parts.options;
+        if options.unclassified_files == UnclassifiedFiles::Observe || options.shadow {
+            return Response::from_parts(head, GateBody::forwarded(body));
+        }
+        let asker = Asker::with_id(self.request_id);
+        self.gate.refuse(&Refusal::Unclassified, &asker).map(GateBody::own)
     }
 }
 

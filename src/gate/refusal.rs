@@ -94,6 +94,7 @@ impl Refusal {
             Outcome::UnknownPlan => Outcome::WouldBeUnknownPlan,
             Outcome::MissingClaim => Outcome::WouldBeMissingClaim,
             Outcome::UnknownDesign => Outcome::WouldBeUnknownDesign,
+            Outcome::BadCost if matches!(self, Self::BodyTooLong) => Outcome::WouldBeBadCost,
             Outcome::LedgerUnavailable => Outcome::Uncharged,
             _ => return None,
         })
@@ -129,6 +130,8 @@ pub enum Outcome {
     WouldBeMissingClaim,
     /// See [`Refusal::UnknownDesign`]; admitted while nothing is enforced.
     WouldBeUnknownDesign,
+    /// See [`Refusal::BodyTooLong`]; admitted while nothing is enforced.
+    WouldBeBadCost,
     /// An export that no limit counts.
     Unlimited,
     /// An export that no limit could refuse, forwarded while the ledger cannot charge.
@@ -161,7 +164,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Unmatched,
         Self::NotAnExport,
         Self::Uncounted,
@@ -175,6 +178,7 @@ impl Outcome {
         Self::WouldBeUnknownPlan,
         Self::WouldBeMissingClaim,
         Self::WouldBeUnknownDesign,
+        Self::WouldBeBadCost,
         Self::Unlimited,
         Self::Uncharged,
         Self::Misread,
@@ -215,7 +219,8 @@ impl Outcome {
             | Self::WouldBeUnauthenticated
             | Self::WouldBeUnknownPlan
             | Self::WouldBeMissingClaim
-            | Self::WouldBeUnknownDesign => "would-deny",
+            | Self::WouldBeUnknownDesign
+            | Self::WouldBeBadCost => "would-deny",
             Self::Answered => "answered",
             _ => "refused",
         }
@@ -237,7 +242,7 @@ impl Outcome {
             Self::Misread => "misread",
             Self::NoDesign => "no-design",
             Self::BadIdempotencyKey => "bad-idempotency-key",
-            Self::BadCost => "bad-cost",
+            Self::BadCost | Self::WouldBeBadCost => "bad-cost",
             Self::Unauthenticated | Self::WouldBeUnauthenticated => "unauthenticated",
             Self::UnknownPlan | Self::WouldBeUnknownPlan => "unknown-plan",
             Self::MissingClaim | Self::WouldBeMissingClaim => "missing-claim",

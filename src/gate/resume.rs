@@ -3,11 +3,17 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use http::header::{CONTENT_RANGE, ETAG, LAST_MODIFIED, RANGE};
+use http::header::{ACCEPT_RANGES, CONTENT_RANGE, ETAG, LAST_MODIFIED, RANGE};
 use http::{HeaderMap, Method, StatusCode, Uri, request, response};
 
-use crate::ledger::Representation;
-use crate::policy::{Delivers, Found};
+use smallvec::SmallVec;
+
+use super::asked::Asked;
+use super::layer::Gate;
+use super::record::Record;
+use super::refusal::{Outcome, Refusal};
+use crate::ledger::{Charge, Representation};
+use crate::policy::{Delivers, Found, MeterId, RouteId};
 
 /// The address of a download, kept while the request itself goes on to the backend.
 #[derive(Debug, Clone)]
@@ -39,6 +45,51 @@ impl Target {
     }
 }
 
+/// A request for a part of a download that was charged: whether it is the rest of it, and so costs nothing, only the backend's answer
+/// tells.
+pub(super) struct Pending {
+    gate: Arc<Gate>,
+    route: RouteId,
+    asked: Asked,
+    degraded: SmallVec<[MeterId; 2]>,
+    is_counted: bool,
+}
+
+impl Pending {
+    /// A request that is to be degraded by these meters, as the download was.
+    pub(super) fn new(gate: Arc<Gate>, route: RouteId, asked: Asked, degraded: SmallVec<[MeterId; 2]>) -> Self {
+        Self { gate, route, asked, degraded, is_counted: false }
+    }
+
+    pub(super) fn degraded(&self) -> &[MeterId] {
+        &self.degraded
+    }
+
+    /// Charges what the answer delivers, unless it is the rest of what was charged before.
+    pub(super) async fn decide(
+        mut self,
+        head: &response::Parts,
+        record: &mut Record,
+    ) -> Result<Option<Charge>, Refusal> {
+        let request = self.asked.answered(rest_of(head), &self.degraded);
+        let decided = self.gate.charge(&self.asked, request, record).await;
+        let decided = decided.or_else(|refusal| self.gate.in_shadow(refusal));
+        let outcome = decided.as_ref().map_or_else(Refusal::outcome, |admitted| admitted.outcome);
+        self.gate.note(self.route, outcome, record);
+        self.is_counted = true;
+        decided.map(|admitted| admitted.charge)
+    }
+}
+
+impl Drop for Pending {
+    /// There was no answer, or nothing in it: every request has an outcome all the same.
+    fn drop(&mut self) {
+        if !self.is_counted {
+            self.gate.metrics.count(Some(self.route), Outcome::CoveredAsResume);
+        }
+    }
+}
+
 /// Whether a request may be for the rest of a file.
 pub(super) fn asks_for_a_part(head: &request::Parts, delivers: Delivers) -> bool {
     delivers == Delivers::File && head.method == Method::GET && head.headers.contains_key(RANGE)
@@ -53,6 +104,9 @@ pub(super) fn rest_of(head: &response::Parts) -> Option<Representation> {
 
 /// The file that an answer begins, if its rest could be recognised. `length` is that of the answer's body.
 pub(super) fn beginning_of(head: &response::Parts, length: Option<u64>) -> Option<Representation> {
+    if head.headers.get(ACCEPT_RANGES).is_some_and(|ranges| ranges == "none") {
+        return None;
+    }
     let length = match content_range(head) {
         Some((0, length)) => length,
         None if head.status == StatusCode::OK => length?,

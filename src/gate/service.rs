@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, request, response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, request};
 use http_body::Body;
 use http_body_util::Full;
 use pin_project_lite::pin_project;
@@ -16,16 +16,17 @@ use tower::Service;
 use super::answers::{Asker, REQUEST_ID};
 use super::asked::Asked;
 use super::body::GateBody;
-use super::delivery::{Client, Delivery, Promise, looks_like_an_export, promise};
+use super::delivery::{Client, Delivery, Promise, promise};
 use super::fields;
-use super::layer::{Gate, UnclassifiedFiles};
+use super::layer::Gate;
+use super::leaks::Unclassified;
 use super::pace::Pace;
 use super::record::Record;
 use super::refusal::{Outcome, Refusal};
-use super::resume::{Target, beginning_of, rest_of};
+use super::resume::{Pending, Target, beginning_of};
 use super::upload::Upload;
-use crate::ledger::{Admission, Charge};
-use crate::policy::{Action, Delivers, Found, Match, RouteId};
+use crate::ledger::{Admission, Charge, ChargeRequest};
+use crate::policy::{Action, Delivers, Found, Match, MeterId, RouteId};
 
 /// Below this path the gate answers itself.
 const OWN_PATH: &str = "/.export-gate/";
@@ -119,29 +120,27 @@ where
     let (mut head, mut body) = request.into_parts();
     let target = Target::of(&head, &found);
     let asked = gate.ask(&head, &mut body, &found, peer, &mut record).await;
-    let decided = match asked {
-        Ok(asked) if asked.may_resume(&gate) => Ok(Decided::OnceAnswered(asked)),
-        Ok(asked) => gate.charge(&asked, None, &mut record).await,
-        Err(refusal) => Err(refusal),
+    let resumes = asked.as_ref().ok().and_then(|asked| asked.may_resume(&gate));
+    let decided = match (asked, resumes) {
+        (Ok(asked), Some(degraded)) => Ok(Decided::OnceAnswered(Pending::new(gate.clone(), found.id, asked, degraded))),
+        (Ok(asked), None) => gate.charge(&asked, asked.request(), &mut record).await.map(Decided::Now),
+        (Err(refusal), _) => Err(refusal),
     };
     gate.metrics.decided(gate.parts.clock.monotonic().saturating_sub(arrived));
-    let (charge, pending) = match decided.or_else(|refusal| gate.in_shadow(refusal)) {
-        Ok(Decided::Admitted(outcome, charge)) => {
+    let (charge, pending) = match decided.or_else(|refusal| gate.in_shadow(refusal).map(Decided::Now)) {
+        Ok(Decided::Now(Admitted { outcome, charge })) => {
             gate.note(found.id, outcome, &mut record);
             (charge, None)
         }
-        Ok(Decided::OnceAnswered(asked)) => {
-            (None, Some(Pending { gate: gate.clone(), route: found.id, asked, is_counted: false }))
-        }
+        Ok(Decided::OnceAnswered(pending)) => (None, Some(pending)),
         Err(refusal) => {
             gate.note(found.id, refusal.outcome(), &mut record);
             record.refused(refusal.status());
             return Ok(gate.refuse(&refusal, &asker).map(GateBody::own));
         }
     };
-    if let Some(charge) = &charge {
-        gate.degrade(charge, &mut head);
-    }
+    let degraded = charge.as_ref().map(Charge::degraded).or_else(|| pending.as_ref().map(Pending::degraded));
+    gate.degrade(degraded.unwrap_or_default(), &mut head);
 
     // From here on every way out settles: an error, a client that hangs up and a panic all drop the delivery.
     let client = Client { upload: body.watch(), pace };
@@ -152,54 +151,28 @@ where
 
 /// What was decided about an export before a backend hears of it.
 enum Decided {
-    /// It goes on, with a charge if anything counts it.
-    Admitted(Outcome, Option<Charge>),
+    /// It goes on.
+    Now(Admitted),
     /// It may be the rest of a download that was charged: only the backend's answer tells.
-    OnceAnswered(Asked),
+    OnceAnswered(Pending),
 }
 
-/// An export that is decided about once its answer is there.
-struct Pending {
-    gate: Arc<Gate>,
-    route: RouteId,
-    asked: Asked,
-    is_counted: bool,
-}
-
-impl Pending {
-    /// Charges what the answer delivers, unless it is the rest of what was charged before.
-    async fn decide(mut self, head: &response::Parts, record: &mut Record) -> Result<Option<Charge>, Refusal> {
-        let decided = self.gate.charge(&self.asked, Some(head), record).await;
-        let (outcome, charge) = match decided.or_else(|refusal| self.gate.in_shadow(refusal)) {
-            Ok(Decided::Admitted(outcome, charge)) => (outcome, Ok(charge)),
-            Ok(Decided::OnceAnswered(_)) => (Outcome::CoveredAsResume, Ok(None)),
-            Err(refusal) => (refusal.outcome(), Err(refusal)),
-        };
-        self.gate.note(self.route, outcome, record);
-        self.is_counted = true;
-        charge
-    }
-}
-
-impl Drop for Pending {
-    /// There was no answer, or nothing in it: every request has an outcome all the same.
-    fn drop(&mut self) {
-        if !self.is_counted {
-            self.gate.metrics.count(Some(self.route), Outcome::CoveredAsResume);
-        }
-    }
+/// An export that goes on, with a charge if anything counts it.
+pub(super) struct Admitted {
+    pub(super) outcome: Outcome,
+    pub(super) charge: Option<Charge>,
 }
 
 impl Gate {
-    /// Charges what an export asks for; `answered` if the backend has answered it already.
-    async fn charge(
+    /// Charges what an export asks for.
+    pub(super) async fn charge(
         &self,
         asked: &Asked,
-        answered: Option<&response::Parts>,
+        request: ChargeRequest<'_>,
         record: &mut Record,
-    ) -> Result<Decided, Refusal> {
+    ) -> Result<Admitted, Refusal> {
         let policy = &self.parts.policy;
-        let admission = self.parts.ledger.charge(asked.request(answered.map(rest_of))).await;
+        let admission = self.parts.ledger.charge(request).await;
         record.counted(policy, admission.standings());
         if let Admission::Charged(charge) | Admission::Covered(_, charge) = &admission {
             record.ruled(policy, charge.degraded(), charge.would_deny());
@@ -231,25 +204,25 @@ impl Gate {
                 return Err(Refusal::OverLimit { denial: Box::new(denial), plan, abuse });
             }
         };
-        Ok(Decided::Admitted(outcome, charge))
+        Ok(Admitted { outcome, charge })
     }
 
     /// While nothing is enforced, what would be refused goes on uncharged.
-    fn in_shadow(&self, refusal: Refusal) -> Result<Decided, Refusal> {
+    pub(super) fn in_shadow(&self, refusal: Refusal) -> Result<Admitted, Refusal> {
         match refusal.in_shadow().filter(|_| self.parts.options.shadow) {
-            Some(outcome) => Ok(Decided::Admitted(outcome, None)),
+            Some(outcome) => Ok(Admitted { outcome, charge: None }),
             None => Err(refusal),
         }
     }
 
-    fn note(&self, route: RouteId, outcome: Outcome, record: &mut Record) {
+    pub(super) fn note(&self, route: RouteId, outcome: Outcome, record: &mut Record) {
         self.metrics.count(Some(route), outcome);
         record.decided(outcome);
     }
 
     /// Makes less of a request that is over a limit.
-    fn degrade(&self, charge: &Charge, head: &mut request::Parts) {
-        for meter in charge.degraded().iter().filter_map(|id| self.parts.policy.meter(*id)) {
+    fn degrade(&self, meters: &[MeterId], head: &mut request::Parts) {
+        for meter in meters.iter().filter_map(|id| self.parts.policy.meter(*id)) {
             meter.degrade.apply(&mut head.uri, &mut head.headers);
         }
     }
@@ -321,7 +294,7 @@ impl Gate {
         fields::put_degraded(headers, policy, charge.degraded());
     }
 
-    fn refuse(&self, refusal: &Refusal, asker: &Asker) -> Response<Full<Bytes>> {
+    pub(super) fn refuse(&self, refusal: &Refusal, asker: &Asker) -> Response<Full<Bytes>> {
         let parts = &self.parts;
         parts.answers.refusal(refusal, asker, &parts.policy, parts.clock.now().as_second())
     }
@@ -374,38 +347,6 @@ fn ensure_request_id(headers: &mut HeaderMap) -> HeaderValue {
     let id = HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("none"));
     headers.insert(REQUEST_ID, id.clone());
     id
-}
-
-/// A request that matches no route, until its answer says whether it carries a file.
-struct Unclassified {
-    gate: Arc<Gate>,
-    method: Method,
-    uri: Uri,
-    request_id: Option<HeaderValue>,
-}
-
-impl Unclassified {
-    fn of<B>(gate: &Arc<Gate>, request: &Request<B>) -> Self {
-        let request_id = request.headers().get(REQUEST_ID).cloned();
-        Self { gate: gate.clone(), method: request.method().clone(), uri: request.uri().clone(), request_id }
-    }
-
-    /// Reports a file, and keeps it back if that is wanted.
-    fn look_at<R: Body>(self, answer: Response<R>) -> Response<GateBody<R>> {
-        let (head, body) = answer.into_parts();
-        if self.method == Method::HEAD || !looks_like_an_export(&head, body.is_end_stream()) {
-            return Response::from_parts(head, GateBody::forwarded(body));
-        }
-        self.gate.metrics.unclassified_file();
-        self.gate.leaks.report(&self.method, self.uri.path());
-        match self.gate.parts.options.unclassified_files {
-            UnclassifiedFiles::Observe => Response::from_parts(head, GateBody::forwarded(body)),
-            UnclassifiedFiles::Refuse => {
-                let asker = Asker::with_id(self.request_id);
-                self.gate.refuse(&Refusal::Unclassified, &asker).map(GateBody::own)
-            }
-        }
-    }
 }
 
 pin_project! {

@@ -73,10 +73,10 @@ impl<B: Body<Data = Bytes> + Unpin> Upload<B> {
         while let Some(frame) = self.body.frame().await {
             let frame = frame.map_err(|_| ReadAheadError::Broken)?;
             text.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+            self.ahead.push_back(frame);
             if text.len() > most {
                 return Err(ReadAheadError::TooLong);
             }
-            self.ahead.push_back(frame);
         }
         Ok(text.into())
     }
@@ -152,8 +152,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_is_too_long_is_not_read() {
-        assert_eq!(in_pieces().read_ahead(6).await, Err(ReadAheadError::TooLong));
+    async fn a_body_that_is_too_long_is_not_read_to_its_end() {
+        let mut upload = in_pieces();
+        assert_eq!(upload.read_ahead(6).await, Err(ReadAheadError::TooLong));
+        assert_eq!(upload.collect().await.unwrap().to_bytes(), "{\"n\":4}", "nothing of it is lost");
         let known = Upload::new(Full::<Bytes>::from("1234567")).read_ahead(6).await;
         assert_eq!(known, Err(ReadAheadError::TooLong));
     }

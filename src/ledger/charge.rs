@@ -8,8 +8,8 @@ use smallvec::SmallVec;
 
 use super::cell::Count;
 use super::counters::CounterKey;
-use super::covers::{Cover, CoverUse, Meters, Wanted};
-use super::reservation::{Booked, Place, Reservation};
+use super::covers::{Cover, CoverUse, Wanted};
+use super::reservation::{Booked, Meters, Place, Reservation};
 use super::{Ledger, MeterState, RETRY_SOON, history};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId, SessionUse, Span};
 use crate::store::{CoverKind, CoverName, Representation};
@@ -36,15 +36,15 @@ pub struct ChargeRequest<'a> {
     pub resume: Option<(Arc<str>, Representation)>,
     /// Whether no limit is enforced: what would be refused is admitted, and not booked on the meter that would refuse.
     pub shadow: bool,
-    /// Whether the image has been made already: what should have been degraded is refused.
-    pub made: bool,
+    /// If the image has been made already, the meters that it was degraded by: by another it cannot be degraded any more.
+    pub made: Option<&'a [MeterId]>,
 }
 
 impl<'a> ChargeRequest<'a> {
     /// What `demands` ask of a user, for a design.
     pub fn new(user: &'a Arc<str>, plan: PlanId, design: &'a Arc<str>, demands: &'a [Demand]) -> Self {
         let session = design;
-        Self { user, plan, demands, session, version: None, retry: None, resume: None, shadow: false, made: false }
+        Self { user, plan, demands, session, version: None, retry: None, resume: None, shadow: false, made: None }
     }
 }
 
@@ -198,8 +198,9 @@ impl Charge {
 
     /// The backend says how many images it has delivered: what was booked on `meter` is that, once it is delivered.
     pub fn report(&mut self, meter: MeterId, delivered: u32) {
-        let booked = self.own.as_ref().and_then(|own| own.booked.iter().find(|booked| booked.meter == meter));
-        let Some(cost) = booked.map(|booked| booked.cost) else { return };
+        let shared = self.covered_by.as_ref().and_then(|by| by.under_way.as_ref());
+        let mut booked = self.own.iter().chain(shared).flat_map(|reservation| &reservation.booked);
+        let Some(cost) = booked.find(|booked| booked.meter == meter).map(|booked| booked.cost) else { return };
         self.reported.push((meter, delivered));
         for standing in self.standings.iter_mut().filter(|standing| standing.meter == meter) {
             standing.count.reserved = standing.count.reserved.saturating_sub(cost).saturating_add(delivered);
@@ -286,11 +287,12 @@ impl Ledger {
         self.charge_now(request)
     }
 
-    /// Whether a delivered charge of the user covers the rest of that download, should it turn out to be it.
-    pub fn may_resume(&self, user: &Arc<str>, what: &Arc<str>, demands: &[Demand]) -> bool {
+    /// Whether a delivered charge of the user covers the rest of that download, should it turn out to be it; if so, the meters that
+    /// it must be degraded by.
+    pub fn may_resume(&self, user: &Arc<str>, what: &Arc<str>, demands: &[Demand]) -> Option<SmallVec<[MeterId; 2]>> {
         let meters: Meters = demands.iter().map(|demand| demand.meter).collect();
-        !meters.is_empty()
-            && self.covers.is_open(&cover(CoverKind::Resume, user, what), &meters, self.clock.monotonic())
+        let name = cover(CoverKind::Resume, user, what);
+        if meters.is_empty() { None } else { self.covers.peek(&name, &meters, self.clock.monotonic()) }
     }
 
     fn charge_now(self: &Arc<Self>, request: ChargeRequest<'_>) -> Admission {
@@ -304,9 +306,9 @@ impl Ledger {
 
         let covered_by = self.cover_for(&request, retry.as_ref());
         let mut standings: SmallVec<[Standing; 2]> =
-            planned.iter().map(|planned| self.standing(planned, time.as_second())).collect();
+            planned.iter().map(|planned| self.standing(planned, time.as_second(), request.shadow)).collect();
         let rulings: SmallVec<[Ruling; 2]> =
-            standings.iter().map(|standing| rule(standing, covered_by.as_ref(), &request)).collect();
+            standings.iter().map(|standing| rule(standing, covered_by.as_ref(), request.made)).collect();
         let with = |wanted: Ruling| {
             let all = standings.iter().zip(&rulings).filter(move |(_, ruling)| **ruling == wanted);
             all.map(|(standing, _)| *standing)
@@ -407,8 +409,9 @@ impl Ledger {
         retry.and_then(|retry| self.covers.take(retry, wanted)).or_else(by_resume).or_else(by_session)
     }
 
-    fn standing(&self, planned: &Planned<'_>, now: i64) -> Standing {
-        let Demand { meter, on_exceed, shadow, limit, cost, .. } = *planned.demand;
+    fn standing(&self, planned: &Planned<'_>, now: i64, shadow: bool) -> Standing {
+        let Demand { meter, on_exceed, limit, cost, .. } = *planned.demand;
+        let shadow = shadow || planned.demand.shadow;
         let history::Standing { count, resets_at, window } = match planned.spot {
             Spot::Counter { key, span } => {
                 history::Standing { count: self.counters.count(key), resets_at: span.end, window: span.seconds() }
@@ -566,17 +569,18 @@ fn cover(kind: CoverKind, user: &Arc<str>, what: &Arc<str>) -> CoverName {
 }
 
 /// Decides about one demand; deny beats degrade.
-fn rule(standing: &Standing, covered_by: Option<&CoverUse>, request: &ChargeRequest<'_>) -> Ruling {
+fn rule(standing: &Standing, covered_by: Option<&CoverUse>, made: Option<&[MeterId]>) -> Ruling {
     match covered_by {
         Some(by) if by.meters.contains(&standing.meter) => return Ruling::Covered,
         Some(by) if by.degraded.contains(&standing.meter) => return Ruling::Degrade,
         _ => {}
     }
     match standing.on_exceed {
+        _ if made.is_some_and(|degraded| degraded.contains(&standing.meter)) => Ruling::Degrade,
         _ if standing.why_not().is_none() => Ruling::Book,
         OnExceed::Observe => Ruling::Book,
-        _ if standing.shadow || request.shadow => Ruling::WouldDeny,
-        OnExceed::Degrade if !request.made => Ruling::Degrade,
+        _ if standing.shadow => Ruling::WouldDeny,
+        OnExceed::Degrade if made.is_none() => Ruling::Degrade,
         OnExceed::Degrade | OnExceed::Deny => Ruling::Refuse,
     }
 }

@@ -6,18 +6,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dashmap::DashMap;
-use smallvec::SmallVec;
-
-use super::reservation::Reservation;
+use super::reservation::{Meters, Reservation};
 use crate::policy::MeterId;
 use crate::store::{CoverKind, CoverName, Representation};
+use dashmap::DashMap;
 
 /// How many covers of a kind a user can have.
 pub(super) const MOST_OF_A_KIND: usize = 64;
-
-/// A few meters.
-pub(super) type Meters = SmallVec<[MeterId; 2]>;
 
 /// A charge that covers later requests.
 #[derive(Debug, Clone)]
@@ -128,12 +123,12 @@ impl Covers {
         Some(CoverUse { name: name.clone(), meters, degraded, under_way, serial: cover.serial })
     }
 
-    /// Whether there is an open cover of that name for all of these meters.
-    pub(super) fn is_open(&self, name: &CoverName, meters: &[MeterId], now: Duration) -> bool {
-        self.by_user.get_mut(&name.user).is_some_and(|mut of_user| {
-            let cover = of_user.find(name.kind, &name.what);
-            cover.is_some_and(|cover| cover.ends() > now && meters.iter().all(|meter| cover.meters.contains(meter)))
-        })
+    /// If there is an open cover of that name for all of these meters: those of them that it degrades by.
+    pub(super) fn peek(&self, name: &CoverName, meters: &[MeterId], now: Duration) -> Option<Meters> {
+        let mut of_user = self.by_user.get_mut(&name.user)?;
+        let cover = of_user.find(name.kind, &name.what).filter(|cover| cover.ends() > now)?;
+        let holds = meters.iter().all(|meter| cover.meters.contains(meter) || cover.degraded.contains(meter));
+        holds.then(|| cover.degraded.clone())
     }
 
     /// The file was not delivered.

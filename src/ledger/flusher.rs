@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cell::Count;
-use super::covers::{Cover, Meters};
+use super::covers::Cover;
 use super::history;
-use super::reservation::Place;
+use super::reservation::{Meters, Place};
 use super::unflushed::Unflushed;
 use super::{KEEP_CLOSED_WINDOWS, Ledger, MeterState, Options};
 use crate::policy::{PlanId, Span};
@@ -129,7 +129,7 @@ fn forget_before(ledger: &Ledger, done_at: &mut Option<Duration>) -> Option<i64>
     *done_at = Some(now);
     let before = ledger.clock.now().as_second() - KEEP_CLOSED_WINDOWS.as_secs() as i64;
     ledger.counters.forget_before(before);
-    ledger.histories.forget_before(before);
+    ledger.histories.forget_before(before - ledger.longest_history());
     Some(before)
 }
 

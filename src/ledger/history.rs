@@ -101,7 +101,7 @@ impl Histories {
         history.plan = history.plan.or(plan);
     }
 
-    /// Drops histories that nothing has been added to for long. Shard by shard, a few times a day.
+    /// Drops histories of which no slot has begun since. Shard by shard, a few times a day.
     pub(super) fn forget_before(&self, time: i64) {
         let is_kept = |slot: &Slot| slot.reserved > 0 || slot.start >= time;
         self.by_subject.retain(|_, history| history.slots.iter().any(is_kept));

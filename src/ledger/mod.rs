@@ -204,6 +204,12 @@ impl Ledger {
         *current = trouble;
     }
 
+    /// The longest window that a subject's own charges start, in seconds.
+    fn longest_history(&self) -> i64 {
+        let own = self.meters.iter().filter(|meter| meter.window.starts_with_subject());
+        own.map(|meter| history::span(&meter.window, 0).seconds()).max().unwrap_or(0)
+    }
+
     fn meter(&self, id: MeterId) -> Option<&MeterState> {
         self.meters.get(usize::from(id.0))
     }

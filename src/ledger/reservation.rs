@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use smallvec::SmallVec;
 
 use super::counters::CounterKey;
-use super::covers::Meters;
 use crate::policy::{MeterId, Span, Subject};
 use crate::store::CoverName;
+
+/// A few meters.
+pub(super) type Meters = SmallVec<[MeterId; 2]>;
 
 /// What was booked, and what it opens once it is delivered.
 #[derive(Debug)]

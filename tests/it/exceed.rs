@@ -50,7 +50,8 @@ fn in_shadow_mode_nobody_is_refused_and_everything_is_reported() {
     let gate = Setup::before(backend.address).replacing("mode = \"off\"", "mode = \"on\"").start();
     let token = Token::of("u").ai();
     for _ in 0..4 {
-        assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 200);
+        let answer = get(gate.address, DOWNLOAD, &[&token.line()]);
+        assert_eq!((answer.status, answer.header("ratelimit")), (200, None), "no client shall hold back");
     }
     assert_eq!(gate.used("u", "ai-exports"), 2, "what would be refused is not counted");
     assert_eq!((outcome(&gate, "admitted", "charged"), outcome(&gate, "would-deny", "over-limit")), (2.0, 2.0));
@@ -191,4 +192,36 @@ fn a_claim_can_be_whom_it_counts_for_and_without_it_an_export_is_refused_with_40
     let exports = own["meters"].as_array().unwrap().iter().find(|meter| meter["meter"] == "exports").unwrap().clone();
     assert_eq!((&exports["used"], &exports["subject"]["id"]), (&json!(2), &json!("7")));
     assert_eq!(request(gate.address, "PUT", "/v1/designs/d1", &[], b"").status, 200, "a save asks for nothing");
+}
+
+#[test]
+fn in_shadow_mode_a_body_that_is_too_long_to_be_read_goes_on_whole() {
+    let backend = backend();
+    let setup = Setup::example("c-batches-of-a-team", backend.address);
+    let body = format!(r#"{{"images":1,"x":"{}"}}"#, "x".repeat(70_000));
+    let token = Token::of("u").plan("starter").with("team", json!("acme")).line();
+    let send = |gate: &Gate| request(gate.address, "POST", "/v1/designs/d1/batch", &[&token], body.as_bytes()).status;
+    assert_eq!(send(&setup.start()), 413);
+    assert!(backend.seen().is_empty());
+    assert_eq!(send(&setup.set("EXPORT_GATE__SHADOW__MODE", "on").start()), 200);
+    assert_eq!(backend.last().body, body.as_bytes());
+}
+
+#[test]
+fn the_rest_of_a_download_that_was_charged_and_degraded_is_covered_and_degraded() {
+    let tag = "etag: \"a\"";
+    let backend = Backend::start(Reply::with("200 OK", &[tag], b"0123456789"));
+    let degrade = "counts = { ai = true }\nwindow = { calendar = \"week\" }\non_exceed = \"degrade\"\n\
+                   degrade = { set_query = { watermark = \"1\" } }\nlimits = { free = 0, pro = 0, max = 0 }";
+    let gate = with_meter(&backend, "unmarked", degrade).start();
+    let token = Token::of("u").ai().line();
+    let send = || get(gate.address, DOWNLOAD, &[&token, "range: bytes=0-"]);
+    assert_eq!((send().status, send().status, send().status), (200, 200, 429));
+    for (answer_tag, status) in [(tag, 206), ("etag: \"b\"", 429)] {
+        backend.will(Reply::with("206 Partial Content", &[answer_tag, "content-range: bytes 5-9/10"], b"56789"));
+        let rest = send();
+        assert_eq!(rest.status, status);
+        assert_eq!(backend.last().line, format!("GET {DOWNLOAD}?watermark=1 HTTP/1.1"));
+    }
+    assert_eq!((gate.used("u", "ai-exports"), gate.used("u", "unmarked")), (2, 0));
 }

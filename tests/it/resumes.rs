@@ -155,3 +155,20 @@ fn a_range_request_with_another_method_is_an_export_like_any_other() {
     assert_eq!(request(gate.address, "POST", DOWNLOAD, &[&token, "range: bytes=5-7"], b"").status, 206);
     assert_eq!(gate.used("u", "exports"), 2);
 }
+
+#[test]
+fn the_rest_of_a_degraded_download_is_degraded_as_it_was() {
+    let backend = Backend::start(whole(TAG));
+    let gate = Setup::example("b-watermark-and-seats", backend.address)
+        .set("EXPORT_GATE__METERS__EXPORTS__LIMITS__FREE", "0")
+        .start();
+    let token = Token::of("u");
+    let marked = format!("GET {DOWNLOAD}?watermark=1 HTTP/1.1");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).header("export-degraded"), Some("\"exports\""));
+    assert_eq!(backend.last().line, marked);
+    backend.will(part(TAG, "bytes 5-7/10"));
+    let rest = range(&gate, &token);
+    assert_eq!((rest.status, rest.header("export-degraded")), (206, Some("\"exports\"")));
+    assert_eq!(backend.last().line, marked);
+    assert_eq!(gate.usage("u?plan=free", "exports")["used"], 0);
+}
