@@ -25,3 +25,4 @@ mod resumes;
 mod sessions;
 mod support;
 mod table;
+mod windows;
