@@ -401,8 +401,14 @@ impl Ledger {
             self.covers.take(&cover(CoverKind::Resume, request.user, what), Wanted { file: Some(file), ..wanted })
         };
         let by_session = || {
-            request.demands.iter().find(|demand| demand.session == SessionUse::Covered)?;
-            self.covers.take(&cover(CoverKind::Session, request.user, request.session), wanted)
+            // What else the opening has booked, on meters without sessions, counts each export.
+            let covered = request.demands.iter().filter(|demand| demand.session == SessionUse::Covered);
+            let meters: Meters = covered.map(|demand| demand.meter).collect();
+            let session = cover(CoverKind::Session, request.user, request.session);
+            let mut by = self.covers.take(&session, Wanted { meters: &meters, ..wanted })?;
+            by.meters.retain(|meter| meters.contains(meter));
+            by.degraded.retain(|meter| meters.contains(meter));
+            Some(by)
         };
         retry.and_then(|retry| self.covers.take(retry, wanted)).or_else(by_resume).or_else(by_session)
     }

@@ -219,6 +219,17 @@ async fn a_cover_holds_for_the_meters_that_its_charge_booked() {
     assert_eq!(used(&ledger, "u"), [(1, 0), (1, 0)]);
 }
 
+#[tokio::test]
+async fn a_session_covers_only_meters_that_have_sessions() {
+    let (ledger, _) = ledger(2);
+    // The opening delivers the file, so the meter without sessions counts it too, and each file after it.
+    let opening = [Demand { session: SessionUse::Opens, ..demand(0, 10) }, demand(1, 10)];
+    let sharing = [Demand { session: SessionUse::Covered, ..demand(0, 10) }, demand(1, 10)];
+    assert!(delivered(charge(&ledger, "u", &opening).await));
+    assert!(delivered(charge(&ledger, "u", &sharing).await));
+    assert_eq!(used(&ledger, "u"), [(1, 0), (2, 0)]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_group_is_written_every_interval_and_a_failed_one_is_written_again() {
     let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock()), Disk::default());
