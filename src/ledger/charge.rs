@@ -198,8 +198,9 @@ impl Charge {
 
     /// The backend says how many images it has delivered: what was booked on `meter` is that, once it is delivered.
     pub fn report(&mut self, meter: MeterId, delivered: u32) {
-        let booked = self.own.as_ref().and_then(|own| own.booked.iter().find(|booked| booked.meter == meter));
-        let Some(cost) = booked.map(|booked| booked.cost) else { return };
+        let shared = self.covered_by.as_ref().and_then(|by| by.under_way.as_ref());
+        let mut booked = self.own.iter().chain(shared).flat_map(|reservation| &reservation.booked);
+        let Some(cost) = booked.find(|booked| booked.meter == meter).map(|booked| booked.cost) else { return };
         self.reported.push((meter, delivered));
         for standing in self.standings.iter_mut().filter(|standing| standing.meter == meter) {
             standing.count.reserved = standing.count.reserved.saturating_sub(cost).saturating_add(delivered);

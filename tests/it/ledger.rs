@@ -57,6 +57,15 @@ async fn charge(ledger: &Arc<Ledger>, user: &str, demands: &[Demand]) -> Admissi
     ledger.charge(ChargeRequest::new(&user, PLAN, &design, &demands)).await
 }
 
+/// An export of one user under one `Idempotency-Key`.
+async fn retried(ledger: &Arc<Ledger>, demand: &Demand) -> Admission {
+    let (user, design): (Arc<str>, Arc<str>) = ("u".into(), "d1".into());
+    let demands = std::slice::from_ref(demand);
+    ledger
+        .charge(ChargeRequest { retry: Some("key".into()), ..ChargeRequest::new(&user, PLAN, &design, demands) })
+        .await
+}
+
 fn delivered(admission: Admission) -> bool {
     match admission {
         Admission::Charged(charge) | Admission::Covered(_, charge) => {
@@ -228,6 +237,18 @@ async fn a_session_covers_only_meters_that_have_sessions() {
     assert!(delivered(charge(&ledger, "u", &opening).await));
     assert!(delivered(charge(&ledger, "u", &sharing).await));
     assert_eq!(used(&ledger, "u"), [(1, 0), (2, 0)]);
+}
+
+#[tokio::test]
+async fn the_report_of_the_retry_that_delivers_a_shared_charge_counts() {
+    let (ledger, _) = ledger(1);
+    let batch = Demand { cost: 3, ..demand(0, 10) };
+    let Admission::Charged(first) = retried(&ledger, &batch).await else { panic!() };
+    let Admission::Covered(_, mut second) = retried(&ledger, &batch).await else { panic!() };
+    first.settle(Settlement::Void);
+    second.report(MeterId(0), 1);
+    second.settle(Settlement::Delivered);
+    assert_eq!(used(&ledger, "u"), [(1, 0)]);
 }
 
 #[tokio::test(start_paused = true)]
