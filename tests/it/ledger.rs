@@ -251,6 +251,58 @@ async fn the_report_of_the_retry_that_delivers_a_shared_charge_counts() {
     assert_eq!(used(&ledger, "u"), [(1, 0)]);
 }
 
+#[tokio::test]
+async fn the_first_delivery_under_a_key_is_no_further_one_whichever_request_makes_it() {
+    let (ledger, _) = ledger(1);
+    let Admission::Charged(first) = retried(&ledger, &demand(0, 10)).await else { panic!() };
+    let Admission::Covered(_, second) = retried(&ledger, &demand(0, 10)).await else { panic!() };
+    first.settle(Settlement::Void);
+    second.settle(Settlement::Delivered);
+    for expected in [1, 1, 2] {
+        assert!(delivered(retried(&ledger, &demand(0, 10)).await));
+        assert_eq!(used(&ledger, "u"), [(expected, 0)]);
+    }
+}
+
+#[tokio::test]
+async fn a_key_covers_no_more_deliveries_because_another_charge_has_used_it_meanwhile() {
+    let (ledger, _) = ledger(1);
+    let mut under_way = Vec::new();
+    for _ in 0..3 {
+        under_way.push(retried(&ledger, &demand(0, 10)).await);
+    }
+    // The fourth is not covered: it takes the key over, and comes to nothing.
+    let Admission::Charged(fourth) = retried(&ledger, &demand(0, 10)).await else { panic!() };
+    for request in under_way {
+        assert!(delivered(request));
+    }
+    fourth.settle(Settlement::Void);
+    assert_eq!(used(&ledger, "u"), [(1, 0)]);
+    assert!(matches!(retried(&ledger, &demand(0, 10)).await, Admission::Charged(_)), "three were delivered for it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_was_given_back_to_its_cover_is_there_after_a_restart() {
+    let (clock, disk) = (clock(), Disk::default());
+    let start = || Ledger::new(&policy(1), Options::default(), clock.clone());
+    let ledger = start();
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let flusher = tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
+    settled(|| ledger.availability().is_ok()).await;
+    assert!(delivered(retried(&ledger, &demand(0, 10)).await));
+    let held = retried(&ledger, &demand(0, 10)).await;
+    assert!(delivered(retried(&ledger, &demand(0, 10)).await));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    drop(held);
+    drop(end);
+    assert_eq!(flusher.await.unwrap(), Ok(()));
+
+    let ledger = start();
+    tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), std::future::pending()));
+    settled(|| ledger.availability().is_ok()).await;
+    assert!(matches!(retried(&ledger, &demand(0, 10)).await, Admission::Covered(..)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_group_is_written_every_interval_and_a_failed_one_is_written_again() {
     let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock()), Disk::default());
