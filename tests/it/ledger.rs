@@ -475,7 +475,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 
 /// A store in memory that can break.
 #[derive(Debug, Default, Clone)]
-struct Disk(Arc<std::sync::Mutex<DiskState>>);
+pub(super) struct Disk(Arc<std::sync::Mutex<DiskState>>);
 
 #[derive(Debug, Default)]
 struct DiskState {
