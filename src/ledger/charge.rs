@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use smallvec::SmallVec;
 
-use super::cell::Count;
+use super::Count;
 use super::counters::CounterKey;
 use super::covers::{Cover, CoverUse, Meters, Wanted};
 use super::reservation::{Booked, Place, Reservation};

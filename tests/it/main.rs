@@ -16,6 +16,7 @@ mod identity;
 mod layer;
 mod ledger;
 mod limits;
+mod loom;
 mod model;
 mod nginx;
 mod operators;
