@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use smallvec::SmallVec;
 
-use super::cell::Count;
+use super::Count;
 use super::counters::CounterKey;
 use super::covers::{Cover, CoverUse, Wanted};
 use super::reservation::{Booked, Meters, Place, Reservation};
@@ -225,10 +225,17 @@ impl Charge {
         let shared = self.covered_by.as_ref().and_then(|by| by.under_way.clone());
         for reservation in self.own.clone().into_iter().chain(shared) {
             match settlement {
-                Settlement::Delivered if reservation.deliver() => ledger.deliver(&reservation, self),
+                Settlement::Delivered => {
+                    if let Some(others) = reservation.deliver() {
+                        ledger.deliver(&reservation, others, self);
+                    }
+                }
                 Settlement::Void if reservation.give_up() => ledger.void(&reservation, &self.user),
-                Settlement::Delivered | Settlement::Void => {}
+                Settlement::Void => {}
             }
+        }
+        if let (Settlement::Void, Some(own)) = (settlement, &self.own) {
+            ledger.hand_over(own);
         }
         if let Some(by) = self.covered_by.take() {
             ledger.settle_cover(by, settlement);
@@ -403,8 +410,14 @@ impl Ledger {
             self.covers.take(&cover(CoverKind::Resume, request.user, what), Wanted { file: Some(file), ..wanted })
         };
         let by_session = || {
-            request.demands.iter().find(|demand| demand.session == SessionUse::Covered)?;
-            self.covers.take(&cover(CoverKind::Session, request.user, request.session), wanted)
+            // What else the opening has booked, on meters without sessions, counts each export.
+            let covered = request.demands.iter().filter(|demand| demand.session == SessionUse::Covered);
+            let meters: Meters = covered.map(|demand| demand.meter).collect();
+            let session = cover(CoverKind::Session, request.user, request.session);
+            let mut by = self.covers.take(&session, Wanted { meters: &meters, ..wanted })?;
+            by.meters.retain(|meter| meters.contains(meter));
+            by.degraded.retain(|meter| meters.contains(meter));
+            Some(by)
         };
         retry.and_then(|retry| self.covers.take(retry, wanted)).or_else(by_resume).or_else(by_session)
     }
@@ -453,7 +466,7 @@ impl Ledger {
             self.covers.opening(request.user, &session.what, own.serial);
         }
         if let Some(retry) = &own.retry {
-            let cover = Cover { under_way: Some(own.clone()), ..self.retry_cover(&own) };
+            let cover = Cover { under_way: Some(own.clone()), ..self.retry_cover(&own, 0) };
             if let Some(surplus) = self.covers.open(retry, cover) {
                 let digest = self.digests.of(&surplus);
                 self.unflushed().changed(digest, surplus);
@@ -462,7 +475,8 @@ impl Ledger {
         own
     }
 
-    fn retry_cover(&self, of: &Reservation) -> Cover {
+    /// The cover of retries, of which as many as `others` are under way.
+    fn retry_cover(&self, of: &Reservation, others: u32) -> Cover {
         Cover {
             serial: of.serial,
             meters: of.meters(),
@@ -470,15 +484,15 @@ impl Ledger {
             // The time runs from the delivery; until then it is as long as it takes.
             until: Duration::MAX,
             idle_until: None,
-            files_left: self.options.retry_deliveries,
+            files_left: self.options.retry_deliveries.saturating_sub(others),
             version: None,
             file: None,
             under_way: None,
         }
     }
 
-    /// A charge was delivered by `charge`, the first of those who share it.
-    fn deliver(&self, of: &Reservation, charge: &Charge) {
+    /// A charge was delivered by `charge`, the first of those who share it; `others` of them are still under way.
+    fn deliver(&self, of: &Reservation, others: u32, charge: &Charge) {
         for booked in &of.booked {
             let reported = charge.reported.iter().find(|(meter, _)| *meter == booked.meter);
             self.settle_count(booked, reported.map_or(booked.cost, |(_, delivered)| *delivered));
@@ -501,16 +515,16 @@ impl Ledger {
         {
             let files_left = self.options.session_files;
             let idle_until = self.options.session_idle.map(|idle| now.saturating_add(idle));
-            let cover = Cover { files_left, idle_until, version: version.clone(), ..self.retry_cover(of) };
+            let cover = Cover { files_left, idle_until, version: version.clone(), ..self.retry_cover(of, others) };
             open(session, self.options.session_max, cover);
         }
         if let Some(retry) = &of.retry {
-            open(retry, self.options.retry_window, self.retry_cover(of));
+            open(retry, self.options.retry_window, self.retry_cover(of, others));
         }
         if let Some((what, file)) = &charge.resumable
             && !of.booked.is_empty()
         {
-            let cover = Cover { file: Some(file.clone()), files_left: 1, ..self.retry_cover(of) };
+            let cover = Cover { file: Some(file.clone()), files_left: 1, ..self.retry_cover(of, others) };
             open(&self::cover(CoverKind::Resume, &charge.user, what), self.options.resume_window, cover);
         }
     }
@@ -526,6 +540,16 @@ impl Ledger {
         }
         if let Some(retry) = &of.retry {
             self.covers.drop_under_way(retry, of.serial);
+            // It may have taken the place of one that the store still knows.
+            self.unflushed().changed(self.digests.of(retry), retry.clone());
+        }
+    }
+
+    /// The request that booked a charge did not deliver it. Those who share it may: the first of them needs no file of its cover.
+    fn hand_over(&self, of: &Reservation) {
+        if let Some(retry) = &of.retry {
+            self.covers.give_back(retry, of.serial);
+            self.unflushed().changed(self.digests.of(retry), retry.clone());
         }
     }
 
@@ -538,12 +562,10 @@ impl Ledger {
 
     fn settle_cover(&self, by: CoverUse, settlement: Settlement) {
         match settlement {
-            Settlement::Delivered => {
-                by.meters.iter().for_each(|meter| self.stats.covered(*meter));
-                self.unflushed().changed(self.digests.of(&by.name), by.name);
-            }
-            Settlement::Void => self.covers.give_back(&by),
+            Settlement::Delivered => by.meters.iter().for_each(|meter| self.stats.covered(*meter)),
+            Settlement::Void => self.covers.give_back(&by.name, by.serial),
         }
+        self.unflushed().changed(self.digests.of(&by.name), by.name);
     }
 
     fn slots_dropped(&self, demand: &Demand, digest: u128, starts: &[i64]) {

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 
-use super::cell::{Cell, Count};
+use super::Count;
+use super::cell::Cell;
 use crate::policy::{Span, Subject};
 
 /// Enough that two cores rarely meet in one; each costs an empty table per [`Bucket`].

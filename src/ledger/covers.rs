@@ -66,7 +66,7 @@ pub(super) struct CoverUse {
     pub(super) degraded: Meters,
     /// The charge, if it is still under way: the two end together.
     pub(super) under_way: Option<Arc<Reservation>>,
-    serial: u64,
+    pub(super) serial: u64,
 }
 
 /// All covers.
@@ -131,13 +131,13 @@ impl Covers {
         holds.then(|| cover.degraded.clone())
     }
 
-    /// The file was not delivered.
-    pub(super) fn give_back(&self, cover_use: &CoverUse) {
-        let CoverName { kind, user, what } = &cover_use.name;
+    /// The file was not delivered: it is left again, if the cover is still that of the charge with this serial.
+    pub(super) fn give_back(&self, name: &CoverName, serial: u64) {
+        let CoverName { kind, user, what } = name;
         if *kind != CoverKind::Resume
             && let Some(mut of_user) = self.by_user.get_mut(user)
             && let Some(cover) = of_user.find(*kind, what)
-            && cover.serial == cover_use.serial
+            && cover.serial == serial
         {
             cover.files_left = cover.files_left.saturating_add(1);
         }

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cell::Count;
+use super::Count;
 use super::covers::Cover;
 use super::history;
 use super::reservation::{Meters, Place};

@@ -9,8 +9,8 @@ use std::hash::BuildHasherDefault;
 use dashmap::DashMap;
 use smallvec::SmallVec;
 
+use super::Count;
 use super::KEEP_CLOSED_WINDOWS;
-use super::cell::Count;
 use super::counters::DigestHasher;
 use crate::policy::{PlanId, Span, Window};
 

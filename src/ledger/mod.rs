@@ -7,7 +7,7 @@
 //!      │ retries, resumes
 //! ```
 //!
-//! * Memory is the truth for admission. A counter is a packed word (`cell.rs`) in a map (`counters.rs`): `used`, `reserved`. Where the
+//! * Memory is the truth for admission. A counter (`count.rs`) is a packed word (`cell.rs`) in a map (`counters.rs`): `used`, `reserved`. Where the
 //!   window depends on the subject's own charges it is a short list instead (`history.rs`).
 //!   Quota remains while `used + reserved + cost <= limit`; with L left and any number of concurrent requests, exactly L are admitted.
 //! * Charges on several meters are all or nothing: the counters' stripes (`charge.rs`) are locked in order, all are checked, then all
@@ -21,6 +21,7 @@
 
 mod cell;
 mod charge;
+mod count;
 mod counters;
 mod covers;
 mod flusher;
@@ -38,18 +39,23 @@ use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 
 pub use crate::store::{CoverKind, Representation};
-pub use cell::Count;
 pub use charge::{Admission, Charge, ChargeRequest, Denial, Settlement, Standing, Why};
+pub use count::Count;
 pub use flusher::{LastFlushFailed, run};
 pub use usage::Usage;
 
 use crate::clock::Clock;
-use crate::policy::{Anchor, MeterId, Plans, Policy, Span, Window};
+use crate::policy::{Anchor, MeterId, PlanId, Plans, Policy, Span, Window};
 use counters::{Counters, Digests};
 use covers::Covers;
 use history::Histories;
 use stats::Stats;
 use unflushed::Unflushed;
+
+/// The atomics of `cell.rs`.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+}
 
 /// When to ask again while only exports under way stand in the way (counting rules, section 4 rule 1).
 const RETRY_SOON: Duration = Duration::from_secs(5);

@@ -83,12 +83,13 @@ impl Reservation {
         *state != State::Void
     }
 
-    /// One of its requests delivered; whether it was the first.
-    pub(super) fn deliver(&self) -> bool {
+    /// One of its requests delivered. If it was the first: how many others still may.
+    pub(super) fn deliver(&self) -> Option<u32> {
         let mut state = self.state();
-        let first = matches!(*state, State::UnderWay(_));
-        *state = State::Delivered;
-        first
+        match std::mem::replace(&mut *state, State::Delivered) {
+            State::UnderWay(requests) => Some(requests - 1),
+            State::Delivered | State::Void => None,
+        }
     }
 
     /// One of its requests ended without delivering; whether it was the last, and none had.

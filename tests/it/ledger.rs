@@ -57,6 +57,15 @@ async fn charge(ledger: &Arc<Ledger>, user: &str, demands: &[Demand]) -> Admissi
     ledger.charge(ChargeRequest::new(&user, PLAN, &design, &demands)).await
 }
 
+/// An export of one user under one `Idempotency-Key`.
+async fn retried(ledger: &Arc<Ledger>, demand: &Demand) -> Admission {
+    let (user, design): (Arc<str>, Arc<str>) = ("u".into(), "d1".into());
+    let demands = std::slice::from_ref(demand);
+    ledger
+        .charge(ChargeRequest { retry: Some("key".into()), ..ChargeRequest::new(&user, PLAN, &design, demands) })
+        .await
+}
+
 fn delivered(admission: Admission) -> bool {
     match admission {
         Admission::Charged(charge) | Admission::Covered(_, charge) => {
@@ -217,6 +226,81 @@ async fn a_cover_holds_for_the_meters_that_its_charge_booked() {
     assert!(delivered(charge(&ledger, "u", std::slice::from_ref(&opening)).await));
     assert!(delivered(charge(&ledger, "u", &[sharing, demand(1, 10)]).await));
     assert_eq!(used(&ledger, "u"), [(1, 0), (1, 0)]);
+}
+
+#[tokio::test]
+async fn a_session_covers_only_meters_that_have_sessions() {
+    let (ledger, _) = ledger(2);
+    // The opening delivers the file, so the meter without sessions counts it too, and each file after it.
+    let opening = [Demand { session: SessionUse::Opens, ..demand(0, 10) }, demand(1, 10)];
+    let sharing = [Demand { session: SessionUse::Covered, ..demand(0, 10) }, demand(1, 10)];
+    assert!(delivered(charge(&ledger, "u", &opening).await));
+    assert!(delivered(charge(&ledger, "u", &sharing).await));
+    assert_eq!(used(&ledger, "u"), [(1, 0), (2, 0)]);
+}
+
+#[tokio::test]
+async fn the_report_of_the_retry_that_delivers_a_shared_charge_counts() {
+    let (ledger, _) = ledger(1);
+    let batch = Demand { cost: 3, ..demand(0, 10) };
+    let Admission::Charged(first) = retried(&ledger, &batch).await else { panic!() };
+    let Admission::Covered(_, mut second) = retried(&ledger, &batch).await else { panic!() };
+    first.settle(Settlement::Void);
+    second.report(MeterId(0), 1);
+    second.settle(Settlement::Delivered);
+    assert_eq!(used(&ledger, "u"), [(1, 0)]);
+}
+
+#[tokio::test]
+async fn the_first_delivery_under_a_key_is_no_further_one_whichever_request_makes_it() {
+    let (ledger, _) = ledger(1);
+    let Admission::Charged(first) = retried(&ledger, &demand(0, 10)).await else { panic!() };
+    let Admission::Covered(_, second) = retried(&ledger, &demand(0, 10)).await else { panic!() };
+    first.settle(Settlement::Void);
+    second.settle(Settlement::Delivered);
+    for expected in [1, 1, 2] {
+        assert!(delivered(retried(&ledger, &demand(0, 10)).await));
+        assert_eq!(used(&ledger, "u"), [(expected, 0)]);
+    }
+}
+
+#[tokio::test]
+async fn a_key_covers_no_more_deliveries_because_another_charge_has_used_it_meanwhile() {
+    let (ledger, _) = ledger(1);
+    let mut under_way = Vec::new();
+    for _ in 0..3 {
+        under_way.push(retried(&ledger, &demand(0, 10)).await);
+    }
+    // The fourth is not covered: it takes the key over, and comes to nothing.
+    let Admission::Charged(fourth) = retried(&ledger, &demand(0, 10)).await else { panic!() };
+    for request in under_way {
+        assert!(delivered(request));
+    }
+    fourth.settle(Settlement::Void);
+    assert_eq!(used(&ledger, "u"), [(1, 0)]);
+    assert!(matches!(retried(&ledger, &demand(0, 10)).await, Admission::Charged(_)), "three were delivered for it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_was_given_back_to_its_cover_is_there_after_a_restart() {
+    let (clock, disk) = (clock(), Disk::default());
+    let start = || Ledger::new(&policy(1), Options::default(), clock.clone());
+    let ledger = start();
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let flusher = tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
+    settled(|| ledger.availability().is_ok()).await;
+    assert!(delivered(retried(&ledger, &demand(0, 10)).await));
+    let held = retried(&ledger, &demand(0, 10)).await;
+    assert!(delivered(retried(&ledger, &demand(0, 10)).await));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    drop(held);
+    drop(end);
+    assert_eq!(flusher.await.unwrap(), Ok(()));
+
+    let ledger = start();
+    tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), std::future::pending()));
+    settled(|| ledger.availability().is_ok()).await;
+    assert!(matches!(retried(&ledger, &demand(0, 10)).await, Admission::Covered(..)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -391,7 +475,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 
 /// A store in memory that can break.
 #[derive(Debug, Default, Clone)]
-struct Disk(Arc<std::sync::Mutex<DiskState>>);
+pub(super) struct Disk(Arc<std::sync::Mutex<DiskState>>);
 
 #[derive(Debug, Default)]
 struct DiskState {

@@ -18,6 +18,8 @@ mod layer;
 mod leaks;
 mod ledger;
 mod limits;
+mod loom;
+mod model;
 mod nginx;
 mod operators;
 mod policies;

@@ -1,0 +1,801 @@
+//! The ledger against a model of it: random sequences of operations, and after each one both must say the same.
+//!
+//! The model is naive on purpose: a list of bookings that are summed up again for every question, a list of requests, a list of
+//! covers. It shares the windows' arithmetic with the ledger and nothing else. Times are whole seconds.
+//!
+//! Sequences that failed once are run first (`model.proptest-regressions`). `PROPTEST_CASES` says how many others there are.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use export_gate::clock::{Clock, ManualClock};
+use export_gate::ledger::{Admission, Charge, ChargeRequest, CoverKind, Ledger, Options, Representation, Settlement};
+use export_gate::ledger::{Why, run};
+use export_gate::policy::{
+    Anchor, Anchored, Calendar, CalendarUnit, Demand, Limit, Meter, MeterId, OnExceed, Period, PlanId, Plans, Policy,
+    Rolling, SessionUse, Span, Subject, SubjectKind, Who, Whose, Window,
+};
+use jiff::Timestamp;
+use jiff::civil::Weekday;
+use jiff::tz::TimeZone;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+
+use super::ledger::Disk;
+
+const PLAN: PlanId = PlanId(0);
+const USERS: usize = 3;
+const DESIGNS: usize = 2;
+const METERS: usize = 6;
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
+            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/model.proptest-regressions"),
+        ))),
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn the_ledger_and_the_model_say_the_same_after_every_operation(
+        idle in prop::option::weighted(0.3, Just(Duration::from_mins(10))),
+        operations in vec(operation(), 1..=60),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(compare(idle, operations))?;
+    }
+}
+
+/// What can happen to a ledger.
+#[derive(Debug, Clone)]
+enum Operation {
+    Charge(Ask),
+    /// One of the requests under way ends.
+    End(prop::sample::Index, End),
+    Leave {
+        user: usize,
+        design: usize,
+    },
+    /// Other plans: the limits of all meters from now on.
+    Limits([u32; METERS]),
+    /// Another policy: other meters are asked for, of other subjects.
+    Policy(usize),
+    Pass(u64),
+    /// The wall clock is set back by an hour.
+    StepBack,
+    Flush,
+    Crash,
+}
+
+/// An export, as the policy at that time counts it.
+#[derive(Debug, Clone)]
+struct Ask {
+    user: usize,
+    design: usize,
+    screen: SessionUse,
+    cost: u32,
+    key: Option<u8>,
+    version: Option<u8>,
+    rest_of: Option<u8>,
+    shadow: bool,
+    made: bool,
+}
+
+#[derive(Debug, Clone)]
+enum End {
+    Deliver,
+    /// So many were delivered, says the backend.
+    Report(u32),
+    /// The rest of this file may be fetched later.
+    Resumable(u8),
+    Void,
+    Drop,
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let seconds =
+        [1, 1, 2, 2, 30, 30, 59, 60, 61, 299, 300, 600, 899, 900, 3_600, 39_600, 43_200, 86_399, 86_400, 604_800];
+    prop_oneof![
+        12 => ask().prop_map(Operation::Charge),
+        12 => (any::<prop::sample::Index>(), end()).prop_map(|(which, end)| Operation::End(which, end)),
+        1 => (0..USERS, 0..DESIGNS).prop_map(|(user, design)| Operation::Leave { user, design }),
+        1 => prop::array::uniform(0_u32..=4).prop_map(Operation::Limits),
+        1 => (0..POLICIES.len()).prop_map(Operation::Policy),
+        2 => prop::sample::select(seconds.to_vec()).prop_map(Operation::Pass),
+        1 => Just(Operation::StepBack),
+        1 => Just(Operation::Flush),
+        1 => Just(Operation::Crash),
+    ]
+}
+
+fn ask() -> impl Strategy<Value = Ask> {
+    let screen = prop_oneof![2 => Just(SessionUse::None), 1 => Just(SessionUse::Opens), 2 => Just(SessionUse::Covered)];
+    let maybe = |share: f64, of: std::ops::Range<u8>| prop::option::weighted(share, of);
+    let user = prop_oneof![6 => Just(0_usize), 1 => 1..USERS];
+    let design = prop_oneof![4 => Just(0_usize), 1 => 1..DESIGNS];
+    let what = (user, design, screen, prop_oneof![3 => Just(1_u32), 1 => 2_u32..=3]);
+    let how =
+        (maybe(0.4, 0..2), maybe(0.2, 0..2), maybe(0.2, 0..2), prop::bool::weighted(0.1), prop::bool::weighted(0.1));
+    (what, how).prop_map(|((user, design, screen, cost), (key, version, rest_of, shadow, made))| Ask {
+        user,
+        design,
+        screen,
+        cost,
+        key,
+        version,
+        rest_of,
+        shadow,
+        made,
+    })
+}
+
+fn end() -> impl Strategy<Value = End> {
+    prop_oneof![
+        5 => Just(End::Deliver),
+        1 => (0_u32..=4).prop_map(End::Report),
+        2 => (0_u8..2).prop_map(End::Resumable),
+        2 => Just(End::Void),
+        1 => Just(End::Drop),
+    ]
+}
+
+/// What the ledger counts: the windows of its meters.
+static WINDOWS: LazyLock<[Window; METERS]> = LazyLock::new(|| {
+    let utc = || TimeZone::UTC;
+    let week = CalendarUnit::Week { starts: Weekday::Monday };
+    [
+        Window::Calendar(Calendar { unit: week, zone: utc() }),
+        Window::Calendar(Calendar { unit: CalendarUnit::Day, zone: TimeZone::get("Europe/Berlin").unwrap() }),
+        Window::Rolling(Rolling { lasts: 60 }),
+        Window::Rolling(Rolling { lasts: 86_400 }),
+        Window::FirstCharge(Anchored { period: Period::Seconds(300), zone: utc() }),
+        Window::Billing(Anchored { period: Period::Months(1), zone: utc() }),
+    ]
+});
+
+const WEEK: u8 = 0;
+const DAY: u8 = 1;
+const MINUTE: u8 = 2;
+const LAST_DAY: u8 = 3;
+const FIRST_USE: u8 = 4;
+const BILLING: u8 = 5;
+
+/// Meters on which a charge can open a session.
+const WITH_SESSIONS: [u8; 3] = [WEEK, MINUTE, BILLING];
+
+/// One meter of a policy: whose use it counts, what happens over the limit, and whether it only reports that.
+type Counts = (u8, SubjectKind, OnExceed, bool);
+
+const POLICIES: [&[Counts]; 7] = {
+    use OnExceed::{Degrade, Deny, Observe};
+    use SubjectKind::{Team, User};
+    [
+        &[(WEEK, User, Deny, false)],
+        &[(WEEK, Team, Deny, false), (DAY, User, Deny, false)],
+        &[(MINUTE, User, Deny, false), (FIRST_USE, User, Deny, false)],
+        &[(BILLING, Team, Degrade, false), (WEEK, User, Deny, false), (DAY, User, Observe, false)],
+        &[(LAST_DAY, Team, Deny, false), (FIRST_USE, Team, Degrade, false), (BILLING, User, Deny, true)],
+        &[(FIRST_USE, User, Observe, false), (WEEK, User, Degrade, false)],
+        &[(MINUTE, Team, Deny, true), (LAST_DAY, User, Deny, false), (WEEK, Team, Deny, false)],
+    ]
+};
+
+/// Two share a team, and the team is named like one of them.
+fn who(user: usize) -> Who {
+    let (team, anchor) = match user {
+        0 | 1 => ("user-0", Anchor::from_number(31)),
+        _ => ("others", Anchor::from_text("2026-01-18T12:00:30Z")),
+    };
+    Who { team: Some(team.into()), billing_anchor: anchor, ..Who::user(format!("user-{user}")) }
+}
+
+fn subject(user: usize, kind: &SubjectKind) -> Subject {
+    Whose(vec![kind.clone()]).subject(&who(user)).unwrap()
+}
+
+fn file(number: u8) -> Representation {
+    Representation { validator: format!("etag \"{number}\"").into(), length: 100 }
+}
+
+/// All meters, by the kind of subject that they count: for reading the ledger.
+static BY_KIND: LazyLock<[(SubjectKind, Policy); 2]> =
+    LazyLock::new(|| [SubjectKind::User, SubjectKind::Team].map(|kind| (kind.clone(), policy(&kind))));
+
+fn policy(kind: &SubjectKind) -> Policy {
+    let meter = |(index, window): (usize, Window)| Meter {
+        subject: Whose(vec![kind.clone()]),
+        ..Meter::new(&format!("meter-{index}"), window, [Some(Limit::AtMost(1))])
+    };
+    Policy { plans: Plans::new(["free".into()]), meters: WINDOWS.iter().cloned().enumerate().map(meter).collect() }
+}
+
+fn options(idle: Option<Duration>) -> Options {
+    Options { session_idle: idle, session_files: 3, ..Options::default() }
+}
+
+const SESSION: i64 = 86_400;
+const RETRY: i64 = 15 * 60;
+const RESUME: i64 = 15 * 60;
+const SESSION_FILES: usize = 3;
+const DELIVERIES_OF_A_KEY: usize = 1 + 2;
+
+// ---- The model ----------------------------------------------------------------------------------------------------------------
+
+#[derive(Debug, Clone)]
+struct Booking {
+    charge: usize,
+    meter: u8,
+    subject: Subject,
+    /// The window it counts in; of a rolling one, the slot and when it is forgotten.
+    span: Span,
+    cost: u32,
+    /// How much was delivered; `None` while it is under way.
+    used: Option<u32>,
+}
+
+#[derive(Debug, Clone)]
+struct ModelCharge {
+    user: usize,
+    degraded: Vec<u8>,
+    opens: Option<(usize, Option<u8>)>,
+    key: Option<u8>,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    UnderWay,
+    Delivered,
+    Void,
+}
+
+#[derive(Debug, Clone)]
+struct Request {
+    /// The charge that it has booked itself.
+    own: Option<usize>,
+    /// The cover that it has taken a file of, by name and charge.
+    by: Option<(Name, usize)>,
+    /// The charge under way that it shares.
+    shares: Option<usize>,
+    state: State,
+}
+
+/// Kind, user, and which session, key or download.
+type Name = (CoverKind, usize, u8);
+
+#[derive(Debug, Clone)]
+struct Cover {
+    name: Name,
+    charge: usize,
+    meters: Vec<u8>,
+    degraded: Vec<u8>,
+    /// In monotonic seconds; `None` while its charge is under way.
+    until: Option<i64>,
+    idle_until: Option<i64>,
+    /// How many files in all, as far as files are counted.
+    files: usize,
+    version: Option<u8>,
+    file: Option<u8>,
+}
+
+/// What the store has kept of a cover: ends are wall times.
+#[derive(Debug, Clone)]
+struct Kept {
+    cover: Cover,
+    until: i64,
+    idle_until: Option<i64>,
+    files_left: usize,
+}
+
+#[derive(Debug, Default)]
+struct Model {
+    wall: i64,
+    monotonic: i64,
+    limits: [u32; METERS],
+    policy: usize,
+    idle: Option<i64>,
+    bookings: Vec<Booking>,
+    charges: Vec<ModelCharge>,
+    requests: Vec<Request>,
+    covers: Vec<Cover>,
+    /// Names of covers that have changed since the last group was written.
+    marked: Vec<Name>,
+    kept_bookings: Vec<Booking>,
+    kept_covers: Vec<Kept>,
+}
+
+/// What the ledger's answer must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answer {
+    Charged(Admitted),
+    Covered(CoverKind, Admitted),
+    Refused { why: Why, meters: Vec<u8>, retry_after: Option<u64> },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Admitted {
+    degraded: Vec<u8>,
+    would_deny: Vec<u8>,
+    booked: bool,
+    /// Used and reserved after it, meter by meter.
+    counts: Vec<(u32, u32)>,
+}
+
+impl Model {
+    fn demands(&self, ask: &Ask) -> Vec<Demand> {
+        let demand = |(meter, kind, on_exceed, shadow): &Counts| Demand {
+            meter: MeterId(*meter),
+            subject: subject(ask.user, kind),
+            anchor: who(ask.user).billing_anchor,
+            cost: ask.cost,
+            limit: self.limits[usize::from(*meter)],
+            on_exceed: *on_exceed,
+            shadow: *shadow,
+            session: if WITH_SESSIONS.contains(meter) { ask.screen } else { SessionUse::None },
+        };
+        POLICIES[self.policy].iter().map(demand).collect()
+    }
+
+    /// The window that a charge now would be booked in.
+    fn window(&self, meter: u8, subject: &Subject, anchor: Option<Anchor>) -> Span {
+        match &WINDOWS[usize::from(meter)] {
+            Window::Rolling(rolling) => rolling.span(self.wall),
+            Window::FirstCharge(period) => {
+                let open =
+                    self.of(meter, subject).map(|booking| booking.span).filter(|span| self.wall < span.end).min();
+                open.unwrap_or_else(|| period.from(self.wall))
+            }
+            window => window.span(Timestamp::from_second(self.wall).unwrap(), anchor).unwrap(),
+        }
+    }
+
+    /// The bookings that count now.
+    fn counting<'m>(&'m self, meter: u8, subject: &'m Subject, anchor: Option<Anchor>) -> Vec<&'m Booking> {
+        let window = self.window(meter, subject, anchor);
+        let counts = |booking: &&Booking| match WINDOWS[usize::from(meter)] {
+            Window::Rolling(_) => self.wall < booking.span.end,
+            _ => booking.span == window,
+        };
+        self.of(meter, subject).filter(counts).collect()
+    }
+
+    fn of<'m>(&'m self, meter: u8, subject: &'m Subject) -> impl Iterator<Item = &'m Booking> {
+        self.bookings.iter().filter(move |booking| booking.meter == meter && booking.subject == *subject)
+    }
+
+    /// Used and reserved.
+    fn count(&self, meter: u8, subject: &Subject, anchor: Option<Anchor>) -> (u32, u32) {
+        let counting = self.counting(meter, subject, anchor);
+        let used = counting.iter().filter_map(|booking| booking.used).sum();
+        (used, counting.iter().filter(|booking| booking.used.is_none()).map(|booking| booking.cost).sum())
+    }
+
+    /// When the window ends; of a rolling one, when enough of what was delivered is forgotten.
+    fn resets_at(&self, demand: &Demand) -> i64 {
+        let Demand { meter: MeterId(meter), subject, anchor, cost, limit, .. } = demand;
+        let Window::Rolling(rolling) = &WINDOWS[usize::from(*meter)] else {
+            return self.window(*meter, subject, *anchor).end;
+        };
+        let counting = self.counting(*meter, subject, *anchor);
+        let used_after = |time: i64| -> u32 {
+            counting.iter().filter(|booking| booking.span.end > time).filter_map(|booking| booking.used).sum()
+        };
+        let delivered = counting.iter().filter(|booking| booking.used.is_some_and(|used| used > 0));
+        let ends = delivered.map(|booking| booking.span.end).filter(|end| used_after(*end) + cost <= *limit);
+        ends.min().unwrap_or(self.wall + rolling.lasts)
+    }
+
+    fn why_not(&self, demand: &Demand) -> Option<Why> {
+        let (used, reserved) = self.count(demand.meter.0, &demand.subject, demand.anchor);
+        match demand.limit {
+            limit if used + reserved + demand.cost <= limit => None,
+            limit if demand.cost > limit => Some(Why::AboveLimit),
+            limit if used + demand.cost <= limit => Some(Why::InFlight),
+            _ => Some(Why::Exhausted),
+        }
+    }
+
+    fn charge(&mut self, ask: &Ask) -> Answer {
+        let demands = self.demands(ask);
+        let cover = self.cover_for(ask, &demands).cloned();
+        let taken = cover.as_ref().map(|cover| (cover.name, cover.charge));
+        if let Some(cover) = self.covers.iter_mut().find(|cover| taken == Some((cover.name, cover.charge))) {
+            // Asking is using, whatever comes of it.
+            cover.idle_until = cover.idle_until.and(self.idle).map(|idle| self.monotonic + idle);
+        }
+        let (mut booked, mut degraded, mut would_deny, mut refusing) = (vec![], vec![], vec![], vec![]);
+        for demand in &demands {
+            let meter = demand.meter.0;
+            let of_session = cover.as_ref().is_some_and(|cover| cover.name.0 == CoverKind::Session);
+            let cover = cover.as_ref().filter(|_| !of_session || demand.session == SessionUse::Covered);
+            if cover.is_some_and(|cover| cover.meters.contains(&meter)) {
+                continue;
+            }
+            if cover.is_some_and(|cover| cover.degraded.contains(&meter)) {
+                degraded.push(meter);
+                continue;
+            }
+            match (self.why_not(demand), demand.on_exceed) {
+                (None, _) | (Some(_), OnExceed::Observe) => booked.push(demand),
+                _ if demand.shadow || ask.shadow => would_deny.push(meter),
+                (Some(_), OnExceed::Degrade) if !ask.made => degraded.push(meter),
+                (Some(why), _) => refusing.push((why, self.resets_at(demand), meter)),
+            }
+        }
+        if let Some((why, resets_at, _)) = refusing.iter().max() {
+            let retry_after = match why {
+                Why::AboveLimit => None,
+                Why::InFlight => Some(5),
+                Why::Exhausted => Some(u64::try_from(resets_at - self.wall).unwrap()),
+            };
+            let mut meters: Vec<u8> = refusing.iter().map(|(.., meter)| *meter).collect();
+            meters.sort_unstable();
+            self.marked.extend(cover.map(|cover| cover.name));
+            return Answer::Refused { why: *why, meters, retry_after };
+        }
+
+        let charge = self.charges.len();
+        for demand in &booked {
+            let Demand { meter: MeterId(meter), subject, anchor, cost, .. } = (*demand).clone();
+            let span = self.window(meter, &subject, anchor);
+            self.bookings.push(Booking { charge, meter, subject, span, cost, used: None });
+        }
+        let opens = booked.iter().any(|demand| demand.session == SessionUse::Opens);
+        let is_new = !booked.is_empty() || !degraded.is_empty() && cover.is_none();
+        if is_new {
+            self.charges.push(ModelCharge {
+                user: ask.user,
+                degraded: degraded.clone(),
+                opens: opens.then_some((ask.design, ask.version)),
+                key: ask.key.filter(|_| cover.is_none()),
+                state: State::UnderWay,
+            });
+            if let Some(key) = self.charges[charge].key {
+                self.open((CoverKind::Retry, ask.user, key), charge, None);
+            }
+        }
+        let shares = cover.as_ref().filter(|cover| cover.until.is_none()).map(|cover| cover.charge);
+        self.requests.push(Request { own: is_new.then_some(charge), by: taken, shares, state: State::UnderWay });
+        let counts = demands.iter().map(|demand| self.count(demand.meter.0, &demand.subject, demand.anchor)).collect();
+        let admitted = Admitted { degraded, would_deny, booked: !booked.is_empty(), counts };
+        match taken {
+            Some(((kind, ..), _)) if booked.is_empty() => Answer::Covered(kind, admitted),
+            _ => Answer::Charged(admitted),
+        }
+    }
+
+    /// A retry before the rest of a download before a session.
+    fn cover_for(&self, ask: &Ask, demands: &[Demand]) -> Option<&Cover> {
+        let find = |kind, what, file: Option<u8>, asked: &dyn Fn(&Demand) -> bool| {
+            let cover = self.covers.iter().find(|cover| cover.name == (kind, ask.user, what))?;
+            let holds =
+                |demand: &Demand| cover.meters.contains(&demand.meter.0) || cover.degraded.contains(&demand.meter.0);
+            let same_version = cover.version.is_none() || ask.version.is_none() || cover.version == ask.version;
+            let fits = self.is_open(cover)
+                && self.files_left(cover) > 0
+                && demands.iter().any(|demand| asked(demand) && holds(demand))
+                && same_version
+                && cover.file == file;
+            fits.then_some(cover)
+        };
+        let retry = ask.key.and_then(|key| find(CoverKind::Retry, key, None, &|_| true));
+        let rest_of = || find(CoverKind::Resume, ask.rest_of?, ask.rest_of, &|_| true);
+        let covered = |demand: &Demand| demand.session == SessionUse::Covered;
+        retry.or_else(rest_of).or_else(|| find(CoverKind::Session, ask.design as u8, None, &covered))
+    }
+
+    fn is_open(&self, cover: &Cover) -> bool {
+        [cover.until, cover.idle_until].into_iter().flatten().all(|end| end > self.monotonic)
+    }
+
+    fn files_left(&self, cover: &Cover) -> usize {
+        let (name, charge) = (cover.name, cover.charge);
+        let takes = |request: &&Request| {
+            // The first delivery under a key is the charge itself, whichever of its requests makes it.
+            let is_first = name.0 == CoverKind::Retry && request.own == Some(charge);
+            request.state != State::Void && (request.by == Some((name, charge)) || is_first)
+        };
+        match name.0 {
+            CoverKind::Resume => 1,
+            CoverKind::Session | CoverKind::Retry => cover.files - self.requests.iter().filter(takes).count(),
+        }
+    }
+
+    /// A charge's cover, in place of one of the same name.
+    fn open(&mut self, name: Name, charge: usize, until: Option<i64>) -> &mut Cover {
+        self.covers.retain(|cover| cover.name != name);
+        self.marked.extend(until.map(|_| name));
+        let booked = self.bookings.iter().filter(|booking| booking.charge == charge);
+        self.covers.push(Cover {
+            name,
+            charge,
+            meters: booked.map(|booking| booking.meter).collect(),
+            degraded: self.charges[charge].degraded.clone(),
+            until,
+            idle_until: None,
+            files: if name.0 == CoverKind::Session { SESSION_FILES } else { DELIVERIES_OF_A_KEY },
+            version: None,
+            file: None,
+        });
+        self.covers.last_mut().unwrap()
+    }
+
+    fn forget(&mut self, name: Name) {
+        self.covers.retain(|cover| cover.name != name);
+        self.marked.push(name);
+    }
+
+    fn end(&mut self, request: usize, end: &End) {
+        let delivered = !matches!(end, End::Void | End::Drop);
+        self.requests[request].state = if delivered { State::Delivered } else { State::Void };
+        let Request { own, shares, by, .. } = self.requests[request];
+        for charge in own.into_iter().chain(shares) {
+            let takes_part = |other: &Request| other.own == Some(charge) || other.shares == Some(charge);
+            let others = self.requests.iter().any(|other| other.state == State::UnderWay && takes_part(other));
+            match self.charges[charge].state {
+                State::UnderWay if delivered => self.stick(charge, end),
+                State::UnderWay if !others => self.void(charge),
+                _ => {}
+            }
+        }
+        self.marked.extend(by.map(|(name, _)| name));
+        if !delivered && let Some(ModelCharge { user, key: Some(key), .. }) = own.map(|own| &self.charges[own]) {
+            self.marked.push((CoverKind::Retry, *user, *key));
+        }
+    }
+
+    fn stick(&mut self, charge: usize, end: &End) {
+        self.charges[charge].state = State::Delivered;
+        for booking in self.bookings.iter_mut().filter(|booking| booking.charge == charge) {
+            booking.used = Some(if let End::Report(delivered) = end { *delivered } else { booking.cost });
+        }
+        let ModelCharge { user, opens, key, .. } = self.charges[charge].clone();
+        if let Some((design, version)) = opens {
+            let idle_until = self.idle.map(|idle| self.monotonic + idle);
+            let session = self.open((CoverKind::Session, user, design as u8), charge, Some(self.monotonic + SESSION));
+            (session.version, session.idle_until) = (version, idle_until);
+        }
+        if let Some(key) = key {
+            self.open((CoverKind::Retry, user, key), charge, Some(self.monotonic + RETRY));
+        }
+        let booked = self.bookings.iter().any(|booking| booking.charge == charge);
+        if let End::Resumable(number) = end
+            && booked
+        {
+            let rest = self.open((CoverKind::Resume, user, *number), charge, Some(self.monotonic + RESUME));
+            rest.file = Some(*number);
+        }
+        // An empty delivery leaves nothing, not even the start of a window.
+        self.bookings.retain(|booking| booking.used != Some(0));
+    }
+
+    fn void(&mut self, charge: usize) {
+        self.charges[charge].state = State::Void;
+        self.bookings.retain(|booking| booking.charge != charge);
+        self.covers.retain(|cover| cover.name.0 != CoverKind::Retry || cover.charge != charge);
+    }
+
+    fn leave(&mut self, user: usize, design: usize) {
+        self.forget((CoverKind::Session, user, design as u8));
+        for charge in self.charges.iter_mut().filter(|charge| charge.user == user) {
+            charge.opens = charge.opens.filter(|(opens, _)| *opens != design);
+        }
+    }
+
+    fn flush(&mut self) {
+        let over = self.covers.iter().filter(|cover| !self.is_open(cover)).map(|cover| cover.name);
+        over.collect::<Vec<_>>().into_iter().for_each(|name| self.forget(name));
+        let marked = std::mem::take(&mut self.marked);
+        self.kept_covers.retain(|kept| !marked.contains(&kept.cover.name));
+        let wall = |end: i64| self.wall + end - self.monotonic;
+        let settled = self.covers.iter().filter(|cover| marked.contains(&cover.name));
+        let kept = settled.filter_map(|cover| {
+            let (until, idle_until) = (wall(cover.until?), cover.idle_until.map(wall));
+            Some(Kept { cover: cover.clone(), until, idle_until, files_left: self.files_left(cover) })
+        });
+        self.kept_covers.extend(kept.collect::<Vec<_>>());
+        self.kept_bookings = self.bookings.iter().filter(|booking| booking.used.is_some()).cloned().collect();
+    }
+
+    /// What was under way is lost, and what the store does not know.
+    fn crash(&mut self) {
+        self.requests.clear();
+        self.marked.clear();
+        self.bookings.clone_from(&self.kept_bookings);
+        self.covers.clear();
+        let restored = |end: i64| self.monotonic + (end - self.wall).clamp(0, SESSION);
+        for Kept { cover, until, idle_until, files_left } in &self.kept_covers {
+            let (until, idle_until) = (Some(restored(*until)), idle_until.map(restored));
+            self.covers.push(Cover { until, idle_until, files: *files_left, ..cover.clone() });
+        }
+    }
+
+    /// Whether every meter that is asked for was booked by the download of which this would be the rest.
+    fn may_resume(&self, user: usize, number: u8, demands: &[Demand]) -> bool {
+        let cover = self.covers.iter().find(|cover| cover.name == (CoverKind::Resume, user, number));
+        let holds = |cover: &Cover| demands.iter().all(|demand| cover.meters.contains(&demand.meter.0));
+        cover.is_some_and(|cover| self.is_open(cover) && holds(cover))
+    }
+}
+
+// ---- The ledger ---------------------------------------------------------------------------------------------------------------
+
+/// The ledger with its store and clock, and the charges under way.
+struct Real {
+    ledger: Arc<Ledger>,
+    options: Options,
+    clock: Arc<ManualClock>,
+    disk: Disk,
+    flusher: tokio::task::JoinHandle<()>,
+    /// As many as the model has requests.
+    charges: Vec<Option<Charge>>,
+}
+
+impl Real {
+    async fn start(options: Options, clock: Arc<ManualClock>, disk: Disk) -> Self {
+        let ledger = Ledger::new(&BY_KIND[0].1, options.clone(), clock.clone());
+        let flushing = run(ledger.clone(), Box::new(disk.clone()), std::future::pending());
+        let flusher = tokio::spawn(async { flushing.await.unwrap() });
+        while ledger.availability().is_err() {
+            tokio::task::yield_now().await;
+        }
+        Self { ledger, options, clock, disk, flusher, charges: Vec::new() }
+    }
+
+    /// Time of the runtime is paused: this takes none.
+    async fn flush(&self) {
+        tokio::time::sleep(self.options.flush_interval + Duration::from_millis(1)).await;
+    }
+
+    async fn crash(self) -> Self {
+        let Self { options, clock, disk, flusher, .. } = self;
+        flusher.abort();
+        assert!(flusher.await.unwrap_err().is_cancelled());
+        Self::start(options, clock, disk).await
+    }
+
+    async fn charge(&mut self, ask: &Ask, demands: &[Demand]) -> Answer {
+        let (user, session) = (who(ask.user).user, Arc::from(format!("design-{}", ask.design)));
+        let version = ask.version.map(|version| Arc::from(format!("v{version}")));
+        let request = ChargeRequest {
+            version: version.as_ref(),
+            retry: ask.key.map(|key| format!("key-{key}").into()),
+            resume: ask.rest_of.map(|number| (format!("file-{number}").into(), file(number))),
+            shadow: ask.shadow,
+            made: ask.made.then_some(&[]),
+            ..ChargeRequest::new(&user, PLAN, &session, demands)
+        };
+        let numbers = |meters: &[MeterId]| meters.iter().map(|meter| meter.0).collect::<Vec<_>>();
+        let admitted = |charge: &Charge| Admitted {
+            degraded: numbers(charge.degraded()),
+            would_deny: numbers(charge.would_deny()),
+            booked: charge.is_booked(),
+            counts: charge.standings().iter().map(|standing| (standing.count.used, standing.count.reserved)).collect(),
+        };
+        match self.ledger.charge(request).await {
+            Admission::Charged(charge) => {
+                let answer = Answer::Charged(admitted(&charge));
+                self.charges.push(Some(charge));
+                answer
+            }
+            Admission::Covered(kind, charge) => {
+                let answer = Answer::Covered(kind, admitted(&charge));
+                self.charges.push(Some(charge));
+                answer
+            }
+            Admission::Refused(denial) => {
+                let mut meters: Vec<u8> = denial.violated.iter().map(|standing| standing.meter.0).collect();
+                meters.sort_unstable();
+                Answer::Refused {
+                    why: denial.why,
+                    meters,
+                    retry_after: denial.retry_after.map(|after| after.as_secs()),
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn end(&mut self, request: usize, end: &End) {
+        let mut charge = self.charges[request].take().unwrap();
+        match end {
+            End::Deliver => charge.settle(Settlement::Delivered),
+            End::Report(delivered) => {
+                (0..METERS as u8).for_each(|meter| charge.report(MeterId(meter), *delivered));
+                charge.settle(Settlement::Delivered);
+            }
+            End::Resumable(number) => {
+                charge.resumable(format!("file-{number}").into(), file(*number));
+                charge.settle(Settlement::Delivered);
+            }
+            End::Void => charge.settle(Settlement::Void),
+            End::Drop => drop(charge),
+        }
+    }
+
+    fn usage(&self, user: usize, policy: &Policy) -> Vec<(u8, u32, u32)> {
+        let usage = self.ledger.usage(policy, &who(user));
+        usage.iter().map(|usage| (usage.meter.0, usage.count.used, usage.count.reserved)).collect()
+    }
+}
+
+/// Wednesday noon.
+const START: &str = "2026-11-18T12:00:00Z";
+
+async fn compare(idle: Option<Duration>, operations: Vec<Operation>) -> Result<(), TestCaseError> {
+    let start: Timestamp = START.parse().unwrap();
+    let clock = Arc::new(ManualClock::at(start));
+    let mut real = Real::start(options(idle), clock.clone(), Disk::default()).await;
+    let idle = idle.map(|idle| idle.as_secs() as i64);
+    let mut model = Model { wall: start.as_second(), limits: [3, 2, 2, 4, 3, 1], idle, ..Model::default() };
+    for operation in operations {
+        match &operation {
+            Operation::Charge(ask) => {
+                let demands = model.demands(ask);
+                prop_assert_eq!(real.charge(ask, &demands).await, model.charge(ask), "{:?}", operation);
+            }
+            Operation::End(which, end) => {
+                let under_way: Vec<usize> = (0..real.charges.len()).filter(|at| real.charges[*at].is_some()).collect();
+                if !under_way.is_empty() {
+                    let request = *which.get(&under_way);
+                    real.end(request, end);
+                    model.end(request, end);
+                }
+            }
+            Operation::Leave { user, design } => {
+                real.ledger.leave(&who(*user).user, &format!("design-{design}").into());
+                model.leave(*user, *design);
+            }
+            Operation::Limits(limits) => model.limits = *limits,
+            Operation::Policy(policy) => model.policy = *policy,
+            Operation::Pass(seconds) => {
+                clock.advance(Duration::from_secs(*seconds));
+                model.wall += *seconds as i64;
+                model.monotonic += *seconds as i64;
+            }
+            Operation::StepBack => {
+                model.wall -= 3_600;
+                clock.set_wall(Timestamp::from_second(model.wall).unwrap());
+            }
+            Operation::Flush => {
+                real.flush().await;
+                model.flush();
+            }
+            Operation::Crash => {
+                real = real.crash().await;
+                model.crash();
+            }
+        }
+        prop_assert_eq!(clock.now().as_second(), model.wall);
+        for user in 0..USERS {
+            let asks = Ask {
+                user,
+                design: 0,
+                screen: SessionUse::None,
+                cost: 1,
+                key: None,
+                version: None,
+                rest_of: None,
+                shadow: false,
+                made: false,
+            };
+            let demands = model.demands(&asks);
+            for number in 0..2 {
+                let what = format!("file-{number}").into();
+                let may_resume = real.ledger.may_resume(&who(user).user, &what, &demands);
+                prop_assert_eq!(may_resume.is_some(), model.may_resume(user, number, &demands), "user {}, {:?}", user, operation);
+            }
+            for (kind, policy) in &*BY_KIND {
+                let count = |meter| {
+                    let (used, reserved) = model.count(meter, &subject(user, kind), who(user).billing_anchor);
+                    (meter, used, reserved)
+                };
+                let expected: Vec<_> = (0..METERS as u8).map(count).collect();
+                prop_assert_eq!(real.usage(user, policy), expected, "user {}, {:?}, {:?}", user, kind, operation);
+            }
+        }
+    }
+    real.flusher.abort();
+    Ok(())
+}
