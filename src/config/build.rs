@@ -120,7 +120,7 @@ pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> 
     let designs = designs(&raw.designs, &mut problems);
     let upstreams =
         raw.upstreams.iter().map(|(name, raw)| upstream_options(name, raw, &designs, &mut problems)).collect();
-    let policy = meters::policy(&raw.meters, &raw.routes, &mut problems);
+    let policy = meters::policy(&raw, &mut problems);
     let routes = routes::routes(&raw.routes, &mut problems);
     let gate = gate::Options {
         unknown_plan: identity::unknown_plan(&raw.identity, &policy.plans, &mut problems),

@@ -56,11 +56,6 @@ impl Asker {
         Self { request_id: headers.get(REQUEST_ID).cloned(), origin: headers.get(ORIGIN).cloned() }
     }
 
-    /// Someone of whom only the request's id is known.
-    pub(super) fn with_id(request_id: Option<HeaderValue>) -> Self {
-        Self { request_id, origin: None }
-    }
-
     /// The request's id.
     pub fn request_id(&self) -> Option<&HeaderValue> {
         self.request_id.as_ref()
@@ -80,6 +75,7 @@ impl Answers {
             }
             Refusal::BadCost(bad) => bad.to_string(),
             Refusal::BodyTooLong => "The body is longer than what is read to count its images.".to_owned(),
+            Refusal::TargetTooLong => "The address is too long for this export to be degraded.".to_owned(),
             Refusal::BodyBroken => "The body broke off.".to_owned(),
             Refusal::Unauthenticated(error) => {
                 // The texts hold no quotes but around claim names.

@@ -15,7 +15,7 @@ use super::resume::{Target, asks_for_a_part};
 use super::upload::{ReadAheadError, Upload};
 use crate::identity::Caller;
 use crate::ledger::{ChargeRequest, Representation};
-use crate::policy::{BadCost, Demand, Export, Found, MeterId, Misread, PlanId, Undecided, cost};
+use crate::policy::{BadCost, Demand, Export, Found, MeterId, Misread, NeedsBody, PlanId, Undecided, cost};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// The longest key or session name that is accepted.
@@ -96,7 +96,11 @@ impl Gate {
             plan,
             delivers: route.delivers,
         };
-        let text = if policy.needs_body(export) { Some(self.read_ahead(head, body).await?) } else { None };
+        let text = match policy.needs_body(export) {
+            NeedsBody::No => None,
+            NeedsBody::IfItCan => self.read_ahead(head, body).await.ok(),
+            NeedsBody::Yes => Some(self.read_ahead(head, body).await?),
+        };
         let request =
             cost::Request { route: &route.name, uri: &head.uri, headers: &head.headers, body: text.as_deref() };
         let verdict = policy.decide(export, request).map_err(|undecided| match undecided {
@@ -105,6 +109,7 @@ impl Gate {
             Undecided::Cost(bad) => Refusal::BadCost(bad),
         })?;
         record.judged(policy.plans.name(plan), &facts, verdict.rule);
+        verdict.untold.iter().for_each(|meter| self.metrics.untold(*meter));
         let part_of = asks_for_a_part(head, route.delivers).then(|| target.name(""));
         Ok(Asked {
             user: caller.who.user,

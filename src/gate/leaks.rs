@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use http::{HeaderValue, Method, Request, Response, Uri};
+use http::{Method, Request, Response, Uri};
 use http_body::Body;
 
-use super::answers::{Asker, REQUEST_ID};
+use super::answers::Asker;
 use super::body::GateBody;
 use super::delivery::looks_like_an_export;
 use super::layer::{Gate, UnclassifiedFiles};
@@ -45,13 +45,13 @@ pub(super) struct Unclassified {
     gate: Arc<Gate>,
     method: Method,
     uri: Uri,
-    request_id: Option<HeaderValue>,
+    asker: Asker,
 }
 
 impl Unclassified {
     pub(super) fn of<B>(gate: &Arc<Gate>, request: &Request<B>) -> Self {
-        let request_id = request.headers().get(REQUEST_ID).cloned();
-        Self { gate: gate.clone(), method: request.method().clone(), uri: request.uri().clone(), request_id }
+        let asker = Asker::of(request.headers());
+        Self { gate: gate.clone(), method: request.method().clone(), uri: request.uri().clone(), asker }
     }
 
     /// Reports a file, and keeps it back if that is wanted.
@@ -66,8 +66,7 @@ impl Unclassified {
         if options.unclassified_files == UnclassifiedFiles::Observe || options.shadow {
             return Response::from_parts(head, GateBody::forwarded(body));
         }
-        let asker = Asker::with_id(self.request_id);
-        self.gate.refuse(&Refusal::Unclassified, &asker).map(GateBody::own)
+        self.gate.refuse(&Refusal::Unclassified, &self.asker).map(GateBody::own)
     }
 }
 

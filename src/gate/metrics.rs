@@ -54,6 +54,7 @@ pub(super) struct Metrics {
     near_limit: ByMeter,
     degraded: ByMeter,
     would_deny: ByMeter,
+    untold: ByMeter,
     unclassified_files: Counter,
     decision_duration: Histogram,
 }
@@ -78,6 +79,7 @@ impl Metrics {
             near_limit: by_meter(),
             degraded: by_meter(),
             would_deny: by_meter(),
+            untold: by_meter(),
             unclassified_files: Counter::default(),
             decision_duration,
         }
@@ -91,6 +93,8 @@ impl Metrics {
         registry.register("exportgate_degraded", help, self.degraded.family.clone());
         let help = "Exports that a meter in shadow would have refused or changed";
         registry.register("exportgate_would_deny", help, self.would_deny.family.clone());
+        let help = "Exports that a meter could not count, and did not refuse because it enforces nothing";
+        registry.register("exportgate_untold", help, self.untold.family.clone());
         let help = "Files on paths that no route knows: add a route for them";
         registry.register("exportgate_unclassified_files", help, self.unclassified_files.clone());
         let help = "Time from a request's head to the decision about it";
@@ -118,6 +122,10 @@ impl Metrics {
 
     pub(super) fn would_deny(&self, meter: MeterId) {
         self.would_deny.count(meter);
+    }
+
+    pub(super) fn untold(&self, meter: MeterId) {
+        self.untold.count(meter);
     }
 
     pub(super) fn unclassified_file(&self) {

@@ -23,6 +23,8 @@ pub enum Refusal {
     BodyTooLong,
     /// The client broke its request off.
     BodyBroken,
+    /// The target would be too long with what degrades it.
+    TargetTooLong,
     /// No token, or one that is not accepted.
     Unauthenticated(TokenError),
     /// A good token without a plan, or with one that nobody knows.
@@ -56,6 +58,7 @@ impl Refusal {
                 StatusCode::BAD_REQUEST
             }
             Self::BodyTooLong => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             Self::UnknownPlan(_) | Self::MissingClaim(_) | Self::Unclassified => StatusCode::FORBIDDEN,
             Self::OverLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -71,6 +74,8 @@ impl Refusal {
             Self::NoDesign => Outcome::NoDesign,
             Self::BadIdempotencyKey => Outcome::BadIdempotencyKey,
             Self::BadCost(_) | Self::BodyTooLong | Self::BodyBroken => Outcome::BadCost,
+            // Counted when it was decided to degrade it.
+            Self::TargetTooLong => Outcome::Degraded,
             Self::Unauthenticated(_) => Outcome::Unauthenticated,
             Self::UnknownPlan(_) => Outcome::UnknownPlan,
             Self::MissingClaim(_) => Outcome::MissingClaim,

@@ -25,11 +25,14 @@ use super::record::Record;
 use super::refusal::{Outcome, Refusal};
 use super::resume::{Pending, Target, beginning_of};
 use super::upload::Upload;
-use crate::ledger::{Admission, Charge, ChargeRequest};
-use crate::policy::{Action, Delivers, Found, Match, MeterId, RouteId};
+use crate::ledger::{Admission, Charge, ChargeRequest, Why};
+use crate::policy::{Action, Delivers, Found, Match, MeterId, RouteId, TooLong};
 
 /// Below this path the gate answers itself.
 const OWN_PATH: &str = "/.export-gate/";
+
+/// A backend that reports more images than this reports nonsense.
+const MOST_IMAGES: u32 = 1_000_000;
 
 /// A service behind the gate. Made by [`ExportGateLayer`](super::ExportGateLayer).
 #[derive(Debug, Clone)]
@@ -140,7 +143,11 @@ where
         }
     };
     let degraded = charge.as_ref().map(Charge::degraded).or_else(|| pending.as_ref().map(Pending::degraded));
-    gate.degrade(degraded.unwrap_or_default(), &mut head);
+    if gate.degrade(degraded.unwrap_or_default(), &mut head).is_err() {
+        // Dropping the charge gives it back.
+        record.refused(Refusal::TargetTooLong.status());
+        return Ok(gate.refuse(&Refusal::TargetTooLong, &asker).map(GateBody::own));
+    }
 
     // From here on every way out settles: an error, a client that hangs up and a panic all drop the delivery.
     let client = Client { upload: body.watch(), pace };
@@ -199,7 +206,7 @@ impl Gate {
             }
             Admission::Refused(denial) => {
                 let meter = denial.violated.first().and_then(|standing| policy.meter(standing.meter));
-                let abuse = meter.is_some_and(|meter| meter.fair_use);
+                let abuse = denial.why != Why::InFlight && meter.is_some_and(|meter| meter.fair_use);
                 let plan = policy.plans.name(asked.plan).into();
                 return Err(Refusal::OverLimit { denial: Box::new(denial), plan, abuse });
             }
@@ -221,10 +228,9 @@ impl Gate {
     }
 
     /// Makes less of a request that is over a limit.
-    fn degrade(&self, meters: &[MeterId], head: &mut request::Parts) {
-        for meter in meters.iter().filter_map(|id| self.parts.policy.meter(*id)) {
-            meter.degrade.apply(&mut head.uri, &mut head.headers);
-        }
+    fn degrade(&self, meters: &[MeterId], head: &mut request::Parts) -> Result<(), TooLong> {
+        let mut meters = meters.iter().filter_map(|id| self.parts.policy.meter(*id));
+        meters.try_for_each(|meter| meter.degrade.apply(&mut head.uri, &mut head.headers))
     }
 
     /// Reads the backend's answer: puts the quota on it, and lets its body settle the charge.
@@ -262,7 +268,7 @@ impl Gate {
             self.read_report(charge, &head.headers);
             let file = beginning_of(&head, body.size_hint().exact());
             if let Some(file) = file.filter(|_| promise == Promise::Body && charge.is_booked()) {
-                charge.resumable(target.name(""), file);
+                charge.resumable(&target.name(""), &file);
             }
             self.put_fields(charge, &mut head.headers);
         }
@@ -278,7 +284,8 @@ impl Gate {
     fn read_report(&self, charge: &mut Charge, headers: &HeaderMap) {
         for (id, meter) in self.parts.policy.meters() {
             let Some(report) = meter.reported_by.as_ref().and_then(|name| headers.get(name)) else { continue };
-            match report.to_str().ok().and_then(|number| number.trim().parse().ok()) {
+            let number = report.to_str().ok().and_then(|number| number.trim().parse().ok());
+            match number.filter(|delivered| *delivered <= MOST_IMAGES) {
                 Some(delivered) => charge.report(id, delivered),
                 None => tracing::warn!(meter = &*meter.name, ?report, "the backend reports no number of images"),
             }

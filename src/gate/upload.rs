@@ -72,13 +72,21 @@ impl<B: Body<Data = Bytes> + Unpin> Upload<B> {
         }
         while let Some(frame) = self.body.frame().await {
             let frame = frame.map_err(|_| ReadAheadError::Broken)?;
-            text.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
-            self.ahead.push_back(frame);
+            match frame.into_data() {
+                Ok(data) => text.extend_from_slice(&data),
+                Err(trailers) => self.ahead.push_back(trailers),
+            }
             if text.len() > most {
-                return Err(ReadAheadError::TooLong);
+                break;
             }
         }
-        Ok(text.into())
+        // In one piece: a body of many small ones would take many times its length.
+        let too_long = text.len() > most;
+        let text = Bytes::from(text);
+        if !text.is_empty() {
+            self.ahead.push_front(Frame::data(text.clone()));
+        }
+        if too_long { Err(ReadAheadError::TooLong) } else { Ok(text) }
     }
 }
 

@@ -7,23 +7,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::reservation::{Meters, Reservation};
-use crate::policy::MeterId;
+use crate::policy::{Demand, MeterId};
 use crate::store::{CoverKind, CoverName, Representation};
 use dashmap::DashMap;
+use smallvec::SmallVec;
 
 /// How many covers of a kind a user can have.
-pub(super) const MOST_OF_A_KIND: usize = 64;
+pub(super) const MOST_OF_A_KIND: usize = 256;
 
 /// A charge that covers later requests.
 #[derive(Debug, Clone)]
 pub(super) struct Cover {
     /// Tells a session from the one that took its place.
     pub(super) serial: u64,
-    /// The meters that the charge booked: a cover holds for these only.
-    pub(super) meters: Meters,
+    /// The meters that the charge booked, and how much: a cover holds for these only.
+    pub(super) meters: SmallVec<[(MeterId, u32); 2]>,
     /// Meters over whose limit the charge was: what it covers is degraded as it was.
     pub(super) degraded: Meters,
-    /// When it ends, in monotonic time: setting the wall clock neither ends nor prolongs it.
+    /// When it ends, in monotonic time: setting the wall clock neither ends nor prolongs it. The time runs from the delivery; until
+    /// then it is as long as it takes.
     pub(super) until: Duration,
     /// When it ends unless it is used before.
     pub(super) idle_until: Option<Duration>,
@@ -37,36 +39,81 @@ pub(super) struct Cover {
 }
 
 impl Cover {
+    /// A cover by a charge under way.
+    pub(super) fn of(charge: &Arc<Reservation>) -> Self {
+        Self { under_way: Some(charge.clone()), ..Self::of_settled(charge) }
+    }
+
+    /// A cover by a charge that is delivered.
+    pub(super) fn of_settled(charge: &Reservation) -> Self {
+        Self {
+            serial: charge.serial,
+            meters: charge.booked.iter().map(|booked| (booked.meter, booked.cost)).collect(),
+            degraded: charge.degraded.clone(),
+            until: Duration::MAX,
+            idle_until: None,
+            files_left: 1,
+            version: None,
+            file: None,
+            under_way: None,
+        }
+    }
+
     /// When it ends if nothing happens.
     pub(super) fn ends(&self) -> Duration {
         self.idle_until.map_or(self.until, |idle| idle.min(self.until))
     }
 
-    fn holds_for(&self, asked: &[MeterId]) -> bool {
-        self.meters.iter().chain(&self.degraded).any(|meter| asked.contains(meter))
+    /// Whether it holds for a demand. A retry or the rest of a download is no more than what was charged; within a session each
+    /// file is taken from those that are left.
+    fn holds_for(&self, kind: CoverKind, asked: &Asked) -> bool {
+        let enough = |cost: u32| kind == CoverKind::Session || asked.cost <= cost;
+        self.meters.iter().any(|(meter, cost)| *meter == asked.meter && enough(*cost))
+            || self.degraded.contains(&asked.meter)
     }
 }
 
-/// What a request asks of a cover.
+/// What a request asks for on a meter.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    meter: MeterId,
+    cost: u32,
+}
+
+impl Asked {
+    pub(super) fn of(demand: &Demand) -> Self {
+        Self { meter: demand.meter, cost: demand.cost }
+    }
+}
+
+/// What a request wants of a cover.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted<'w> {
-    pub(super) meters: &'w [MeterId],
+    pub(super) asked: &'w [Asked],
     pub(super) now: Duration,
-    /// How long an unused session lasts.
-    pub(super) idle: Option<Duration>,
     pub(super) version: Option<&'w Arc<str>>,
     pub(super) file: Option<&'w Representation>,
 }
 
-/// One file taken from a cover. Given back if it is not delivered.
+/// What was taken from a cover. Given back if it is not delivered.
 #[derive(Debug)]
 pub(super) struct CoverUse {
     pub(super) name: CoverName,
+    pub(super) serial: u64,
+    /// The meters that it covers.
     pub(super) meters: Meters,
+    /// The meters that it degrades by.
     pub(super) degraded: Meters,
+    pub(super) files: u32,
     /// The charge, if it is still under way: the two end together.
     pub(super) under_way: Option<Arc<Reservation>>,
-    pub(super) serial: u64,
+}
+
+impl CoverUse {
+    /// Whether it decides about a meter.
+    pub(super) fn holds(&self, meter: MeterId) -> bool {
+        self.meters.contains(&meter) || self.degraded.contains(&meter)
+    }
 }
 
 /// All covers.
@@ -100,58 +147,64 @@ impl OfUser {
 }
 
 impl Covers {
-    /// Takes one file from a cover that is open and holds for one of the meters that are asked for.
+    /// Takes what is wanted from a cover, if it is open and holds for some of it.
     pub(super) fn take(&self, name: &CoverName, wanted: Wanted<'_>) -> Option<CoverUse> {
         let mut of_user = self.by_user.get_mut(&name.user)?;
         let cover = of_user.find(name.kind, &name.what)?;
         let same_version = !matches!((&cover.version, wanted.version), (Some(known), Some(now)) if known != now);
-        let same_file = cover.file.as_ref() == wanted.file;
-        let open = cover.ends() > wanted.now && cover.files_left > 0 && cover.holds_for(wanted.meters);
-        if !open || !same_version || !same_file {
+        let held = || wanted.asked.iter().filter(|asked| cover.holds_for(name.kind, asked));
+        let files = match name.kind {
+            CoverKind::Session => held().map(|asked| asked.cost).max().unwrap_or(0),
+            CoverKind::Retry => 1,
+            // However often it breaks off, it is one file.
+            CoverKind::Resume => 0,
+        };
+        let is_open = cover.ends() > wanted.now && cover.files_left >= files && held().next().is_some();
+        if !is_open || !same_version || cover.file.as_ref() != wanted.file {
             return None;
         }
-        let under_way = cover.under_way.clone();
+        let (degraded, meters) = held().map(|asked| asked.meter).partition(|meter| cover.degraded.contains(meter));
         // A charge that came to nothing covers nothing.
-        if under_way.as_ref().is_some_and(|charge| !charge.join()) {
+        if cover.under_way.as_ref().is_some_and(|charge| !charge.join(name.kind)) {
             return None;
         }
-        cover.files_left -= u32::from(name.kind != CoverKind::Resume);
-        if cover.idle_until.is_some() {
-            cover.idle_until = wanted.idle.map(|idle| wanted.now.saturating_add(idle));
-        }
-        let (meters, degraded) = (cover.meters.clone(), cover.degraded.clone());
-        Some(CoverUse { name: name.clone(), meters, degraded, under_way, serial: cover.serial })
+        cover.files_left -= files;
+        let (serial, under_way) = (cover.serial, cover.under_way.clone());
+        Some(CoverUse { name: name.clone(), serial, meters, degraded, files, under_way })
     }
 
-    /// If there is an open cover of that name for all of these meters: those of them that it degrades by.
-    pub(super) fn peek(&self, name: &CoverName, meters: &[MeterId], now: Duration) -> Option<Meters> {
+    /// If there is an open cover of that name for some of what is asked: the meters that it degrades by.
+    pub(super) fn peek(&self, name: &CoverName, asked: &[Asked], now: Duration) -> Option<Meters> {
         let mut of_user = self.by_user.get_mut(&name.user)?;
         let cover = of_user.find(name.kind, &name.what).filter(|cover| cover.ends() > now)?;
-        let holds = meters.iter().all(|meter| cover.meters.contains(meter) || cover.degraded.contains(meter));
-        holds.then(|| cover.degraded.clone())
+        asked.iter().any(|asked| cover.holds_for(name.kind, asked)).then(|| cover.degraded.clone())
     }
 
-    /// The file was not delivered: it is left again, if the cover is still that of the charge with this serial.
-    pub(super) fn give_back(&self, name: &CoverName, serial: u64) {
-        let CoverName { kind, user, what } = name;
-        if *kind != CoverKind::Resume
-            && let Some(mut of_user) = self.by_user.get_mut(user)
-            && let Some(cover) = of_user.find(*kind, what)
+    /// What was taken was delivered: a session that is used does not idle.
+    pub(super) fn used(&self, by: &CoverUse, idle_until: Option<Duration>) {
+        if let Some(mut of_user) = self.by_user.get_mut(&by.name.user)
+            && let Some(cover) = of_user.find(by.name.kind, &by.name.what)
+            && cover.serial == by.serial
+            && cover.idle_until.is_some()
+        {
+            cover.idle_until = idle_until;
+        }
+    }
+
+    /// What was taken was not delivered: it is left again, if the cover is still that of the charge with this serial.
+    pub(super) fn give_back(&self, name: &CoverName, serial: u64, files: u32) {
+        if let Some(mut of_user) = self.by_user.get_mut(&name.user)
+            && let Some(cover) = of_user.find(name.kind, &name.what)
             && cover.serial == serial
         {
-            cover.files_left = cover.files_left.saturating_add(1);
+            cover.files_left = cover.files_left.saturating_add(files);
         }
     }
 
-    /// Opens a cover, in place of one of the same name. If its charge was under way, the files that others have taken of it
-    /// meanwhile stay taken. Returns the cover that had to make room.
-    pub(super) fn open(&self, name: &CoverName, mut cover: Cover) -> Option<CoverName> {
+    /// Opens a cover, in place of one of the same name. Returns the cover that had to make room.
+    pub(super) fn open(&self, name: &CoverName, cover: Cover) -> Option<CoverName> {
         let mut of_user = self.by_user.entry(name.user.clone()).or_default();
-        if let Some(known) = of_user.remove(name.kind, &name.what)
-            && known.serial == cover.serial
-        {
-            cover.files_left = known.files_left;
-        }
+        of_user.remove(name.kind, &name.what);
         let of_kind = || of_user.covers.iter().enumerate().filter(|(_, (kind, ..))| *kind == name.kind);
         let surplus =
             of_kind().nth(MOST_OF_A_KIND - 1).and_then(|_| of_kind().min_by_key(|(_, (.., cover))| cover.ends()));
@@ -169,28 +222,29 @@ impl Covers {
     }
 
     /// The charge of a session is under way.
-    pub(super) fn opening(&self, user: &Arc<str>, session: &Arc<str>, serial: u64) {
-        self.by_user.entry(user.clone()).or_default().opening.push((session.clone(), serial));
+    pub(super) fn opening(&self, session: &CoverName, serial: u64) {
+        self.by_user.entry(session.user.clone()).or_default().opening.push((session.what.clone(), serial));
     }
 
     /// The charge of a session has ended; whether the screen was not left meanwhile.
-    pub(super) fn opened(&self, user: &Arc<str>, session: &Arc<str>, serial: u64) -> bool {
-        let opened = self.by_user.get_mut(user).is_some_and(|mut of_user| {
+    pub(super) fn opened(&self, session: &CoverName, serial: u64) -> bool {
+        let opened = self.by_user.get_mut(&session.user).is_some_and(|mut of_user| {
             let before = of_user.opening.len();
-            of_user.opening.retain(|opening| *opening != (session.clone(), serial));
+            of_user.opening.retain(|(what, of)| *what != session.what || *of != serial);
             of_user.opening.len() < before
         });
-        self.tidy(user);
+        self.tidy(&session.user);
         opened
     }
 
-    /// Ends a session, and those of its name that are about to open.
-    pub(super) fn leave(&self, name: &CoverName) {
-        if let Some(mut of_user) = self.by_user.get_mut(&name.user) {
-            of_user.remove(name.kind, &name.what);
+    /// Ends a session, and those of its name that are about to open; whether there was one.
+    pub(super) fn leave(&self, name: &CoverName) -> bool {
+        let known = self.by_user.get_mut(&name.user).is_some_and(|mut of_user| {
             of_user.opening.retain(|(session, _)| *session != name.what);
-        }
+            of_user.remove(name.kind, &name.what).is_some()
+        });
         self.tidy(&name.user);
+        known
     }
 
     /// A charge that came to nothing covers nothing.

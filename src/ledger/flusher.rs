@@ -3,15 +3,16 @@
 use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Count;
 use super::covers::Cover;
 use super::history;
-use super::reservation::{Meters, Place};
+use super::reservation::Place;
 use super::unflushed::Unflushed;
 use super::{KEEP_CLOSED_WINDOWS, Ledger, MeterState, Options};
-use crate::policy::{PlanId, Span};
+use crate::policy::{MeterId, PlanId, Span};
 use crate::store::{Batch, CounterName, CounterRow, CoverName, CoverRow, Row, RowSink, Store, StoreError};
 
 /// How long to wait before a store that could not be opened is tried again.
@@ -71,6 +72,7 @@ pub async fn run(
             return Ok(());
         }
         loaded = true;
+        ledger.read.store(true, Ordering::Release);
         ledger.resume();
         while !ending {
             ending = tokio::select! {
@@ -196,13 +198,11 @@ impl Ledger {
             // It has changed since: a user left the screen before the store was read.
             return;
         }
-        let known = |names: &[Arc<str>]| {
-            names.iter().filter_map(|name| self.meter_named(name)).map(|(id, _)| id).collect::<Meters>()
-        };
+        let known = |name: &str| self.meter_named(name).map(|(id, _)| id);
         let cover = Cover {
             serial: self.next_serial(),
-            meters: known(&row.meters),
-            degraded: known(&row.degraded),
+            meters: row.meters.iter().filter_map(|(name, cost)| Some((known(name)?, *cost))).collect(),
+            degraded: row.degraded.iter().filter_map(|name| known(name)).collect(),
             until: now + left(row.expires_at_ms),
             idle_until: row.idle_at_ms.map(|idle| now + left(idle)),
             files_left: row.files_left,
@@ -265,13 +265,13 @@ impl Ledger {
         let (mut covers, mut ended) = (Vec::new(), Vec::new());
         let (wall_ms, now) = (self.clock.now().as_millisecond(), self.clock.monotonic());
         let ends_ms = |ends: Duration| wall_ms + ends.saturating_sub(now).as_millis() as i64;
-        let names = |meters: &Meters| meters.iter().filter_map(|id| Some(self.meter(*id)?.name.clone())).collect();
+        let name_of = |id: MeterId| Some(self.meter(id)?.name.clone());
         for name in marks.covers.values() {
             match self.covers.find(name) {
                 Some(cover) => covers.push(CoverRow {
                     name: name.clone(),
-                    meters: names(&cover.meters),
-                    degraded: names(&cover.degraded),
+                    meters: cover.meters.iter().filter_map(|(id, cost)| Some((name_of(*id)?, *cost))).collect(),
+                    degraded: cover.degraded.iter().filter_map(|id| name_of(*id)).collect(),
                     expires_at_ms: ends_ms(cover.until),
                     idle_at_ms: cover.idle_until.map(ends_ms),
                     files_left: cover.files_left,

@@ -12,10 +12,12 @@ use smallvec::SmallVec;
 use super::Count;
 use super::KEEP_CLOSED_WINDOWS;
 use super::counters::DigestHasher;
-use crate::policy::{PlanId, Span, Window};
+use crate::policy::{PlanId, Rolling, Span, Window};
 
-/// How many slots that count no more are kept for a clock that steps back.
-const MOST_EXPIRED: usize = 64;
+/// How many slots that count no more are kept for a clock that steps back: all that a rolling window can have.
+const MOST_EXPIRED: usize = Rolling::SLOTS as usize + 1;
+
+const A_DAY: i64 = 86_400;
 
 /// All histories, by a digest of meter and subject.
 #[derive(Debug, Default)]
@@ -141,13 +143,20 @@ impl History {
         &mut self.slots[index]
     }
 
-    /// The slot that a charge at `now` is booked in, if there is one. When a clock has stepped back before a period that started
-    /// with a charge, that period counts already: stepping back grants nothing.
+    /// The slots that count at `now`. When a clock has stepped back before a slot, that slot counts already: stepping back grants
+    /// nothing. But one that is further ahead than a day, or a whole window, was booked by a clock that was wrong.
+    fn live(&self, window: &Window, now: i64) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().filter(move |slot| {
+            let span = span(window, slot.start);
+            now < span.end && slot.start - now <= span.seconds().max(A_DAY)
+        })
+    }
+
+    /// The slot that a charge at `now` is booked in, if there is one.
     fn current(&self, window: &Window, now: i64) -> Option<Slot> {
-        let mut slots = self.slots.iter().copied();
         match window {
-            Window::Rolling(rolling) => slots.find(|slot| slot.start == rolling.span(now).start),
-            _ => slots.find(|slot| now < span(window, slot.start).end),
+            Window::Rolling(rolling) => self.slots.iter().find(|slot| slot.start == rolling.span(now).start).copied(),
+            _ => self.live(window, now).next().copied(),
         }
     }
 
@@ -159,12 +168,12 @@ impl History {
             let count = current.map_or_else(|| count(0, 0), |slot| count(slot.used, slot.reserved));
             return Standing { count, resets_at: period.end, window: period.seconds() };
         };
-        let live = || self.slots.iter().filter(|slot| now < rolling.span(slot.start).end);
+        let live = || self.live(window, now);
         let used = live().fold(0, |sum: u32, slot| sum.saturating_add(slot.used));
         let reserved = live().fold(0, |sum: u32, slot| sum.saturating_add(slot.reserved));
         let mut left = used;
         let mut enough = live().filter(|slot| slot.used > 0).filter(|slot| {
-            left -= slot.used;
+            left = left.saturating_sub(slot.used);
             room.is_none_or(|(cost, limit)| Count { used: left, ..Count::default() }.has_room(cost, limit))
         });
         let resets_at = enough.next().map_or(now + rolling.lasts, |slot| rolling.span(slot.start).end);
@@ -286,5 +295,20 @@ mod tests {
         let slots = histories.by_subject.get(&1).map_or(0, |history| history.slots.len());
         assert_eq!(slots + dropped, 100_000);
         assert!(slots <= 61 + MOST_EXPIRED + 1, "{slots}");
+    }
+
+    #[test]
+    fn a_clock_that_was_far_ahead_locks_nobody_out_and_forgets_nothing() {
+        let year = 365 * 86_400;
+        for window in [rolling(86_400), first_use(86_400)] {
+            let histories = Histories::default();
+            for now in [1_000_000, 1_000_100] {
+                deliver(&histories, &window, now);
+            }
+            deliver(&histories, &window, 1_000_000 + year);
+            assert_eq!(used(&histories, &window, 1_000_200), 2, "{window}");
+            assert!(histories.standing(1, &window, 1_000_200, Some((1, 2))).resets_at < 1_100_000, "{window}");
+            assert_eq!(used(&histories, &window, 1_000_000 + year - 3_600), 1, "{window}: an hour back grants nothing");
+        }
     }
 }

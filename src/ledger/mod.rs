@@ -10,15 +10,16 @@
 //! * Memory is the truth for admission. A counter (`count.rs`) is a packed word (`cell.rs`) in a map (`counters.rs`): `used`, `reserved`. Where the
 //!   window depends on the subject's own charges it is a short list instead (`history.rs`).
 //!   Quota remains while `used + reserved + cost <= limit`; with L left and any number of concurrent requests, exactly L are admitted.
-//! * Charges on several meters are all or nothing: the counters' stripes (`charge.rs`) are locked in order, all are checked, then all
+//! * Charges on several meters are all or nothing: the counters' stripes (`admit.rs`) are locked in order, all are checked, then all
 //!   are reserved. No lock is ever held across an await, and no map guard while another is taken.
-//! * A [`Charge`] settles exactly once, however many retries share it (`reservation.rs`). While it is under way it is `reserved`; only
+//! * A [`Charge`] settles exactly once (`settle.rs`), however many retries share it (`reservation.rs`). While it is under way it is `reserved`; only
 //!   what is delivered is ever written.
 //! * The [flusher](run) is one task. It writes marked counters and covers as absolute values, one transaction an interval and one
 //!   at the end. A crash loses what was delivered since the last one (durability `periodic`), and never anything before it.
 //! * Until the store has been read, and whenever it cannot be written, the ledger does not charge: [`Admission::Unavailable`].
 //!   A subject seen first after a restart never counts as zero.
 
+mod admit;
 mod cell;
 mod charge;
 mod count;
@@ -27,6 +28,7 @@ mod covers;
 mod flusher;
 mod history;
 mod reservation;
+mod settle;
 mod stats;
 mod unflushed;
 mod usage;
@@ -107,13 +109,15 @@ pub struct Ledger {
     counters: Counters,
     histories: Histories,
     covers: Covers,
-    /// Serialise charges that touch the same counter, see `charge.rs`.
+    /// Serialise charges that touch the same counter, see `admit.rs`.
     stripes: Vec<Mutex<()>>,
     /// Taken once a delivered export, for a few inserts.
     unflushed: Mutex<Unflushed>,
     serial: AtomicU64,
     /// Mirrors `trouble.is_none()`, so that a charge reads no lock.
     available: AtomicBool,
+    /// Whether memory knows what the store knows.
+    read: AtomicBool,
     trouble: Mutex<Option<Arc<str>>>,
     stats: Stats,
 }
@@ -162,10 +166,11 @@ impl Ledger {
             counters: Counters::new(),
             histories: Histories::default(),
             covers: Covers::default(),
-            stripes: (0..charge::STRIPES).map(|_| Mutex::new(())).collect(),
+            stripes: (0..admit::STRIPES).map(|_| Mutex::new(())).collect(),
             unflushed: Mutex::default(),
             serial: AtomicU64::new(0),
             available: AtomicBool::new(false),
+            read: AtomicBool::new(false),
             trouble: Mutex::new(Some("the ledger has not been read yet".into())),
             stats: Stats::new(policy.meters.iter().map(|meter| &*meter.name)),
         })
@@ -174,6 +179,7 @@ impl Ledger {
     /// A ledger that keeps nothing: it can charge at once, and forgets all when it is dropped. For trying the Layer out.
     pub fn in_memory(policy: &Policy, options: Options, clock: Arc<dyn Clock>) -> Arc<Self> {
         let ledger = Self::new(policy, options, clock);
+        ledger.read.store(true, Ordering::Release);
         ledger.set_trouble(None);
         ledger
     }
@@ -208,6 +214,10 @@ impl Ledger {
         let mut current = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         self.available.store(trouble.is_none(), Ordering::Release);
         *current = trouble;
+    }
+
+    fn has_been_read(&self) -> bool {
+        self.read.load(Ordering::Acquire)
     }
 
     /// The longest window that a subject's own charges start, in seconds.

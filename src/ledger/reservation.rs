@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::counters::CounterKey;
 use crate::policy::{MeterId, Span, Subject};
-use crate::store::CoverName;
+use crate::store::{CoverKind, CoverName, Representation};
 
 /// A few meters.
 pub(super) type Meters = SmallVec<[MeterId; 2]>;
@@ -15,14 +15,24 @@ pub(super) type Meters = SmallVec<[MeterId; 2]>;
 #[derive(Debug)]
 pub(super) struct Reservation {
     pub(super) serial: u64,
+    pub(super) user: Arc<str>,
     pub(super) booked: SmallVec<[Booked; 2]>,
     /// Meters over whose limit it was.
     pub(super) degraded: Meters,
-    /// The session to open, and the design's version.
-    pub(super) opens: Option<(CoverName, Option<Arc<str>>)>,
+    pub(super) opens: Option<Opening>,
     /// The retries to cover.
     pub(super) retry: Option<CoverName>,
     state: Mutex<State>,
+}
+
+/// The session that a charge opens once it is delivered.
+#[derive(Debug)]
+pub(super) struct Opening {
+    pub(super) session: CoverName,
+    /// The only version of the design that it covers, if it is known.
+    pub(super) version: Option<Arc<str>>,
+    /// What it covers is degraded by these meters.
+    pub(super) degraded: Meters,
 }
 
 /// One meter's part.
@@ -33,6 +43,8 @@ pub(super) struct Booked {
     pub(super) place: Place,
     pub(super) span: Span,
     pub(super) cost: u32,
+    /// Whether a session covers this meter from now on.
+    pub(super) opens: bool,
 }
 
 /// Where a count is kept.
@@ -49,58 +61,105 @@ pub(super) enum Place {
     },
 }
 
+#[derive(Debug)]
+struct State {
+    progress: Progress,
+    /// How many images the backend says it has delivered.
+    reported: SmallVec<[(MeterId, u32); 2]>,
+    /// The download that may be resumed.
+    resume: Option<(CoverName, Representation)>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// So many requests may still deliver it.
-    UnderWay(u32),
+enum Progress {
+    UnderWay {
+        /// Requests that may still deliver it.
+        requests: u32,
+        /// Those of them that are no resumes: the first of these that is delivered is no further delivery.
+        by_key: u32,
+    },
     Delivered,
     Void,
 }
 
+/// What is known of a charge when it is delivered for the first time.
+#[derive(Debug)]
+pub(super) struct Delivered {
+    /// How many requests were under way that are no resumes.
+    pub(super) by_key: u32,
+    pub(super) reported: SmallVec<[(MeterId, u32); 2]>,
+    pub(super) resume: Option<(CoverName, Representation)>,
+}
+
 impl Reservation {
-    pub(super) fn new(serial: u64) -> Self {
+    pub(super) fn new(serial: u64, user: Arc<str>) -> Self {
+        let progress = Progress::UnderWay { requests: 1, by_key: 1 };
         Self {
             serial,
+            user,
             booked: SmallVec::new(),
             degraded: Meters::new(),
             opens: None,
             retry: None,
-            state: Mutex::new(State::UnderWay(1)),
+            state: Mutex::new(State { progress, reported: SmallVec::new(), resume: None }),
         }
-    }
-
-    /// The meters that were booked.
-    pub(super) fn meters(&self) -> Meters {
-        self.booked.iter().map(|booked| booked.meter).collect()
     }
 
     /// Another request shares it; not if it came to nothing.
-    pub(super) fn join(&self) -> bool {
+    pub(super) fn join(&self, kind: CoverKind) -> bool {
         let mut state = self.state();
-        if let State::UnderWay(requests) = &mut *state {
+        if let Progress::UnderWay { requests, by_key } = &mut state.progress {
             *requests += 1;
+            *by_key += u32::from(kind != CoverKind::Resume);
         }
-        *state != State::Void
+        state.progress != Progress::Void
     }
 
-    /// One of its requests delivered. If it was the first: how many others still may.
-    pub(super) fn deliver(&self) -> Option<u32> {
+    /// The backend says how many images were delivered. What was booked on that meter, if anything was.
+    pub(super) fn report(&self, meter: MeterId, delivered: u32) -> Option<u32> {
+        let booked = self.booked.iter().find(|booked| booked.meter == meter)?;
+        self.state().reported.push((meter, delivered));
+        Some(booked.cost)
+    }
+
+    /// The download can be resumed; whether that is news.
+    pub(super) fn resumable(&self, name: &CoverName, file: &Representation) -> bool {
         let mut state = self.state();
-        match std::mem::replace(&mut *state, State::Delivered) {
-            State::UnderWay(requests) => Some(requests - 1),
-            State::Delivered | State::Void => None,
+        let news = state.resume.is_none() && matches!(state.progress, Progress::UnderWay { .. });
+        if news {
+            state.resume = Some((name.clone(), file.clone()));
+        }
+        news
+    }
+
+    /// The name of the download that can be resumed.
+    pub(super) fn resume(&self) -> Option<CoverName> {
+        self.state().resume.as_ref().map(|(name, _)| name.clone())
+    }
+
+    /// One of its requests delivered. What is known of it if it was the first.
+    pub(super) fn deliver(&self) -> Option<Delivered> {
+        let mut state = self.state();
+        match std::mem::replace(&mut state.progress, Progress::Delivered) {
+            Progress::UnderWay { by_key, .. } => {
+                let (reported, resume) = (std::mem::take(&mut state.reported), state.resume.take());
+                Some(Delivered { by_key, reported, resume })
+            }
+            Progress::Delivered | Progress::Void => None,
         }
     }
 
     /// One of its requests ended without delivering; whether it was the last, and none had.
-    pub(super) fn give_up(&self) -> bool {
+    pub(super) fn give_up(&self, kind: CoverKind) -> bool {
         let mut state = self.state();
-        match &mut *state {
-            State::UnderWay(1) => *state = State::Void,
-            State::UnderWay(requests) => *requests -= 1,
-            State::Delivered | State::Void => return false,
+        let Progress::UnderWay { requests, by_key } = &mut state.progress else { return false };
+        *requests -= 1;
+        *by_key -= u32::from(kind != CoverKind::Resume);
+        let last = *requests == 0;
+        if last {
+            state.progress = Progress::Void;
         }
-        *state == State::Void
+        last
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

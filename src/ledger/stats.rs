@@ -35,6 +35,7 @@ pub(super) struct Stats {
     flush_age: Gauge<f64, AtomicU64>,
     /// Monotonic time of the last flush, in milliseconds.
     flushed_at_ms: AtomicU64,
+    crowded_out: Counter,
     pub(super) unflushed: Gauge,
     pub(super) store_up: Gauge,
     pub(super) counters: Gauge,
@@ -58,14 +59,21 @@ impl Stats {
             flush_duration: Histogram::new(exponential_buckets(0.000_1, 4.0, 10)),
             flush_age: Gauge::default(),
             flushed_at_ms: AtomicU64::new(0),
+            crowded_out: Counter::default(),
             unflushed: Gauge::default(),
             store_up: Gauge::default(),
             counters: Gauge::default(),
         }
     }
 
+    pub(super) fn crowded_out(&self) {
+        self.crowded_out.inc();
+    }
+
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register("exportgate_charges", "Charges by meter and outcome", self.charges.clone());
+        let help = "Sessions, retries and resumes that ended early because their user had too many";
+        registry.register("exportgate_covers_crowded_out", help, self.crowded_out.clone());
         let help = "Time to write one group to the store";
         registry.register("exportgate_flush_duration_seconds", help, self.flush_duration.clone());
         let help = "Time since the last group was written";

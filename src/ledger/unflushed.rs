@@ -57,7 +57,10 @@ impl Unflushed {
 
     /// A cover that the store knows, to be ended in time.
     pub(super) fn will_end(&mut self, until: Duration, digest: u128, name: CoverName) {
-        self.ending.insert((until, digest), name);
+        // What is under way ends when its charge does.
+        if until < Duration::MAX {
+            self.ending.insert((until, digest), name);
+        }
     }
 
     /// The next cover whose time has come.

@@ -217,6 +217,17 @@ fn seek(pointer: &Pointer, text: &[u8]) -> Found {
     found.and_then(|found| json.end().map(|()| found)).unwrap_or(Found::Other)
 }
 
+/// Whether some backend may take one name for the other: some ignore case, and two letters outside ASCII are the other case of one
+/// inside it.
+fn alike(key: &str, wanted: &str) -> bool {
+    let plain = |c: char| match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        _ => c.to_ascii_lowercase(),
+    };
+    key.chars().map(plain).eq(wanted.chars().map(plain))
+}
+
 struct Seek<'p>(&'p [String]);
 
 impl Seek<'_> {
@@ -248,7 +259,7 @@ impl<'de> Visitor<'de> for Seek<'_> {
         };
         let mut found = None;
         while let Some(key) = map.next_key::<String>()? {
-            if !key.eq_ignore_ascii_case(wanted) {
+            if !alike(&key, wanted) {
                 map.next_value::<IgnoredAny>()?;
             } else if key == *wanted && found.is_none() {
                 found = Some(map.next_value_seed(Seek(rest))?);
@@ -362,6 +373,7 @@ mod tests {
             r#"{"batch":{"images":1},"batch":{"images":40}}"#,
             r#"{"batch":{"images":1,"images":40}}"#,
             r#"{"batch":{"images":1,"Images":40}}"#,
+            r#"{"batch":{"images":1,"imageſ":40}}"#,
             r#"{"batch":{"images":1}} {"batch":{"images":40}}"#,
             r#"{"batch":5}"#,
         ] {

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::cost::Request;
 use super::{
-    Action, Anchor, BadCost, Delivers, Meter, MeterId, NoSeats, OnExceed, PlanId, Plans, Platform, Subject,
+    Action, Anchor, BadCost, Delivers, Limit, Meter, MeterId, NoSeats, OnExceed, PlanId, Plans, Platform, Subject,
     SubjectKind, Who,
 };
 
@@ -45,6 +45,8 @@ pub struct Verdict {
     pub demands: SmallVec<[Demand; 2]>,
     /// The sentence of the table that decided.
     pub rule: Rule,
+    /// Meters that enforce nothing, and could not tell what to count.
+    pub untold: SmallVec<[MeterId; 2]>,
 }
 
 impl Verdict {
@@ -61,6 +63,17 @@ pub enum Undecided {
     NoClaim(String),
     /// The request does not say clearly what it costs.
     Cost(BadCost),
+}
+
+/// Whether a request's body must be read to know what it costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NeedsBody {
+    /// No meter asks for it.
+    No,
+    /// Only meters do that enforce nothing: what cannot be read is not counted by them.
+    IfItCan,
+    /// One does that may stop the export.
+    Yes,
 }
 
 /// A charge on one meter.
@@ -158,53 +171,38 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// [`Undecided`] if a meter that counts the export asks for what neither token nor request says.
+    /// [`Undecided`] if a meter that counts the export, and may stop it, asks for what neither token nor request says.
     pub fn decide(&self, export: Export<'_>, request: Request<'_>) -> Result<Verdict, Undecided> {
         if !export.action.is_export() {
-            return Ok(Verdict { demands: SmallVec::new(), rule: Rule::NotAnExport });
+            return Ok(Verdict { demands: SmallVec::new(), rule: Rule::NotAnExport, untold: SmallVec::new() });
         }
         let no_file = export.action == Action::OpenExportScreen && export.delivers == Delivers::Screen;
         let mut rule = if no_file { Rule::ScreenDataIsNoFile } else { Rule::Unlimited };
-        let mut demands = SmallVec::new();
+        let (mut demands, mut untold) = (SmallVec::new(), SmallVec::new());
         for (id, meter, session, sentence) in self.counting(export) {
-            let limit = meter.limit(export.plan).and_then(|limit| limit.number(export.who).transpose());
-            let limit = match limit {
-                Some(Ok(limit)) => limit,
-                Some(Err(NoSeats)) => return Err(Undecided::NoClaim("seats".to_owned())),
-                None => continue,
-            };
-            let no_claim = |name: String| Undecided::NoClaim(name);
-            let subject = meter.subject.subject(export.who).ok_or_else(|| {
-                no_claim(meter.subject.0.first().map_or("", |kind| kind.as_str()).trim_start_matches('/').to_owned())
-            })?;
-            let anchor = if meter.window.needs_anchor() {
-                Some(export.who.billing_anchor.ok_or_else(|| no_claim("billing_anchor".to_owned()))?)
-            } else {
-                None
-            };
-            let cost = meter.cost.of(request, export.features).map_err(Undecided::Cost)?;
-            let demand = Demand {
-                meter: id,
-                subject,
-                anchor,
-                cost,
-                limit,
-                on_exceed: meter.on_exceed,
-                shadow: meter.shadow,
-                session,
-            };
-            if demand.is_enforced() {
-                rule = sentence;
+            match demand(id, meter, session, export, request) {
+                Ok(Some(demand)) => {
+                    if demand.is_enforced() {
+                        rule = sentence;
+                    }
+                    demands.push(demand);
+                }
+                Ok(None) => {}
+                Err(undecided) if meter.is_enforced() => return Err(undecided),
+                // To watch is no reason to refuse.
+                Err(_) => untold.push(id),
             }
-            demands.push(demand);
         }
-        Ok(Verdict { demands, rule })
+        Ok(Verdict { demands, rule, untold })
     }
 
     /// Whether the request's body must be read before the table can be.
-    pub fn needs_body(&self, export: Export<'_>) -> bool {
-        let limited = |meter: &Meter| meter.limit(export.plan).is_some_and(|limit| limit != super::Limit::Unlimited);
-        self.counting(export).any(|(_, meter, ..)| meter.cost.needs_body() && limited(meter))
+    pub fn needs_body(&self, export: Export<'_>) -> NeedsBody {
+        let limited = |meter: &Meter| meter.limit(export.plan).is_some_and(|limit| limit != Limit::Unlimited);
+        let asking = self.counting(export).filter(|(_, meter, ..)| meter.cost.needs_body() && limited(meter));
+        asking.fold(NeedsBody::No, |needs, (_, meter, ..)| {
+            if meter.is_enforced() || needs == NeedsBody::Yes { NeedsBody::Yes } else { NeedsBody::IfItCan }
+        })
     }
 
     /// The meters that count an export, what sessions mean to it, and the sentence that says so.
@@ -250,6 +248,30 @@ impl Policy {
     }
 }
 
+/// What a meter that counts an export asks for; `None` if it does not limit the plan.
+fn demand(
+    id: MeterId,
+    meter: &Meter,
+    session: SessionUse,
+    export: Export<'_>,
+    request: Request<'_>,
+) -> Result<Option<Demand>, Undecided> {
+    let no_claim = |name: &str| Undecided::NoClaim(name.to_owned());
+    let Some(limit) = meter.limit(export.plan) else { return Ok(None) };
+    let Some(limit) = limit.number(export.who).map_err(|NoSeats| no_claim("seats"))? else { return Ok(None) };
+    let subject = meter.subject.subject(export.who).ok_or_else(|| {
+        let first = meter.subject.0.first().map_or("", |kind| kind.as_str());
+        no_claim(first.trim_start_matches('/'))
+    })?;
+    let anchor = export.who.billing_anchor.filter(|_| meter.window.needs_anchor());
+    if meter.window.needs_anchor() && anchor.is_none() {
+        return Err(no_claim("billing_anchor"));
+    }
+    let cost = meter.cost.of(request, export.features).map_err(Undecided::Cost)?;
+    let (on_exceed, shadow) = (meter.on_exceed, meter.shadow);
+    Ok(Some(Demand { meter: id, subject, anchor, cost, limit, on_exceed, shadow, session }))
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
@@ -261,7 +283,7 @@ mod tests {
 
     use super::super::Cost;
     use super::super::cost;
-    use super::super::{Anchored, Calendar, CalendarUnit, Counts, Limit, Period, Whose, Window};
+    use super::super::{Anchored, Calendar, CalendarUnit, Counts, Period, Whose, Window};
     use super::*;
 
     const FREE: PlanId = PlanId(0);
@@ -493,6 +515,13 @@ mod tests {
             let mut policy = shipped();
             change(&mut policy.meters[0]);
             assert_eq!(missing(&policy), Undecided::NoClaim(claim.into()));
+            policy.meters[0].shadow = true;
+            let watching = decide(&policy, of_anna());
+            assert_eq!(
+                (watching.demands.len(), &watching.untold[..]),
+                (0, &[AI_EXPORTS][..]),
+                "to watch is no reason to refuse"
+            );
             policy.meters[0].limits[0] = Some(Limit::Unlimited);
             assert_eq!(decide(&policy, of_anna()).demands.len(), 0);
             assert_eq!(decide(&policy, Export { ai: PLAIN, ..of_anna() }).demands.len(), 1, "{claim}: not its export");
@@ -505,10 +534,12 @@ mod tests {
         let pointer = cost::Pointer::parse("/images").unwrap();
         policy.meters[0].cost =
             Cost::Asked(cost::Asked { from: cost::AskedFrom::Body(pointer), default: None, max: 10 });
-        assert!(policy.needs_body(of_anna()));
-        assert!(!policy.needs_body(Export { ai: PLAIN, ..of_anna() }));
+        assert_eq!(policy.needs_body(of_anna()), NeedsBody::Yes);
+        assert_eq!(policy.needs_body(Export { ai: PLAIN, ..of_anna() }), NeedsBody::No);
+        policy.meters[0].shadow = true;
+        assert_eq!(policy.needs_body(of_anna()), NeedsBody::IfItCan);
         policy.meters[0].limits[0] = Some(Limit::Unlimited);
-        assert!(!policy.needs_body(of_anna()));
+        assert_eq!(policy.needs_body(of_anna()), NeedsBody::No);
     }
 
     #[test]

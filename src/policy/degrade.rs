@@ -3,7 +3,7 @@
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
-use super::path::decoded;
+use super::routes::is_named;
 
 /// Changes to a request before it is forwarded, e.g. `watermark=1`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub struct Degrade {
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
     /// Headers that are not forwarded.
     pub remove_headers: Vec<HeaderName>,
-    /// Query parameters that get this value (percent-encoded already), whatever the client sent.
+    /// Query parameters that get this value, whatever the client sent.
     pub set_query: Vec<(String, String)>,
     /// Query parameters that are not forwarded.
     pub remove_query: Vec<String>,
@@ -20,36 +20,51 @@ pub struct Degrade {
 
 impl Degrade {
     /// Changes a request's headers and target.
-    pub fn apply(&self, uri: &mut Uri, headers: &mut HeaderMap) {
+    ///
+    /// # Errors
+    ///
+    /// [`TooLong`] if the target would be too long with what is added.
+    pub fn apply(&self, uri: &mut Uri, headers: &mut HeaderMap) -> Result<(), TooLong> {
         for name in self.remove_headers.iter().chain(self.set_headers.iter().map(|(name, _)| name)) {
             remove_all_spellings(headers, name);
         }
         for (name, value) in &self.set_headers {
             headers.insert(name, value.clone());
         }
-        if let Some(changed) = self.changed(uri) {
-            *uri = changed;
+        if !self.set_query.is_empty() || !self.remove_query.is_empty() {
+            *uri = self.changed(uri).ok_or(TooLong)?;
         }
+        Ok(())
     }
 
     fn changed(&self, uri: &Uri) -> Option<Uri> {
-        if self.set_query.is_empty() && self.remove_query.is_empty() {
-            return None;
-        }
         let goes = |pair: &&str| {
-            let name = decoded(pair.split('=').next().unwrap_or_default());
-            let named = |known: &String| name.trim().eq_ignore_ascii_case(known);
+            let key = pair.split('=').next().unwrap_or_default();
+            let named = |known: &String| is_named(key, known);
             pair.is_empty() || self.remove_query.iter().chain(self.set_query.iter().map(|(name, _)| name)).any(named)
         };
         let kept = uri.query().unwrap_or("").split(['&', ';']).filter(|pair| !goes(pair)).map(str::to_owned);
-        let set = self.set_query.iter().map(|(name, value)| format!("{name}={value}"));
+        let set = self.set_query.iter().map(|(name, value)| format!("{}={}", encoded(name), encoded(value)));
         let query: Vec<String> = kept.chain(set).collect();
         let target =
             if query.is_empty() { uri.path().to_owned() } else { format!("{}?{}", uri.path(), query.join("&")) };
         let mut parts = uri.clone().into_parts();
-        parts.path_and_query = PathAndQuery::try_from(target).ok();
-        parts.path_and_query.is_some().then(|| Uri::from_parts(parts).ok()).flatten()
+        parts.path_and_query = Some(PathAndQuery::try_from(target).ok()?);
+        Uri::from_parts(parts).ok()
     }
+}
+
+/// A target that would be too long with what is added to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooLong;
+
+/// As it stands in a query (RFC 3986, section 2.3).
+fn encoded(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
 }
 
 /// Some backends read `_` and `.` in a header's name as `-`.
@@ -86,21 +101,39 @@ mod tests {
             ("/d1?%77atermark=0&Watermark=0&a=%26&watermark", "/d1?a=%26&watermark=1"),
             ("/d1?hd=1;size=2", "/d1?size=2&watermark=1"),
             ("/d1%2F?hd", "/d1%2F?watermark=1"),
+            ("/d1?+hd=1&%20watermark+=0", "/d1?watermark=1"),
         ];
         for (sent, forwarded) in cases {
             let mut uri: Uri = sent.parse().unwrap();
-            watermark().apply(&mut uri, &mut HeaderMap::new());
+            watermark().apply(&mut uri, &mut HeaderMap::new()).unwrap();
             assert_eq!(uri.to_string(), forwarded, "{sent}");
         }
         let mut absolute: Uri = "http://a.test/d1?x=1".parse().unwrap();
-        watermark().apply(&mut absolute, &mut HeaderMap::new());
+        watermark().apply(&mut absolute, &mut HeaderMap::new()).unwrap();
         assert_eq!(absolute.to_string(), "http://a.test/d1?x=1&watermark=1");
+    }
+
+    #[test]
+    fn names_and_values_may_need_encoding() {
+        let low = Degrade { set_query: vec![("opts[q]".into(), "a&b".into())], ..Degrade::default() };
+        for sent in ["/d1?opts[q]=high", "/d1?opts%5Bq%5D=high", "/d1"] {
+            let mut uri: Uri = sent.parse().unwrap();
+            low.apply(&mut uri, &mut HeaderMap::new()).unwrap();
+            assert_eq!(uri.to_string(), "/d1?opts%5Bq%5D=a%26b", "{sent}");
+        }
+    }
+
+    #[test]
+    fn a_target_that_would_be_too_long_is_an_error_and_not_left_as_it_is() {
+        let mut uri: Uri = format!("/d1?x={}", "a".repeat(65_520)).parse().unwrap();
+        assert_eq!(watermark().apply(&mut uri, &mut HeaderMap::new()), Err(TooLong));
     }
 
     #[test]
     fn the_last_parameter_may_go() {
         let mut uri: Uri = "/d1?hd=1".parse().unwrap();
-        Degrade { remove_query: vec!["hd".into()], ..Degrade::default() }.apply(&mut uri, &mut HeaderMap::new());
+        let no_hd = Degrade { remove_query: vec!["hd".into()], ..Degrade::default() };
+        no_hd.apply(&mut uri, &mut HeaderMap::new()).unwrap();
         assert_eq!(uri.to_string(), "/d1");
     }
 
@@ -114,7 +147,7 @@ mod tests {
         let sent = ["x-mark", "x_mark", "x-quality", "x.quality", "x-other"];
         let mut headers: HeaderMap =
             sent.iter().map(|name| (HeaderName::from_static(name), HeaderValue::from_static("no"))).collect();
-        degrade.apply(&mut "/".parse().unwrap(), &mut headers);
+        degrade.apply(&mut "/".parse().unwrap(), &mut headers).unwrap();
         let mut left: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         left.sort_unstable();
         assert_eq!(left, [("x-mark", "yes"), ("x-other", "no")]);

@@ -58,6 +58,11 @@ impl Meter {
         }
     }
 
+    /// Whether its limits may stop or change an export.
+    pub fn is_enforced(&self) -> bool {
+        self.on_exceed != OnExceed::Observe && !self.shadow
+    }
+
     /// What the meter allows a plan; `None` if it does not count that plan.
     pub fn limit(&self, plan: PlanId) -> Option<Limit> {
         self.limits.get(usize::from(plan.0)).copied().flatten()

@@ -18,8 +18,8 @@ mod who;
 mod window;
 
 pub use cost::{BadCost, Cost};
-pub use decision::{Demand, Export, Policy, Rule, SessionUse, Undecided, Verdict};
-pub use degrade::Degrade;
+pub use decision::{Demand, Export, NeedsBody, Policy, Rule, SessionUse, Undecided, Verdict};
+pub use degrade::{Degrade, TooLong};
 pub use meter::{Counts, Limit, Meter, MeterId, NoSeats, OnExceed};
 pub use pattern::Pattern;
 pub use routes::{Conditions, DesignFrom, Found, Match, Misread, Route, RouteId, Routes, Shadowed};

@@ -275,7 +275,7 @@ pub(super) fn query_parameter<'u>(uri: &'u Uri, name: &str) -> Result<Option<Sen
     let mut found = None;
     for pair in uri.query().unwrap_or("").split(['&', ';']) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if key != name && !decoded(key).trim().eq_ignore_ascii_case(name) {
+        if key != name && !is_named(key, name) {
             continue;
         }
         if found.is_some() {
@@ -284,6 +284,11 @@ pub(super) fn query_parameter<'u>(uri: &'u Uri, name: &str) -> Result<Option<Sen
         found = Some(Sent { value, plain: key == name });
     }
     Ok(found)
+}
+
+/// Whether some backend may read a query parameter's name as `name`: percent-encoded, in another case, with blanks around it.
+pub(super) fn is_named(key: &str, name: &str) -> bool {
+    decoded(&key.replace('+', " ")).trim().eq_ignore_ascii_case(name)
 }
 
 /// The design's id; `Err` if the request names it in a way that could be read as another.

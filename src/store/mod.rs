@@ -116,8 +116,8 @@ pub struct Representation {
 pub struct CoverRow {
     /// Which.
     pub name: CoverName,
-    /// Names of the meters that the charge booked.
-    pub meters: Vec<Arc<str>>,
+    /// Names of the meters that the charge booked, and how much.
+    pub meters: Vec<(Arc<str>, u32)>,
     /// Names of the meters over whose limit it was.
     pub degraded: Vec<Arc<str>>,
     /// When it ends, in milliseconds since the Unix epoch.

@@ -289,7 +289,7 @@ fn read_all(connection: &mut Connection, rows: &mut RowSink) -> rusqlite::Result
     let snapshot = connection.transaction()?;
     let text = |row: &rusqlite::Row<'_>, column: usize| row.get::<_, String>(column).map(Arc::<str>::from);
     let words = |row: &rusqlite::Row<'_>, column: usize| {
-        row.get::<_, String>(column).map(|names| names.split_whitespace().map(Arc::from).collect())
+        row.get::<_, String>(column).map(|names| names.split_whitespace().map(Arc::from).collect::<Vec<Arc<str>>>())
     };
     let mut counters = snapshot.prepare("SELECT meter, kind, subject, starts, ends, used, plan FROM counters")?;
     let mut found = counters.query([])?;
@@ -311,7 +311,7 @@ fn read_all(connection: &mut Connection, rows: &mut RowSink) -> rusqlite::Result
         let file = optional(9)?.zip(row.get(10)?);
         rows(Row::Cover(CoverRow {
             name: CoverName { kind, user: text(row, 1)?, what: text(row, 2)? },
-            meters: words(row, 3)?,
+            meters: words(row, 3)?.iter().filter_map(|word| booked(word)).collect(),
             degraded: words(row, 4)?,
             expires_at_ms: row.get(5)?,
             idle_at_ms: row.get(6)?,
@@ -321,6 +321,12 @@ fn read_all(connection: &mut Connection, rows: &mut RowSink) -> rusqlite::Result
         }));
     }
     Ok(())
+}
+
+/// `ai-exports=1`: a meter's name has no `=`.
+fn booked(word: &str) -> Option<(Arc<str>, u32)> {
+    let (name, cost) = word.split_once('=')?;
+    Some((name.into(), cost.parse().ok()?))
 }
 
 fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
@@ -342,6 +348,7 @@ fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     for CoverRow { name, meters, degraded, expires_at_ms, idle_at_ms, files_left, version, file } in &batch.covers {
+        let meters: Vec<String> = meters.iter().map(|(name, cost)| format!("{name}={cost}")).collect();
         let (meters, degraded) = (meters.join(" "), degraded.join(" "));
         let validator = file.as_ref().map(|file| &file.validator);
         let length = file.as_ref().map(|file| file.length as i64);

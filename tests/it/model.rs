@@ -53,6 +53,8 @@ enum Operation {
     Charge(Ask),
     /// One of the requests under way ends.
     End(prop::sample::Index, End),
+    /// The answer to one of the requests under way says that this file can be resumed.
+    Resumable(prop::sample::Index, u8),
     Leave {
         user: usize,
         design: usize,
@@ -87,8 +89,6 @@ enum End {
     Deliver,
     /// So many were delivered, says the backend.
     Report(u32),
-    /// The rest of this file may be fetched later.
-    Resumable(u8),
     Void,
     Drop,
 }
@@ -99,6 +99,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
         12 => ask().prop_map(Operation::Charge),
         12 => (any::<prop::sample::Index>(), end()).prop_map(|(which, end)| Operation::End(which, end)),
+        4 => (any::<prop::sample::Index>(), 0..2_u8).prop_map(|(which, file)| Operation::Resumable(which, file)),
         1 => (0..USERS, 0..DESIGNS).prop_map(|(user, design)| Operation::Leave { user, design }),
         1 => prop::array::uniform(0_u32..=4).prop_map(Operation::Limits),
         1 => (0..POLICIES.len()).prop_map(Operation::Policy),
@@ -134,7 +135,6 @@ fn end() -> impl Strategy<Value = End> {
     prop_oneof![
         5 => Just(End::Deliver),
         1 => (0_u32..=4).prop_map(End::Report),
-        2 => (0_u8..2).prop_map(End::Resumable),
         2 => Just(End::Void),
         1 => Just(End::Drop),
     ]
@@ -240,6 +240,8 @@ struct ModelCharge {
     degraded: Vec<u8>,
     opens: Option<(usize, Option<u8>)>,
     key: Option<u8>,
+    /// The download that can be resumed.
+    file: Option<u8>,
     state: State,
 }
 
@@ -254,10 +256,10 @@ enum State {
 struct Request {
     /// The charge that it has booked itself.
     own: Option<usize>,
-    /// The cover that it has taken a file of, by name and charge.
-    by: Option<(Name, usize)>,
-    /// The charge under way that it shares.
-    shares: Option<usize>,
+    /// The covers that it has taken files of, by name and charge.
+    by: Vec<(Name, usize, usize)>,
+    /// The charges under way that it shares.
+    shares: Vec<usize>,
     state: State,
 }
 
@@ -268,7 +270,8 @@ type Name = (CoverKind, usize, u8);
 struct Cover {
     name: Name,
     charge: usize,
-    meters: Vec<u8>,
+    /// Meters, and how much was booked on them.
+    meters: Vec<(u8, u32)>,
     degraded: Vec<u8>,
     /// In monotonic seconds; `None` while its charge is under way.
     until: Option<i64>,
@@ -398,32 +401,32 @@ impl Model {
 
     fn charge(&mut self, ask: &Ask) -> Answer {
         let demands = self.demands(ask);
-        let cover = self.cover_for(ask, &demands).cloned();
-        let taken = cover.as_ref().map(|cover| (cover.name, cover.charge));
-        if let Some(cover) = self.covers.iter_mut().find(|cover| taken == Some((cover.name, cover.charge))) {
-            // Asking is using, whatever comes of it.
-            cover.idle_until = cover.idle_until.and(self.idle).map(|idle| self.monotonic + idle);
-        }
+        let covers = self.covers_for(ask, &demands);
+        let held_by = |demand: &Demand| {
+            let mut of_it = covers.iter().filter(|(cover, ..)| of_session(cover, demand));
+            of_it.find(|(cover, ..)| holds(cover, demand)).map(|(cover, ..)| cover)
+        };
         let (mut booked, mut degraded, mut would_deny, mut refusing) = (vec![], vec![], vec![], vec![]);
         for demand in &demands {
             let meter = demand.meter.0;
-            let of_session = cover.as_ref().is_some_and(|cover| cover.name.0 == CoverKind::Session);
-            let cover = cover.as_ref().filter(|_| !of_session || demand.session == SessionUse::Covered);
-            if cover.is_some_and(|cover| cover.meters.contains(&meter)) {
-                continue;
-            }
-            if cover.is_some_and(|cover| cover.degraded.contains(&meter)) {
-                degraded.push(meter);
-                continue;
-            }
+            let held = held_by(demand);
             match (self.why_not(demand), demand.on_exceed) {
+                (why, _) if held.is_some_and(|cover| cover.degraded.contains(&meter)) => {
+                    if ask.made {
+                        refusing.push((why, self.resets_at(demand), meter));
+                    } else {
+                        degraded.push(meter);
+                    }
+                }
+                _ if held.is_some() => {}
                 (None, _) | (Some(_), OnExceed::Observe) => booked.push(demand),
                 _ if demand.shadow || ask.shadow => would_deny.push(meter),
                 (Some(_), OnExceed::Degrade) if !ask.made => degraded.push(meter),
-                (Some(why), _) => refusing.push((why, self.resets_at(demand), meter)),
+                (why, _) => refusing.push((why, self.resets_at(demand), meter)),
             }
         }
         if let Some((why, resets_at, _)) = refusing.iter().max() {
+            let why = why.unwrap_or(Why::InFlight);
             let retry_after = match why {
                 Why::AboveLimit => None,
                 Why::InFlight => Some(5),
@@ -431,8 +434,8 @@ impl Model {
             };
             let mut meters: Vec<u8> = refusing.iter().map(|(.., meter)| *meter).collect();
             meters.sort_unstable();
-            self.marked.extend(cover.map(|cover| cover.name));
-            return Answer::Refused { why: *why, meters, retry_after };
+            self.marked.extend(covers.iter().map(|(cover, ..)| cover.name));
+            return Answer::Refused { why, meters, retry_after };
         }
 
         let charge = self.charges.len();
@@ -442,47 +445,60 @@ impl Model {
             self.bookings.push(Booking { charge, meter, subject, span, cost, used: None });
         }
         let opens = booked.iter().any(|demand| demand.session == SessionUse::Opens);
-        let is_new = !booked.is_empty() || !degraded.is_empty() && cover.is_none();
+        let is_new = !booked.is_empty() || !degraded.is_empty() && covers.is_empty();
         if is_new {
+            let retries = covers.iter().any(|(cover, ..)| cover.name.0 == CoverKind::Retry);
             self.charges.push(ModelCharge {
                 user: ask.user,
                 degraded: degraded.clone(),
                 opens: opens.then_some((ask.design, ask.version)),
-                key: ask.key.filter(|_| cover.is_none()),
+                key: ask.key.filter(|_| !retries),
+                file: None,
                 state: State::UnderWay,
             });
             if let Some(key) = self.charges[charge].key {
                 self.open((CoverKind::Retry, ask.user, key), charge, None);
             }
         }
-        let shares = cover.as_ref().filter(|cover| cover.until.is_none()).map(|cover| cover.charge);
-        self.requests.push(Request { own: is_new.then_some(charge), by: taken, shares, state: State::UnderWay });
+        let shares: Vec<usize> =
+            covers.iter().filter(|(cover, _)| cover.until.is_none()).map(|(cover, _)| cover.charge).collect();
+        let shares_bookings = self.bookings.iter().any(|booking| shares.contains(&booking.charge));
+        let by = covers.iter().map(|(cover, files)| (cover.name, cover.charge, *files)).collect();
+        self.requests.push(Request { own: is_new.then_some(charge), by, shares, state: State::UnderWay });
         let counts = demands.iter().map(|demand| self.count(demand.meter.0, &demand.subject, demand.anchor)).collect();
-        let admitted = Admitted { degraded, would_deny, booked: !booked.is_empty(), counts };
-        match taken {
-            Some(((kind, ..), _)) if booked.is_empty() => Answer::Covered(kind, admitted),
+        let admitted = Admitted { degraded, would_deny, booked: !booked.is_empty() || shares_bookings, counts };
+        match covers.first() {
+            Some((cover, _)) if booked.is_empty() => Answer::Covered(cover.name.0, admitted),
             _ => Answer::Charged(admitted),
         }
     }
 
-    /// A retry before the rest of a download before a session.
-    fn cover_for(&self, ask: &Ask, demands: &[Demand]) -> Option<&Cover> {
-        let find = |kind, what, file: Option<u8>, asked: &dyn Fn(&Demand) -> bool| {
-            let cover = self.covers.iter().find(|cover| cover.name == (kind, ask.user, what))?;
-            let holds =
-                |demand: &Demand| cover.meters.contains(&demand.meter.0) || cover.degraded.contains(&demand.meter.0);
+    /// The rest of a download before a retry before a session, each for what none before it holds; and how many files it takes.
+    fn covers_for(&self, ask: &Ask, demands: &[Demand]) -> Vec<(Cover, usize)> {
+        let rest = ask.rest_of.map(|file| (CoverKind::Resume, ask.user, file));
+        let retry = ask.key.map(|key| (CoverKind::Retry, ask.user, key));
+        let session = (CoverKind::Session, ask.user, ask.design as u8);
+        let mut found: Vec<(Cover, usize)> = Vec::new();
+        for name in rest.into_iter().chain(retry).chain([session]) {
+            let Some(cover) = self.covers.iter().find(|cover| cover.name == name) else { continue };
+            let held = demands.iter().filter(|demand| {
+                let taken = found.iter().any(|(other, ..)| of_session(other, demand) && holds(other, demand));
+                !taken && of_session(cover, demand) && holds(cover, demand)
+            });
+            let most = held.map(|demand| demand.cost as usize).max();
+            let files = match name.0 {
+                CoverKind::Resume => 0,
+                CoverKind::Retry => 1,
+                CoverKind::Session => most.unwrap_or(0),
+            };
             let same_version = cover.version.is_none() || ask.version.is_none() || cover.version == ask.version;
-            let fits = self.is_open(cover)
-                && self.files_left(cover) > 0
-                && demands.iter().any(|demand| asked(demand) && holds(demand))
-                && same_version
-                && cover.file == file;
-            fits.then_some(cover)
-        };
-        let retry = ask.key.and_then(|key| find(CoverKind::Retry, key, None, &|_| true));
-        let rest_of = || find(CoverKind::Resume, ask.rest_of?, ask.rest_of, &|_| true);
-        let covered = |demand: &Demand| demand.session == SessionUse::Covered;
-        retry.or_else(rest_of).or_else(|| find(CoverKind::Session, ask.design as u8, None, &covered))
+            let file = ask.rest_of.filter(|_| name.0 == CoverKind::Resume);
+            let is_open = self.is_open(cover) && self.files_left(cover) >= files && most.is_some();
+            if is_open && same_version && cover.file == file {
+                found.push((cover.clone(), files));
+            }
+        }
+        found
     }
 
     fn is_open(&self, cover: &Cover) -> bool {
@@ -491,15 +507,14 @@ impl Model {
 
     fn files_left(&self, cover: &Cover) -> usize {
         let (name, charge) = (cover.name, cover.charge);
-        let takes = |request: &&Request| {
+        let takes = |request: &Request| {
             // The first delivery under a key is the charge itself, whichever of its requests makes it.
             let is_first = name.0 == CoverKind::Retry && request.own == Some(charge);
-            request.state != State::Void && (request.by == Some((name, charge)) || is_first)
+            let files =
+                request.by.iter().find(|(of, by, _)| (*of, *by) == (name, charge)).map_or(0, |(.., files)| *files);
+            if request.state == State::Void { 0 } else { files + usize::from(is_first) }
         };
-        match name.0 {
-            CoverKind::Resume => 1,
-            CoverKind::Session | CoverKind::Retry => cover.files - self.requests.iter().filter(takes).count(),
-        }
+        cover.files - self.requests.iter().map(takes).sum::<usize>()
     }
 
     /// A charge's cover, in place of one of the same name.
@@ -510,8 +525,16 @@ impl Model {
         self.covers.push(Cover {
             name,
             charge,
-            meters: booked.map(|booking| booking.meter).collect(),
-            degraded: self.charges[charge].degraded.clone(),
+            meters: booked
+                .map(|booking| (booking.meter, booking.cost))
+                .filter(|(meter, _)| name.0 != CoverKind::Session || WITH_SESSIONS.contains(meter))
+                .collect(),
+            degraded: self.charges[charge]
+                .degraded
+                .iter()
+                .copied()
+                .filter(|meter| name.0 != CoverKind::Session || WITH_SESSIONS.contains(meter))
+                .collect(),
             until,
             idle_until: None,
             files: if name.0 == CoverKind::Session { SESSION_FILES } else { DELIVERIES_OF_A_KEY },
@@ -529,9 +552,9 @@ impl Model {
     fn end(&mut self, request: usize, end: &End) {
         let delivered = !matches!(end, End::Void | End::Drop);
         self.requests[request].state = if delivered { State::Delivered } else { State::Void };
-        let Request { own, shares, by, .. } = self.requests[request];
+        let Request { own, shares, by, .. } = self.requests[request].clone();
         for charge in own.into_iter().chain(shares) {
-            let takes_part = |other: &Request| other.own == Some(charge) || other.shares == Some(charge);
+            let takes_part = |other: &Request| other.own == Some(charge) || other.shares.contains(&charge);
             let others = self.requests.iter().any(|other| other.state == State::UnderWay && takes_part(other));
             match self.charges[charge].state {
                 State::UnderWay if delivered => self.stick(charge, end),
@@ -539,9 +562,31 @@ impl Model {
                 _ => {}
             }
         }
-        self.marked.extend(by.map(|(name, _)| name));
+        for (name, charge, _) in by {
+            self.marked.push(name);
+            let idle = self.idle.map(|idle| self.monotonic + idle);
+            let of_it = self.covers.iter_mut().find(|cover| (cover.name, cover.charge) == (name, charge));
+            if let Some(cover) = of_it.filter(|_| delivered) {
+                cover.idle_until = cover.idle_until.and(idle);
+            }
+        }
         if !delivered && let Some(ModelCharge { user, key: Some(key), .. }) = own.map(|own| &self.charges[own]) {
             self.marked.push((CoverKind::Retry, *user, *key));
+        }
+    }
+
+    /// From now on the rest of this file may be asked for.
+    fn resumable(&mut self, request: usize, number: u8) {
+        let Request { own, shares, .. } = &self.requests[request];
+        let booked = |charge: &usize| {
+            self.charges[*charge].state == State::UnderWay
+                && self.bookings.iter().any(|booking| booking.charge == *charge)
+        };
+        let of_file = own.iter().chain(shares).copied().find(booked);
+        if let Some(charge) = of_file.filter(|charge| self.charges[*charge].file.is_none()) {
+            self.charges[charge].file = Some(number);
+            let user = self.charges[charge].user;
+            self.open((CoverKind::Resume, user, number), charge, None).file = Some(number);
         }
     }
 
@@ -550,7 +595,7 @@ impl Model {
         for booking in self.bookings.iter_mut().filter(|booking| booking.charge == charge) {
             booking.used = Some(if let End::Report(delivered) = end { *delivered } else { booking.cost });
         }
-        let ModelCharge { user, opens, key, .. } = self.charges[charge].clone();
+        let ModelCharge { user, opens, key, file, .. } = self.charges[charge].clone();
         if let Some((design, version)) = opens {
             let idle_until = self.idle.map(|idle| self.monotonic + idle);
             let session = self.open((CoverKind::Session, user, design as u8), charge, Some(self.monotonic + SESSION));
@@ -559,12 +604,9 @@ impl Model {
         if let Some(key) = key {
             self.open((CoverKind::Retry, user, key), charge, Some(self.monotonic + RETRY));
         }
-        let booked = self.bookings.iter().any(|booking| booking.charge == charge);
-        if let End::Resumable(number) = end
-            && booked
-        {
-            let rest = self.open((CoverKind::Resume, user, *number), charge, Some(self.monotonic + RESUME));
-            rest.file = Some(*number);
+        if let Some(number) = file {
+            let rest = self.open((CoverKind::Resume, user, number), charge, Some(self.monotonic + RESUME));
+            rest.file = Some(number);
         }
         // An empty delivery leaves nothing, not even the start of a window.
         self.bookings.retain(|booking| booking.used != Some(0));
@@ -573,7 +615,10 @@ impl Model {
     fn void(&mut self, charge: usize) {
         self.charges[charge].state = State::Void;
         self.bookings.retain(|booking| booking.charge != charge);
-        self.covers.retain(|cover| cover.name.0 != CoverKind::Retry || cover.charge != charge);
+        let ModelCharge { user, key, file, .. } = self.charges[charge];
+        let retry = key.map(|key| (CoverKind::Retry, user, key));
+        self.marked.extend(retry.into_iter().chain(file.map(|file| (CoverKind::Resume, user, file))));
+        self.covers.retain(|cover| cover.name.0 == CoverKind::Session || cover.charge != charge);
     }
 
     fn leave(&mut self, user: usize, design: usize) {
@@ -611,12 +656,26 @@ impl Model {
         }
     }
 
-    /// Whether every meter that is asked for was booked by the download of which this would be the rest.
+    /// Whether a meter that is asked for and enforced, or any if none is, was booked by the download of which this would be the rest.
     fn may_resume(&self, user: usize, number: u8, demands: &[Demand]) -> bool {
         let cover = self.covers.iter().find(|cover| cover.name == (CoverKind::Resume, user, number));
-        let holds = |cover: &Cover| demands.iter().all(|demand| cover.meters.contains(&demand.meter.0));
-        cover.is_some_and(|cover| self.is_open(cover) && holds(cover))
+        let limited = demands.iter().any(Demand::is_enforced);
+        let asked = |demand: &&Demand| demand.is_enforced() || !limited;
+        cover
+            .is_some_and(|cover| self.is_open(cover) && demands.iter().filter(asked).any(|demand| holds(cover, demand)))
     }
+}
+
+/// A session has to do with meters that have sessions.
+fn of_session(cover: &Cover, demand: &Demand) -> bool {
+    cover.name.0 != CoverKind::Session || demand.session == SessionUse::Covered
+}
+
+/// Whether a cover decides about a demand: a retry or the rest of a download may not cost more than what was charged.
+fn holds(cover: &Cover, demand: &Demand) -> bool {
+    let enough = |cost: u32| cover.name.0 == CoverKind::Session || demand.cost <= cost;
+    let booked = cover.meters.iter().any(|(meter, cost)| *meter == demand.meter.0 && enough(*cost));
+    booked || cover.degraded.contains(&demand.meter.0)
 }
 
 // ---- The ledger ---------------------------------------------------------------------------------------------------------------
@@ -705,10 +764,6 @@ impl Real {
                 (0..METERS as u8).for_each(|meter| charge.report(MeterId(meter), *delivered));
                 charge.settle(Settlement::Delivered);
             }
-            End::Resumable(number) => {
-                charge.resumable(format!("file-{number}").into(), file(*number));
-                charge.settle(Settlement::Delivered);
-            }
             End::Void => charge.settle(Settlement::Void),
             End::Drop => drop(charge),
         }
@@ -741,6 +796,15 @@ async fn compare(idle: Option<Duration>, operations: Vec<Operation>) -> Result<(
                     let request = *which.get(&under_way);
                     real.end(request, end);
                     model.end(request, end);
+                }
+            }
+            Operation::Resumable(which, number) => {
+                let under_way: Vec<usize> = (0..real.charges.len()).filter(|at| real.charges[*at].is_some()).collect();
+                if !under_way.is_empty() {
+                    let request = *which.get(&under_way);
+                    let what = format!("file-{number}").into();
+                    real.charges[request].as_ref().unwrap().resumable(&what, &file(*number));
+                    model.resumable(request, *number);
                 }
             }
             Operation::Leave { user, design } => {
@@ -784,7 +848,13 @@ async fn compare(idle: Option<Duration>, operations: Vec<Operation>) -> Result<(
             for number in 0..2 {
                 let what = format!("file-{number}").into();
                 let may_resume = real.ledger.may_resume(&who(user).user, &what, &demands);
-                prop_assert_eq!(may_resume.is_some(), model.may_resume(user, number, &demands), "user {}, {:?}", user, operation);
+                prop_assert_eq!(
+                    may_resume.is_some(),
+                    model.may_resume(user, number, &demands),
+                    "user {}, {:?}",
+                    user,
+                    operation
+                );
             }
             for (kind, policy) in &*BY_KIND {
                 let count = |meter| {

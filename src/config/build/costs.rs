@@ -13,7 +13,7 @@ use super::Problems;
 const MOST: u32 = 1_000_000;
 const DEFAULT_MAX: u32 = 100;
 
-pub(super) fn cost(meter: &str, raw: &raw::Cost, routes: &[raw::Route], problems: &mut Problems) -> Cost {
+pub(super) fn cost(meter: &str, raw: &raw::Cost, all: &raw::Raw, problems: &mut Problems) -> Cost {
     let path = ["meters", meter, "cost"];
     let found = match raw {
         raw::Cost::Fixed(cost) => return Cost::Fixed(number(*cost, &path, problems)),
@@ -25,6 +25,9 @@ pub(super) fn cost(meter: &str, raw: &raw::Cost, routes: &[raw::Route], problems
             super::header(name, &at("header"), problems).map(AskedFrom::Header)
         }
         raw::CostFound { header: None, query: Some(name), body: None, routes: None, features: None, .. } => {
+            if name.is_empty() {
+                problems.add(Problem::at(&at("query"), "this is no parameter"));
+            }
             Some(AskedFrom::Query(name.clone()))
         }
         raw::CostFound { header: None, query: None, body: Some(pointer), routes: None, features: None, .. } => {
@@ -36,10 +39,10 @@ pub(super) fn cost(meter: &str, raw: &raw::Cost, routes: &[raw::Route], problems
             parsed.map(AskedFrom::Body)
         }
         raw::CostFound { header: None, query: None, body: None, routes: Some(prices), features: None, .. } => {
-            return by_route(meter, found, prices, routes, problems);
+            return by_route(meter, found, prices, &all.routes, problems);
         }
         raw::CostFound { header: None, query: None, body: None, routes: None, features: Some(prices), .. } => {
-            return by_feature(meter, found, prices, problems);
+            return by_feature(meter, found, prices, &all.designs.ai_features, problems);
         }
         _ => {
             let problem = Problem::at(&path, "a cost is found in one of header, query, body, routes and features");
@@ -78,7 +81,18 @@ fn by_route(
     Cost::Routes { prices: prices.iter().map(price).collect(), other }
 }
 
-fn by_feature(meter: &str, found: &raw::CostFound, prices: &BTreeMap<String, i64>, problems: &mut Problems) -> Cost {
+fn by_feature(
+    meter: &str,
+    found: &raw::CostFound,
+    prices: &BTreeMap<String, i64>,
+    features: &[String],
+    problems: &mut Problems,
+) -> Cost {
+    for name in prices.keys().filter(|name| !features.contains(name)) {
+        let message = format!("`{name}` is none of designs.ai_features");
+        let problem = Problem::at_key(&["meters", meter, "cost", "features", name], message);
+        problems.add(problem.suggest(name, features.iter().map(String::as_str)));
+    }
     let combine = match found.combine {
         None | Some(raw::Combine::Dearest) => Combine::Dearest,
         Some(raw::Combine::Sum) => Combine::Sum,

@@ -11,7 +11,8 @@ use crate::policy::{Action, Counts, Degrade, Limit, Meter, OnExceed, Plans, Plat
 
 use super::{Problems, costs, windows};
 
-pub(super) fn policy(raw: &BTreeMap<String, raw::Meter>, routes: &[raw::Route], problems: &mut Problems) -> Policy {
+pub(super) fn policy(all: &raw::Raw, problems: &mut Problems) -> Policy {
+    let raw = &all.meters;
     // A plan exists if some meter speaks of it.
     let mut names = BTreeSet::new();
     for meter in raw.values() {
@@ -24,18 +25,11 @@ pub(super) fn policy(raw: &BTreeMap<String, raw::Meter>, routes: &[raw::Route], 
         problems.add(Problem::at(&["meters"], format!("there are more than {} meters", Plans::MOST)));
     }
     let plans = Plans::new(names.into_iter().map(Arc::from));
-    let meters = raw.iter().map(|(name, meter)| self::meter(name, meter, raw, routes, &plans, problems)).collect();
+    let meters = raw.iter().map(|(name, meter)| self::meter(name, meter, all, &plans, problems)).collect();
     Policy { plans, meters }
 }
 
-fn meter(
-    name: &str,
-    raw: &raw::Meter,
-    all: &BTreeMap<String, raw::Meter>,
-    routes: &[raw::Route],
-    plans: &Plans,
-    problems: &mut Problems,
-) -> Meter {
+fn meter(name: &str, raw: &raw::Meter, all: &raw::Raw, plans: &Plans, problems: &mut Problems) -> Meter {
     if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-') {
         let problem = Problem::at_key(&["meters", name], format!("`{name}` is no name for a meter"));
         problems.add(problem.help("use a-z, 0-9 and -: clients see it in header fields"));
@@ -54,7 +48,7 @@ fn meter(
                 None
             }
             (None, true) => {
-                problems.found.extend(missing_limit(name, plan_name, raw, all));
+                problems.found.extend(missing_limit(name, plan_name, raw, &all.meters));
                 None
             }
         }
@@ -76,7 +70,7 @@ fn meter(
             plans: counted,
         },
         subject: subject(name, &raw.subject, problems),
-        cost: costs::cost(name, &raw.cost, routes, problems),
+        cost: costs::cost(name, &raw.cost, all, problems),
         reported_by: raw
             .reported_by
             .as_ref()
@@ -97,6 +91,11 @@ fn subject(meter: &str, raw: &raw::Subject, problems: &mut Problems) -> Whose {
     };
     if names.is_empty() {
         problems.add(Problem::at(&["meters", meter, "subject"], "nobody is counted").help("write e.g. \"user\""));
+    }
+    if names.iter().rev().skip(1).any(|name| name == "user") {
+        let problem =
+            Problem::at(&["meters", meter, "subject"], "every token has a user: what comes after it is never taken");
+        problems.add(problem.help("put \"user\" last"));
     }
     let kinds = names.iter().filter_map(|name| {
         let kind = SubjectKind::named(name);
@@ -127,6 +126,10 @@ fn degrade(meter: &str, raw: Option<&raw::Degrade>, on_exceed: OnExceed, problem
         let problem = Problem::at_key(&path, "nothing is degraded on this meter");
         problems.add(problem.help("write on_exceed = \"degrade\", or remove this"));
     }
+    for (name, _) in raw.set_headers.iter().filter(|(name, _)| is_framing(name)) {
+        let message = format!("`{name}` belongs to the connection, or says who is asking");
+        problems.add(Problem::at(&["meters", meter, "degrade", "set_headers", name], message));
+    }
     let mut name = |name: &String, key: &str| super::header(name, &["meters", meter, "degrade", key], problems);
     let remove_headers = raw.remove_headers.iter().filter_map(|header| name(header, "remove_headers")).collect();
     let set_headers: Vec<_> = raw
@@ -140,7 +143,7 @@ fn degrade(meter: &str, raw: Option<&raw::Degrade>, on_exceed: OnExceed, problem
     let degrade = Degrade {
         set_headers,
         remove_headers,
-        set_query: raw.set_query.iter().map(|(name, value)| (encoded(name), encoded(value))).collect(),
+        set_query: raw.set_query.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         remove_query: raw.remove_query.clone(),
     };
     if degrade == Degrade::default() {
@@ -149,13 +152,11 @@ fn degrade(meter: &str, raw: Option<&raw::Degrade>, on_exceed: OnExceed, problem
     degrade
 }
 
-/// As it stands in a query (RFC 3986, section 2.3).
-fn encoded(text: &str) -> String {
-    let byte = |byte: u8| match byte {
-        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    };
-    text.bytes().map(byte).collect()
+/// Headers that a proxy makes itself, or that a backend trusts.
+fn is_framing(name: &str) -> bool {
+    let framing =
+        ["connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade", "authorization"];
+    framing.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
 /// A plan that this meter neither limits nor leaves out: most often a slip of the pen, here or elsewhere.

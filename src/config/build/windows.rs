@@ -36,7 +36,12 @@ pub(super) fn window(meter: &str, raw: &raw::Window, problems: &mut Problems) ->
             Window::Rolling(Rolling { lasts: seconds(lasts, &path("rolling"), problems) })
         }
         (None, None, Some(text)) => {
-            let anchored = Anchored { period: period(text, &path("anchored"), problems), zone };
+            let period = period(text, &path("anchored"), problems);
+            if raw.time_zone.is_some() && !from_billing && matches!(period, Period::Seconds(_)) {
+                problems
+                    .add(Problem::at_key(&path("time_zone"), "a duration from the first charge is the same anywhere"));
+            }
+            let anchored = Anchored { period, zone };
             if from_billing { Window::Billing(anchored) } else { Window::FirstCharge(anchored) }
         }
         _ => {

@@ -1,0 +1,282 @@
+//! Admission: all demands of an export are met together, or none is.
+
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use smallvec::SmallVec;
+
+use super::charge::{Admission, Charge, ChargeRequest, Denial, Standing, Why};
+use super::counters::CounterKey;
+use super::covers::{Asked, Cover, CoverUse, Wanted};
+use super::reservation::{Booked, Meters, Opening, Place, Reservation};
+use super::{Count, Ledger, MeterState, RETRY_SOON, history};
+use crate::policy::{Demand, MeterId, OnExceed, PlanId, SessionUse, Span};
+use crate::store::{CoverKind, CoverName};
+
+/// Locks that serialise charges on a counter. More than there are cores, so that strangers rarely meet.
+pub(super) const STRIPES: usize = 256;
+
+/// A demand, and where its count is kept.
+#[derive(Debug)]
+struct Planned<'d> {
+    demand: &'d Demand,
+    spot: Spot,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Spot {
+    Counter { key: CounterKey, span: Span },
+    History { digest: u128 },
+}
+
+impl Planned<'_> {
+    /// The index of the lock that serialises charges on this count.
+    const fn stripe(&self) -> usize {
+        match self.spot {
+            Spot::Counter { key, .. } => key.digest as usize % STRIPES,
+            Spot::History { digest } => digest as usize % STRIPES,
+        }
+    }
+}
+
+/// What is to be done about a demand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ruling {
+    Book,
+    Covered,
+    Degrade,
+    Refuse,
+    WouldDeny,
+}
+
+impl Ledger {
+    /// Charges all of `request.demands` or none. Waits for nobody today; a store shared by a fleet may make it wait.
+    pub async fn charge(self: &Arc<Self>, request: ChargeRequest<'_>) -> Admission {
+        if request.demands.is_empty() {
+            return Admission::Unlimited;
+        }
+        if let Err(why) = self.availability() {
+            return Admission::Unavailable(why);
+        }
+        self.charge_now(&request)
+    }
+
+    /// Whether an earlier charge of the user covers the rest of that download, should it turn out to be it; if so, the meters that
+    /// it must be degraded by. Meters that enforce nothing are not asked: they book little, and cover less.
+    pub fn may_resume(&self, user: &Arc<str>, what: &Arc<str>, demands: &[Demand]) -> Option<SmallVec<[MeterId; 2]>> {
+        let is_limited = demands.iter().any(Demand::is_enforced);
+        let asked = demands.iter().filter(|demand| demand.is_enforced() || !is_limited);
+        let asked: SmallVec<[Asked; 2]> = asked.map(Asked::of).collect();
+        self.covers.peek(&cover(CoverKind::Resume, user, what), &asked, self.clock.monotonic())
+    }
+
+    fn charge_now(self: &Arc<Self>, request: &ChargeRequest<'_>) -> Admission {
+        let time = self.clock.now();
+        let planned: SmallVec<[Planned<'_>; 2]> =
+            request.demands.iter().filter_map(|demand| self.plan(demand, time)).collect();
+        let retry = request.retry.as_ref().map(|retry| cover(CoverKind::Retry, request.user, retry));
+        // Check all and reserve all while nobody else can charge these counts: what is reserved here is never taken back because
+        // another meter is full, so it cannot have refused a bystander. Two requests with one key come one after the other.
+        let _stripes = self.lock_stripes(&planned, retry.as_ref());
+
+        let covered_by = self.covers_for(request, retry.as_ref());
+        let standings: SmallVec<[Standing; 2]> =
+            planned.iter().map(|planned| self.standing(planned, time.as_second(), request.shadow)).collect();
+        let rulings: SmallVec<[Ruling; 2]> =
+            standings.iter().map(|standing| rule(standing, &covered_by, request.made)).collect();
+        let with = |wanted: Ruling| standings.iter().zip(&rulings).filter(move |(_, ruling)| **ruling == wanted);
+        let meters = |wanted| with(wanted).map(|(standing, _)| standing.meter).collect::<Meters>();
+        let refusing: SmallVec<[Standing; 2]> = with(Ruling::Refuse).map(|(standing, _)| *standing).collect();
+        let mut charge = Charge {
+            ledger: self.clone(),
+            own: None,
+            covered_by,
+            degraded: meters(Ruling::Degrade),
+            would_deny: meters(Ruling::WouldDeny),
+            standings,
+            settled: false,
+        };
+        if !refusing.is_empty() {
+            // Dropping the charge gives the covers back that it has taken.
+            return Admission::Refused(denial(refusing, time.as_second()));
+        }
+        let mut own = Reservation::new(self.next_serial(), request.user.clone());
+        for (index, planned) in planned.iter().enumerate().filter(|(index, _)| rulings[*index] == Ruling::Book) {
+            match self.book(planned, time.as_second(), request.plan) {
+                Ok((booked, count)) => {
+                    own.booked.push(booked);
+                    charge.standings[index].count = count;
+                }
+                // Millions under way on one counter: what was reserved so far is given back by the guard.
+                Err(count) => {
+                    let violated = SmallVec::from_iter([Standing { count, ..charge.standings[index] }]);
+                    charge.own = Some(Arc::new(own));
+                    return Admission::Refused(Denial { why: Why::InFlight, violated, retry_after: Some(RETRY_SOON) });
+                }
+            }
+        }
+        let covered = charge.covered_by.first().map(|by| by.name.kind);
+        if own.booked.is_empty() && (charge.degraded.is_empty() || covered.is_some()) {
+            return match covered {
+                Some(kind) => Admission::Covered(kind, charge),
+                None => Admission::Charged(charge),
+            };
+        }
+        own.degraded.clone_from(&charge.degraded);
+        own.retry = retry.filter(|_| charge.covered_by.iter().all(|by| by.name.kind != CoverKind::Retry));
+        own.opens = opening(request, &own);
+        charge.own = Some(self.under_way(own));
+        Admission::Charged(charge)
+    }
+
+    /// Where a demand's count is kept. `None` for a demand that no meter of this ledger knows how to count.
+    fn plan<'d>(&self, demand: &'d Demand, time: Timestamp) -> Option<Planned<'d>> {
+        let meter = self.meter(demand.meter)?;
+        let spot = match meter.span(time, demand.anchor) {
+            Some(span) => Spot::Counter { key: self.digests.counter(&meter.name, &demand.subject, span), span },
+            None if meter.window.starts_with_subject() => {
+                Spot::History { digest: self.digests.history(&meter.name, &demand.subject) }
+            }
+            None => return None,
+        };
+        Some(Planned { demand, spot })
+    }
+
+    /// Locks all that a charge looks at, in order: no deadlock.
+    fn lock_stripes(&self, planned: &[Planned<'_>], retry: Option<&CoverName>) -> SmallVec<[MutexGuard<'_, ()>; 3]> {
+        let retry = retry.map(|retry| self.digests.of(retry) as usize % STRIPES);
+        let mut stripes: SmallVec<[usize; 3]> = planned.iter().map(Planned::stripe).chain(retry).collect();
+        stripes.sort_unstable();
+        stripes.dedup();
+        stripes.iter().map(|stripe| self.lock_stripe(*stripe)).collect()
+    }
+
+    /// Earlier charges that cover the request, each on meters that none before it does. The rest of a download first: it is what
+    /// the other two would be used up by.
+    fn covers_for(&self, request: &ChargeRequest<'_>, retry: Option<&CoverName>) -> SmallVec<[CoverUse; 1]> {
+        let resume = request.resume.as_ref().map(|(what, file)| (cover(CoverKind::Resume, request.user, what), file));
+        let session = request.demands.iter().any(|demand| demand.session == SessionUse::Covered);
+        let session = session.then(|| cover(CoverKind::Session, request.user, request.session));
+        let names = resume.as_ref().map(|(name, _)| name).into_iter().chain(retry).chain(&session);
+        let mut found = SmallVec::<[CoverUse; 1]>::new();
+        for name in names {
+            let is_session = name.kind == CoverKind::Session;
+            let open = request.demands.iter().filter(|demand| {
+                // What else an opening has booked, on meters without sessions, counts each export.
+                (!is_session || demand.session == SessionUse::Covered) && !found.iter().any(|by| by.holds(demand.meter))
+            });
+            let asked: SmallVec<[Asked; 2]> = open.map(Asked::of).collect();
+            let file = resume.as_ref().map(|(_, file)| *file).filter(|_| name.kind == CoverKind::Resume);
+            let now = self.clock.monotonic();
+            found.extend(self.covers.take(name, Wanted { asked: &asked, now, version: request.version, file }));
+        }
+        found
+    }
+
+    fn standing(&self, planned: &Planned<'_>, now: i64, shadow: bool) -> Standing {
+        let Demand { meter, on_exceed, limit, cost, .. } = *planned.demand;
+        let shadow = shadow || planned.demand.shadow;
+        let history::Standing { count, resets_at, window } = match planned.spot {
+            Spot::Counter { key, span } => {
+                history::Standing { count: self.counters.count(key), resets_at: span.end, window: span.seconds() }
+            }
+            Spot::History { digest } => match self.meter(meter) {
+                Some(state) => self.histories.standing(digest, &state.window, now, Some((cost, limit))),
+                None => history::Standing { count: Count::default(), resets_at: now, window: 0 },
+            },
+        };
+        Standing { meter, on_exceed, shadow, limit, count, resets_at, window, cost }
+    }
+
+    fn book(&self, planned: &Planned<'_>, now: i64, plan: PlanId) -> Result<(Booked, Count), Count> {
+        let Demand { meter, ref subject, cost, limit, session, .. } = *planned.demand;
+        let opens = session == SessionUse::Opens;
+        let booked = |place, span| Booked { meter, subject: subject.clone(), place, span, cost, opens };
+        let (booked, count) = match planned.spot {
+            Spot::Counter { key, span } => {
+                // Looked at before, under the same lock: only what nobody can refuse may be over the limit.
+                let limit = planned.demand.is_enforced().then_some(limit);
+                let count = self.counters.with(key, |cell| cell.reserve(cost, limit, plan))?;
+                (booked(Place::Counter(key), span), count)
+            }
+            Spot::History { digest } => {
+                let Some(MeterState { window, .. }) = self.meter(meter) else { return Err(Count::default()) };
+                let reserved = self.histories.reserve(digest, window, now, cost, plan);
+                self.slots_dropped(planned.demand, digest, &reserved.dropped);
+                let place = Place::Slot { digest, start: reserved.slot };
+                (booked(place, history::span(window, reserved.slot)), reserved.count)
+            }
+        };
+        self.stats.reserved(meter);
+        Ok((booked, count))
+    }
+
+    /// Others may share the charge from now on, and leave the screen that it opens.
+    fn under_way(&self, own: Reservation) -> Arc<Reservation> {
+        let own = Arc::new(own);
+        if let Some(opening) = &own.opens {
+            self.covers.opening(&opening.session, own.serial);
+        }
+        if let Some(retry) = &own.retry {
+            self.open_under_way(retry, Cover { files_left: self.options.retry_deliveries, ..Cover::of(&own) });
+        }
+        own
+    }
+
+    fn slots_dropped(&self, demand: &Demand, digest: u128, starts: &[i64]) {
+        if !starts.is_empty() {
+            let mut unflushed = self.unflushed();
+            starts.iter().for_each(|start| unflushed.slot_dropped(demand, digest, *start));
+        }
+    }
+}
+
+pub(super) fn cover(kind: CoverKind, user: &Arc<str>, what: &Arc<str>) -> CoverName {
+    CoverName { kind, user: user.clone(), what: what.clone() }
+}
+
+/// The session that a charge opens: for what it has booked, or is degraded by, on meters with sessions.
+fn opening(request: &ChargeRequest<'_>, own: &Reservation) -> Option<Opening> {
+    let with_sessions = request.demands.iter().filter(|demand| demand.session == SessionUse::Opens);
+    let degraded = with_sessions.map(|demand| demand.meter).filter(|meter| own.degraded.contains(meter)).collect();
+    let session = cover(CoverKind::Session, request.user, request.session);
+    let opens = own.booked.iter().any(|booked| booked.opens);
+    opens.then(|| Opening { session, version: request.version.cloned(), degraded })
+}
+
+/// Decides about one demand; deny beats degrade.
+fn rule(standing: &Standing, covered_by: &[CoverUse], made: Option<&[MeterId]>) -> Ruling {
+    let meter = &standing.meter;
+    if covered_by.iter().any(|by| by.meters.contains(meter)) {
+        return Ruling::Covered;
+    }
+    match (made, covered_by.iter().any(|by| by.degraded.contains(meter))) {
+        (Some(degraded), _) if degraded.contains(meter) => return Ruling::Degrade,
+        (None, true) => return Ruling::Degrade,
+        // It should have been degraded before it was made.
+        (Some(_), true) => return Ruling::Refuse,
+        (_, false) => {}
+    }
+    match standing.on_exceed {
+        _ if standing.why_not().is_none() => Ruling::Book,
+        OnExceed::Observe => Ruling::Book,
+        _ if standing.shadow => Ruling::WouldDeny,
+        OnExceed::Degrade if made.is_none() => Ruling::Degrade,
+        OnExceed::Degrade | OnExceed::Deny => Ruling::Refuse,
+    }
+}
+
+fn denial(mut violated: SmallVec<[Standing; 2]>, now: i64) -> Denial {
+    violated.sort_by_key(|standing| std::cmp::Reverse((standing.why_not(), standing.resets_at)));
+    let gravest = violated.first().and_then(|standing| Some((standing.why_not()?, standing.resets_at)));
+    let (why, retry_after) = match gravest {
+        Some((Why::AboveLimit, _)) => (Why::AboveLimit, None),
+        Some((Why::Exhausted, resets_at)) => {
+            let seconds = u64::try_from(resets_at - now).unwrap_or(0).max(1);
+            (Why::Exhausted, Some(Duration::from_secs(seconds)))
+        }
+        Some((Why::InFlight, _)) | None => (Why::InFlight, Some(RETRY_SOON)),
+    };
+    Denial { why, violated, retry_after }
+}

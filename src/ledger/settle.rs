@@ -1,0 +1,138 @@
+//! Settlement: what becomes of a charge, and of the covers that it opens or was taken from.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Ledger;
+use super::admit::cover;
+use super::charge::Settlement;
+use super::covers::{Cover, CoverUse};
+use super::reservation::{Booked, Delivered, Place, Reservation};
+use crate::store::{CoverKind, CoverName, Representation};
+
+impl Ledger {
+    /// One of the requests that share a charge has ended: the one that booked it, or shares its key, or fetches the rest of it.
+    pub(super) fn end(&self, charge: &Reservation, kind: CoverKind, settlement: Settlement) {
+        match settlement {
+            Settlement::Delivered => {
+                if let Some(delivered) = charge.deliver() {
+                    self.deliver(charge, &delivered);
+                }
+            }
+            Settlement::Void if charge.give_up(kind) => self.void(charge),
+            Settlement::Void => {}
+        }
+    }
+
+    /// A charge was delivered for the first time.
+    fn deliver(&self, charge: &Reservation, delivered: &Delivered) {
+        for booked in &charge.booked {
+            let reported = delivered.reported.iter().rev().find(|(meter, _)| *meter == booked.meter);
+            self.settle_count(booked, reported.map_or(booked.cost, |(_, images)| *images));
+            self.stats.delivered(booked.meter);
+        }
+        let now = self.clock.monotonic();
+        // Held until the marks are set: whoever writes a cover to the store has the mark of its charge as well.
+        let mut unflushed = self.unflushed();
+        unflushed.delivered(&charge.booked);
+        let mut open = |name: &CoverName, lasts: Duration, cover: Cover| {
+            let cover = Cover { until: now.saturating_add(lasts), under_way: None, ..cover };
+            unflushed.opened(self.digests.of(name), name.clone(), cover.ends());
+            if let Some(surplus) = self.covers.open(name, cover) {
+                self.stats.crowded_out();
+                unflushed.changed(self.digests.of(&surplus), surplus);
+            }
+        };
+        if let Some(opening) = &charge.opens
+            && self.covers.opened(&opening.session, charge.serial)
+        {
+            let cover = Cover {
+                meters: charge.booked.iter().filter(|b| b.opens).map(|b| (b.meter, b.cost)).collect(),
+                degraded: opening.degraded.clone(),
+                files_left: self.options.session_files,
+                idle_until: self.options.session_idle.map(|idle| now.saturating_add(idle)),
+                version: opening.version.clone(),
+                ..Cover::of_settled(charge)
+            };
+            open(&opening.session, self.options.session_max, cover);
+        }
+        if let Some(retry) = &charge.retry {
+            // One of those under way makes the first delivery; the others have taken their share already.
+            let files_left = self.options.retry_deliveries.saturating_sub(delivered.by_key.saturating_sub(1));
+            open(retry, self.options.retry_window, Cover { files_left, ..Cover::of_settled(charge) });
+        }
+        if let Some((name, file)) = &delivered.resume {
+            open(name, self.options.resume_window, Cover { file: Some(file.clone()), ..Cover::of_settled(charge) });
+        }
+    }
+
+    /// A charge came to nothing: all who shared it have ended.
+    fn void(&self, charge: &Reservation) {
+        for booked in &charge.booked {
+            self.settle_count(booked, 0);
+            self.stats.voided(booked.meter);
+        }
+        if let Some(opening) = &charge.opens {
+            self.covers.opened(&opening.session, charge.serial);
+        }
+        for name in charge.retry.iter().cloned().chain(charge.resume()) {
+            self.covers.drop_under_way(&name, charge.serial);
+            // It may have taken the place of one that the store still knows.
+            self.unflushed().changed(self.digests.of(&name), name);
+        }
+    }
+
+    /// The request that booked a charge did not deliver it. Those who share it may: the first of them needs no file of its cover.
+    pub(super) fn hand_over(&self, own: &Reservation) {
+        if let Some(retry) = &own.retry {
+            self.covers.give_back(retry, own.serial, 1);
+            self.unflushed().changed(self.digests.of(retry), retry.clone());
+        }
+    }
+
+    /// The rest of a file that is about to be delivered may be asked for from now on.
+    pub(super) fn resumable(&self, charge: &Arc<Reservation>, what: &Arc<str>, file: &Representation) {
+        let name = cover(CoverKind::Resume, &charge.user, what);
+        if charge.resumable(&name, file) {
+            self.open_under_way(&name, Cover { file: Some(file.clone()), ..Cover::of(charge) });
+        }
+    }
+
+    /// Opens a cover for as long as its charge is under way.
+    pub(super) fn open_under_way(&self, name: &CoverName, cover: Cover) {
+        if let Some(surplus) = self.covers.open(name, cover) {
+            self.stats.crowded_out();
+            self.unflushed().changed(self.digests.of(&surplus), surplus);
+        }
+    }
+
+    fn settle_count(&self, booked: &Booked, delivered: u32) {
+        match booked.place {
+            Place::Counter(key) => self.counters.with(key, |cell| cell.settle(booked.cost, delivered)),
+            Place::Slot { digest, start } => self.histories.settle(digest, start, booked.cost, delivered),
+        }
+    }
+
+    pub(super) fn settle_cover(&self, by: CoverUse, settlement: Settlement) {
+        match settlement {
+            Settlement::Delivered => {
+                by.meters.iter().for_each(|meter| self.stats.covered(*meter));
+                let idle = self.options.session_idle.map(|idle| self.clock.monotonic().saturating_add(idle));
+                self.covers.used(&by, idle);
+            }
+            Settlement::Void => self.covers.give_back(&by.name, by.serial, by.files),
+        }
+        self.unflushed().changed(self.digests.of(&by.name), by.name);
+    }
+
+    /// The user has left an export screen: its session ends, and one that is about to open does not.
+    pub fn leave(&self, user: &Arc<str>, session: &Arc<str>) {
+        let name = cover(CoverKind::Session, user, session);
+        let mut unflushed = self.unflushed();
+        let known = self.covers.leave(&name);
+        // Marked also when memory knows of none: the store may, while it has not been read.
+        if known || !self.has_been_read() {
+            unflushed.changed(self.digests.of(&name), name);
+        }
+    }
+}
