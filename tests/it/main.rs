@@ -8,6 +8,7 @@
 
 mod architecture;
 mod configuration;
+mod contention;
 mod delivery;
 mod demo;
 mod durability;
