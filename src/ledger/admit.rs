@@ -78,7 +78,8 @@ impl Ledger {
         let retry = request.retry.as_ref().map(|retry| cover(CoverKind::Retry, request.user, retry));
         // Check all and reserve all while nobody else can charge these counts: what is reserved here is never taken back because
         // another meter is full, so it cannot have refused a bystander. Two requests with one key come one after the other.
-        let _stripes = self.lock_stripes(&planned, retry.as_ref());
+        let key = retry.as_ref().map(|retry| self.stripe_of(retry));
+        let stripes = self.lock(planned.iter().map(Planned::stripe).chain(key));
 
         let covered_by = self.covers_for(request, retry.as_ref());
         let standings: SmallVec<[Standing; 2]> =
@@ -98,7 +99,8 @@ impl Ledger {
             settled: false,
         };
         if !refusing.is_empty() {
-            // Dropping the charge gives the covers back that it has taken.
+            // Dropping the charge gives the covers back that it has taken, and may lock what is locked here.
+            drop(stripes);
             return Admission::Refused(denial(refusing, time.as_second()));
         }
         let mut own = Reservation::new(self.next_serial(), request.user.clone());
@@ -112,6 +114,7 @@ impl Ledger {
                 Err(count) => {
                     let violated = SmallVec::from_iter([Standing { count, ..charge.standings[index] }]);
                     charge.own = Some(Arc::new(own));
+                    drop(stripes);
                     return Admission::Refused(Denial { why: Why::InFlight, violated, retry_after: Some(RETRY_SOON) });
                 }
             }
@@ -143,13 +146,17 @@ impl Ledger {
         Some(Planned { demand, spot })
     }
 
-    /// Locks all that a charge looks at, in order: no deadlock.
-    fn lock_stripes(&self, planned: &[Planned<'_>], retry: Option<&CoverName>) -> SmallVec<[MutexGuard<'_, ()>; 3]> {
-        let retry = retry.map(|retry| self.digests.of(retry) as usize % STRIPES);
-        let mut stripes: SmallVec<[usize; 3]> = planned.iter().map(Planned::stripe).chain(retry).collect();
+    /// Locks stripes in order: no deadlock.
+    pub(super) fn lock(&self, stripes: impl Iterator<Item = usize>) -> SmallVec<[MutexGuard<'_, ()>; 3]> {
+        let mut stripes: SmallVec<[usize; 3]> = stripes.collect();
         stripes.sort_unstable();
         stripes.dedup();
         stripes.iter().map(|stripe| self.lock_stripe(*stripe)).collect()
+    }
+
+    /// The index of the lock that serialises what is done about a cover.
+    pub(super) fn stripe_of(&self, cover: &CoverName) -> usize {
+        self.digests.of(cover) as usize % STRIPES
     }
 
     /// Earlier charges that cover the request, each on meters that none before it does. The rest of a download first: it is what

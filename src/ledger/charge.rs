@@ -10,7 +10,7 @@ use super::Ledger;
 use super::covers::CoverUse;
 use super::reservation::{Meters, Reservation};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId};
-use crate::store::{CoverKind, Representation};
+use crate::store::{CoverKind, CoverName, Representation};
 
 /// What is to be charged, and for whom.
 #[derive(Debug, Clone)]
@@ -219,6 +219,11 @@ impl Charge {
             return;
         }
         let ledger = self.ledger.clone();
+        // A panic may come from where these are locked already.
+        let keys = self.under_way().filter(|_| !std::thread::panicking()).filter_map(|charge| charge.retry.clone());
+        let keys: SmallVec<[CoverName; 1]> = keys.collect();
+        // Who comes with the same key meanwhile finds the charge under way, or all that has become of it.
+        let _keys = ledger.lock(keys.iter().map(|key| ledger.stripe_of(key)));
         if let Some(own) = self.own.take() {
             ledger.end(&own, CoverKind::Retry, settlement);
             if settlement == Settlement::Void {

@@ -225,3 +225,85 @@ fn the_rest_of_a_download_that_was_charged_and_degraded_is_covered_and_degraded(
     }
     assert_eq!((gate.used("u", "ai-exports"), gate.used("u", "unmarked")), (2, 0));
 }
+
+#[test]
+fn a_key_covers_no_more_than_what_was_charged_for_it() {
+    let backend = backend();
+    let gate = Setup::example("c-batches-of-a-team", backend.address).start();
+    let token = Token::of("u").plan("starter").with("team", json!("acme")).line();
+    let send = |count: u32| {
+        let lines = [&*token, "idempotency-key: k"];
+        let body = format!(r#"{{"images":{count}}}"#);
+        request(gate.address, "POST", "/v1/designs/d1/batch", &lines, body.as_bytes()).status
+    };
+    let used = || gate.usage("u?team=acme&plan=starter", "weekly-images")["used"].clone();
+    assert_eq!((send(2), send(2), send(1)), (200, 200, 200));
+    assert_eq!(used(), 2, "two repeats, one of them for less");
+    assert_eq!(send(50), 200);
+    assert_eq!(used(), 52, "another request under the same key");
+    assert_eq!(send(100), 429);
+}
+
+#[test]
+fn from_a_session_a_batch_takes_as_many_files_as_it_has_images() {
+    let backend = backend();
+    let gate = Setup::before(backend.address)
+        .replacing("[meters.ai-exports]\n", "[meters.ai-exports]\ncost = { query = \"n\", max = 50, default = 1 }\n")
+        .set("EXPORT_GATE__SESSIONS__MAX_FILES", "10")
+        .start();
+    let token = Token::of("u").ai().on("ios").plan("max").line();
+    let send = |what: &str| request(gate.address, "POST", &format!("/v1/designs/d1/{what}"), &[&token], b"").status;
+    assert_eq!((send("export-screen"), send("share?n=9")), (200, 200));
+    assert_eq!(gate.used("u", "ai-exports"), 1);
+    assert_eq!(send("share?n=2"), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 3, "one file was left");
+    assert_eq!(send("share"), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 3);
+}
+
+#[test]
+fn an_address_that_is_too_long_to_be_degraded_is_refused_and_not_let_through_as_it_is() {
+    let backend = backend();
+    let gate = Setup::example("b-watermark-and-seats", backend.address)
+        .set("EXPORT_GATE__METERS__EXPORTS__LIMITS__FREE", "0")
+        .start();
+    let target = format!("{DOWNLOAD}?x={}", "a".repeat(65_502));
+    assert_eq!(get(gate.address, &target, &[&Token::of("u").line()]).status, 414);
+    assert!(backend.seen().is_empty());
+}
+
+#[test]
+fn a_meter_that_only_watches_refuses_nobody_for_what_it_cannot_tell() {
+    let backend = backend();
+    let watching = "counts = { ai = true }\nshadow = true\nsubject = \"team\"\ncost = { body = \"/images\" }\n\
+                    window = { rolling = \"7d\" }\nlimits = { free = 1, pro = 20, max = 20 }";
+    let gate = with_meter(&backend, "what-if", watching).start();
+    let of = |user: &str| Token::of(user).ai().plan("pro");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&of("u").line()]).status, 200, "no team, no body");
+    let long = "x".repeat(70_000);
+    let member = of("v").with("team", json!("acme")).line();
+    assert_eq!(request(gate.address, "POST", DOWNLOAD, &[&member], long.as_bytes()).status, 200);
+    assert_eq!(backend.last().body.len(), 70_000);
+    assert_eq!(gate.metric("exportgate_untold_total{meter=\"what-if\"}"), 2.0);
+    assert_eq!(request(gate.address, "POST", DOWNLOAD, &[&member], br#"{"images":3}"#).status, 200);
+    assert_eq!(gate.usage("v?team=acme&plan=pro", "what-if")["used"], 3);
+}
+
+#[test]
+fn an_export_under_way_is_no_abuse() {
+    let (slow, _release) = Reply::held(b"", b"");
+    let backend = Backend::start(slow);
+    let gate = Setup::before(backend.address)
+        .set("EXPORT_GATE__METERS__FAIR_USE__ON_EXCEED", "deny")
+        .set("EXPORT_GATE__METERS__FAIR_USE__LIMITS__PRO", "1")
+        .start();
+    let (address, line) = (gate.address, Token::of("u").plan("pro").line());
+    let first = line.clone();
+    std::thread::spawn(move || {
+        crate::support::send_raw(address, format!("GET {DOWNLOAD} HTTP/1.1\r\nhost: a\r\n{first}\r\n\r\n").as_bytes())
+    });
+    eventually("it is under way", || !backend.seen().is_empty());
+    let refused = get(gate.address, DOWNLOAD, &[&line]);
+    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("5")));
+    assert!(refused.json()["type"].as_str().unwrap().ends_with("#quota-exceeded"), "{refused:?}");
+}

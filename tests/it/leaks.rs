@@ -51,10 +51,17 @@ fn what_is_no_file_or_has_a_route_is_no_leak() {
 #[test]
 fn such_files_can_be_kept_back() {
     let backend = Backend::start(Reply::image());
-    let gate = Setup::before(backend.address).set("EXPORT_GATE__UNCLASSIFIED_FILES", "refuse").start();
+    let refusing = Setup::before(backend.address).set("EXPORT_GATE__UNCLASSIFIED_FILES", "refuse");
+    let gate = refusing.start();
     let answer = get(gate.address, "/files/1", &[]);
     assert_eq!((answer.status, answer.header("content-type")), (403, Some("application/problem+json")));
     assert!(!answer.body.windows(3).any(|window| window == b"PNG"));
+    assert_eq!(leaks(&gate), 1.0);
+    assert!(gate.stop().success());
+    let origin = "https://app.example.com";
+    let gate = refusing.set("EXPORT_GATE__CORS__ALLOW_ORIGINS", &format!("[\"{origin}\"]")).start();
+    let answer = get(gate.address, "/files/1", &[&format!("origin: {origin}")]);
+    assert_eq!((answer.status, answer.header("access-control-allow-origin")), (403, Some(origin)));
     assert_eq!(leaks(&gate), 1.0);
     backend.will(Reply::json("200 OK"));
     assert_eq!(get(gate.address, "/files/1", &[]).status, 200);

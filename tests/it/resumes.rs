@@ -1,6 +1,9 @@
 //! Range requests: the rest of a delivered download is covered, everything else is an export (counting rules, section 4 rule 5).
 
-use crate::support::{Answer, Backend, Gate, Reply, Setup, Token, get, request};
+use std::io::Write;
+use std::net::TcpStream;
+
+use crate::support::{Answer, Backend, Gate, Reply, Setup, Token, eventually, get, read_until, request};
 
 const DOWNLOAD: &str = "/v1/designs/d1/download";
 
@@ -171,4 +174,69 @@ fn the_rest_of_a_degraded_download_is_degraded_as_it_was() {
     assert_eq!((rest.status, rest.header("export-degraded")), (206, Some("\"exports\"")));
     assert_eq!(backend.last().line, marked);
     assert_eq!(gate.usage("u?plan=free", "exports")["used"], 0);
+}
+
+#[test]
+fn the_rest_may_be_fetched_while_the_download_that_lost_its_client_is_still_open() {
+    let (slow, release) = Reply::held(b"HTTP/1.1 200 OK\r\netag: \"a\"\r\ncontent-length: 10\r\n\r\n01234", b"56789");
+    let backend = Backend::start(slow);
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__METERS__EXPORTS__LIMITS__FREE", "1").start();
+    let token = Token::of("u");
+    let mut first = TcpStream::connect(gate.address).unwrap();
+    write!(first, "GET {DOWNLOAD} HTTP/1.1\r\nhost: a\r\n{}\r\n\r\n", token.line()).unwrap();
+    assert!(read_until(&mut first, b"01234"));
+    backend.will(part(TAG, "bytes 5-9/10"));
+    let rest = range(&gate, &token);
+    assert_eq!(rest.status, 206, "the same export, though it is the last and not over");
+    let usage = || gate.usage("u?plan=free", "exports");
+    assert_eq!((usage()["used"].as_u64(), usage()["in_flight"].as_u64()), (Some(1), Some(0)));
+    drop(first);
+    // The backend's thread may have ended with its connection.
+    let _ = release.send(());
+    let reserved = || gate.metric("exportgate_charges_total{meter=\"exports\",outcome=\"reserved\"}");
+    eventually("both have ended", || usage()["in_flight"] == 0 && reserved() == 1.0);
+    assert_eq!(usage()["used"], 1);
+}
+
+#[test]
+fn a_resume_uses_no_delivery_of_an_idempotency_key_up() {
+    let (backend, gate) = stage(whole(TAG));
+    let token = Token::of("u").line();
+    let send = |range: &[&str]| {
+        let lines = [&[&*token, "idempotency-key: k"], range].concat();
+        get(gate.address, DOWNLOAD, &lines).status
+    };
+    assert_eq!(send(&[]), 200);
+    backend.will(part(TAG, "bytes 5-7/10"));
+    for _ in 0..3 {
+        assert_eq!(send(&["range: bytes=5-7"]), 206);
+    }
+    backend.will(whole(TAG));
+    assert_eq!((send(&[]), send(&[])), (200, 200));
+    assert_eq!(gate.used("u", "exports"), 1);
+}
+
+#[test]
+fn meters_in_shadow_and_sessions_do_not_stand_in_the_way_of_a_resume() {
+    let backend = Backend::start(whole(TAG));
+    let heading = "# Fair use of the unlimited plans";
+    let meters = "[meters.what-if]\ncounts = { ai = true }\nshadow = true\nwindow = { calendar = \"week\" }\n\
+                  limits = { free = 0, pro = 0, max = 0 }\n\n\
+                  [meters.each]\ncounts = { ai = true }\nwindow = { rolling = \"7d\" }\n\
+                  limits = { free = 9, pro = 9, max = 9 }\n\n";
+    let gate = Setup::before(backend.address).replacing(heading, &format!("{meters}{heading}")).start();
+    let token = Token::of("u").ai().on("ios");
+    let screen = request(gate.address, "POST", "/v1/designs/d1/export-screen", &[&token.line()], b"");
+    assert_eq!(screen.status, 200);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 200);
+    assert_eq!(
+        (gate.used("u", "ai-exports"), gate.used("u", "each")),
+        (1, 1),
+        "a session covers meters with sessions only"
+    );
+    backend.will(part(TAG, "bytes 5-7/10"));
+    for _ in 0..2 {
+        assert_eq!(range(&gate, &token).status, 206);
+    }
+    assert_eq!((gate.used("u", "ai-exports"), gate.used("u", "each")), (1, 1));
 }

@@ -187,8 +187,10 @@ fn retries_that_are_under_way_together_are_one_charge_that_sticks_when_any_is_de
     release.send(()).unwrap();
     assert_eq!(first.join().unwrap(), 500);
     assert_eq!(gate.used("u", "ai-exports"), 1, "and it stays delivered");
-    assert_eq!(send(&gate, &token, "GET", "d1/download", Some("k")), 200);
-    assert_eq!(gate.used("u", "ai-exports"), 1, "a second further delivery");
+    for _ in 0..2 {
+        assert_eq!(send(&gate, &token, "GET", "d1/download", Some("k")), 200);
+        assert_eq!(gate.used("u", "ai-exports"), 1, "two further deliveries");
+    }
     assert_eq!(send(&gate, &token, "GET", "d1/download", Some("k")), 200);
     assert_eq!(gate.used("u", "ai-exports"), 2, "a third is another export");
 }
