@@ -212,7 +212,8 @@ fn many_at_once_with_one_key_are_one_charge_that_sticks_if_any_of_them_delivers(
 fn retries_that_come_and_go_at_once_never_book_twice() {
     let (ledger, policy) = (ledger(), policy());
     for round in 0..ROUNDS {
-        // All have the same key, start and end when they like; most come to nothing. The quota is one charge, so none is refused.
+        // All have the same key, start and end when they like; most come to nothing. The quota is one charge: who comes
+        // while the last one is being given back is told to wait, and nobody is told that it is used up.
         let (who, barrier, delivered) = (member(round, 0), Barrier::new(THREADS as usize), AtomicU32::new(0));
         std::thread::scope(|scope| {
             for thread in 0..THREADS {
@@ -226,6 +227,7 @@ fn retries_that_come_and_go_at_once_never_book_twice() {
                                 delivered.fetch_add(1, Ordering::Relaxed);
                             }
                         }
+                        Admission::Refused(denial) => assert_eq!(denial.why, Why::InFlight),
                         other => panic!("{other:?}"),
                     }
                 });

@@ -505,6 +505,12 @@ impl Disk {
         self.0.lock().unwrap().writing
     }
 
+    /// All that it has kept.
+    pub(super) fn rows(&self) -> (Vec<CounterRow>, Vec<CoverRow>) {
+        let state = self.0.lock().unwrap();
+        (state.counters.clone(), state.covers.clone())
+    }
+
     fn covers(&self) -> usize {
         self.0.lock().unwrap().covers.len()
     }

@@ -5,6 +5,7 @@
 //!
 //! Sequences that failed once are run first (`model.proptest-regressions`). `PROPTEST_CASES` says how many others there are.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use export_gate::policy::{
     Anchor, Anchored, Calendar, CalendarUnit, Demand, Limit, Meter, MeterId, OnExceed, Period, PlanId, Plans, Policy,
     Rolling, SessionUse, Span, Subject, SubjectKind, Who, Whose, Window,
 };
+use export_gate::store::{CounterName, CoverName, CoverRow};
 use jiff::Timestamp;
 use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
@@ -100,7 +102,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         12 => ask().prop_map(Operation::Charge),
         12 => (any::<prop::sample::Index>(), end()).prop_map(|(which, end)| Operation::End(which, end)),
         4 => (any::<prop::sample::Index>(), 0..2_u8).prop_map(|(which, file)| Operation::Resumable(which, file)),
-        1 => (0..USERS, 0..DESIGNS).prop_map(|(user, design)| Operation::Leave { user, design }),
+        1 => (user(), design()).prop_map(|(user, design)| Operation::Leave { user, design }),
         1 => prop::array::uniform(0_u32..=4).prop_map(Operation::Limits),
         1 => (0..POLICIES.len()).prop_map(Operation::Policy),
         2 => prop::sample::select(seconds.to_vec()).prop_map(Operation::Pass),
@@ -110,12 +112,19 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
+/// Mostly the same, so that they meet.
+fn user() -> impl Strategy<Value = usize> {
+    prop_oneof![6 => Just(0), 1 => 1..USERS]
+}
+
+fn design() -> impl Strategy<Value = usize> {
+    prop_oneof![4 => Just(0), 1 => 1..DESIGNS]
+}
+
 fn ask() -> impl Strategy<Value = Ask> {
     let screen = prop_oneof![2 => Just(SessionUse::None), 1 => Just(SessionUse::Opens), 2 => Just(SessionUse::Covered)];
     let maybe = |share: f64, of: std::ops::Range<u8>| prop::option::weighted(share, of);
-    let user = prop_oneof![6 => Just(0_usize), 1 => 1..USERS];
-    let design = prop_oneof![4 => Just(0_usize), 1 => 1..DESIGNS];
-    let what = (user, design, screen, prop_oneof![3 => Just(1_u32), 1 => 2_u32..=3]);
+    let what = (user(), design(), screen, prop_oneof![3 => Just(1_u32), 1 => 2_u32..=3]);
     let how =
         (maybe(0.4, 0..2), maybe(0.2, 0..2), maybe(0.2, 0..2), prop::bool::weighted(0.1), prop::bool::weighted(0.1));
     (what, how).prop_map(|((user, design, screen, cost), (key, version, rest_of, shadow, made))| Ask {
@@ -374,18 +383,17 @@ impl Model {
         (used, counting.iter().filter(|booking| booking.used.is_none()).map(|booking| booking.cost).sum())
     }
 
-    /// When the window ends; of a rolling one, when enough of what was delivered is forgotten.
-    fn resets_at(&self, demand: &Demand) -> i64 {
-        let Demand { meter: MeterId(meter), subject, anchor, cost, limit, .. } = demand;
-        let Window::Rolling(rolling) = &WINDOWS[usize::from(*meter)] else {
-            return self.window(*meter, subject, *anchor).end;
+    /// When the window ends; of a rolling one, when so much of what was delivered is forgotten that `cost` fits under `limit`.
+    fn resets_at(&self, meter: u8, subject: &Subject, anchor: Option<Anchor>, (cost, limit): (u32, u32)) -> i64 {
+        let Window::Rolling(rolling) = &WINDOWS[usize::from(meter)] else {
+            return self.window(meter, subject, anchor).end;
         };
-        let counting = self.counting(*meter, subject, *anchor);
+        let counting = self.counting(meter, subject, anchor);
         let used_after = |time: i64| -> u32 {
             counting.iter().filter(|booking| booking.span.end > time).filter_map(|booking| booking.used).sum()
         };
         let delivered = counting.iter().filter(|booking| booking.used.is_some_and(|used| used > 0));
-        let ends = delivered.map(|booking| booking.span.end).filter(|end| used_after(*end) + cost <= *limit);
+        let ends = delivered.map(|booking| booking.span.end).filter(|end| used_after(*end) + cost <= limit);
         ends.min().unwrap_or(self.wall + rolling.lasts)
     }
 
@@ -406,6 +414,10 @@ impl Model {
             let mut of_it = covers.iter().filter(|(cover, ..)| of_session(cover, demand));
             of_it.find(|(cover, ..)| holds(cover, demand)).map(|(cover, ..)| cover)
         };
+        let resets_at = |demand: &Demand| {
+            let room = (demand.cost, demand.limit);
+            self.resets_at(demand.meter.0, &demand.subject, demand.anchor, room)
+        };
         let (mut booked, mut degraded, mut would_deny, mut refusing) = (vec![], vec![], vec![], vec![]);
         for demand in &demands {
             let meter = demand.meter.0;
@@ -413,7 +425,7 @@ impl Model {
             match (self.why_not(demand), demand.on_exceed) {
                 (why, _) if held.is_some_and(|cover| cover.degraded.contains(&meter)) => {
                     if ask.made {
-                        refusing.push((why, self.resets_at(demand), meter));
+                        refusing.push((why, resets_at(demand), meter));
                     } else {
                         degraded.push(meter);
                     }
@@ -422,7 +434,7 @@ impl Model {
                 (None, _) | (Some(_), OnExceed::Observe) => booked.push(demand),
                 _ if demand.shadow || ask.shadow => would_deny.push(meter),
                 (Some(_), OnExceed::Degrade) if !ask.made => degraded.push(meter),
-                (why, _) => refusing.push((why, self.resets_at(demand), meter)),
+                (why, _) => refusing.push((why, resets_at(demand), meter)),
             }
         }
         if let Some((why, resets_at, _)) = refusing.iter().max() {
@@ -537,7 +549,12 @@ impl Model {
                 .collect(),
             until,
             idle_until: None,
-            files: if name.0 == CoverKind::Session { SESSION_FILES } else { DELIVERIES_OF_A_KEY },
+            files: match name.0 {
+                CoverKind::Session => SESSION_FILES,
+                CoverKind::Retry => DELIVERIES_OF_A_KEY,
+                // It never takes one.
+                CoverKind::Resume => 1,
+            },
             version: None,
             file: None,
         });
@@ -643,6 +660,44 @@ impl Model {
         self.kept_bookings = self.bookings.iter().filter(|booking| booking.used.is_some()).cloned().collect();
     }
 
+    /// Counters that the store has, and covers.
+    fn kept(&self) -> (BTreeMap<CounterName, u32>, BTreeSet<String>) {
+        let mut counters = BTreeMap::new();
+        for Booking { meter, subject, span, used, .. } in
+            self.kept_bookings.iter().filter(|kept| self.is_kept(kept.span.end))
+        {
+            let name =
+                CounterName { meter: format!("meter-{meter}").into(), subject: subject.clone(), start: span.start };
+            *counters.entry(name).or_default() += used.unwrap();
+        }
+        let covers = self.kept_covers.iter().map(|Kept { cover, until, idle_until, files_left }| {
+            let Cover { name: (kind, user, what), ref meters, ref degraded, version, file, .. } = *cover;
+            let what = match kind {
+                CoverKind::Session => format!("design-{what}"),
+                CoverKind::Retry => format!("key-{what}"),
+                CoverKind::Resume => format!("file-{what}"),
+            };
+            let named = |meter: &u8| Arc::from(format!("meter-{meter}"));
+            let row = CoverRow {
+                name: CoverName { kind, user: who(user).user, what: what.into() },
+                meters: meters.iter().map(|(meter, cost)| (named(meter), *cost)).collect(),
+                degraded: degraded.iter().map(named).collect(),
+                expires_at_ms: until * 1_000,
+                idle_at_ms: idle_until.map(|idle| idle * 1_000),
+                files_left: *files_left as u32,
+                version: version.map(|version| format!("v{version}").into()),
+                file: file.map(self::file),
+            };
+            format!("{row:?}")
+        });
+        (counters, covers.collect())
+    }
+
+    /// Windows that ended long ago are forgotten.
+    fn is_kept(&self, end: i64) -> bool {
+        end > self.wall - 35 * 86_400
+    }
+
     /// What was under way is lost, and what the store does not know.
     fn crash(&mut self) {
         self.requests.clear();
@@ -707,6 +762,14 @@ impl Real {
         tokio::time::sleep(self.options.flush_interval + Duration::from_millis(1)).await;
     }
 
+    fn kept(&self) -> (BTreeMap<CounterName, u32>, BTreeSet<String>) {
+        let (counters, covers) = self.disk.rows();
+        let since = self.clock.now().as_second() - 35 * 86_400;
+        let counters =
+            counters.into_iter().filter(|row| row.ends > since && row.used > 0).map(|row| (row.name, row.used));
+        (counters.collect(), covers.iter().map(|row| format!("{row:?}")).collect())
+    }
+
     async fn crash(self) -> Self {
         let Self { options, clock, disk, flusher, .. } = self;
         flusher.abort();
@@ -769,9 +832,10 @@ impl Real {
         }
     }
 
-    fn usage(&self, user: usize, policy: &Policy) -> Vec<(u8, u32, u32)> {
+    /// Used, reserved, and when that ends, meter by meter.
+    fn usage(&self, user: usize, policy: &Policy) -> Vec<(u32, u32, i64)> {
         let usage = self.ledger.usage(policy, &who(user));
-        usage.iter().map(|usage| (usage.meter.0, usage.count.used, usage.count.reserved)).collect()
+        usage.iter().map(|usage| (usage.count.used, usage.count.reserved, usage.resets_at)).collect()
     }
 }
 
@@ -825,6 +889,7 @@ async fn compare(idle: Option<Duration>, operations: Vec<Operation>) -> Result<(
             Operation::Flush => {
                 real.flush().await;
                 model.flush();
+                prop_assert_eq!(real.kept(), model.kept());
             }
             Operation::Crash => {
                 real = real.crash().await;
@@ -858,8 +923,9 @@ async fn compare(idle: Option<Duration>, operations: Vec<Operation>) -> Result<(
             }
             for (kind, policy) in &*BY_KIND {
                 let count = |meter| {
-                    let (used, reserved) = model.count(meter, &subject(user, kind), who(user).billing_anchor);
-                    (meter, used, reserved)
+                    let (subject, anchor) = (subject(user, kind), who(user).billing_anchor);
+                    let (used, reserved) = model.count(meter, &subject, anchor);
+                    (used, reserved, model.resets_at(meter, &subject, anchor, (0, u32::MAX)))
                 };
                 let expected: Vec<_> = (0..METERS as u8).map(count).collect();
                 prop_assert_eq!(real.usage(user, policy), expected, "user {}, {:?}, {:?}", user, kind, operation);
