@@ -189,7 +189,7 @@ impl Ledger {
     fn restore_cover(&self, row: CoverRow, wall_ms: i64) {
         let now = self.clock.monotonic();
         // Not past the longest life of a cover, should the wall clock have been set back meanwhile.
-        let Options { session_max, retry_window, resume_window, .. } = self.options;
+        let Options { session_max, session_idle, retry_window, resume_window, .. } = self.options;
         let longest = session_max.max(retry_window).max(resume_window);
         let left = |ends_ms: i64| Duration::from_millis(u64::try_from(ends_ms - wall_ms).unwrap_or(0)).min(longest);
         let digest = self.digests.of(&row.name);
@@ -204,7 +204,7 @@ impl Ledger {
             meters: row.meters.iter().filter_map(|(name, cost)| Some((known(name)?, *cost))).collect(),
             degraded: row.degraded.iter().filter_map(|name| known(name)).collect(),
             until: now + left(row.expires_at_ms),
-            idle_until: row.idle_at_ms.map(|idle| now + left(idle)),
+            idle_until: row.idle_at_ms.map(|idle| now + left(idle).min(session_idle.unwrap_or(longest))),
             files_left: row.files_left,
             version: row.version,
             file: row.file,

@@ -57,8 +57,8 @@ impl Ledger {
             open(&opening.session, self.options.session_max, cover);
         }
         if let Some(retry) = &charge.retry {
-            // One of those under way makes the first delivery; the others have taken their share already.
-            let files_left = self.options.retry_deliveries.saturating_sub(delivered.by_key.saturating_sub(1));
+            // The charge's own delivery and the further ones, but for those under way: they have their share already.
+            let files_left = self.options.retry_deliveries.saturating_add(1).saturating_sub(delivered.by_key);
             open(retry, self.options.retry_window, Cover { files_left, ..Cover::of_settled(charge) });
         }
         if let Some((name, file)) = &delivered.resume {

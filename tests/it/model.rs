@@ -706,7 +706,8 @@ impl Model {
         self.covers.clear();
         let restored = |end: i64| self.monotonic + (end - self.wall).clamp(0, SESSION);
         for Kept { cover, until, idle_until, files_left } in &self.kept_covers {
-            let (until, idle_until) = (Some(restored(*until)), idle_until.map(restored));
+            let longest_idle = self.monotonic + self.idle.unwrap_or(SESSION);
+            let (until, idle_until) = (Some(restored(*until)), idle_until.map(|idle| restored(idle).min(longest_idle)));
             self.covers.push(Cover { until, idle_until, files: *files_left, ..cover.clone() });
         }
     }
