@@ -239,9 +239,14 @@ fn quota_detail(denial: &Denial, plan: &str, policy: &Policy) -> String {
         }
         Why::Exhausted => {
             let resets_at = instant(standing.resets_at).strftime("%A, %-d %B %Y at %H:%M UTC");
-            format!(
-                "You have used {used} of the {limit} {meter} of your {plan} plan. More are available from {resets_at}."
-            )
+            let stand = match standing.cost {
+                1 => format!("You have used {used} of the {limit} {meter} of your {plan} plan."),
+                cost => {
+                    let left = standing.remaining();
+                    format!("This takes {cost} {meter}, and of the {limit} of your {plan} plan {left} are left.")
+                }
+            };
+            format!("{stand} More are available from {resets_at}.")
         }
     }
 }

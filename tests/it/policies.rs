@@ -109,6 +109,8 @@ fn policy_c_counts_the_images_of_a_batch_all_or_nothing_on_the_team() {
     let refused = batch(&gate, &member("ben"), &images(26));
     assert_eq!(refused.status, 429);
     assert_eq!(refused.json()["remaining"], 25);
+    let detail = "This takes 26 weekly-images, and of the 125 of your starter plan 25 are left.";
+    assert!(refused.json()["detail"].as_str().unwrap().starts_with(detail), "{refused:?}");
     assert_eq!(batch(&gate, &member("ben"), r#"{ "images": 25 }"#).status, 200, "a number does as well as a list");
     assert_eq!(batch(&gate, &member("anna"), &images(1)).status, 429);
     let weekly = |who: &str| gate.usage(&format!("{who}?team=acme&plan=starter"), "weekly-images")["used"].clone();
