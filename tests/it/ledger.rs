@@ -282,6 +282,31 @@ async fn a_key_covers_no_more_deliveries_because_another_charge_has_used_it_mean
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_user_has_so_many_covers_of_a_kind_and_the_one_that_ends_first_makes_room() {
+    let (clock, disk) = (clock(), Disk::default());
+    let ledger = Ledger::new(&policy(1), Options::default(), clock.clone());
+    tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), std::future::pending()));
+    settled(|| ledger.availability().is_ok()).await;
+    let opening = [Demand { session: SessionUse::Opens, ..demand(0, 1_000) }];
+    let sharing = [Demand { session: SessionUse::Covered, ..demand(0, 1_000) }];
+    let export = async |design: usize, demands: &[Demand]| {
+        let (user, design): (Arc<str>, Arc<str>) = ("u".into(), format!("d{design}").into());
+        let admission = ledger.charge(ChargeRequest::new(&user, PLAN, &design, demands)).await;
+        let is_covered = matches!(admission, Admission::Covered(..));
+        assert!(delivered(admission));
+        is_covered
+    };
+    for design in 0..300 {
+        export(design, &opening).await;
+        clock.advance(Duration::from_secs(1));
+    }
+    settled(|| disk.covers() == 256).await;
+    assert!(!export(43, &sharing).await);
+    assert!(export(44, &sharing).await);
+    assert!(export(299, &sharing).await);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_file_that_was_given_back_to_its_cover_is_there_after_a_restart() {
     let (clock, disk) = (clock(), Disk::default());
     let start = || Ledger::new(&policy(1), Options::default(), clock.clone());
