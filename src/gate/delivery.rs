@@ -46,9 +46,12 @@ fn is_file(status: StatusCode, headers: &HeaderMap) -> bool {
         return true;
     }
     let Some(media_type) = media_type(headers) else { return true };
-    let is_message = matches!(&*media_type, b"application/json" | b"application/problem+json" | b"application/xml")
-        || media_type.starts_with(b"text/")
-        || (media_type.ends_with(b"+xml") && &*media_type != b"image/svg+xml");
+    let is = |known: &[u8]| media_type.eq_ignore_ascii_case(known);
+    let is_message = is(b"application/json")
+        || is(b"application/problem+json")
+        || is(b"application/xml")
+        || starts_with(media_type, b"text/")
+        || (ends_with(media_type, b"+xml") && !is(b"image/svg+xml"));
     !is_message
 }
 
@@ -56,19 +59,26 @@ fn is_file(status: StatusCode, headers: &HeaderMap) -> bool {
 /// anything that is to be saved.
 pub(super) fn looks_like_an_export(head: &response::Parts, body_is_empty: bool) -> bool {
     let kinds: [&[u8]; 4] = [b"image/", b"application/pdf", b"application/zip", b"application/postscript"];
-    let saved = || media_type(&head.headers).is_some_and(|sent| kinds.iter().any(|kind| sent.starts_with(kind)));
+    let saved = || media_type(&head.headers).is_some_and(|sent| kinds.iter().any(|kind| starts_with(sent, kind)));
     !body_is_empty && is_file(head.status, &head.headers) && (is_attachment(&head.headers) || saved())
 }
 
 fn is_attachment(headers: &HeaderMap) -> bool {
-    let sent = headers.get(CONTENT_DISPOSITION).map(|sent| sent.as_bytes().to_ascii_lowercase());
-    sent.is_some_and(|sent| sent.trim_ascii().starts_with(b"attachment"))
+    headers.get(CONTENT_DISPOSITION).is_some_and(|sent| starts_with(sent.as_bytes().trim_ascii(), b"attachment"))
 }
 
-/// The media type without its parameters, in lower case.
-fn media_type(headers: &HeaderMap) -> Option<Vec<u8>> {
+/// The media type without its parameters.
+fn media_type(headers: &HeaderMap) -> Option<&[u8]> {
     let sent = headers.get(CONTENT_TYPE)?.as_bytes();
-    Some(sent.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase())
+    Some(sent.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii())
+}
+
+fn starts_with(text: &[u8], start: &[u8]) -> bool {
+    text.get(..start.len()).is_some_and(|text| text.eq_ignore_ascii_case(start))
+}
+
+fn ends_with(text: &[u8], end: &[u8]) -> bool {
+    text.len() >= end.len() && text[text.len() - end.len()..].eq_ignore_ascii_case(end)
 }
 
 /// How far a delivery got.

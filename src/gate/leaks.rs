@@ -45,13 +45,16 @@ pub(super) struct Unclassified {
     gate: Arc<Gate>,
     method: Method,
     uri: Uri,
-    asker: Asker,
+    /// Who would be refused a file; nobody is where it may leave.
+    refused: Option<Asker>,
 }
 
 impl Unclassified {
     pub(super) fn of<B>(gate: &Arc<Gate>, request: &Request<B>) -> Self {
-        let asker = Asker::of(request.headers());
-        Self { gate: gate.clone(), method: request.method().clone(), uri: request.uri().clone(), asker }
+        let options = &gate.parts.options;
+        let refuses = options.unclassified_files == UnclassifiedFiles::Refuse && !options.shadow;
+        let refused = refuses.then(|| Asker::of(request.headers()));
+        Self { gate: gate.clone(), method: request.method().clone(), uri: request.uri().clone(), refused }
     }
 
     /// Reports a file, and keeps it back if that is wanted.
@@ -62,11 +65,10 @@ impl Unclassified {
         }
         self.gate.metrics.unclassified_file();
         self.gate.leaks.report(&self.method, self.uri.path());
-        let options = &self.gate.parts.options;
-        if options.unclassified_files == UnclassifiedFiles::Observe || options.shadow {
-            return Response::from_parts(head, GateBody::forwarded(body));
+        match self.refused {
+            Some(asker) => self.gate.refuse(&Refusal::Unclassified, &asker).map(GateBody::own),
+            None => Response::from_parts(head, GateBody::forwarded(body)),
         }
-        self.gate.refuse(&Refusal::Unclassified, &self.asker).map(GateBody::own)
     }
 }
 
