@@ -136,6 +136,7 @@ pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> 
             .as_ref()
             .and_then(|name| header(name, &["sessions", "header"], &mut problems)),
         body_limit: raw.server.counted_body_limit as usize,
+        body_timeout: positive(raw.server.counted_body_timeout, &["server", "counted_body_timeout"], &mut problems),
         shadow: raw.shadow.mode == raw::ShadowMode::On,
         unclassified_files: match raw.unclassified_files {
             raw::UnclassifiedFiles::Observe => gate::UnclassifiedFiles::Observe,

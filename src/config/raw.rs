@@ -73,6 +73,8 @@ pub(super) struct Server {
     pub(super) drain_timeout: DurationText,
     /// How many bytes of a JSON body are read at most to know what an export costs; a longer one is answered with 413.
     pub(super) counted_body_limit: u32,
+    /// How long such a body may stand still; then it is answered with 408.
+    pub(super) counted_body_timeout: DurationText,
 }
 
 impl Default for Server {
@@ -83,6 +85,7 @@ impl Default for Server {
             header_read_timeout: seconds(10),
             drain_timeout: seconds(30),
             counted_body_limit: 65_536,
+            counted_body_timeout: seconds(10),
         }
     }
 }

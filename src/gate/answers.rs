@@ -75,6 +75,7 @@ impl Answers {
             }
             Refusal::BadCost(bad) => bad.to_string(),
             Refusal::BodyTooLong => "The body is longer than what is read to count its images.".to_owned(),
+            Refusal::BodyTooSlow => "The body stood still for too long.".to_owned(),
             Refusal::TargetTooLong => "The address is too long for this export to be degraded.".to_owned(),
             Refusal::BodyBroken => "The body broke off.".to_owned(),
             Refusal::Unauthenticated(error) => {

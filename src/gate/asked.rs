@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, request};
 use http_body::Body;
 use smallvec::SmallVec;
 
-use super::layer::{Gate, Parts};
+use super::layer::{Gate, Options, Parts};
 use super::record::Record;
 use super::refusal::Refusal;
 use super::resume::{Target, asks_for_a_part};
@@ -82,7 +82,7 @@ impl Gate {
         let design = found.design.as_ref().ok_or(Refusal::NoDesign)?;
         let session = self.session(design, &head.headers)?;
         let target = Target::of(head, found);
-        let retry = idempotency_key(&head.headers)?.map(|key| target.name(key));
+        let key = idempotency_key(&head.headers)?;
 
         let facts = self.parts.designs.facts(design, &caller, &head.headers, peer);
         let facts = facts.map_err(|_| Refusal::UnknownDesign)?;
@@ -98,7 +98,12 @@ impl Gate {
         };
         let text = match policy.needs_body(export) {
             NeedsBody::No => None,
-            NeedsBody::IfItCan => self.read_ahead(head, body).await.ok(),
+            NeedsBody::IfItCan => match self.read_ahead(head, body).await {
+                Ok(text) => Some(text),
+                // What was read of it is gone with the rest.
+                Err(Refusal::BodyBroken) => return Err(Refusal::BodyBroken),
+                Err(_) => None,
+            },
             NeedsBody::Yes => Some(self.read_ahead(head, body).await?),
         };
         let request =
@@ -110,7 +115,8 @@ impl Gate {
         })?;
         record.judged(policy.plans.name(plan), &facts, verdict.rule);
         verdict.untold.iter().for_each(|meter| self.metrics.untold(*meter));
-        let part_of = asks_for_a_part(head, route.delivers).then(|| target.name(""));
+        let part_of = asks_for_a_part(head, route.delivers).then(|| target.name("", None));
+        let retry = key.map(|key| target.name(key, text.as_deref()));
         Ok(Asked {
             user: caller.who.user,
             plan,
@@ -146,8 +152,10 @@ impl Gate {
             // It could be read by inflating it; a backend that is told how many images are wanted needs no compression.
             return Err(Refusal::Misread(Misread::Header(http::header::CONTENT_ENCODING)));
         }
-        body.read_ahead(self.parts.options.body_limit).await.map_err(|error| match error {
+        let Options { body_limit, body_timeout, .. } = self.parts.options;
+        body.read_ahead(body_limit, body_timeout).await.map_err(|error| match error {
             ReadAheadError::TooLong => Refusal::BodyTooLong,
+            ReadAheadError::TooSlow => Refusal::BodyTooSlow,
             ReadAheadError::Broken => Refusal::BodyBroken,
         })
     }

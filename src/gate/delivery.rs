@@ -58,7 +58,8 @@ fn is_file(status: StatusCode, headers: &HeaderMap) -> bool {
 /// Whether an answer on a path that no route knows carries what an export would: an image, a document to print, an archive of them, or
 /// anything that is to be saved.
 pub(super) fn looks_like_an_export(head: &response::Parts, body_is_empty: bool) -> bool {
-    let kinds: [&[u8]; 4] = [b"image/", b"application/pdf", b"application/zip", b"application/postscript"];
+    let kinds: [&[u8]; 5] =
+        [b"image/", b"multipart/byteranges", b"application/pdf", b"application/zip", b"application/postscript"];
     let saved = || media_type(&head.headers).is_some_and(|sent| kinds.iter().any(|kind| starts_with(sent, kind)));
     !body_is_empty && is_file(head.status, &head.headers) && (is_attachment(&head.headers) || saved())
 }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 use prometheus_client::registry::Registry;
@@ -52,6 +53,8 @@ pub struct Options {
     pub session_header: Option<HeaderName>,
     /// How many bytes of a body are read at most to know what an export costs.
     pub body_limit: usize,
+    /// How long such a body may stand still.
+    pub body_timeout: Duration,
     /// Whether limits are only reported: nothing is refused but what can be read in two ways.
     pub shadow: bool,
     /// Whether files may leave on paths that no route knows.

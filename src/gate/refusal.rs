@@ -21,6 +21,8 @@ pub enum Refusal {
     BadCost(BadCost),
     /// The body that would say it is longer than the gate reads.
     BodyTooLong,
+    /// It stood still for too long.
+    BodyTooSlow,
     /// The client broke its request off.
     BodyBroken,
     /// The target would be too long with what degrades it.
@@ -58,6 +60,7 @@ impl Refusal {
                 StatusCode::BAD_REQUEST
             }
             Self::BodyTooLong => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             Self::UnknownPlan(_) | Self::MissingClaim(_) | Self::Unclassified => StatusCode::FORBIDDEN,
@@ -73,7 +76,7 @@ impl Refusal {
             Self::Misread(_) => Outcome::Misread,
             Self::NoDesign => Outcome::NoDesign,
             Self::BadIdempotencyKey => Outcome::BadIdempotencyKey,
-            Self::BadCost(_) | Self::BodyTooLong | Self::BodyBroken => Outcome::BadCost,
+            Self::BadCost(_) | Self::BodyTooLong | Self::BodyTooSlow | Self::BodyBroken => Outcome::BadCost,
             // Counted when it was decided to degrade it.
             Self::TargetTooLong => Outcome::Degraded,
             Self::Unauthenticated(_) => Outcome::Unauthenticated,

@@ -29,13 +29,17 @@ impl Target {
         Self { method: head.method.clone(), uri: head.uri.clone(), design: found.design.clone() }
     }
 
-    /// A name for all requests with the same method, full target and design, and the same key if they have one. The same in every
-    /// process: it is written to the store.
-    pub(super) fn name(&self, key: &str) -> Arc<str> {
+    /// A name for all requests with the same method, full target and design, the same key if they have one, and the same body where
+    /// that says what is wanted. The same in every process: it is written to the store.
+    pub(super) fn name(&self, key: &str, body: Option<&[u8]>) -> Arc<str> {
         let target = self.uri.path_and_query().map_or("/", |target| target.as_str());
-        // None of the first parts can hold a line break.
-        let name = format!("{}\n{target}\n{key}\n{}", self.method, self.design.as_deref().unwrap_or_default());
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, name.as_bytes());
+        let design = self.design.as_deref().unwrap_or_default();
+        // None of the first parts can hold a line break, and the design is as long as it says.
+        let name = format!("{}\n{target}\n{key}\n{}\n{design}\n", self.method, design.len());
+        let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+        digest.update(name.as_bytes());
+        digest.update(body.unwrap_or_default());
+        let digest = digest.finish();
         let mut hex = String::with_capacity(64);
         for byte in digest.as_ref() {
             // Writing to a string cannot fail.
@@ -90,9 +94,19 @@ impl Drop for Pending {
     }
 }
 
-/// Whether a request may be for the rest of a file.
+/// Whether a request may be for the rest of a file: one range that leaves its first byte out.
 pub(super) fn asks_for_a_part(head: &request::Parts, delivers: Delivers) -> bool {
-    delivers == Delivers::File && head.method == Method::GET && head.headers.contains_key(RANGE)
+    let mut fields = head.headers.get_all(RANGE).iter();
+    let (Some(only), None) = (fields.next(), fields.next()) else { return false };
+    let range = only.to_str().ok().and_then(|range| range.trim().split_once('='));
+    let first =
+        range.filter(|(unit, _)| unit.eq_ignore_ascii_case("bytes")).and_then(|(_, range)| range.split_once('-'));
+    let leaves_out = first.is_some_and(|(first, last)| {
+        // `-500`: the last 500 bytes.
+        let is_rest = first.trim().is_empty() || first.trim().parse().is_ok_and(|first: u64| first > 0);
+        is_rest && !last.contains(',')
+    });
+    delivers == Delivers::File && head.method == Method::GET && leaves_out
 }
 
 /// The file that an answer is the rest of: a part that leaves out the first byte, of a file whose validator and length it names.
@@ -198,15 +212,35 @@ mod tests {
             design: Some(design.into()),
         };
         let names = [
-            target(Method::GET, "/a", "d").name(""),
-            target(Method::POST, "/a", "d").name(""),
-            target(Method::GET, "/a?b", "d").name(""),
-            target(Method::GET, "/a", "e").name(""),
-            target(Method::GET, "/a", "d").name("k"),
-            target(Method::GET, "/a", "").name("d"),
+            target(Method::GET, "/a", "d").name("", None),
+            target(Method::POST, "/a", "d").name("", None),
+            target(Method::GET, "/a?b", "d").name("", None),
+            target(Method::GET, "/a", "e").name("", None),
+            target(Method::GET, "/a", "d").name("k", None),
+            target(Method::GET, "/a", "").name("d", None),
+            target(Method::GET, "/a", "d").name("", Some(b"{}")),
         ];
         let all: std::collections::HashSet<_> = names.iter().collect();
         assert_eq!(all.len(), names.len());
-        assert_eq!(target(Method::GET, "/a", "d").name(""), names[0]);
+        assert_eq!(target(Method::GET, "/a", "d").name("", None), names[0]);
+    }
+
+    #[test]
+    fn only_one_range_that_leaves_the_first_byte_out_may_be_the_rest_of_a_file() {
+        let asks = |ranges: &[&str]| {
+            let mut request = http::Request::get("/");
+            for range in ranges {
+                request = request.header(RANGE, *range);
+            }
+            asks_for_a_part(&request.body(()).unwrap().into_parts().0, Delivers::File)
+        };
+        for rest in ["bytes=1-", "bytes=5-9", "Bytes=5-", "bytes=-500"] {
+            assert!(asks(&[rest]), "{rest}");
+        }
+        for other in ["bytes=0-", "bytes=0-0,1-", "bytes=5-9,20-", "pages=5-", "5-", "bytes=x-"] {
+            assert!(!asks(&[other]), "{other}");
+        }
+        assert!(!asks(&[]));
+        assert!(!asks(&["bytes=5-", "bytes=6-"]));
     }
 }

@@ -268,7 +268,7 @@ impl Gate {
             self.read_report(charge, &head.headers);
             let file = beginning_of(&head, body.size_hint().exact());
             if let Some(file) = file.filter(|_| promise == Promise::Body && charge.is_booked()) {
-                charge.resumable(&target.name(""), &file);
+                charge.resumable(&target.name("", None), &file);
             }
             self.put_fields(charge, &mut head.headers);
         }

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
@@ -44,6 +45,8 @@ pin_project! {
 pub(super) enum ReadAheadError {
     /// It is longer than what may be read.
     TooLong,
+    /// It stood still for too long.
+    TooSlow,
     /// The client broke off.
     Broken,
 }
@@ -63,30 +66,33 @@ impl<B: Body<Data = Bytes> + Unpin> Upload<B> {
         Some(UploadBroken(self.broken.insert(Arc::default()).clone()))
     }
 
-    /// Reads all of the body, at most so many bytes. It can be read again.
-    pub(super) async fn read_ahead(&mut self, most: usize) -> Result<Bytes, ReadAheadError> {
+    /// Reads all of the body, at most so many bytes, while it does not stand still. Unless it breaks off it can be read again.
+    pub(super) async fn read_ahead(&mut self, most: usize, patience: Duration) -> Result<Bytes, ReadAheadError> {
         let mut text = Vec::new();
         self.unknown_length = self.size_hint().exact().is_none();
         if self.size_hint().lower() > most as u64 {
             return Err(ReadAheadError::TooLong);
         }
-        while let Some(frame) = self.body.frame().await {
-            let frame = frame.map_err(|_| ReadAheadError::Broken)?;
+        let end = loop {
+            let frame = match tokio::time::timeout(patience, self.body.frame()).await {
+                Ok(Some(frame)) => frame.map_err(|_| ReadAheadError::Broken)?,
+                Ok(None) => break Ok(()),
+                Err(_) => break Err(ReadAheadError::TooSlow),
+            };
             match frame.into_data() {
                 Ok(data) => text.extend_from_slice(&data),
                 Err(trailers) => self.ahead.push_back(trailers),
             }
             if text.len() > most {
-                break;
+                break Err(ReadAheadError::TooLong);
             }
-        }
+        };
         // In one piece: a body of many small ones would take many times its length.
-        let too_long = text.len() > most;
         let text = Bytes::from(text);
         if !text.is_empty() {
             self.ahead.push_front(Frame::data(text.clone()));
         }
-        if too_long { Err(ReadAheadError::TooLong) } else { Ok(text) }
+        end.map(|()| text)
     }
 }
 
@@ -132,6 +138,8 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(1);
+
     struct Pieces(VecDeque<Frame<Bytes>>);
 
     impl Body for Pieces {
@@ -151,7 +159,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_read_ahead_is_handed_on_unchanged() {
         let mut upload = in_pieces();
-        assert_eq!(upload.read_ahead(7).await.unwrap(), "{\"n\":4}");
+        assert_eq!(upload.read_ahead(7, PATIENCE).await.unwrap(), "{\"n\":4}");
         assert!(!upload.is_end_stream());
         assert_eq!(upload.size_hint().exact(), None, "trailers may follow");
         let collected = upload.collect().await.unwrap();
@@ -162,9 +170,9 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_is_too_long_is_not_read_to_its_end() {
         let mut upload = in_pieces();
-        assert_eq!(upload.read_ahead(6).await, Err(ReadAheadError::TooLong));
+        assert_eq!(upload.read_ahead(6, PATIENCE).await, Err(ReadAheadError::TooLong));
         assert_eq!(upload.collect().await.unwrap().to_bytes(), "{\"n\":4}", "nothing of it is lost");
-        let known = Upload::new(Full::<Bytes>::from("1234567")).read_ahead(6).await;
+        let known = Upload::new(Full::<Bytes>::from("1234567")).read_ahead(6, PATIENCE).await;
         assert_eq!(known, Err(ReadAheadError::TooLong));
     }
 
@@ -172,7 +180,7 @@ mod tests {
     async fn the_length_stays_known() {
         let mut upload = Upload::new(Full::<Bytes>::from("[1]"));
         assert_eq!(upload.size_hint().exact(), Some(3));
-        upload.read_ahead(10).await.unwrap();
+        upload.read_ahead(10, PATIENCE).await.unwrap();
         assert_eq!(upload.size_hint().exact(), Some(3));
     }
 }

@@ -127,7 +127,8 @@ impl Ledger {
             };
         }
         own.degraded.clone_from(&charge.degraded);
-        own.retry = retry.filter(|_| charge.covered_by.iter().all(|by| by.name.kind != CoverKind::Retry));
+        let is_retry = charge.covered_by.iter().any(|by| by.name.kind == CoverKind::Retry);
+        (own.retry, own.extends) = if is_retry { (None, retry) } else { (retry, None) };
         own.opens = opening(request, &own);
         charge.own = Some(self.under_way(own));
         Admission::Charged(charge)

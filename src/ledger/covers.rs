@@ -10,6 +10,7 @@ use super::reservation::{Meters, Reservation};
 use crate::policy::{Demand, MeterId};
 use crate::store::{CoverKind, CoverName, Representation};
 use dashmap::DashMap;
+use dashmap::mapref::one::RefMut;
 use smallvec::SmallVec;
 
 /// How many covers of a kind a user can have.
@@ -178,6 +179,40 @@ impl Covers {
         let mut of_user = self.by_user.get_mut(&name.user)?;
         let cover = of_user.find(name.kind, &name.what).filter(|cover| cover.ends() > now)?;
         asked.iter().any(|asked| cover.holds_for(name.kind, asked)).then(|| cover.degraded.clone())
+    }
+
+    /// Whether a name may be taken over by the charge with this serial: no other under way has it.
+    pub(super) fn is_free_for(&self, name: &CoverName, serial: u64) -> bool {
+        let of_other = |cover: &mut Cover| cover.under_way.is_some() && cover.serial != serial;
+        let taken =
+            |mut of_user: RefMut<'_, Arc<str>, OfUser>| of_user.find(name.kind, &name.what).is_some_and(of_other);
+        !self.by_user.get_mut(&name.user).is_some_and(taken)
+    }
+
+    /// Whether there is an open cover of that name by a delivered charge, for the same file and at least as much.
+    pub(super) fn is_open_for(&self, name: &CoverName, wanted: &Cover, now: Duration) -> bool {
+        let holds = |cover: &mut Cover| {
+            let enough = |&(meter, cost): &(MeterId, u32)| cover.holds_for(name.kind, &Asked { meter, cost });
+            let is_same = cover.under_way.is_none() && cover.ends() > now && cover.file == wanted.file;
+            is_same && wanted.meters.iter().all(enough)
+        };
+        self.by_user
+            .get_mut(&name.user)
+            .is_some_and(|mut of_user| of_user.find(name.kind, &name.what).is_some_and(holds))
+    }
+
+    /// A cover holds for more from now on.
+    pub(super) fn extend(&self, name: &CoverName, meters: &[(MeterId, u32)]) {
+        if let Some(mut of_user) = self.by_user.get_mut(&name.user)
+            && let Some(cover) = of_user.find(name.kind, &name.what)
+        {
+            for (meter, cost) in meters {
+                match cover.meters.iter_mut().find(|(known, _)| known == meter) {
+                    Some((_, known)) => *known = (*known).max(*cost),
+                    None => cover.meters.push((*meter, *cost)),
+                }
+            }
+        }
     }
 
     /// What was taken was delivered: a session that is used does not idle.

@@ -12,7 +12,7 @@ use super::history;
 use super::reservation::Place;
 use super::unflushed::Unflushed;
 use super::{KEEP_CLOSED_WINDOWS, Ledger, MeterState, Options};
-use crate::policy::{MeterId, PlanId, Span};
+use crate::policy::{MeterId, PlanId};
 use crate::store::{Batch, CounterName, CounterRow, CoverName, CoverRow, Row, RowSink, Store, StoreError};
 
 /// How long to wait before a store that could not be opened is tried again.
@@ -109,7 +109,7 @@ fn load_into(ledger: &Arc<Ledger>) -> RowSink {
     let since = wall.as_second() - KEEP_CLOSED_WINDOWS.as_secs() as i64;
     let mut unknown_meters = BTreeSet::new();
     Box::new(move |row| match row {
-        Row::Counter(row) if row.ends < since => {}
+        Row::Counter(row) if row.name.span.end < since => {}
         Row::Counter(row) => {
             if !into.restore_counter(&row) && unknown_meters.insert(row.name.meter.clone()) {
                 tracing::warn!(
@@ -174,13 +174,13 @@ impl Ledger {
 
     /// Whether the row's meter is known.
     fn restore_counter(&self, row: &CounterRow) -> bool {
-        let CounterName { meter, subject, start } = &row.name;
+        let CounterName { meter, subject, span } = &row.name;
         let Some((_, state)) = self.meter_named(meter) else { return false };
         let plan = self.plans.find(&row.plan);
         if state.window.starts_with_subject() {
-            self.histories.restore(self.digests.history(meter, subject), *start, row.used, plan);
+            self.histories.restore(self.digests.history(meter, subject), span.start, row.used, plan);
         } else {
-            let key = self.digests.counter(meter, subject, Span { start: *start, end: row.ends });
+            let key = self.digests.counter(meter, subject, *span);
             self.counters.restore(key, Count { used: row.used, reserved: 0, plan });
         }
         true
@@ -238,20 +238,19 @@ impl Ledger {
         let (mut counters, mut dropped) = (Vec::new(), Vec::new());
         for (place, dirty) in &marks.counters {
             let Some(MeterState { name, window, .. }) = self.meter(dirty.meter) else { continue };
-            let named = |start| CounterName { meter: name.clone(), subject: dirty.subject.clone(), start };
+            let named = |span| CounterName { meter: name.clone(), subject: dirty.subject.clone(), span };
             let plan = |plan: Option<PlanId>| plan.map_or("", |plan| self.plans.name(plan)).into();
             match *place {
                 Place::Counter(key) => {
                     let count = self.counters.count(key);
-                    let (name, ends) = (named(dirty.span.start), dirty.span.end);
-                    counters.push(CounterRow { name, ends, used: count.used, plan: plan(count.plan) });
+                    counters.push(CounterRow { name: named(dirty.span), used: count.used, plan: plan(count.plan) });
                 }
                 Place::Slot { digest, start } => match self.histories.used(digest, start) {
                     Some((used, last)) => {
-                        let ends = history::span(window, start).end;
-                        counters.push(CounterRow { name: named(start), ends, used, plan: plan(last) });
+                        let name = named(history::span(window, start));
+                        counters.push(CounterRow { name, used, plan: plan(last) });
                     }
-                    None => dropped.push(named(start)),
+                    None => dropped.push(named(history::span(window, start))),
                 },
             }
         }

@@ -22,6 +22,8 @@ pub(super) struct Reservation {
     pub(super) opens: Option<Opening>,
     /// The retries to cover.
     pub(super) retry: Option<CoverName>,
+    /// The cover of retries that has covered some of it: from now on it covers the rest as well.
+    pub(super) extends: Option<CoverName>,
     state: Mutex<State>,
 }
 
@@ -101,6 +103,7 @@ impl Reservation {
             degraded: Meters::new(),
             opens: None,
             retry: None,
+            extends: None,
             state: Mutex::new(State { progress, reported: SmallVec::new(), resume: None }),
         }
     }
@@ -130,6 +133,11 @@ impl Reservation {
             state.resume = Some((name.clone(), file.clone()));
         }
         news
+    }
+
+    /// Whether its requests may still deliver it.
+    pub(super) fn is_under_way(&self) -> bool {
+        matches!(self.state().progress, Progress::UnderWay { .. })
     }
 
     /// The name of the download that can be resumed.

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::Ledger;
 use super::admit::cover;
 use super::charge::Settlement;
 use super::covers::{Cover, CoverUse};
 use super::reservation::{Booked, Delivered, Place, Reservation};
+use crate::policy::MeterId;
 use crate::store::{CoverKind, CoverName, Representation};
 
 impl Ledger {
@@ -26,11 +29,15 @@ impl Ledger {
 
     /// A charge was delivered for the first time.
     fn deliver(&self, charge: &Reservation, delivered: &Delivered) {
+        let mut used: SmallVec<[(MeterId, u32); 2]> = SmallVec::new();
         for booked in &charge.booked {
             let reported = delivered.reported.iter().rev().find(|(meter, _)| *meter == booked.meter);
-            self.settle_count(booked, reported.map_or(booked.cost, |(_, images)| *images));
+            let images = reported.map_or(booked.cost, |(_, images)| *images);
+            self.settle_count(booked, images);
             self.stats.delivered(booked.meter);
+            used.push((booked.meter, images));
         }
+        used.retain(|(_, images)| *images > 0);
         let now = self.clock.monotonic();
         // Held until the marks are set: whoever writes a cover to the store has the mark of its charge as well.
         let mut unflushed = self.unflushed();
@@ -56,13 +63,19 @@ impl Ledger {
             };
             open(&opening.session, self.options.session_max, cover);
         }
-        if let Some(retry) = &charge.retry {
+        if let Some(retry) = charge.retry.as_ref().filter(|retry| self.covers.is_free_for(retry, charge.serial)) {
             // The charge's own delivery and the further ones, but for those under way: they have their share already.
             let files_left = self.options.retry_deliveries.saturating_add(1).saturating_sub(delivered.by_key);
-            open(retry, self.options.retry_window, Cover { files_left, ..Cover::of_settled(charge) });
+            // A repeat is no more than what was delivered.
+            let cover = Cover { files_left, meters: used.clone(), ..Cover::of_settled(charge) };
+            open(retry, self.options.retry_window, cover);
         }
         if let Some((name, file)) = &delivered.resume {
             open(name, self.options.resume_window, Cover { file: Some(file.clone()), ..Cover::of_settled(charge) });
+        }
+        if let Some(retry) = &charge.extends {
+            self.covers.extend(retry, &used);
+            unflushed.changed(self.digests.of(retry), retry.clone());
         }
     }
 
@@ -93,8 +106,14 @@ impl Ledger {
     /// The rest of a file that is about to be delivered may be asked for from now on.
     pub(super) fn resumable(&self, charge: &Arc<Reservation>, what: &Arc<str>, file: &Representation) {
         let name = cover(CoverKind::Resume, &charge.user, what);
-        if charge.resumable(&name, file) {
-            self.open_under_way(&name, Cover { file: Some(file.clone()), ..Cover::of(charge) });
+        let cover = Cover { file: Some(file.clone()), ..Cover::of(charge) };
+        if !charge.resumable(&name, file) || self.covers.is_open_for(&name, &cover, self.clock.monotonic()) {
+            // What an earlier charge covers already shall not end with this one.
+            return;
+        }
+        self.open_under_way(&name, cover);
+        if !charge.is_under_way() {
+            self.covers.drop_under_way(&name, charge.serial);
         }
     }
 

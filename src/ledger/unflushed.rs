@@ -1,6 +1,6 @@
 //! What the store does not know yet.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use super::reservation::{Booked, Place};
@@ -18,6 +18,8 @@ pub(super) struct Unflushed {
     writing: u64,
     /// Covers by the time that they end.
     ending: BTreeMap<(Duration, u128), CoverName>,
+    /// Those that are in that queue: each once, however often it is opened anew. If it ends later it is put back.
+    queued: HashSet<u128>,
 }
 
 /// What a count's place does not tell.
@@ -58,7 +60,7 @@ impl Unflushed {
     /// A cover that the store knows, to be ended in time.
     pub(super) fn will_end(&mut self, until: Duration, digest: u128, name: CoverName) {
         // What is under way ends when its charge does.
-        if until < Duration::MAX {
+        if until < Duration::MAX && self.queued.insert(digest) {
             self.ending.insert((until, digest), name);
         }
     }
@@ -67,6 +69,7 @@ impl Unflushed {
     pub(super) fn next_ending(&mut self, now: Duration) -> Option<(u128, CoverName)> {
         let first = self.ending.first_entry().filter(|first| first.key().0 <= now)?;
         let digest = first.key().1;
+        self.queued.remove(&digest);
         Some((digest, first.remove()))
     }
 
@@ -77,8 +80,9 @@ impl Unflushed {
 
     /// All marks and the number of charges behind them; what comes later belongs to the next group.
     pub(super) fn take(&mut self) -> Self {
-        let (ending, writing) = (std::mem::take(&mut self.ending), self.charges);
-        Self { ending: BTreeMap::new(), ..std::mem::replace(self, Self { ending, writing, ..Self::default() }) }
+        let (ending, queued, writing) =
+            (std::mem::take(&mut self.ending), std::mem::take(&mut self.queued), self.charges);
+        std::mem::replace(self, Self { ending, queued, writing, ..Self::default() })
     }
 
     /// The group was written.

@@ -156,7 +156,8 @@ impl Asked {
         let found = match &self.from {
             AskedFrom::Header(name) => header(name, request.headers).map_err(BadCost::Misread)?,
             AskedFrom::Query(name) => query(name, request.uri).map_err(BadCost::Misread)?,
-            AskedFrom::Body(pointer) => seek(pointer, request.body.unwrap_or_default()),
+            // One that could not be read says nothing, not even that nothing is said.
+            AskedFrom::Body(pointer) => request.body.map_or(Found::Other, |text| seek(pointer, text)),
         };
         let number = match found {
             Found::Absent => self.default,

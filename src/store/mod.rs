@@ -11,7 +11,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use crate::policy::Subject;
+use crate::policy::{Span, Subject};
 
 pub use sqlite::Sqlite;
 
@@ -47,8 +47,8 @@ pub struct CounterName {
     pub meter: Arc<str>,
     /// Whose.
     pub subject: Subject,
-    /// When the window starts, in seconds since the epoch; of a rolling window, a slot of it.
-    pub start: i64,
+    /// The window; of a rolling one, a slot of it, until it counts no more.
+    pub span: Span,
 }
 
 /// What a subject has used on a meter in a window.
@@ -56,8 +56,6 @@ pub struct CounterName {
 pub struct CounterRow {
     /// Which.
     pub name: CounterName,
-    /// When it counts no more, in seconds since the epoch.
-    pub ends: i64,
     /// How much has been used in it.
     pub used: u32,
     /// The plan at the last charge; empty if not known.

@@ -19,7 +19,7 @@ use super::{
     Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, Reply, Representation, Row, RowSink, Store,
     StoreError,
 };
-use crate::policy::{Subject, SubjectKind};
+use crate::policy::{Span, Subject, SubjectKind};
 
 /// "EXGT": says in the file's header that it is ours (`PRAGMA application_id`).
 const APPLICATION_ID: i32 = 0x4558_4754;
@@ -36,7 +36,7 @@ const SCHEMA: &str = "
         ends    INTEGER NOT NULL,
         used    INTEGER NOT NULL CHECK (used >= 0),
         plan    TEXT    NOT NULL,
-        PRIMARY KEY (meter, kind, subject, starts)
+        PRIMARY KEY (meter, kind, subject, starts, ends)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE covers (
         kind       TEXT    NOT NULL,
@@ -297,8 +297,9 @@ fn read_all(connection: &mut Connection, rows: &mut RowSink) -> rusqlite::Result
         // A kind that this version does not know is counted by no meter here.
         let Some(kind) = SubjectKind::named(&text(row, 1)?) else { continue };
         let subject = Subject { kind, id: text(row, 2)? };
-        let name = CounterName { meter: text(row, 0)?, subject, start: row.get(3)? };
-        rows(Row::Counter(CounterRow { name, ends: row.get(4)?, used: row.get(5)?, plan: text(row, 6)? }));
+        let span = Span { start: row.get(3)?, end: row.get(4)? };
+        let name = CounterName { meter: text(row, 0)?, subject, span };
+        rows(Row::Counter(CounterRow { name, used: row.get(5)?, plan: text(row, 6)? }));
     }
     let mut covers = snapshot.prepare(
         "SELECT kind, user, what, meters, degraded, expires_at, idle_at, files_left, version, validator, length FROM covers",
@@ -332,15 +333,16 @@ fn booked(word: &str) -> Option<(Arc<str>, u32)> {
 fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
     let mut put_counter = group.prepare_cached(
         "INSERT INTO counters (meter, kind, subject, starts, ends, used, plan) VALUES (?, ?, ?, ?, ?, ?, ?)
-         ON CONFLICT DO UPDATE SET ends = excluded.ends, used = excluded.used, plan = excluded.plan",
+         ON CONFLICT DO UPDATE SET used = excluded.used, plan = excluded.plan",
     )?;
-    for CounterRow { name: CounterName { meter, subject, start }, ends, used, plan } in &batch.counters {
-        put_counter.execute(params![meter, subject.kind.as_str(), subject.id, start, ends, used, plan])?;
+    for CounterRow { name: CounterName { meter, subject, span }, used, plan } in &batch.counters {
+        let Span { start, end } = span;
+        put_counter.execute(params![meter, subject.kind.as_str(), subject.id, start, end, used, plan])?;
     }
     let mut drop_counter =
         group.prepare_cached("DELETE FROM counters WHERE meter = ? AND kind = ? AND subject = ? AND starts = ?")?;
-    for CounterName { meter, subject, start } in &batch.dropped {
-        drop_counter.execute(params![meter, subject.kind.as_str(), subject.id, start])?;
+    for CounterName { meter, subject, span } in &batch.dropped {
+        drop_counter.execute(params![meter, subject.kind.as_str(), subject.id, span.start])?;
     }
     let mut put_cover = group.prepare_cached(
         "INSERT OR REPLACE INTO covers

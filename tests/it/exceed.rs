@@ -215,11 +215,11 @@ fn the_rest_of_a_download_that_was_charged_and_degraded_is_covered_and_degraded(
                    degrade = { set_query = { watermark = \"1\" } }\nlimits = { free = 0, pro = 0, max = 0 }";
     let gate = with_meter(&backend, "unmarked", degrade).start();
     let token = Token::of("u").ai().line();
-    let send = || get(gate.address, DOWNLOAD, &[&token, "range: bytes=0-"]);
-    assert_eq!((send().status, send().status, send().status), (200, 200, 429));
+    let send = |range: &str| get(gate.address, DOWNLOAD, &[&token, range]);
+    assert_eq!((send("x: 1").status, send("x: 1").status, send("x: 1").status), (200, 200, 429));
     for (answer_tag, status) in [(tag, 206), ("etag: \"b\"", 429)] {
         backend.will(Reply::with("206 Partial Content", &[answer_tag, "content-range: bytes 5-9/10"], b"56789"));
-        let rest = send();
+        let rest = send("range: bytes=5-");
         assert_eq!(rest.status, status);
         assert_eq!(backend.last().line, format!("GET {DOWNLOAD}?watermark=1 HTTP/1.1"));
     }
@@ -237,10 +237,10 @@ fn a_key_covers_no_more_than_what_was_charged_for_it() {
         request(gate.address, "POST", "/v1/designs/d1/batch", &lines, body.as_bytes()).status
     };
     let used = || gate.usage("u?team=acme&plan=starter", "weekly-images")["used"].clone();
-    assert_eq!((send(2), send(2), send(1)), (200, 200, 200));
-    assert_eq!(used(), 2, "two repeats, one of them for less");
-    assert_eq!(send(50), 200);
-    assert_eq!(used(), 52, "another request under the same key");
+    assert_eq!((send(2), send(2)), (200, 200));
+    assert_eq!(used(), 2, "a repeat");
+    assert_eq!((send(50), send(50)), (200, 200));
+    assert_eq!(used(), 52, "another body is another request");
     assert_eq!(send(100), 429);
 }
 
@@ -306,4 +306,70 @@ fn an_export_under_way_is_no_abuse() {
     let refused = get(gate.address, DOWNLOAD, &[&line]);
     assert_eq!((refused.status, refused.header("retry-after")), (429, Some("5")));
     assert!(refused.json()["type"].as_str().unwrap().ends_with("#quota-exceeded"), "{refused:?}");
+}
+
+#[test]
+fn a_key_covers_what_was_delivered_and_not_what_the_backend_could_not_make() {
+    let backend = backend();
+    let gate = Setup::example("c-batches-of-a-team", backend.address).start();
+    let token = Token::of("u").plan("starter").with("team", json!("acme")).line();
+    let send = |report: &str| {
+        let report = format!("x-images-rendered: {report}");
+        backend.will(Reply::with("200 OK", &["content-type: application/zip", &report], b"images"));
+        let lines = [&*token, "idempotency-key: k"];
+        request(gate.address, "POST", "/v1/designs/d1/batch", &lines, br#"{"images":10}"#).status
+    };
+    let used = || gate.usage("u?team=acme&plan=starter", "weekly-images")["used"].clone();
+    for (report, total) in [("0", 0), ("1", 1), ("10", 11), ("10", 11)] {
+        assert_eq!(send(report), 200);
+        assert_eq!(used(), total, "{report}");
+    }
+}
+
+#[test]
+fn a_key_covers_also_what_was_booked_after_its_first_use() {
+    let backend = backend();
+    let each = "counts = { ai = true }\nwindow = { rolling = \"7d\" }\nlimits = { free = 9, pro = 9, max = 9 }";
+    let gate = with_meter(&backend, "each", each).start();
+    let token = Token::of("u").ai().on("ios").plan("max").line();
+    let send = |method: &str, what: &str| {
+        let key = if method == "GET" { "idempotency-key: k" } else { "x-no-key: 1" };
+        request(gate.address, method, &format!("/v1/designs/d1/{what}"), &[&token, key], b"").status
+    };
+    let used = || (gate.used("u", "ai-exports"), gate.used("u", "each"));
+    assert_eq!((send("POST", "export-screen"), send("GET", "download")), (200, 200));
+    assert_eq!(used(), (1, 1), "the session covers one meter");
+    assert_eq!((send("DELETE", "export-screen"), send("GET", "download")), (200, 200));
+    assert_eq!(used(), (2, 1), "the key covers the other");
+    assert_eq!(send("GET", "download"), 200);
+    assert_eq!(used(), (2, 1), "and now both");
+}
+
+#[test]
+fn a_broken_body_is_never_forwarded_as_a_whole_one() {
+    let backend = backend();
+    let watching = "counts = { ai = true }\nshadow = true\ncost = { body = \"/images\" }\nwindow = { rolling = \"7d\" }\n\
+                    limits = { free = 1, pro = 20, max = 20 }";
+    let gate = with_meter(&backend, "what-if", watching).start();
+    let token = Token::of("u").ai().line();
+    let head = format!(
+        "POST {DOWNLOAD} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{token}\r\ntransfer-encoding: chunked\r\n\r\n"
+    );
+    let broken = format!("{head}5\r\n{{\"ima\r\nZZ\r\n");
+    let answer = crate::support::send_raw(gate.address, broken.as_bytes());
+    assert!(answer.is_none_or(|answer| answer.status == 400));
+    assert!(backend.seen().is_empty());
+    assert_eq!(gate.used("u", "ai-exports"), 0);
+}
+
+#[test]
+fn a_body_that_stands_still_is_not_waited_for() {
+    let backend = backend();
+    let gate = Setup::example("c-batches-of-a-team", backend.address)
+        .set("EXPORT_GATE__SERVER__COUNTED_BODY_TIMEOUT", "50ms")
+        .start();
+    let token = Token::of("u").plan("starter").with("team", json!("acme")).line();
+    let head = format!("POST /v1/designs/d1/batch HTTP/1.1\r\nhost: a\r\n{token}\r\ncontent-length: 20\r\n\r\n{{");
+    assert_eq!(crate::support::send_raw(gate.address, head.as_bytes()).unwrap().status, 408);
+    assert!(backend.seen().is_empty());
 }

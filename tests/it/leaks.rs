@@ -46,6 +46,9 @@ fn what_is_no_file_or_has_a_route_is_no_leak() {
     backend.will(Reply::with("200 OK", &["content-disposition: attachment"], b"anything that is saved"));
     get(gate.address, "/elsewhere/1", &[]);
     assert_eq!(leaks(&gate), 1.0);
+    backend.will(Reply::with("206 Partial Content", &["content-type: multipart/byteranges; boundary=x"], b"--x--"));
+    get(gate.address, "/elsewhere/1", &["range: bytes=0-0,1-"]);
+    assert_eq!(leaks(&gate), 2.0);
 }
 
 #[test]

@@ -584,7 +584,7 @@ impl Disk {
             counters.retain(|known| known.name != row.name);
             counters.push(row.clone());
         }
-        counters.retain(|row| batch.forget_before.is_none_or(|before| row.ends >= before));
+        counters.retain(|row| batch.forget_before.is_none_or(|before| row.name.span.end >= before));
         counters.retain(|row| !batch.dropped.contains(&row.name));
         let changed = |name: &CoverName| batch.ended.contains(name) || batch.covers.iter().any(|row| row.name == *name);
         covers.retain(|row| !changed(&row.name));

@@ -249,6 +249,8 @@ struct ModelCharge {
     degraded: Vec<u8>,
     opens: Option<(usize, Option<u8>)>,
     key: Option<u8>,
+    /// The key whose cover has covered some of the request, and shall cover the rest.
+    extends: Option<u8>,
     /// The download that can be resumed.
     file: Option<u8>,
     state: State,
@@ -465,6 +467,7 @@ impl Model {
                 degraded: degraded.clone(),
                 opens: opens.then_some((ask.design, ask.version)),
                 key: ask.key.filter(|_| !retries),
+                extends: ask.key.filter(|_| retries),
                 file: None,
                 state: State::UnderWay,
             });
@@ -602,8 +605,20 @@ impl Model {
         let of_file = own.iter().chain(shares).copied().find(booked);
         if let Some(charge) = of_file.filter(|charge| self.charges[*charge].file.is_none()) {
             self.charges[charge].file = Some(number);
-            let user = self.charges[charge].user;
-            self.open((CoverKind::Resume, user, number), charge, None).file = Some(number);
+            let name = (CoverKind::Resume, self.charges[charge].user, number);
+            let known =
+                self.covers.iter().find(|cover| cover.name == name && cover.until.is_some() && self.is_open(cover));
+            let of_charge = || self.bookings.iter().filter(|booking| booking.charge == charge);
+            let enough = |cover: &Cover| {
+                of_charge().all(|booking| {
+                    let held =
+                        cover.meters.iter().any(|(meter, cost)| *meter == booking.meter && booking.cost <= *cost);
+                    held || cover.degraded.contains(&booking.meter)
+                })
+            };
+            if !known.is_some_and(enough) {
+                self.open(name, charge, None).file = Some(number);
+            }
         }
     }
 
@@ -612,18 +627,33 @@ impl Model {
         for booking in self.bookings.iter_mut().filter(|booking| booking.charge == charge) {
             booking.used = Some(if let End::Report(delivered) = end { *delivered } else { booking.cost });
         }
-        let ModelCharge { user, opens, key, file, .. } = self.charges[charge].clone();
+        let ModelCharge { user, opens, key, extends, file, .. } = self.charges[charge].clone();
+        let used = self.bookings.iter().filter(|booking| booking.charge == charge && booking.used != Some(0));
+        let used: Vec<(u8, u32)> = used.map(|booking| (booking.meter, booking.used.unwrap())).collect();
         if let Some((design, version)) = opens {
             let idle_until = self.idle.map(|idle| self.monotonic + idle);
             let session = self.open((CoverKind::Session, user, design as u8), charge, Some(self.monotonic + SESSION));
             (session.version, session.idle_until) = (version, idle_until);
         }
-        if let Some(key) = key {
-            self.open((CoverKind::Retry, user, key), charge, Some(self.monotonic + RETRY));
+        let of_other = |cover: &&Cover| cover.until.is_none() && cover.charge != charge;
+        let taken_over = |name: Name| self.covers.iter().filter(of_other).any(|cover| cover.name == name);
+        if let Some(name) = key.map(|key| (CoverKind::Retry, user, key)).filter(|name| !taken_over(*name)) {
+            self.open(name, charge, Some(self.monotonic + RETRY)).meters.clone_from(&used);
         }
         if let Some(number) = file {
             let rest = self.open((CoverKind::Resume, user, number), charge, Some(self.monotonic + RESUME));
             rest.file = Some(number);
+        }
+        if let Some(name) = extends.map(|key| (CoverKind::Retry, user, key)) {
+            self.marked.push(name);
+            for cover in self.covers.iter_mut().filter(|cover| cover.name == name) {
+                for (meter, cost) in &used {
+                    match cover.meters.iter_mut().find(|(known, _)| known == meter) {
+                        Some((_, known)) => *known = (*known).max(*cost),
+                        None => cover.meters.push((*meter, *cost)),
+                    }
+                }
+            }
         }
         // An empty delivery leaves nothing, not even the start of a window.
         self.bookings.retain(|booking| booking.used != Some(0));
@@ -666,8 +696,7 @@ impl Model {
         for Booking { meter, subject, span, used, .. } in
             self.kept_bookings.iter().filter(|kept| self.is_kept(kept.span.end))
         {
-            let name =
-                CounterName { meter: format!("meter-{meter}").into(), subject: subject.clone(), start: span.start };
+            let name = CounterName { meter: format!("meter-{meter}").into(), subject: subject.clone(), span: *span };
             *counters.entry(name).or_default() += used.unwrap();
         }
         let covers = self.kept_covers.iter().map(|Kept { cover, until, idle_until, files_left }| {
@@ -766,8 +795,10 @@ impl Real {
     fn kept(&self) -> (BTreeMap<CounterName, u32>, BTreeSet<String>) {
         let (counters, covers) = self.disk.rows();
         let since = self.clock.now().as_second() - 35 * 86_400;
-        let counters =
-            counters.into_iter().filter(|row| row.ends > since && row.used > 0).map(|row| (row.name, row.used));
+        let counters = counters
+            .into_iter()
+            .filter(|row| row.name.span.end > since && row.used > 0)
+            .map(|row| (row.name, row.used));
         (counters.collect(), covers.iter().map(|row| format!("{row:?}")).collect())
     }
 

@@ -240,3 +240,33 @@ fn meters_in_shadow_and_sessions_do_not_stand_in_the_way_of_a_resume() {
     }
     assert_eq!((gate.used("u", "ai-exports"), gate.used("u", "each")), (1, 1));
 }
+
+#[test]
+fn a_download_that_breaks_off_does_not_end_what_an_earlier_one_covers() {
+    let (backend, gate) = stage(whole(TAG));
+    let token = Token::of("u");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 200);
+    let broken = b"HTTP/1.1 200 OK\r\netag: \"a\"\r\ncontent-length: 10\r\n\r\n01234";
+    backend.will(Reply::RawThenClose(broken.to_vec()));
+    get(gate.address, DOWNLOAD, &[&token.line()]);
+    let void = "exportgate_charges_total{meter=\"exports\",outcome=\"void\"}";
+    eventually("it is void", || gate.metric(void) == 1.0);
+    backend.will(part(TAG, "bytes 5-7/10"));
+    assert_eq!(range(&gate, &token).status, 206);
+    assert_eq!(gate.used("u", "exports"), 1);
+}
+
+#[test]
+fn a_range_that_cannot_be_a_rest_is_decided_before_a_backend_hears_of_it() {
+    let backend = Backend::start(whole(TAG));
+    let gate = Setup::example("b-watermark-and-seats", backend.address)
+        .set("EXPORT_GATE__METERS__EXPORTS__LIMITS__FREE", "1")
+        .start();
+    let token = Token::of("u").line();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
+    for range in ["range: bytes=0-", "range: bytes=0-0,1-"] {
+        let answer = get(gate.address, DOWNLOAD, &[&token, range]);
+        assert_eq!((answer.status, answer.header("export-degraded")), (200, Some("\"exports\"")), "{range}");
+        assert_eq!(backend.last().line, format!("GET {DOWNLOAD}?watermark=1 HTTP/1.1"));
+    }
+}
