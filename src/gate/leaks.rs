@@ -1,8 +1,10 @@
 //! Files that leave on paths that no route knows: exports that nobody counts, if they are exports.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use http::{Method, Request, Response, Uri};
 use http_body::Body;
 
@@ -15,28 +17,33 @@ use super::refusal::Refusal;
 /// How many patterns are remembered; what comes after them is only counted.
 const MOST_PATTERNS: usize = 256;
 
-/// The patterns of paths that were reported.
+/// The patterns of paths that were reported, as digests: most files on such paths are of a kind that is known, and cost a look.
 #[derive(Debug, Default)]
 pub(super) struct Leaks {
-    reported: Mutex<HashSet<String>>,
+    reported: ArcSwap<HashSet<u64>>,
 }
 
 impl Leaks {
     /// Logs what to add to the configuration, once for each pattern.
     pub(super) fn report(&self, method: &Method, path: &str) {
-        let pattern = pattern(path);
-        {
-            let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
-            if reported.len() >= MOST_PATTERNS || !reported.insert(pattern.clone()) {
-                return;
-            }
+        let mut hasher = DefaultHasher::new();
+        parts(path).for_each(|part| part.hash(&mut hasher));
+        let digest = hasher.finish();
+        let is_known = |reported: &HashSet<u64>| reported.len() >= MOST_PATTERNS || reported.contains(&digest);
+        if is_known(&self.reported.load()) {
+            return;
         }
-        tracing::warn!(
-            %method,
-            pattern,
-            add = advice(method, &pattern),
-            "a file has left on a path that no route knows: it was not counted"
-        );
+        // Of two that come at once, one sees that the other was before it.
+        let before = self.reported.rcu(|reported| {
+            let mut reported = HashSet::clone(reported);
+            reported.insert(digest);
+            reported
+        });
+        if !is_known(&before) {
+            let pattern = pattern(path);
+            let add = advice(method, &pattern);
+            tracing::warn!(%method, pattern, add, "a file has left on a path that no route knows: it was not counted");
+        }
     }
 }
 
@@ -87,8 +94,15 @@ fn advice(method: &Method, pattern: &str) -> String {
     )
 }
 
-/// A path with parameters in place of what looks like an id; the last of them stands for the design.
-fn pattern(path: &str) -> String {
+/// A piece of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Part<'p> {
+    Word(&'p str),
+    /// What looks like an id.
+    Id,
+}
+
+fn parts(path: &str) -> impl Iterator<Item = Part<'_>> {
     let looks_like_id = |segment: &str| {
         segment.len() > 24 || segment.contains(['{', '}', '%']) || segment.bytes().any(|byte| byte.is_ascii_digit())
     };
@@ -96,16 +110,20 @@ fn pattern(path: &str) -> String {
     let is_version = |segment: &str| {
         segment.strip_prefix('v').is_some_and(|rest| rest.len() <= 2 && rest.bytes().all(|byte| byte.is_ascii_digit()))
     };
-    let segments: Vec<&str> = path.split('/').collect();
-    let ids: Vec<bool> = segments.iter().map(|segment| looks_like_id(segment) && !is_version(segment)).collect();
-    let last = ids.iter().rposition(|is_id| *is_id);
+    let part =
+        move |segment| if looks_like_id(segment) && !is_version(segment) { Part::Id } else { Part::Word(segment) };
+    path.split('/').map(part)
+}
+
+/// A path with parameters in place of what looks like an id; the last of them stands for the design.
+fn pattern(path: &str) -> String {
+    let last = parts(path).filter(|part| *part == Part::Id).count();
     let mut count = 0;
-    let named = segments.iter().zip(&ids).enumerate().map(|(index, (segment, is_id))| match is_id {
-        false => (*segment).to_owned(),
-        true if Some(index) == last => "{design}".to_owned(),
-        true => {
+    let named = parts(path).map(|part| match part {
+        Part::Word(word) => word.to_owned(),
+        Part::Id => {
             count += 1;
-            format!("{{id{count}}}")
+            if count == last { "{design}".to_owned() } else { format!("{{id{count}}}") }
         }
     });
     named.collect::<Vec<_>>().join("/")
@@ -150,6 +168,6 @@ mod tests {
                 &format!("/{}/1", char::from(b'a' + (index % 26) as u8).to_string().repeat(index % 24)),
             );
         }
-        assert!(leaks.reported.lock().unwrap().len() <= MOST_PATTERNS);
+        assert!(leaks.reported.load().len() <= MOST_PATTERNS);
     }
 }
