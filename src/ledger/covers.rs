@@ -6,12 +6,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::reservation::{Meters, Reservation};
-use crate::policy::{Demand, MeterId};
-use crate::store::{CoverKind, CoverName, Representation};
 use dashmap::DashMap;
 use dashmap::mapref::one::RefMut;
 use smallvec::SmallVec;
+
+use super::reservation::{Meters, Reservation};
+use crate::policy::{Demand, MeterId};
+use crate::store::{CoverKind, CoverName, Representation};
 
 /// How many covers of a kind a user can have.
 pub(super) const MOST_OF_A_KIND: usize = 256;
