@@ -21,14 +21,15 @@
 //! | --- | --- | --- |
 //! | [`policy`] | pure: vocabulary, routes, plans, meters, windows, decisions; time is an argument | nothing of ours |
 //! | [`clock`] | system and manual clocks; nobody else asks for the time | nothing of ours |
-//! | [`net`] | outbound HTTP connections | `clock` |
-//! | [`identity`] | from token to [`identity::Caller`] | `policy`, `clock`, `net` |
-//! | [`design`] | from design to AI features | `identity`, `policy`, `clock`, `net` |
+//! | [`json`] | JSON that can be read in one way only | nothing of ours |
+//! | [`net`] | outbound HTTP connections, TLS, small documents | `clock` |
+//! | [`identity`] | from token to [`identity::Caller`] | `policy`, `clock`, `json`, `net` |
+//! | [`design`] | from design to AI features | `identity`, `policy`, `clock`, `json`, `net` |
 //! | [`store`] | the [`store::Store`] trait and the SQLite file | `policy` |
 //! | [`ledger`] | counters, charges, covers, the flusher | `policy`, `clock`, `store` |
 //! | [`gate`] | the tower [`gate::ExportGateLayer`], its body, its refusals | `policy`, `identity`, `design`, `ledger`, `clock` |
 //! | [`proxy`] | forwarding as a plain tower service | `net`, `clock` |
-//! | [`admin`] | health, readiness, metrics, usage | `policy`, `ledger` |
+//! | [`admin`] | health, readiness, metrics, usage | `policy`, `identity`, `design`, `ledger` |
 //! | [`config`] | the TOML file, and each part's options | all options |
 //! | [`server`] | the composition root: listeners, stack, drain, last flush | all |
 //! | [`cli`] | the commands | all |
@@ -104,6 +105,7 @@ pub mod config;
 pub mod design;
 pub mod gate;
 pub mod identity;
+pub mod json;
 pub mod ledger;
 pub mod net;
 pub mod policy;

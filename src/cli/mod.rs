@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{self, Config, ConfigError, Environment};
 use crate::ledger::LastFlushFailed;
-use crate::net::SendError;
+use crate::net::{FetchError, SendError};
 use crate::server::StartError;
 
 /// A reverse proxy that decides whether a design may leave the product as a file, and counts it exactly once.
@@ -71,6 +71,9 @@ pub enum Failure {
     /// A request of our own failed.
     #[error("error: {0}")]
     Request(#[from] SendError),
+    /// The same, of a page.
+    #[error("error: {0}")]
+    Page(#[from] FetchError),
     /// Anything else, in a sentence.
     #[error("error: {0}")]
     Other(String),

@@ -1,17 +1,15 @@
 //! `export-gate usage`: asks the admin listener.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{AUTHORIZATION, HOST};
-use http::{HeaderValue, Request};
-use http_body_util::{BodyExt, Empty};
+use http::HeaderValue;
 use serde_json::Value;
 
 use super::table::table;
 use super::{Failure, block_on};
 use crate::clock::SystemClock;
-use crate::net::{Options, Pool, RequestBody};
+use crate::net::{DocumentOptions, Documents, Trust, Url};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -70,17 +68,17 @@ pub(super) async fn ask(
     let facts: Vec<String> =
         facts.iter().map(|(name, value)| format!("{}={}", escaped(name), escaped(value))).collect();
     let uri = format!("/v1/usage/{}?{}", escaped(user), facts.join("&"));
-    let mut request = Request::builder().uri(uri).header(HOST, admin);
-    if let Some(token) = token {
-        let value = HeaderValue::try_from(format!("Bearer {token}"));
-        request =
-            request.header(AUTHORIZATION, value.map_err(|_| Failure::Other("the token is no header value".into()))?);
-    }
-    let request = request.body(RequestBody::none()).map_err(|error| Failure::Other(error.to_string()))?;
-    let pool = Pool::<Empty<Bytes>>::new(admin, Options::default(), Arc::new(SystemClock::new()));
-    let answer = pool.send(request).await?;
-    let status = answer.status();
-    let body = answer.collect().await.map_err(|error| Failure::Other(error.to_string()))?.to_bytes();
+    let value = |token: &str| HeaderValue::try_from(format!("Bearer {token}"));
+    let authorization = token.map(value).transpose();
+    let options = DocumentOptions {
+        timeout: Duration::from_secs(10),
+        most_bytes: 1 << 20,
+        at_once: 1,
+        authorization: authorization.map_err(|_| Failure::Other("the token is no header value".into()))?,
+    };
+    let url: Url = format!("http://{admin}").parse().map_err(|_| Failure::Other(format!("{admin} is no HOST:PORT")))?;
+    let pages = Documents::new(url.origin(&Trust::default()), options, Arc::new(SystemClock::new()));
+    let (status, body) = pages.get(&uri).await?;
     let report: Value = serde_json::from_slice(&body)
         .map_err(|_| Failure::Other(format!("{admin} answers {status}, and not as the admin listener of a gate")))?;
     match status.is_success() {

@@ -299,8 +299,8 @@ fn upstream_options(name: &str, raw: &raw::Upstream, designs: &design::Options, 
     }
     let mut endpoints = Vec::new();
     for (index, endpoint) in raw.endpoints.iter().enumerate() {
-        match authority(endpoint) {
-            Ok(authority) => endpoints.push(authority),
+        match origin(endpoint) {
+            Ok(origin) => endpoints.push(origin),
             Err(help) => {
                 let path = ["upstreams", name, "endpoints", &index.to_string()];
                 problems.add(Problem::at(&path, format!("`{endpoint}` is no endpoint")).help(help));
@@ -324,21 +324,12 @@ fn upstream_options(name: &str, raw: &raw::Upstream, designs: &design::Options, 
     }
 }
 
-/// `host:port` of an endpoint, or what to write.
-fn authority(endpoint: &str) -> Result<String, &'static str> {
+/// Where an endpoint is, or what to write.
+fn origin(endpoint: &str) -> Result<net::Origin, &'static str> {
     const FORM: &str = "write http://HOST:PORT";
-    if endpoint.starts_with("https://") {
-        return Err("TLS to upstreams is not built yet: write http://HOST:PORT");
-    }
-    let uri: http::Uri = endpoint.parse().map_err(|_| FORM)?;
-    let plain = uri.scheme_str() == Some("http") && uri.path() == "/" && uri.query().is_none();
-    let authority = uri.authority().filter(|authority| plain && !authority.as_str().contains('@')).ok_or(FORM)?;
-    // A port that is written and cannot be read is no port.
-    let port = match authority.as_str().rsplit_once(':') {
-        Some((_, port)) if !port.ends_with(']') => port.parse::<u16>().map_err(|_| FORM)?,
-        _ => 80,
-    };
-    Ok(format!("{}:{port}", authority.host()))
+    let url: net::Url = endpoint.parse().map_err(|_| FORM)?;
+    let origin = url.plain_origin().ok_or("TLS to upstreams is not built yet: write http://HOST:PORT")?;
+    if url.target() == "/" { Ok(origin) } else { Err(FORM) }
 }
 
 fn designs(raw: &raw::Designs, problems: &mut Problems) -> design::Options {

@@ -9,9 +9,11 @@ use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body::Body;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::body::{PooledBody, RequestBody};
+use super::url::Origin;
 use crate::clock::Clock;
 
 /// What can be set about connections.
@@ -66,8 +68,7 @@ impl<B> Clone for Pool<B> {
 
 #[derive(Debug)]
 struct Shared<B> {
-    /// `host:port`.
-    address: String,
+    origin: Origin,
     options: Options,
     clock: Arc<dyn Clock>,
     /// Unused connections, the one used last at the back.
@@ -133,9 +134,9 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// Connections to `address` (`host:port`). None is made before it is needed.
-    pub fn new(address: impl Into<String>, options: Options, clock: Arc<dyn Clock>) -> Self {
-        let shared = Shared { address: address.into(), options, clock, idle: Mutex::default() };
+    /// Connections to `origin`. None is made before it is needed.
+    pub fn new(origin: Origin, options: Options, clock: Arc<dyn Clock>) -> Self {
+        let shared = Shared { origin, options, clock, idle: Mutex::default() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -165,7 +166,7 @@ where
     }
 
     fn broken(&self, source: hyper::Error) -> SendError {
-        SendError::Broken { address: self.shared.address.clone(), source }
+        SendError::Broken { address: self.shared.origin.to_string(), source }
     }
 
     async fn exchange(
@@ -186,21 +187,42 @@ where
     }
 
     async fn connect(&self) -> Result<SendRequest<RequestBody<B>>, SendError> {
-        let Shared { address, options, .. } = &*self.shared;
-        let failed = |source| SendError::Connect { address: address.clone(), source };
-        let connecting = tokio::time::timeout(options.connect_timeout, TcpStream::connect(address.as_str()));
-        let stream = connecting.await.map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?.map_err(failed)?;
-        stream.set_nodelay(true).map_err(failed)?;
-        let (sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|source| self.broken(source))?;
-        // Lives exactly as long as its sender or the body of its last answer; both see its end as their own.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to a backend ended");
+        let Shared { origin, options, .. } = &*self.shared;
+        let connected = tokio::time::timeout(options.connect_timeout, self.reach()).await;
+        connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(|source| {
+            let address = origin.to_string();
+            match source.downcast::<hyper::Error>() {
+                Ok(source) => SendError::Broken { address, source },
+                Err(source) => SendError::Connect { address, source },
             }
-        });
-        Ok(sender)
+        })
     }
+
+    async fn reach(&self) -> std::io::Result<SendRequest<RequestBody<B>>> {
+        let origin = &self.shared.origin;
+        let stream = TcpStream::connect((origin.host(), origin.port())).await?;
+        stream.set_nodelay(true)?;
+        match origin.tls() {
+            None => handshake(stream).await,
+            Some(tls) => handshake(tls.connect(stream).await?).await,
+        }
+    }
+}
+
+async fn handshake<B, IO>(stream: IO) -> std::io::Result<SendRequest<RequestBody<B>>>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
+    // Lives exactly as long as its sender or the body of its last answer; both see its end as their own.
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection to a backend ended");
+        }
+    });
+    Ok(sender)
 }
 
 struct Failed<B> {

@@ -21,14 +21,14 @@ use tokio::sync::watch;
 use tower::Service;
 
 use crate::clock::Clock;
-use crate::net::{self, Pool, PooledBody, RequestBody, SendError};
+use crate::net::{self, Origin, Pool, PooledBody, RequestBody, SendError};
 use headers::Hop;
 
 /// What can be set about an upstream.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// `host:port` of each endpoint.
-    pub endpoints: Vec<String>,
+    /// Where they are.
+    pub endpoints: Vec<Origin>,
     /// How long the head of an answer may take once the request has been sent, and how long sending may stand still.
     pub response_timeout: Duration,
     /// Connections.
@@ -84,9 +84,9 @@ where
 {
     /// A proxy to the endpoints of `options`. `duration` observes how long heads of answers take, in seconds.
     pub fn new(options: Options, clock: Arc<dyn Clock>, duration: Histogram) -> Self {
-        let pool = |address: &String| Pool::new(address.clone(), options.connections.clone(), clock.clone());
+        let pool = |origin: &Origin| Pool::new(origin.clone(), options.connections.clone(), clock.clone());
         let pools = options.endpoints.iter().map(pool).collect();
-        let host = options.endpoints.first().and_then(|endpoint| HeaderValue::try_from(endpoint).ok());
+        let host = options.endpoints.first().and_then(|endpoint| HeaderValue::try_from(endpoint.to_string()).ok());
         let host = host.unwrap_or(HeaderValue::from_static("upstream"));
         let upstream = Upstream { pools, next: AtomicUsize::new(0), host, options, clock, duration };
         Self { upstream: Arc::new(upstream), hop: Arc::new(Hop::unknown()) }

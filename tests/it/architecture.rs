@@ -4,17 +4,18 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A part, and the parts it may import.
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     ("policy", &[]),
     ("clock", &[]),
+    ("json", &[]),
     ("net", &["clock"]),
-    ("identity", &["policy", "clock", "net"]),
-    ("design", &["identity", "policy", "clock", "net"]),
+    ("identity", &["policy", "clock", "json", "net"]),
+    ("design", &["identity", "policy", "clock", "json", "net"]),
     ("store", &["policy"]),
     ("ledger", &["policy", "clock", "store"]),
     ("gate", &["policy", "identity", "design", "ledger", "clock"]),
     ("proxy", &["net", "clock"]),
-    ("admin", &["policy", "ledger"]),
+    ("admin", &["policy", "identity", "design", "ledger"]),
     ("config", &["admin", "design", "gate", "identity", "ledger", "net", "policy", "proxy", "server"]),
     (
         "server",

@@ -13,7 +13,7 @@ use super::{Gate, Stage, picture_path};
 use crate::cli::{Failure, token, usage};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
-use crate::net::{Options, Pool, RequestBody};
+use crate::net::{Options, Pool, RequestBody, Trust, Url};
 
 /// A person of the story.
 struct Person {
@@ -147,7 +147,10 @@ impl Walker<'_> {
         let request = Request::builder().method(method).uri(target).header(HOST, address);
         let request = request.header(AUTHORIZATION, format!("Bearer {token}")).body(RequestBody::none());
         let request = request.map_err(|error| Failure::Other(error.to_string()))?;
-        let pool = Pool::<Empty<Bytes>>::new(address, Options::default(), Arc::new(SystemClock::new()));
+        let url: Url =
+            format!("http://{address}").parse().map_err(|_| Failure::Other(format!("{address} is no HOST:PORT")))?;
+        let pool =
+            Pool::<Empty<Bytes>>::new(url.origin(&Trust::default()), Options::default(), Arc::new(SystemClock::new()));
         let (head, body) = pool.send(request).await?.into_parts();
         let body = body.collect().await.map_err(|error| Failure::Other(error.to_string()))?.to_bytes();
         Ok((head.status, head.headers, body))

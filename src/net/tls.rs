@@ -1,0 +1,111 @@
+//! TLS to a server: whom to trust.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, OnceLock};
+
+use rustls::ClientConfig;
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// Whose certificates are good: the system's roots, and others that are configured.
+#[derive(Clone, Default)]
+pub struct Trust {
+    others: Arc<[CertificateDer<'static>]>,
+    /// Made when it is needed: the system's roots are some hundred files.
+    config: Arc<OnceLock<Arc<ClientConfig>>>,
+}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trust").field("others", &self.others.len()).finish_non_exhaustive()
+    }
+}
+
+/// A certificate that cannot be trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum BadRoots {
+    /// No PEM, or broken.
+    #[error("not certificates in PEM: {0}")]
+    NotPem(rustls::pki_types::pem::Error),
+    /// Nothing in it.
+    #[error("there is no certificate in it")]
+    Empty,
+    /// Not a certificate.
+    #[error("a certificate in it cannot be used: {0}")]
+    Unusable(rustls::Error),
+}
+
+impl Trust {
+    /// The system's roots, and those of a PEM file.
+    ///
+    /// # Errors
+    ///
+    /// [`BadRoots`].
+    pub fn and(pem: &[u8]) -> Result<Self, BadRoots> {
+        let others: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(BadRoots::NotPem)?;
+        if others.is_empty() {
+            return Err(BadRoots::Empty);
+        }
+        let mut store = RootCertStore::empty();
+        others.iter().try_for_each(|root| store.add(root.clone())).map_err(BadRoots::Unusable)?;
+        Ok(Self { others: others.into(), config: Arc::default() })
+    }
+
+    pub(super) fn to(&self, name: ServerName<'static>) -> Tls {
+        let config = self.config.get_or_init(|| Arc::new(client_config(&self.others)));
+        Tls { config: config.clone(), name }
+    }
+}
+
+fn client_config(others: &[CertificateDer<'static>]) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    let system = rustls_native_certs::load_native_certs();
+    for error in &system.errors {
+        tracing::warn!(%error, "some of the system's root certificates cannot be read");
+    }
+    roots.add_parsable_certificates(system.certs);
+    roots.add_parsable_certificates(others.iter().cloned());
+    if roots.is_empty() {
+        tracing::error!(
+            "there are no root certificates: no server can be trusted (install ca-certificates, or name a ca_file)"
+        );
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = versions.unwrap_or_else(|never| unreachable!("the provider has no protocol version: {never}"));
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config
+}
+
+/// TLS to one server.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+}
+
+impl Tls {
+    pub(super) async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        TlsConnector::from(self.config.clone()).connect(self.name.clone(), stream).await
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Tls").field(&self.name).finish()
+    }
+}
+
+impl PartialEq for Tls {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.config, &other.config) && self.name == other.name
+    }
+}
+
+impl Eq for Tls {}
