@@ -74,7 +74,7 @@
 //! let gate = ExportGateLayer::new(Parts {
 //!     routes: config.routes,
 //!     policy: config.policy,
-//!     verifier: Verifier::new(config.identity).map_err(|(_, bad)| bad)?,
+//!     verifier: Arc::new(Verifier::new(config.identity, clock.clone()).map_err(|(_, bad)| bad)?),
 //!     designs: Designs::new(config.designs),
 //!     ledger,
 //!     clock,

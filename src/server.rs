@@ -67,6 +67,7 @@ pub struct Server {
     admin: Arc<Admin>,
     ledger: Arc<Ledger>,
     store: Sqlite,
+    verifier: Arc<Verifier>,
 }
 
 /// Why a gate could not start.
@@ -103,7 +104,8 @@ impl Server {
 
         let store = Sqlite::new(config.ledger_path).map_err(StartError::Store)?;
         let ledger = Ledger::new(&config.policy, config.ledger, clock.clone());
-        let verifier = Verifier::new(config.identity).map_err(|(_, bad)| StartError::Key(bad))?;
+        let verifier = Verifier::new(config.identity, clock.clone()).map_err(|(_, bad)| StartError::Key(bad))?;
+        let verifier = Arc::new(verifier);
         let mut registry = Registry::default();
         let backends = Backends::new(
             config.upstreams,
@@ -116,7 +118,7 @@ impl Server {
         let layer = ExportGateLayer::new(Parts {
             routes: config.routes,
             policy: config.policy.clone(),
-            verifier,
+            verifier: verifier.clone(),
             designs: Designs::new(config.designs),
             ledger: ledger.clone(),
             clock,
@@ -125,11 +127,12 @@ impl Server {
         });
         layer.register_metrics(&mut registry);
         ledger.register_metrics(&mut registry);
+        verifier.register_metrics(&mut registry);
         let generation = Gauge::<i64>::default();
         generation.set(1);
         registry.register("exportgate_config_generation", "How often configuration was taken over", generation);
-        let admin = Arc::new(Admin::new(&config.admin, config.policy, ledger.clone(), registry));
-        Ok(Self { options: config.server, listener, admin_listener, layer, backends, admin, ledger, store })
+        let admin = Arc::new(Admin::new(&config.admin, config.policy, ledger.clone(), verifier.clone(), registry));
+        Ok(Self { options: config.server, listener, admin_listener, layer, backends, admin, ledger, store, verifier })
     }
 
     /// Where clients connect.
@@ -162,8 +165,12 @@ impl Server {
             let _ = all_settled.await;
         });
         let flusher = tokio::spawn(flusher);
-        let mut admin_task = JoinSet::new();
-        admin_task.spawn(serve_admin(self.admin_listener, self.admin));
+        // Ended when this function is.
+        let mut helpers = JoinSet::new();
+        helpers.spawn(serve_admin(self.admin_listener, self.admin));
+        if let Some(fetching) = self.verifier.keep_keys_fresh() {
+            helpers.spawn(fetching);
+        }
 
         // In a task of its own: should it panic, the ledger is flushed all the same.
         let served = tokio::spawn(serve(self.options, self.listener, self.layer, self.backends, shutdown)).await;

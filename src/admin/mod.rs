@@ -11,6 +11,7 @@ use http_body_util::Full;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
+use crate::identity::Verifier;
 use crate::ledger::Ledger;
 use crate::policy::path::decoded;
 use crate::policy::{Anchor, Policy, Who};
@@ -36,13 +37,20 @@ pub struct Admin {
     token: Option<Vec<u8>>,
     policy: Policy,
     ledger: Arc<Ledger>,
+    verifier: Arc<Verifier>,
     registry: Registry,
 }
 
 impl Admin {
     /// Pages about a ledger, and the metrics of `registry`.
-    pub fn new(options: &Options, policy: Policy, ledger: Arc<Ledger>, registry: Registry) -> Self {
-        Self { token: options.token.clone(), policy, ledger, registry }
+    pub fn new(
+        options: &Options,
+        policy: Policy,
+        ledger: Arc<Ledger>,
+        verifier: Arc<Verifier>,
+        registry: Registry,
+    ) -> Self {
+        Self { token: options.token.clone(), policy, ledger, verifier, registry }
     }
 
     /// Answers one request.
@@ -74,14 +82,23 @@ impl Admin {
 
     /// Whether exports can be charged.
     fn readiness(&self) -> Response<Full<Bytes>> {
-        match self.ledger.availability() {
-            Ok(()) => json_page(StatusCode::OK, &json!({ "ready": true })),
-            Err(why) => json_page(StatusCode::SERVICE_UNAVAILABLE, &json!({ "ready": false, "ledger": &*why })),
+        let (ledger, keys) = (self.ledger.availability(), self.verifier.availability());
+        if ledger.is_ok() && keys.is_ok() {
+            return json_page(StatusCode::OK, &json!({ "ready": true }));
         }
+        let mut page = json!({ "ready": false });
+        if let Err(why) = ledger {
+            page["ledger"] = (*why).into();
+        }
+        if let Err(why) = keys {
+            page["keys"] = why.into();
+        }
+        json_page(StatusCode::SERVICE_UNAVAILABLE, &page)
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
         self.ledger.refresh_metrics();
+        self.verifier.refresh_metrics();
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
             return json_page(StatusCode::INTERNAL_SERVER_ERROR, &json!({ "error": "metrics cannot be encoded" }));

@@ -2,15 +2,16 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
-use super::{Failure, load};
-use crate::clock::{Clock, SystemClock};
+use super::{Failure, block_on, load};
+use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::design::Designs;
-use crate::identity::Verifier;
+use crate::identity::{Caller, TokenError, Verifier};
 use crate::policy::cost::Request;
 use crate::policy::{Action, Delivers, Demand, Export, Limit, Match, OnExceed, Policy, Rule, SessionUse, Undecided};
 
@@ -41,7 +42,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let config = load(&arguments.config)?;
     let headers = headers(arguments)?;
     let mut steps = Steps { count: 0 };
-    let result = explain(&config, arguments, &headers, &mut steps)?;
+    let result = block_on(explain(&config, arguments, &headers, &mut steps))??;
     anstream::println!("\n=> {result}");
     Ok(())
 }
@@ -72,10 +73,15 @@ fn headers(arguments: &Arguments) -> Result<HeaderMap, Failure> {
     Ok(headers)
 }
 
-fn explain(config: &Config, arguments: &Arguments, headers: &HeaderMap, steps: &mut Steps) -> Result<String, Failure> {
-    let (method, url) = (&arguments.method, &arguments.url);
+async fn explain(
+    config: &Config,
+    arguments: &Arguments,
+    headers: &HeaderMap,
+    steps: &mut Steps,
+) -> Result<String, Failure> {
+    let (method, mut url) = (&arguments.method, arguments.url.clone());
     let default = config.upstreams.get(config.default_upstream).map_or("", |upstream| &upstream.name);
-    let found = match config.routes.find(method, url, headers) {
+    let found = match config.routes.find(method, &url, headers) {
         Match::Unmatched => {
             steps.step("route", "none matches");
             return Ok(format!("forwarded to `{default}` untouched; nothing is counted"));
@@ -103,12 +109,12 @@ fn explain(config: &Config, arguments: &Arguments, headers: &HeaderMap, steps: &
         return Ok(format!("forwarded to `{upstream}`; nothing is counted{leaves}"));
     }
 
-    let verifier = Verifier::new(config.identity.clone()).map_err(|(_, bad)| Failure::Other(bad.to_string()))?;
-    let caller = match verifier.identify(headers, SystemClock::new().now()) {
+    let caller = match identify(config, &mut url, headers).await? {
         Ok(caller) => caller,
         Err(error) => {
             steps.step("identify", &error.to_string());
-            return Ok("refused with 401; nothing is charged, nothing is forwarded".into());
+            let status = if error == TokenError::KeysUnavailable { 503 } else { 401 };
+            return Ok(format!("refused with {status}; nothing is charged, nothing is forwarded"));
         }
     };
     let platform = config.gate.platform(&caller, headers);
@@ -118,7 +124,8 @@ fn explain(config: &Config, arguments: &Arguments, headers: &HeaderMap, steps: &
         return Ok("refused with 403; nothing is charged".into());
     };
     let plan_name = config.policy.plans.name(plan);
-    steps.step("identify", &format!("user `{}`, plan {plan_name}, platform {}", caller.who.user, platform.as_str()));
+    let (user, platform_name, key) = (&caller.who.user, platform.as_str(), &caller.signed_by);
+    steps.step("identify", &format!("user `{user}`, plan {plan_name}, platform {platform_name}, by the key {key}"));
 
     let Some(design) = design else {
         steps.step("design", "the request does not say which");
@@ -145,7 +152,7 @@ fn explain(config: &Config, arguments: &Arguments, headers: &HeaderMap, steps: &
         delivers: route.delivers,
     };
     let body = arguments.body.as_deref().map(str::as_bytes);
-    let verdict = match config.policy.decide(export, Request { route: &route.name, uri: url, headers, body }) {
+    let verdict = match config.policy.decide(export, Request { route: &route.name, uri: &url, headers, body }) {
         Ok(verdict) => verdict,
         Err(Undecided::NoClaim(name)) => {
             steps.step("charge", &format!("exports count by the claim `{name}`, and the token has none"));
@@ -181,6 +188,27 @@ fn explain(config: &Config, arguments: &Arguments, headers: &HeaderMap, steps: &
         "{limited}charged and forwarded to `{upstream}`; `export-gate usage {}` tells what is left",
         caller.who.user
     ))
+}
+
+/// Who is asking; keys that a server publishes are fetched.
+async fn identify(
+    config: &Config,
+    url: &mut Uri,
+    headers: &HeaderMap,
+) -> Result<Result<Arc<Caller>, TokenError>, Failure> {
+    let verifier = Verifier::new(config.identity.clone(), Arc::new(SystemClock::new()));
+    let verifier = verifier.map_err(|(_, bad)| Failure::Other(bad.to_string()))?;
+    let token = match verifier.take_token(url, headers) {
+        Ok(token) => token,
+        Err(error) => return Ok(Err(error)),
+    };
+    match verifier.keep_keys_fresh() {
+        None => Ok(verifier.identify(&token).await),
+        Some(fetching) => tokio::select! {
+            caller = verifier.identify(&token) => Ok(caller),
+            () = fetching => Ok(Err(TokenError::KeysUnavailable)),
+        },
+    }
 }
 
 fn charge(demand: &Demand, policy: &Policy, plan: &str) -> String {

@@ -8,11 +8,11 @@ use serde_json::{Map, Value, json};
 
 use super::{Failure, load};
 use crate::clock::{Clock, SystemClock};
-use crate::identity::{KeyMaterial, Options};
+use crate::identity::Options;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// The configuration whose first HS256 key signs.
+    /// The configuration whose first HS256, HS384 or HS512 key signs.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// The user.
@@ -88,7 +88,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Signs a token with the first HS256 key. `claims` are JSON pointers and values; `now` in seconds since the epoch.
+/// Signs a token with the first secret. `claims` are JSON pointers and values; `now` in seconds since the epoch.
 pub(super) fn mint<'p>(
     identity: &Options,
     user: &str,
@@ -96,12 +96,11 @@ pub(super) fn mint<'p>(
     now: i64,
     expires_in: i64,
 ) -> Result<String, Failure> {
-    let secret = identity.keys.iter().find_map(|key| match &key.material {
-        KeyMaterial::Hs256(secret) => Some((key.kid.clone(), secret)),
-        KeyMaterial::Rs256(_) => None,
-    });
-    let (kid, secret) = secret.ok_or_else(|| {
-        Failure::Other("the configuration has no HS256 key; other keys can only check tokens".to_owned())
+    let key = identity.keys.iter().find(|key| key.algorithm.is_symmetric());
+    let key = key.ok_or_else(|| {
+        Failure::Other(
+            "the configuration has no HS256, HS384 or HS512 key; other keys can only check tokens".to_owned(),
+        )
     })?;
     let mut payload = json!({
         "iss": identity.issuer, "aud": identity.audience, "sub": user, "iat": now, "exp": now + expires_in,
@@ -110,8 +109,8 @@ pub(super) fn mint<'p>(
     for (pointer, value) in claims {
         put(&mut payload, pointer, value);
     }
-    let header = Header { kid, ..Header::default() };
-    let token = jsonwebtoken::encode(&header, &payload, &EncodingKey::from_secret(secret));
+    let header = Header { kid: key.kid.clone(), ..Header::new(key.algorithm.jsonwebtoken()) };
+    let token = jsonwebtoken::encode(&header, &payload, &EncodingKey::from_secret(&key.material));
     token.map_err(|error| Failure::Other(format!("the token cannot be signed: {error}")))
 }
 

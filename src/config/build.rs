@@ -145,6 +145,7 @@ pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> 
     };
     let mut identity = identity::options(&raw.identity, surroundings, &mut problems);
     identity.claims.others = policy.claims();
+    identity.claims.plans = identity::plans(&raw.identity, &policy.plans, &mut problems);
     let config = Config {
         server: server_options(&raw.server, &mut problems),
         admin: admin_options(&raw.admin, surroundings, &mut problems),
@@ -195,6 +196,15 @@ struct Surroundings<'s> {
 }
 
 impl Surroundings<'_> {
+    /// A file's content, beside the configuration if its name is relative.
+    fn file(&self, name: &str, path: &[&str], problems: &mut Problems) -> Vec<u8> {
+        let file = self.folder.join(name);
+        std::fs::read(&file).unwrap_or_else(|error| {
+            problems.add(Problem::at(path, format!("cannot read `{}`: {error}", file.display())));
+            Vec::new()
+        })
+    }
+
     /// A secret from an environment variable or a file, whichever is named.
     fn secret(
         &self,

@@ -1,5 +1,6 @@
 //! The vocabulary of the configuration file, as it is written. Its rustdoc is what editors show: it goes into the JSON schema.
 
+mod identity;
 mod meters;
 
 use std::collections::BTreeMap;
@@ -8,6 +9,7 @@ use schemars::JsonSchema;
 use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer};
 
+pub(super) use identity::*;
 pub(super) use meters::*;
 
 use super::duration::DurationText;
@@ -123,92 +125,6 @@ pub(super) struct Upstream {
     /// How long an unused connection is kept; less than the backend keeps it.
     #[serde(default = "four_seconds")]
     pub(super) idle_timeout: DurationText,
-}
-
-/// Whose tokens are accepted on export routes.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Identity {
-    /// The only accepted `iss`.
-    pub(super) issuer: String,
-    /// What `aud` must contain.
-    pub(super) audience: String,
-    /// How far clocks may differ when `exp` and `nbf` are checked.
-    #[serde(default = "thirty_seconds")]
-    pub(super) leeway: DurationText,
-    /// The plan of a token that names none, or an unknown one: a plan's name, or `refuse` for 403.
-    #[serde(default = "refuse")]
-    pub(super) unknown_plan: String,
-    /// The header that names the platform (`web`, `ios`, `android`) when no claim does.
-    pub(super) platform_header: Option<String>,
-    /// Keys that tokens may be signed with.
-    pub(super) keys: Vec<Key>,
-    #[serde(default)]
-    pub(super) claims: Claims,
-}
-
-/// A key, of one algorithm.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Key {
-    /// The key's id. A key without one is for tokens that name no known key.
-    pub(super) kid: Option<String>,
-    /// The algorithm.
-    pub(super) alg: Alg,
-    /// HS256: environment variable that holds the secret.
-    pub(super) secret_env: Option<String>,
-    /// HS256: file that holds the secret; one newline at its end is dropped.
-    pub(super) secret_file: Option<String>,
-    /// RS256: file that holds the public key as PEM.
-    pub(super) public_key_file: Option<String>,
-}
-
-/// Signature algorithms (RFC 7518).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-pub(super) enum Alg {
-    HS256,
-    RS256,
-}
-
-/// Where claims are, as JSON pointers.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct Claims {
-    /// The user's id.
-    pub(super) user: String,
-    /// The plan's name.
-    pub(super) plan: String,
-    /// The user's team.
-    pub(super) team: String,
-    /// How many seats are paid for: a whole number.
-    pub(super) seats: String,
-    /// When the billing period begins: a day of the month (31), a date, an instant (RFC 3339), or seconds since the epoch.
-    pub(super) billing_anchor: String,
-    /// The platform's name.
-    pub(super) platform: String,
-    /// The design's AI features: a list, or names between blanks; empty means none.
-    pub(super) ai_features: String,
-    /// The design that `ai_features` speaks for; if the token names none, it speaks for all.
-    pub(super) design: String,
-    /// The version of that design.
-    pub(super) design_version: String,
-}
-
-impl Default for Claims {
-    fn default() -> Self {
-        let pointers = crate::identity::ClaimPointers::default();
-        Self {
-            user: pointers.user,
-            plan: pointers.plan,
-            team: pointers.team,
-            seats: pointers.seats,
-            billing_anchor: pointers.billing_anchor,
-            platform: pointers.platform,
-            ai_features: pointers.ai_features,
-            design: pointers.design,
-            design_version: pointers.design_version,
-        }
-    }
 }
 
 /// How to know whether a design uses AI features.

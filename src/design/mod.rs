@@ -164,6 +164,7 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
+    use crate::identity::{Algorithm, SignedBy};
     use crate::policy::Who;
 
     const HEADER: HeaderName = HeaderName::from_static("x-design-ai-features");
@@ -188,6 +189,7 @@ mod tests {
             ai_features: features.map(|names| names.iter().map(ToString::to_string).collect()),
             design: design.map(Into::into),
             design_version: None,
+            signed_by: SignedBy { kid: None, algorithm: Algorithm::Hs256 },
         }
     }
 

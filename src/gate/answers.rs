@@ -85,6 +85,9 @@ impl Answers {
                 headers.extend(HeaderValue::try_from(challenge).ok().map(|value| (WWW_AUTHENTICATE, value)));
                 format!("Sign in to export: {error}.")
             }
+            Refusal::KeysUnavailable => {
+                "It cannot be checked right now who is asking. Try again in a moment.".to_owned()
+            }
             Refusal::UnknownPlan(Some(plan)) => format!("The plan \"{plan}\" is not known here."),
             Refusal::UnknownPlan(None) => "The access token names no plan.".to_owned(),
             Refusal::MissingClaim(name) => {
@@ -102,7 +105,7 @@ impl Answers {
         };
         let retry_after = match refusal {
             Refusal::OverLimit { denial, .. } => denial.retry_after,
-            Refusal::LedgerUnavailable | Refusal::UnknownDesign => Some(RETRY_LEDGER),
+            Refusal::LedgerUnavailable | Refusal::UnknownDesign | Refusal::KeysUnavailable => Some(RETRY_LEDGER),
             _ => None,
         };
         headers.extend(retry_after.map(|wait| (RETRY_AFTER, HeaderValue::from(wait.as_secs()))));

@@ -1,5 +1,6 @@
 //! What an export asks for: who wants which design, and what that costs. All that is decided before anything is charged.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use super::record::Record;
 use super::refusal::Refusal;
 use super::resume::{Target, asks_for_a_part};
 use super::upload::{ReadAheadError, Upload};
-use crate::identity::Caller;
+use crate::identity::{Caller, TokenError};
 use crate::ledger::{ChargeRequest, Representation};
 use crate::policy::{BadCost, Demand, Export, Found, MeterId, Misread, NeedsBody, PlanId, Undecided, cost};
 
@@ -65,6 +66,7 @@ impl Gate {
     pub(super) async fn ask<B>(
         &self,
         head: &request::Parts,
+        token: Result<Cow<'_, str>, TokenError>,
         body: &mut Upload<B>,
         found: &Found,
         peer: Option<IpAddr>,
@@ -73,9 +75,8 @@ impl Gate {
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        let Parts { policy, options, clock, .. } = &self.parts;
-        let caller = self.parts.verifier.identify(&head.headers, clock.now());
-        let caller = caller.inspect_err(|error| record.detail(error)).map_err(Refusal::Unauthenticated)?;
+        let Parts { policy, options, .. } = &self.parts;
+        let caller = self.identify(token).await.inspect_err(|error| record.detail(error)).map_err(Refusal::from)?;
         let platform = options.platform(&caller, &head.headers);
         record.seen(&caller, platform);
         let plan = self.plan(&caller)?;
@@ -118,7 +119,7 @@ impl Gate {
         let part_of = asks_for_a_part(head, route.delivers).then(|| target.name("", None));
         let retry = key.map(|key| target.name(key, text.as_deref()));
         Ok(Asked {
-            user: caller.who.user,
+            user: caller.who.user.clone(),
             plan,
             limited: verdict.is_limited(),
             demands: verdict.demands,
@@ -128,6 +129,11 @@ impl Gate {
             part_of,
             shadow: options.shadow,
         })
+    }
+
+    /// Who sent the token.
+    pub(super) async fn identify(&self, token: Result<Cow<'_, str>, TokenError>) -> Result<Arc<Caller>, TokenError> {
+        self.parts.verifier.identify(&token?).await
     }
 
     /// The caller's plan.

@@ -27,7 +27,7 @@ pub struct Parts {
     /// What an export costs.
     pub policy: Policy,
     /// Who is asking.
-    pub verifier: Verifier,
+    pub verifier: Arc<Verifier>,
     /// What is in a design.
     pub designs: Designs,
     /// What has been used.

@@ -7,7 +7,7 @@ use http::{HeaderValue, StatusCode};
 
 use super::refusal::Outcome;
 use crate::design::Facts;
-use crate::identity::Caller;
+use crate::identity::{Caller, SignedBy};
 use crate::ledger::{Settlement, Standing};
 use crate::policy::{Action, Found, MeterId, Platform, Policy, Rule};
 
@@ -28,6 +28,7 @@ struct Fields {
     user: Option<Arc<str>>,
     plan: Option<Arc<str>>,
     platform: Option<Platform>,
+    signed_by: Option<SignedBy>,
     facts: Option<Facts>,
     rule: Option<Rule>,
     outcome: Option<Outcome>,
@@ -57,6 +58,7 @@ impl Record {
             fields.user = Some(caller.who.user.clone());
             fields.plan.clone_from(&caller.plan);
             fields.platform = Some(platform);
+            fields.signed_by = Some(caller.signed_by.clone());
         }
     }
 
@@ -136,6 +138,7 @@ impl Record {
             user = fields.user.as_deref(),
             plan = fields.plan.as_deref(),
             platform = fields.platform.map(Platform::as_str),
+            key = fields.signed_by.as_ref().map(tracing::field::display),
             ai = facts.map(|facts| facts.ai),
             features,
             features_from = facts.map(|facts| facts.source.as_str()),

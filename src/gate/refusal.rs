@@ -29,6 +29,8 @@ pub enum Refusal {
     TargetTooLong,
     /// No token, or one that is not accepted.
     Unauthenticated(TokenError),
+    /// The token's key is not known, and the server of the keys cannot be asked.
+    KeysUnavailable,
     /// A good token without a plan, or with one that nobody knows.
     UnknownPlan(Option<Arc<str>>),
     /// A good token without a claim that a meter counts by.
@@ -52,6 +54,16 @@ pub enum Refusal {
     NotFound,
 }
 
+impl From<TokenError> for Refusal {
+    fn from(error: TokenError) -> Self {
+        match error {
+            // The client's token may be as good as any.
+            TokenError::KeysUnavailable => Self::KeysUnavailable,
+            error => Self::Unauthenticated(error),
+        }
+    }
+}
+
 impl Refusal {
     /// The status code (counting rules, sections 5 and 6).
     pub const fn status(&self) -> StatusCode {
@@ -65,7 +77,7 @@ impl Refusal {
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             Self::UnknownPlan(_) | Self::MissingClaim(_) | Self::Unclassified => StatusCode::FORBIDDEN,
             Self::OverLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::UnknownDesign | Self::LedgerUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::KeysUnavailable | Self::UnknownDesign | Self::LedgerUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotFound => StatusCode::NOT_FOUND,
         }
     }
@@ -80,6 +92,7 @@ impl Refusal {
             // Counted when it was decided to degrade it.
             Self::TargetTooLong => Outcome::Degraded,
             Self::Unauthenticated(_) => Outcome::Unauthenticated,
+            Self::KeysUnavailable => Outcome::KeysUnavailable,
             Self::UnknownPlan(_) => Outcome::UnknownPlan,
             Self::MissingClaim(_) => Outcome::MissingClaim,
             Self::UnknownDesign => Outcome::UnknownDesign,
@@ -99,6 +112,7 @@ impl Refusal {
     pub const fn in_shadow(&self) -> Option<Outcome> {
         Some(match self.outcome() {
             Outcome::Unauthenticated => Outcome::WouldBeUnauthenticated,
+            Outcome::KeysUnavailable => Outcome::WouldBeKeysUnavailable,
             Outcome::UnknownPlan => Outcome::WouldBeUnknownPlan,
             Outcome::MissingClaim => Outcome::WouldBeMissingClaim,
             Outcome::UnknownDesign => Outcome::WouldBeUnknownDesign,
@@ -132,6 +146,8 @@ pub enum Outcome {
     WouldDeny,
     /// See [`Refusal::Unauthenticated`]; admitted while nothing is enforced.
     WouldBeUnauthenticated,
+    /// See [`Refusal::KeysUnavailable`]; admitted while nothing is enforced.
+    WouldBeKeysUnavailable,
     /// See [`Refusal::UnknownPlan`]; admitted while nothing is enforced.
     WouldBeUnknownPlan,
     /// See [`Refusal::MissingClaim`]; admitted while nothing is enforced.
@@ -154,6 +170,8 @@ pub enum Outcome {
     BadCost,
     /// See [`Refusal::Unauthenticated`].
     Unauthenticated,
+    /// See [`Refusal::KeysUnavailable`].
+    KeysUnavailable,
     /// See [`Refusal::UnknownPlan`].
     UnknownPlan,
     /// See [`Refusal::MissingClaim`].
@@ -172,7 +190,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::Unmatched,
         Self::NotAnExport,
         Self::Uncounted,
@@ -183,6 +201,7 @@ impl Outcome {
         Self::Degraded,
         Self::WouldDeny,
         Self::WouldBeUnauthenticated,
+        Self::WouldBeKeysUnavailable,
         Self::WouldBeUnknownPlan,
         Self::WouldBeMissingClaim,
         Self::WouldBeUnknownDesign,
@@ -194,6 +213,7 @@ impl Outcome {
         Self::BadIdempotencyKey,
         Self::BadCost,
         Self::Unauthenticated,
+        Self::KeysUnavailable,
         Self::UnknownPlan,
         Self::MissingClaim,
         Self::UnknownDesign,
@@ -225,6 +245,7 @@ impl Outcome {
             | Self::Uncharged => "admitted",
             Self::WouldDeny
             | Self::WouldBeUnauthenticated
+            | Self::WouldBeKeysUnavailable
             | Self::WouldBeUnknownPlan
             | Self::WouldBeMissingClaim
             | Self::WouldBeUnknownDesign
@@ -252,6 +273,7 @@ impl Outcome {
             Self::BadIdempotencyKey => "bad-idempotency-key",
             Self::BadCost | Self::WouldBeBadCost => "bad-cost",
             Self::Unauthenticated | Self::WouldBeUnauthenticated => "unauthenticated",
+            Self::KeysUnavailable | Self::WouldBeKeysUnavailable => "keys-unavailable",
             Self::UnknownPlan | Self::WouldBeUnknownPlan => "unknown-plan",
             Self::MissingClaim | Self::WouldBeMissingClaim => "missing-claim",
             Self::UnknownDesign | Self::WouldBeUnknownDesign => "unknown-design",

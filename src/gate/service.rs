@@ -1,5 +1,6 @@
 //! The way of a request, top to bottom: match route, identify, know the design, charge, forward, settle.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,13 +19,14 @@ use super::asked::Asked;
 use super::body::GateBody;
 use super::delivery::{Client, Delivery, Promise, promise};
 use super::fields;
-use super::layer::Gate;
+use super::layer::{Gate, Parts};
 use super::leaks::Unclassified;
 use super::pace::Pace;
 use super::record::Record;
 use super::refusal::{Outcome, Refusal};
 use super::resume::{Pending, Target, beginning_of};
 use super::upload::Upload;
+use crate::identity::TokenError;
 use crate::ledger::{Admission, Charge, ChargeRequest, Why};
 use crate::policy::{Action, Delivers, Found, Match, MeterId, RouteId, TooLong};
 
@@ -67,7 +69,9 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let gate = &self.gate;
         if request.uri().path().starts_with(OWN_PATH) {
-            return ResponseFuture::own(gate.own_page(&request));
+            let gate = gate.clone();
+            let (mut head, _) = request.into_parts();
+            return ResponseFuture::export(async move { Ok(gate.own_page(&mut head).await.map(GateBody::own)) });
         }
         let found = match gate.parts.routes.find(request.method(), request.uri(), request.headers()) {
             Match::Unmatched => {
@@ -89,7 +93,7 @@ where
             let outcome = if found.route.action.is_export() { Outcome::Uncounted } else { Outcome::NotAnExport };
             gate.metrics.count(Some(found.id), outcome);
             if found.route.action == Action::LeaveExportScreen && *request.method() != Method::OPTIONS {
-                gate.leave_export_screen(&found, request.headers());
+                request = gate.leave_export_screen(&found, request);
             }
             return ResponseFuture::forwarded(self.inner.call(request.map(Upload::new)), None);
         }
@@ -121,8 +125,10 @@ where
     let mut record = Record::of(&id, &found);
 
     let (mut head, mut body) = request.into_parts();
+    // First of all: from here on no token is in the target.
+    let token = gate.parts.verifier.take_token(&mut head.uri, &head.headers);
     let target = Target::of(&head, &found);
-    let asked = gate.ask(&head, &mut body, &found, peer, &mut record).await;
+    let asked = gate.ask(&head, token, &mut body, &found, peer, &mut record).await;
     let resumes = asked.as_ref().ok().and_then(|asked| asked.may_resume(&gate));
     let decided = match (asked, resumes) {
         (Ok(asked), Some(degraded)) => Ok(Decided::OnceAnswered(Pending::new(gate.clone(), found.id, asked, degraded))),
@@ -306,35 +312,46 @@ impl Gate {
         parts.answers.refusal(refusal, asker, &parts.policy, parts.clock.now().as_second())
     }
 
-    /// Ends the session of a user who leaves. The request is forwarded whatever comes of it.
-    fn leave_export_screen(&self, found: &Found, headers: &HeaderMap) {
-        let caller = self.parts.verifier.identify(headers, self.parts.clock.now());
+    /// Ends the session of a user who leaves. The request is forwarded whatever comes of it, and waits for no key.
+    fn leave_export_screen<B>(&self, found: &Found, request: Request<B>) -> Request<B> {
+        let (mut head, body) = request.into_parts();
+        let Parts { verifier, clock, ledger, .. } = &self.parts;
+        let token = verifier.take_token(&mut head.uri, &head.headers);
+        let caller = token.and_then(|token| verifier.verify(&token, clock.now()));
         if let (Ok(caller), Some(design)) = (caller, &found.design)
-            && let Ok(session) = self.session(design, headers)
+            && let Ok(session) = self.session(design, &head.headers)
         {
-            self.parts.ledger.leave(&caller.who.user, &session);
+            ledger.leave(&caller.who.user, &session);
         }
+        Request::from_parts(head, body)
     }
 
-    fn own_page<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
-        let asker = Asker::of(request.headers());
-        let (is_usage, method) = (request.uri().path() == "/.export-gate/usage", request.method());
-        let (outcome, page) = match *method {
+    async fn own_page(&self, head: &mut request::Parts) -> Response<Full<Bytes>> {
+        let asker = Asker::of(&head.headers);
+        let token = self.parts.verifier.take_token(&mut head.uri, &head.headers);
+        let is_usage = head.uri.path() == "/.export-gate/usage";
+        let (outcome, page) = match head.method {
             Method::OPTIONS if is_usage => (Outcome::Answered, Ok(self.parts.answers.preflight(&asker))),
             Method::GET | Method::HEAD if is_usage => {
-                let caller = self.parts.verifier.identify(request.headers(), self.parts.clock.now());
-                let usage = caller.map_err(Refusal::Unauthenticated).and_then(|caller| {
-                    self.parts.ledger.availability().map_err(|_| Refusal::LedgerUnavailable)?;
-                    let plan = self.plan(&caller)?;
-                    let report = self.parts.ledger.usage_report(&self.parts.policy, &caller.who, Some(plan));
-                    Ok(self.parts.answers.json(&report, &asker))
-                });
+                let usage = self.usage_page(token, &asker).await;
                 (usage.as_ref().map_or_else(Refusal::outcome, |_| Outcome::Answered), usage)
             }
             _ => (Outcome::Answered, Err(Refusal::NotFound)),
         };
         self.metrics.count(None, outcome);
         page.unwrap_or_else(|refusal| self.refuse(&refusal, &asker))
+    }
+
+    async fn usage_page(
+        &self,
+        token: Result<Cow<'_, str>, TokenError>,
+        asker: &Asker,
+    ) -> Result<Response<Full<Bytes>>, Refusal> {
+        let caller = self.identify(token).await?;
+        self.parts.ledger.availability().map_err(|_| Refusal::LedgerUnavailable)?;
+        let plan = self.plan(&caller)?;
+        let report = self.parts.ledger.usage_report(&self.parts.policy, &caller.who, Some(plan));
+        Ok(self.parts.answers.json(&report, asker))
     }
 }
 

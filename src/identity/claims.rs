@@ -1,10 +1,11 @@
 //! From claims to a caller.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::TokenError;
+use super::{SignedBy, TokenError};
 use crate::policy::{Anchor, Platform, Who};
 
 /// Who is asking, as a verified token says.
@@ -22,6 +23,19 @@ pub struct Caller {
     pub design: Option<Arc<str>>,
     /// The version of that design, if the token says so.
     pub design_version: Option<Arc<str>>,
+    /// Which key the token was signed with.
+    pub signed_by: SignedBy,
+}
+
+impl Caller {
+    /// About how much memory it takes, in bytes.
+    pub(super) fn size(&self) -> usize {
+        let text = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| text.len() + 16);
+        let claims = self.who.claims.iter().map(|(_, value)| value.len() + 48);
+        let features = self.ai_features.iter().flatten().map(|feature| feature.len() + 32);
+        let texts = [&self.who.team, &self.plan, &self.design, &self.design_version].map(text);
+        size_of::<Self>() + 32 + self.who.user.len() + claims.chain(features).chain(texts).sum::<usize>()
+    }
 }
 
 /// Where in the claims things are, as JSON pointers (RFC 6901).
@@ -47,6 +61,8 @@ pub struct ClaimPointers {
     pub design_version: String,
     /// Claims that meters count by.
     pub others: Vec<Arc<str>>,
+    /// The plans that values of the plan claim stand for, e.g. the price ids of a payment provider; others are plans' names themselves.
+    pub plans: BTreeMap<String, Arc<str>>,
 }
 
 impl Default for ClaimPointers {
@@ -62,13 +78,14 @@ impl Default for ClaimPointers {
             design: "/design".into(),
             design_version: "/design_version".into(),
             others: Vec::new(),
+            plans: BTreeMap::new(),
         }
     }
 }
 
 impl ClaimPointers {
     /// Reads the caller out of verified claims. A claim of the wrong type is an error, never read as absent.
-    pub(super) fn caller(&self, claims: &Value) -> Result<Caller, TokenError> {
+    pub(super) fn caller(&self, claims: &Value, signed_by: &SignedBy) -> Result<Caller, TokenError> {
         let user = name(claims, &self.user, "user")?.ok_or(TokenError::ClaimMissing("user"))?;
         let mut others = Vec::new();
         for pointer in &self.others {
@@ -83,11 +100,13 @@ impl ClaimPointers {
         };
         Ok(Caller {
             who,
-            plan: text(claims, &self.plan, "plan")?.map(Arc::from),
+            plan: text(claims, &self.plan, "plan")?
+                .map(|name| self.plans.get(name).cloned().unwrap_or_else(|| name.into())),
             platform: text(claims, &self.platform, "platform")?.map(Platform::named),
             ai_features: list(claims, &self.ai_features, "ai_features")?,
             design: text(claims, &self.design, "design")?.map(Arc::from),
             design_version: name(claims, &self.design_version, "design_version")?,
+            signed_by: signed_by.clone(),
         })
     }
 }
@@ -145,9 +164,24 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::identity::Algorithm;
 
     fn caller(claims: &Value) -> Result<Caller, TokenError> {
-        ClaimPointers { others: vec!["/org/id".into()], ..ClaimPointers::default() }.caller(claims)
+        let plans = [("price_123".to_owned(), "pro".into())].into();
+        let pointers = ClaimPointers { others: vec!["/org/id".into()], plans, ..ClaimPointers::default() };
+        pointers.caller(claims, &SignedBy { kid: None, algorithm: Algorithm::Hs256 })
+    }
+
+    #[test]
+    fn a_value_of_the_plan_claim_may_stand_for_a_plan() {
+        let plan = |plan: Value| caller(&json!({ "sub": "anna", "plan": plan })).unwrap().plan;
+        assert_eq!(plan(json!("price_123")).as_deref(), Some("pro"));
+        assert_eq!(plan(json!("free")).as_deref(), Some("free"));
+        assert_eq!(
+            plan(json!("price_9")).as_deref(),
+            Some("price_9"),
+            "whether there is such a plan is the gate's business"
+        );
     }
 
     #[test]

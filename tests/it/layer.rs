@@ -38,7 +38,7 @@ fn gate() -> (ExportGateLayer, Arc<Ledger>) {
     let layer = ExportGateLayer::new(Parts {
         routes: config.routes,
         policy: config.policy,
-        verifier: Verifier::new(config.identity).unwrap(),
+        verifier: Verifier::new(config.identity, clock.clone()).unwrap().into(),
         designs: Designs::new(config.designs),
         ledger: ledger.clone(),
         clock,

@@ -1,76 +1,184 @@
 //! Keys and claims.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use crate::config::problem::Problem;
 use crate::config::raw;
-use crate::identity::{ClaimPointers, Key, KeyMaterial, Options, Verifier};
+use crate::identity::{Algorithm, ClaimPointers, Key, Location, Options, Places, RemoteOptions, Verifier};
+use crate::net::Trust;
 use crate::policy::{PlanId, Plans};
 
 use super::{Problems, Surroundings};
 
 pub(super) fn options(raw: &raw::Identity, surroundings: Surroundings<'_>, problems: &mut Problems) -> Options {
-    if raw.keys.is_empty() {
-        let problem = Problem::at(&["identity", "keys"], "there is no key, so no token could be accepted");
-        problems.add(problem.help("add { kid = \"dev\", alg = \"HS256\", secret_env = \"EXPORT_GATE_JWT_SECRET\" }"));
+    if raw.keys.is_empty() && raw.jwks.is_none() {
+        let problem = Problem::at(&["identity"], "there is no key, so no token could be accepted");
+        let help = "add keys = [{ kid = \"dev\", alg = \"HS256\", secret_env = \"EXPORT_GATE_JWT_SECRET\" }], or \
+                    jwks = { url = \"https://...\" }";
+        problems.add(problem.help(help));
     }
     for (key, value) in [("issuer", &raw.issuer), ("audience", &raw.audience)] {
         if value.is_empty() {
             problems.add(Problem::at(&["identity", key], format!("the {key} is empty")));
         }
     }
+    if raw.token_types.is_empty() {
+        let problem = Problem::at(&["identity", "token_types"], "no type of token would be accepted");
+        problems.add(problem.help("write [\"JWT\", \"at+jwt\"], or leave it out"));
+    }
     let found = problems.found.len();
-    let keys = raw.keys.iter().enumerate().map(|(index, raw)| key(index, raw, surroundings, problems)).collect();
-    let options = Options {
-        issuer: raw.issuer.clone(),
-        audience: raw.audience.clone(),
-        leeway: raw.leeway.0,
-        claims: claims(&raw.claims, problems),
-        keys,
-    };
+    let keys: Vec<Key> =
+        raw.keys.iter().enumerate().map(|(index, raw)| key(index, raw, surroundings, problems)).collect();
     // Only what could be read can be checked further.
     if problems.found.len() == found
-        && let Err((index, bad)) = Verifier::new(options.clone())
+        && let Err((index, bad)) = Verifier::check_keys(&keys)
     {
         problems.add(Problem::at(&["identity", "keys", &index.to_string()], bad.to_string()));
     }
-    options
+    Options {
+        issuer: raw.issuer.clone(),
+        audience: raw.audience.clone(),
+        leeway: raw.leeway.0,
+        types: raw.token_types.clone(),
+        places: Places {
+            cookie: place("token_cookie", raw.token_cookie.as_ref(), problems),
+            query: place("token_query", raw.token_query.as_ref(), problems),
+        },
+        claims: claims(&raw.claims, problems),
+        keys,
+        remote: raw.jwks.as_ref().and_then(|jwks| remote(raw, jwks, surroundings, problems)),
+        cache_bytes: u64::from(raw.token_cache_limit),
+    }
+}
+
+/// The name of a cookie or query parameter: nothing in it that would need another spelling.
+fn place(key: &str, name: Option<&String>, problems: &mut Problems) -> Option<String> {
+    let plain = |name: &String| {
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    if let Some(name) = name.filter(|name| !plain(name)) {
+        let problem = Problem::at(&["identity", key], format!("`{name}` is no plain name"));
+        problems.add(problem.help("use letters, digits, `-`, `_` and `.`"));
+    }
+    name.cloned()
 }
 
 fn key(index: usize, raw: &raw::Key, surroundings: Surroundings<'_>, problems: &mut Problems) -> Key {
     let index = index.to_string();
     let table = ["identity", "keys", &index];
     let (env, file, pem) = (raw.secret_env.as_deref(), raw.secret_file.as_deref(), raw.public_key_file.as_deref());
-    let foreign = |key: &str, what: &str, problems: &mut Problems| {
-        let problem = Problem::at_key(&["identity", "keys", &index, key], what.to_owned());
-        problems.add(problem);
+    let algorithm = algorithm(raw.alg);
+    let name = algorithm.as_str();
+    let mut foreign = |key: &str, what: String| {
+        problems.add(Problem::at_key(&["identity", "keys", &index, key], what));
     };
-    let material = match raw.alg {
-        raw::Alg::HS256 => {
-            if pem.is_some() {
-                foreign("public_key_file", "an HS256 key has a secret, no public key", problems);
-            }
-            KeyMaterial::Hs256(surroundings.secret(&table, env, file, "secret", problems))
+    let material = if algorithm.is_symmetric() {
+        if pem.is_some() {
+            foreign("public_key_file", format!("a key for {name} has a secret, no public key"));
         }
-        raw::Alg::RS256 => {
-            for key in [env.map(|_| "secret_env"), file.map(|_| "secret_file")].into_iter().flatten() {
-                foreign(key, "an RS256 key has a public key, no secret", problems);
+        surroundings.secret(&table, env, file, "secret", problems)
+    } else {
+        for key in [env.map(|_| "secret_env"), file.map(|_| "secret_file")].into_iter().flatten() {
+            foreign(key, format!("a key for {name} has a public key, no secret"));
+        }
+        match pem {
+            Some(name) => surroundings.file(name, &["identity", "keys", &index, "public_key_file"], problems),
+            None => {
+                problems.add(Problem::at(&table, format!("a key for {name} needs a public_key_file")));
+                Vec::new()
             }
-            let path = pem.map(|name| surroundings.folder.join(name));
-            let pem = path.map(|path| std::fs::read(&path).map_err(|error| (path, error)));
-            KeyMaterial::Rs256(match pem {
-                Some(Ok(pem)) => pem,
-                Some(Err((path, error))) => {
-                    let message = format!("cannot read `{}`: {error}", path.display());
-                    problems.add(Problem::at(&["identity", "keys", &index, "public_key_file"], message));
-                    Vec::new()
-                }
-                None => {
-                    problems.add(Problem::at(&table, "an RS256 key needs a public_key_file"));
-                    Vec::new()
-                }
-            })
         }
     };
-    Key { kid: raw.kid.clone(), material }
+    Key { kid: raw.kid.clone(), algorithm, material }
+}
+
+fn remote(
+    identity: &raw::Identity,
+    raw: &raw::Jwks,
+    surroundings: Surroundings<'_>,
+    problems: &mut Problems,
+) -> Option<RemoteOptions> {
+    for (index, _) in identity.keys.iter().enumerate().filter(|(_, key)| key.kid.is_none()) {
+        let problem = Problem::at(
+            &["identity", "keys", &index.to_string()],
+            "this key would take the place of all keys of jwks that are not known yet",
+        );
+        problems.add(problem.help("give it a kid"));
+    }
+    let algorithms: Vec<Algorithm> = raw.algorithms.iter().map(|alg| algorithm(*alg)).collect();
+    if let Some(secret) = algorithms.iter().find(|algorithm| algorithm.is_symmetric()) {
+        let message = format!("{} is for secrets, and no secret is published", secret.as_str());
+        problems.add(Problem::at(&["identity", "jwks", "algorithms"], message));
+    }
+    if algorithms.is_empty() {
+        problems.add(Problem::at(&["identity", "jwks", "algorithms"], "no key could be used"));
+    }
+    let path = |key| ["identity", "jwks", key];
+    let duration = |key, value, problems: &mut Problems| super::positive(value, &path(key), problems);
+    let trust = raw.ca_file.as_ref().map(|name| surroundings.file(name, &path("ca_file"), problems));
+    let trust = match trust.filter(|pem| !pem.is_empty()).map(|pem| Trust::and(&pem)) {
+        None => Trust::default(),
+        Some(Ok(trust)) => trust,
+        Some(Err(bad)) => {
+            problems.add(Problem::at(&path("ca_file"), bad.to_string()));
+            return None;
+        }
+    };
+    Some(RemoteOptions {
+        location: location(identity, raw, problems)?,
+        trust,
+        refresh: duration("refresh", raw.refresh, problems),
+        cooldown: duration("cooldown", raw.cooldown, problems),
+        timeout: duration("timeout", raw.timeout, problems),
+        keep: duration("keep", raw.keep, problems),
+        most_bytes: raw.size_limit as usize,
+        algorithms,
+    })
+}
+
+fn location(identity: &raw::Identity, raw: &raw::Jwks, problems: &mut Problems) -> Option<Location> {
+    const HELP: &str = "write url = \"https://HOST/PATH\", or discover = true to ask the issuer where it is";
+    let (location, key, text) = match (&raw.url, raw.discover) {
+        (Some(url), false) => (url.parse().ok().map(Location::Url), "url", url),
+        (None, true) => (Location::of_issuer(&identity.issuer), "discover", &identity.issuer),
+        (None, false) => {
+            problems.add(Problem::at(&["identity", "jwks"], "it is not said where the key set is").help(HELP));
+            return None;
+        }
+        (Some(_), true) => {
+            let message = "the key set has a url, and is to be discovered as well";
+            problems.add(
+                Problem::at_key(&["identity", "jwks", "discover"], message.to_owned()).help("leave one of them out"),
+            );
+            return None;
+        }
+    };
+    let found = location.filter(|location| location.url().is_private());
+    if found.is_none() {
+        let message = format!("keys cannot come from `{text}`: who is in between could put others in their place");
+        problems.add(
+            Problem::at(&["identity", "jwks", key], message).help("use an https: URL, or a server on this machine"),
+        );
+    }
+    found
+}
+
+const fn algorithm(alg: raw::Alg) -> Algorithm {
+    match alg {
+        raw::Alg::HS256 => Algorithm::Hs256,
+        raw::Alg::HS384 => Algorithm::Hs384,
+        raw::Alg::HS512 => Algorithm::Hs512,
+        raw::Alg::RS256 => Algorithm::Rs256,
+        raw::Alg::RS384 => Algorithm::Rs384,
+        raw::Alg::RS512 => Algorithm::Rs512,
+        raw::Alg::PS256 => Algorithm::Ps256,
+        raw::Alg::PS384 => Algorithm::Ps384,
+        raw::Alg::PS512 => Algorithm::Ps512,
+        raw::Alg::ES256 => Algorithm::Es256,
+        raw::Alg::ES384 => Algorithm::Es384,
+        raw::Alg::EdDSA => Algorithm::EdDsa,
+    }
 }
 
 fn claims(raw: &raw::Claims, problems: &mut Problems) -> ClaimPointers {
@@ -93,6 +201,8 @@ fn claims(raw: &raw::Claims, problems: &mut Problems) -> ClaimPointers {
         design_version: pointer("design_version", &raw.design_version),
         // What meters count by is known once there are meters.
         others: Vec::new(),
+        // And so are plans.
+        plans: BTreeMap::new(),
     }
 }
 
@@ -108,4 +218,13 @@ pub(super) fn unknown_plan(raw: &raw::Identity, plans: &Plans, problems: &mut Pr
         problems.add(Problem::at(&["identity", "unknown_plan"], message).suggest(&raw.unknown_plan, known));
     }
     plan
+}
+
+/// The plans that values of the plan claim stand for.
+pub(super) fn plans(raw: &raw::Identity, plans: &Plans, problems: &mut Problems) -> BTreeMap<String, Arc<str>> {
+    for (value, plan) in raw.plans.iter().filter(|(_, plan)| plans.find(plan).is_none()) {
+        let problem = Problem::at(&["identity", "plans", value], format!("no meter has a limit for the plan `{plan}`"));
+        problems.add(problem.suggest(plan, plans.iter().map(|(_, name)| name)));
+    }
+    raw.plans.iter().map(|(value, plan)| (value.clone(), plan.as_str().into())).collect()
 }

@@ -1,0 +1,155 @@
+//! Where a request carries its token (RFC 6750, section 2).
+
+use std::borrow::Cow;
+
+use http::header::{AUTHORIZATION, COOKIE};
+use http::{HeaderMap, Uri};
+
+use super::TokenError;
+use crate::policy::path::decoded;
+
+/// Where else than in `Authorization` a token may be: browsers that navigate to a download cannot send that field.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Places {
+    /// The cookie's name.
+    pub cookie: Option<String>,
+    /// The query parameter's name.
+    pub query: Option<String>,
+}
+
+impl Places {
+    /// Takes the token out of a request. A query parameter that may hold one is gone afterwards, so that nobody behind logs it.
+    /// `Authorization` counts before the cookie, which browsers send by themselves; nobody sends both it and a query token by accident.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or more than one.
+    pub(super) fn take<'h>(&self, uri: &mut Uri, headers: &'h HeaderMap) -> Result<Cow<'h, str>, TokenError> {
+        let sent = match &self.query {
+            Some(name) => take_parameter(uri, name).ok_or(TokenError::Malformed)?,
+            None => Vec::new(),
+        };
+        let in_header = headers.contains_key(AUTHORIZATION);
+        match (sent.len(), in_header) {
+            (0, true) => authorization(headers).map(Cow::Borrowed),
+            (1, false) => Ok(Cow::Owned(sent.into_iter().collect())),
+            (0, false) => match &self.cookie {
+                Some(name) => cookie(headers, name).map(Cow::Borrowed),
+                None => Err(TokenError::Missing),
+            },
+            _ => Err(TokenError::Repeated),
+        }
+    }
+}
+
+/// The token of the one `Authorization: Bearer` field.
+fn authorization(headers: &HeaderMap) -> Result<&str, TokenError> {
+    let mut fields = headers.get_all(AUTHORIZATION).iter();
+    let field = fields.next().ok_or(TokenError::Missing)?;
+    if fields.next().is_some() {
+        return Err(TokenError::Repeated);
+    }
+    let (scheme, token) = field.to_str().ok().and_then(|field| field.split_once(' ')).ok_or(TokenError::NotBearer)?;
+    let token = token.trim_matches(' ');
+    let is_token = !token.is_empty() && !token.contains([' ', ',', '\t']);
+    if scheme.eq_ignore_ascii_case("bearer") && is_token { Ok(token) } else { Err(TokenError::NotBearer) }
+}
+
+/// The value of the one cookie of this name (RFC 6265, section 4.2). Of two, one may have been planted by another site.
+fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Result<&'h str, TokenError> {
+    let fields = headers.get_all(COOKIE).iter().filter_map(|field| field.to_str().ok());
+    let pairs = fields.flat_map(|field| field.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    let mut values = pairs.filter(|(known, _)| *known == name).map(|(_, value)| value.trim_matches('"'));
+    let value = values.next().filter(|value| !value.is_empty()).ok_or(TokenError::Missing)?;
+    if values.next().is_some() { Err(TokenError::Repeated) } else { Ok(value) }
+}
+
+/// Removes all parameters of this name, however it is spelled, and returns their values as they were written.
+fn take_parameter(uri: &mut Uri, name: &str) -> Option<Vec<String>> {
+    let Some(query) = uri.query() else { return Some(Vec::new()) };
+    let is_taken = |pair: &&str| decoded(pair.split_once('=').map_or(*pair, |(name, _)| name)) == name;
+    let taken: Vec<&str> = query.split('&').filter(is_taken).collect();
+    if taken.is_empty() {
+        return Some(Vec::new());
+    }
+    let values = taken.iter().map(|pair| pair.split_once('=').map_or("", |(_, value)| value).to_owned()).collect();
+    let kept: Vec<&str> = query.split('&').filter(|pair| !is_taken(pair)).collect();
+    let question = if kept.is_empty() { "" } else { "?" };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(format!("{}{question}{}", uri.path(), kept.join("&")).parse().ok()?);
+    *uri = Uri::from_parts(parts).ok()?;
+    Some(values)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn take(
+        places: &Places,
+        target: &str,
+        fields: &[(HeaderName, &'static str)],
+    ) -> (Result<String, TokenError>, String) {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        let mut uri = target.parse().unwrap();
+        let token = places.take(&mut uri, &headers).map(Cow::into_owned);
+        (token, uri.to_string())
+    }
+
+    #[test]
+    fn exactly_one_bearer_field_is_read() {
+        let fields = |values: &[&'static str]| {
+            let fields: Vec<_> = values.iter().map(|value| (AUTHORIZATION, *value)).collect();
+            take(&Places::default(), "/", &fields).0
+        };
+        assert_eq!(fields(&["Bearer abc"]), Ok("abc".into()));
+        assert_eq!(fields(&["bearer  abc"]), Ok("abc".into()));
+        assert_eq!(fields(&[]), Err(TokenError::Missing));
+        assert_eq!(fields(&["Bearer a", "Bearer b"]), Err(TokenError::Repeated));
+        for other in ["", "Bearer", "Bearer ", "Basic abc", "Bearer a b", "Bearer a,b"] {
+            assert_eq!(fields(&[other]), Err(TokenError::NotBearer), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_query_token_is_taken_away_and_the_rest_is_left_as_it_was() {
+        let places = Places { query: Some("access_token".into()), cookie: None };
+        let cases = [
+            ("/a?access_token=t", Ok("t"), "/a"),
+            ("/a?x=%41&access_token=t&&y", Ok("t"), "/a?x=%41&&y"),
+            ("/a?access%5Ftoken=t", Ok("t"), "/a"),
+            ("/a?%61ccess_token=t&access_token=u&x=1", Err(TokenError::Repeated), "/a?x=1"),
+            ("/a?access_token", Ok(""), "/a"),
+            ("/a?ACCESS_TOKEN=t", Err(TokenError::Missing), "/a?ACCESS_TOKEN=t"),
+            ("http://h.example/a?access_token=t&b", Ok("t"), "http://h.example/a?b"),
+        ];
+        for (target, token, left) in cases {
+            assert_eq!(take(&places, target, &[]), (token.map(str::to_owned), left.into()), "{target}");
+        }
+        let (token, left) = take(&places, "/a?access_token=t", &[(AUTHORIZATION, "Bearer u")]);
+        assert_eq!((token, left.as_str()), (Err(TokenError::Repeated), "/a"));
+        let untouched = take(&Places::default(), "/a?access_token=t", &[]);
+        assert_eq!(untouched, (Err(TokenError::Missing), "/a?access_token=t".into()), "not configured");
+    }
+
+    #[test]
+    fn a_cookie_counts_after_the_header_and_only_once() {
+        let places = Places { cookie: Some("session".into()), query: None };
+        let of = |fields: &[(HeaderName, &'static str)]| take(&places, "/", fields).0;
+        assert_eq!(of(&[(COOKIE, "a=b; session=t; c=d")]), Ok("t".into()));
+        assert_eq!(of(&[(COOKIE, "a=b"), (COOKIE, "session=\"t\"")]), Ok("t".into()));
+        assert_eq!(of(&[(COOKIE, "session=t"), (AUTHORIZATION, "Bearer u")]), Ok("u".into()));
+        assert_eq!(of(&[(COOKIE, "session=t"), (AUTHORIZATION, "Basic u")]), Err(TokenError::NotBearer));
+        assert_eq!(of(&[(COOKIE, "session=t; session=u")]), Err(TokenError::Repeated));
+        assert_eq!(of(&[(COOKIE, "session=t"), (COOKIE, "session=t")]), Err(TokenError::Repeated));
+        for none in ["session", "session=", "Session=t", "xsession=t"] {
+            assert_eq!(of(&[(COOKIE, none)]), Err(TokenError::Missing), "{none}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Keys that tokens may be signed with, found by `kid` and `alg`.
+
+use std::fmt;
+use std::sync::Arc;
+
+use aws_lc_rs::encoding::AsDer;
+use aws_lc_rs::rsa::{PublicEncryptingKey, PublicKey};
+use jsonwebtoken::{DecodingKey, DecodingKeyKind};
+
+use super::algorithm::{Algorithm, Family};
+
+/// A configured key, of one algorithm: a public key can never be used as an HMAC secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key {
+    /// The key id; tokens that name another are not for this key. A key without an id is for tokens that name no known one.
+    pub kid: Option<String>,
+    /// The only algorithm that it is good for.
+    pub algorithm: Algorithm,
+    /// The HMAC secret, or the public key as PEM.
+    pub material: Vec<u8>,
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key").field("kid", &self.kid).field("algorithm", &self.algorithm).finish_non_exhaustive()
+    }
+}
+
+/// A key that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadKey {
+    /// Shorter than its hash (RFC 7518, section 3.2).
+    #[error("an {} secret needs at least {needed} bytes, this one has {found}", .algorithm.as_str())]
+    ShortSecret {
+        /// The key's algorithm.
+        algorithm: Algorithm,
+        /// Bytes needed.
+        needed: usize,
+        /// Bytes found.
+        found: usize,
+    },
+    /// Not a public key in PEM.
+    #[error("not {kind} in PEM: {why}")]
+    NotPem {
+        /// What is wanted.
+        kind: &'static str,
+        /// Why it is not.
+        why: String,
+    },
+    /// Two keys for one kid and algorithm.
+    #[error("another key has the same kid and alg")]
+    Twice,
+}
+
+/// Which key a token was signed with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedBy {
+    /// The key's id, if it has one.
+    pub kid: Option<Arc<str>>,
+    /// The key's algorithm.
+    pub algorithm: Algorithm,
+}
+
+impl fmt::Display for SignedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kid {
+            Some(kid) => write!(f, "{} {kid}", self.algorithm.as_str()),
+            None => f.write_str(self.algorithm.as_str()),
+        }
+    }
+}
+
+/// A key that signatures are checked with.
+pub(super) struct CheckedKey {
+    pub(super) id: SignedBy,
+    pub(super) key: DecodingKey,
+}
+
+impl fmt::Debug for CheckedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.id)
+    }
+}
+
+impl PartialEq for CheckedKey {
+    fn eq(&self, other: &Self) -> bool {
+        let bytes = |key: &Self| match key.key.kind() {
+            DecodingKeyKind::SecretOrDer(bytes) => (bytes.clone(), Vec::new()),
+            DecodingKeyKind::RsaModulusExponent { n, e } => (n.clone(), e.clone()),
+        };
+        self.id == other.id && bytes(self) == bytes(other)
+    }
+}
+
+impl CheckedKey {
+    /// The key that a configuration names.
+    fn configured(key: Key) -> Result<Self, BadKey> {
+        let Key { kid, algorithm, material } = key;
+        let not = |kind: &'static str, why: String| BadKey::NotPem { kind, why };
+        let key = match algorithm.family() {
+            Family::Hmac(needed) if material.len() < needed => {
+                return Err(BadKey::ShortSecret { algorithm, needed, found: material.len() });
+            }
+            Family::Hmac(_) => DecodingKey::from_secret(&material),
+            Family::Rsa => {
+                let kind = "an RSA public key";
+                let key = DecodingKey::from_rsa_pem(&material).map_err(|error| not(kind, error.to_string()))?;
+                let der = key.try_get_as_bytes().unwrap_or_default();
+                is_sound(der).ok_or_else(|| not(kind, "it must be a public key of 2048 to 8192 bits".to_owned()))?;
+                key
+            }
+            Family::Curve(curve) => {
+                let (kind, key) = match algorithm {
+                    Algorithm::EdDsa => ("an Ed25519 public key", DecodingKey::from_ed_pem(&material)),
+                    _ => ("an elliptic curve public key", DecodingKey::from_ec_pem(&material)),
+                };
+                let key = key.map_err(|error| not(kind, error.to_string()))?;
+                if !curve.has(key.try_get_as_bytes().unwrap_or_default()) {
+                    return Err(not(kind, format!("{} needs a key on {}", algorithm.as_str(), curve.as_str())));
+                }
+                key
+            }
+        };
+        Ok(Self { id: SignedBy { kid: kid.map(Arc::from), algorithm }, key })
+    }
+}
+
+/// Whether this is an RSA public key of a size that is safe and bearable.
+fn is_sound(der: &[u8]) -> Option<()> {
+    let public = PublicKey::from_der(der).ok()?;
+    // Only keys for encryption are measured when they are read.
+    PublicEncryptingKey::from_der(public.as_der().ok()?.as_ref()).ok().map(drop)
+}
+
+/// All configured keys, ready for use.
+///
+/// # Errors
+///
+/// The index of the first key that cannot be used, and why.
+pub(super) fn configured(keys: Vec<Key>) -> Result<Vec<Arc<CheckedKey>>, (usize, BadKey)> {
+    let mut checked: Vec<Arc<CheckedKey>> = Vec::new();
+    for (index, key) in keys.into_iter().enumerate() {
+        let key = CheckedKey::configured(key).map_err(|bad| (index, bad))?;
+        if checked.iter().any(|known| known.id == key.id) {
+            return Err((index, BadKey::Twice));
+        }
+        checked.push(Arc::new(key));
+    }
+    Ok(checked)
+}
+
+/// The keys that count now.
+#[derive(Debug)]
+pub(super) struct KeySet {
+    /// Another number for every other set: what was verified with an earlier one is verified anew.
+    pub(super) generation: u64,
+    keys: Vec<Arc<CheckedKey>>,
+}
+
+/// What a token asks for that no key answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoKey {
+    /// The named key is for another algorithm.
+    OtherAlgorithm,
+    /// No key has this name.
+    Unknown,
+}
+
+impl KeySet {
+    /// Keys of which no two have the same id and algorithm.
+    pub(super) const fn new(generation: u64, keys: Vec<Arc<CheckedKey>>) -> Self {
+        Self { generation, keys }
+    }
+
+    pub(super) fn keys(&self) -> &[Arc<CheckedKey>] {
+        &self.keys
+    }
+
+    /// The one key for `kid` and `algorithm`.
+    pub(super) fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<&CheckedKey, NoKey> {
+        let of = |kid: Option<&str>| {
+            self.keys.iter().find(|key| key.id.kid.as_deref() == kid && key.id.algorithm == algorithm)
+        };
+        let named = kid.is_some() && self.keys.iter().any(|key| key.id.kid.as_deref() == kid);
+        let no_key = if named { NoKey::OtherAlgorithm } else { NoKey::Unknown };
+        of(kid).or_else(|| of(None).filter(|_| !named)).map(|key| &**key).ok_or(no_key)
+    }
+}
