@@ -198,7 +198,7 @@ impl Remote {
             0 => self.options.refresh,
             failures => {
                 let retry = FIRST_RETRY.saturating_mul(1 << failures.saturating_sub(1).min(16));
-                retry.min(self.options.cooldown.max(FIRST_RETRY))
+                retry.min(self.options.cooldown)
             }
         }
     }

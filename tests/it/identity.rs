@@ -1,8 +1,11 @@
 //! Who is asking (counting rules, section 5): every doubt is a refusal, before anything is charged or forwarded.
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{EncodingKey, Header};
 use serde_json::json;
 
-use crate::support::{Backend, Reply, SECRET, Setup, Token, get};
+use crate::support::{Backend, Reply, SECRET, Setup, Token, eventually, get, request};
 
 const DOWNLOAD: &str = "/v1/designs/d1/download";
 
@@ -101,4 +104,128 @@ fn the_platform_comes_from_the_claim_else_the_header_else_it_is_web() {
     assert_eq!(open(&Token::of("neither").ai(), &[]), 200);
     let used = ["claim", "header", "neither"].map(|user| gate.used(user, "ai-exports"));
     assert_eq!(used, [1, 1, 0]);
+}
+
+#[test]
+fn every_kind_of_wrong_token_is_refused_with_a_reason_and_reaches_nobody() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).start();
+    let good = Token::of("u");
+    let (token, key) = (good.signed_by(SECRET), EncodingKey::from_secret(SECRET.as_bytes()));
+    let header = || Header { kid: Some("dev".into()), ..Header::default() };
+    let (_, rest) = token.split_once('.').unwrap();
+    let headed = |json: &str| format!("{}.{rest}", URL_SAFE_NO_PAD.encode(json));
+    let huge = good.clone().with("x", json!("x".repeat(9000))).encoded(&header(), &key);
+    let cases = [
+        ("Bearer ".to_owned(), "the Authorization field is not a Bearer token"),
+        (String::new(), "the Authorization field is not a Bearer token"),
+        (format!("Bearer {}", headed(r#"{"alg":"none"}"#)), "the token's algorithm is not accepted"),
+        (format!("Bearer {}", headed(r#"{"alg":"HS256","kid":"dev","crit":["exp"]}"#)), "critical header parameters"),
+        (
+            format!("Bearer {}", headed(r#"{"alg":"HS256","kid":"dev","jku":"https://evil.example"}"#)),
+            "'jku' is not accepted",
+        ),
+        (format!("Bearer {}", headed(r#"{"alg":"HS256","kid":"dev","typ":"dpop+jwt"}"#)), "of another type"),
+        (format!("Bearer {}", headed(r#"{"alg":"HS256","kid":"../../dev"}"#)), "the token's key is not known"),
+        (format!("Bearer {}", headed(r#"{"alg":"HS256","kid":"dev","kid":"dev"}"#)), "a name twice"),
+        (format!("Bearer {}", headed(r#"{"alg":"HS256","kid":"dev","x":1}"#)), "the token's signature is wrong"),
+        (format!("Bearer {token}="), "malformed"),
+        (format!("Bearer {huge}"), "longer than 8192 bytes"),
+        (format!("Bearer {}", "[".repeat(8000)), "malformed"),
+    ];
+    for (value, reason) in cases {
+        let answer = get(gate.address, DOWNLOAD, &[&format!("authorization: {value}")]);
+        let challenge = answer.header("www-authenticate").unwrap_or_default();
+        assert!(answer.status == 401 && challenge.contains(reason), "{reason}: {} {challenge}", answer.status);
+    }
+    assert!(backend.seen().is_empty());
+    assert_eq!(gate.metric("exportgate_tokens_total{outcome=\"verified\"}"), 0.0);
+}
+
+#[test]
+fn a_token_in_the_query_is_taken_out_before_anybody_sees_it() {
+    let backend = Backend::start(Reply::image());
+    let setup = Setup::before(backend.address).set("EXPORT_GATE__IDENTITY__TOKEN_QUERY", "access_token");
+    let gate = setup.set("RUST_LOG", "trace").start();
+    let token = Token::of("u").signed_by(SECRET);
+    for (query, forwarded) in
+        [("access_token={}", ""), ("w=2&access_token={}&x=%20", "?w=2&x=%20"), ("access%5ftoken={}&y", "?y")]
+    {
+        let target = format!("{DOWNLOAD}?{}", query.replace("{}", &token));
+        assert_eq!(get(gate.address, &target, &[]).status, 200, "{query}");
+        assert_eq!(backend.last().line, format!("GET {DOWNLOAD}{forwarded} HTTP/1.1"));
+    }
+    let twice = format!("{DOWNLOAD}?access_token={token}&access_token={token}");
+    assert_eq!(get(gate.address, &twice, &[]).status, 401);
+    let both = format!("{DOWNLOAD}?access_token={token}");
+    assert_eq!(get(gate.address, &both, &[&Token::of("u").line()]).status, 401);
+    assert_eq!(backend.seen().len(), 3);
+    assert_eq!(gate.used("u", "exports"), 3);
+    // The user's own page knows it as well, and leaving the export screen hands it to no backend.
+    assert_eq!(get(gate.address, &format!("/.export-gate/usage?access_token={token}"), &[]).status, 200);
+    let leave = format!("/v1/designs/d1/export-screen?access_token={token}");
+    assert_eq!(request(gate.address, "DELETE", &leave, &[], b"").status, 200);
+    assert_eq!(backend.last().line, "DELETE /v1/designs/d1/export-screen HTTP/1.1");
+    // What the gate does not look at it does not touch.
+    assert_eq!(get(gate.address, "/page?access_token=a", &[]).status, 200);
+    assert_eq!(backend.last().line, "GET /page?access_token=a HTTP/1.1");
+    eventually("the records are written", || gate.records().len() == 5);
+    let signature = token.rsplit_once('.').unwrap().1;
+    assert!(!gate.log().iter().any(|line| line.contains(signature)), "the token is in the log");
+}
+
+#[test]
+fn a_retry_with_a_fresh_query_token_is_the_same_request() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__IDENTITY__TOKEN_QUERY", "t").start();
+    for number in [1, 2] {
+        let token = Token::of("u").with("jti", json!(number)).signed_by(SECRET);
+        assert_eq!(get(gate.address, &format!("{DOWNLOAD}?t={token}"), &["idempotency-key: k"]).status, 200);
+    }
+    assert_eq!(gate.used("u", "exports"), 1);
+}
+
+#[test]
+fn a_browser_that_navigates_is_known_by_its_cookie() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__IDENTITY__TOKEN_COOKIE", "session").start();
+    let token = Token::of("u").signed_by(SECRET);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&format!("cookie: theme=dark; session={token}")]).status, 200);
+    let twice = format!("cookie: session={token}; session={token}");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&twice]).status, 401);
+    assert_eq!(get(gate.address, DOWNLOAD, &["cookie: theme=dark"]).status, 401);
+    let other = Token::of("v").line();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&format!("cookie: session={token}"), &other]).status, 200);
+    assert_eq!((gate.used("u", "exports"), gate.used("v", "exports")), (1, 1), "the header counts before the cookie");
+}
+
+#[test]
+fn values_of_the_plan_claim_may_stand_for_plans() {
+    let backend = Backend::start(Reply::image());
+    let setup = Setup::before(backend.address)
+        .replacing("[identity.claims]", "[identity.plans]\n\"price_123\" = \"pro\"\n\n[identity.claims]");
+    let gate = setup.start();
+    for (plan, status) in [("price_123", 200), ("pro", 200), ("price_9", 403)] {
+        let answer = get(gate.address, DOWNLOAD, &[&Token::of("u").plan(plan).ai().line()]);
+        assert_eq!(answer.status, status, "{plan}");
+    }
+    assert_eq!(gate.usage("u?plan=pro", "ai-exports")["remaining"], 28);
+}
+
+#[test]
+fn users_who_come_back_are_known_without_a_signature() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).start();
+    let line = Token::of("u").line();
+    for _ in 0..5 {
+        assert_eq!(get(gate.address, DOWNLOAD, &[&line]).status, 200);
+    }
+    let tokens = |outcome: &str| gate.metric(&format!("exportgate_tokens_total{{outcome=\"{outcome}\"}}"));
+    assert_eq!((tokens("verified"), tokens("cached")), (1.0, 4.0));
+    assert!(gate.metric("exportgate_token_cache_bytes") > 0.0);
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__IDENTITY__TOKEN_CACHE_LIMIT", "0").start();
+    for _ in 0..2 {
+        assert_eq!(get(gate.address, DOWNLOAD, &[&line]).status, 200);
+    }
+    assert_eq!(gate.metric("exportgate_tokens_total{outcome=\"verified\"}"), 2.0);
 }

@@ -15,6 +15,7 @@ mod durability;
 mod exceed;
 mod forwarding;
 mod identity;
+mod keys;
 mod layer;
 mod leaks;
 mod ledger;

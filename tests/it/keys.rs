@@ -1,0 +1,346 @@
+//! Keys that a server publishes: fetched, kept, changed, and never a reason to harm other traffic.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Barrier};
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde_json::{Value, json};
+
+use crate::support::{Backend, Folder, Gate, Reply, Setup, Token, WebServer, eventually, get, post, request};
+
+const DOWNLOAD: &str = "/v1/designs/d1/download";
+/// The beginning of the shipped keys.
+const KEYS: &str = "keys = [\n  { kid = \"dev\", alg = \"HS256\", secret_env = \"EXPORT_GATE_JWT_SECRET\" },";
+
+/// A key of the fixtures, as servers publish it.
+fn jwk(algorithm: &str, kid: &str) -> Value {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/keys/public.jwk.json");
+    let all: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let mut jwk = all[algorithm].clone();
+    jwk["kid"] = json!(kid);
+    jwk["alg"] = json!(algorithm);
+    jwk["use"] = json!("sig");
+    jwk
+}
+
+fn set(keys: &[Value]) -> Reply {
+    Reply::with("200 OK", &["content-type: application/json"], json!({ "keys": keys }).to_string().as_bytes())
+}
+
+/// A token's `Authorization` line, signed by the fixtures' private key.
+fn line(token: &Token, algorithm: &str, kid: &str) -> String {
+    let pem = |name: &str| {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/keys/{name}.private.pem"));
+        std::fs::read(file).unwrap()
+    };
+    let (algorithm, key) = match algorithm {
+        "RS256" => (Algorithm::RS256, EncodingKey::from_rsa_pem(&pem("rsa"))),
+        "ES256" => (Algorithm::ES256, EncodingKey::from_ec_pem(&pem("p256"))),
+        _ => (Algorithm::EdDSA, EncodingKey::from_ed_pem(&pem("ed25519"))),
+    };
+    let header = Header { kid: Some(kid.into()), ..Header::new(algorithm) };
+    format!("authorization: Bearer {}", token.encoded(&header, &key.unwrap()))
+}
+
+/// A gate that takes its keys from a server.
+fn gate_with(backend: SocketAddr, jwks: &str) -> Setup {
+    Setup::before(backend).replacing(KEYS, &format!("jwks = {{ {jwks} }}\nkeys = ["))
+}
+
+fn at(server: SocketAddr, more: &str) -> String {
+    format!("url = \"http://{server}/keys.json\"{more}")
+}
+
+fn download(gate: &Gate, line: &str) -> u16 {
+    get(gate.address, DOWNLOAD, &[line]).status
+}
+
+#[test]
+fn tokens_are_accepted_by_the_keys_that_a_server_publishes() {
+    let backend = Backend::start(Reply::image());
+    let server = Backend::start(set(&[jwk("RS256", "r"), jwk("ES256", "e"), jwk("EdDSA", "d")]));
+    let gate = gate_with(backend.address, &at(server.address, "")).start();
+    let user = Token::of("u").plan("max");
+    for (algorithm, kid) in [("RS256", "r"), ("ES256", "e"), ("EdDSA", "d")] {
+        assert_eq!(download(&gate, &line(&user, algorithm, kid)), 200, "{algorithm}");
+    }
+    assert_eq!(download(&gate, &line(&user, "RS256", "e")), 401, "that key is for another algorithm");
+    assert_eq!(download(&gate, &user.line()), 401, "a secret is not among them");
+    assert_eq!(server.seen()[0].line, "GET /keys.json HTTP/1.1");
+    assert_eq!(gate.metric("exportgate_keys"), 3.0);
+    eventually("the records are written", || gate.records().len() == 5);
+    assert_eq!(gate.records()[1]["key"], "ES256 e");
+}
+
+#[test]
+fn a_new_key_is_known_at_once_and_old_tokens_go_on_as_long_as_their_key_is_there() {
+    let backend = Backend::start(Reply::image());
+    let server = Backend::start(set(&[jwk("RS256", "old")]));
+    let gate = gate_with(backend.address, &at(server.address, ", cooldown = \"1ms\"")).start();
+    let user = Token::of("u").plan("max");
+    let (old, new) = (line(&user, "RS256", "old"), line(&user, "ES256", "new"));
+    assert_eq!(download(&gate, &old), 200);
+    // The first token of the new key fetches it.
+    server.will(set(&[jwk("RS256", "old"), jwk("ES256", "new")]));
+    assert_eq!(download(&gate, &new), 200);
+    assert_eq!(download(&gate, &old), 200);
+    // Withdrawn: the next fetch, whoever causes it, ends its verified tokens as well.
+    server.will(set(&[jwk("ES256", "new")]));
+    assert_eq!(download(&gate, &line(&user, "RS256", "made up")), 401);
+    assert_eq!(download(&gate, &old), 401);
+    assert_eq!(download(&gate, &new), 200);
+}
+
+#[test]
+fn keys_are_fetched_again_on_a_timer() {
+    let backend = Backend::start(Reply::image());
+    let server = Backend::start(set(&[jwk("RS256", "old")]));
+    let gate = gate_with(backend.address, &at(server.address, ", refresh = \"20ms\", cooldown = \"1h\"")).start();
+    server.will(set(&[jwk("ES256", "new")]));
+    let new = line(&Token::of("u").plan("max"), "ES256", "new");
+    eventually("the new key is known", || download(&gate, &new) == 200);
+}
+
+#[test]
+fn a_flood_of_unknown_keys_costs_one_fetch_in_a_cool_down() {
+    let backend = Backend::start(Reply::image());
+    let server = Backend::start(set(&[jwk("RS256", "r")]));
+    let gate = gate_with(backend.address, &at(server.address, ", refresh = \"1h\", cooldown = \"1h\"")).start();
+    let token = Token::of("u").plan("max");
+    let start = Arc::new(Barrier::new(8));
+    let flood = |thread: usize| {
+        let (address, token, start) = (gate.address, token.clone(), start.clone());
+        std::thread::spawn(move || {
+            start.wait();
+            for index in 0..50 {
+                let unknown = token.with_kid(&format!("made up {thread} {index}"));
+                assert_eq!(get(address, DOWNLOAD, &[&unknown]).status, 401);
+            }
+        })
+    };
+    (0..8).map(flood).collect::<Vec<_>>().into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(server.seen().len(), 1, "the fetch at the start; none of the flood's own within the cool-down");
+    assert_eq!(download(&gate, &line(&token, "RS256", "r")), 200);
+    assert!(backend.seen().len() == 1);
+}
+
+#[test]
+fn many_who_bring_a_new_key_wait_for_one_fetch() {
+    let backend = Backend::start(Reply::image());
+    let server = Backend::start(set(&[jwk("RS256", "old")]));
+    let gate =
+        gate_with(backend.address, &at(server.address, ", refresh = \"1h\", cooldown = \"1ms\", timeout = \"60s\""))
+            .start();
+    let body = json!({ "keys": [jwk("ES256", "new")] }).to_string();
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+    let (reply, release) = Reply::held(head.as_bytes(), body.as_bytes());
+    server.will(reply);
+    let new = line(&Token::of("u").plan("max"), "ES256", "new");
+    let downloads: Vec<_> = (0..20)
+        .map(|_| {
+            let (address, new) = (gate.address, new.clone());
+            std::thread::spawn(move || get(address, DOWNLOAD, &[&new]).status)
+        })
+        .collect();
+    eventually("the key set is asked for", || server.seen().len() == 2);
+    release.send(()).unwrap();
+    for download in downloads {
+        assert_eq!(download.join().unwrap(), 200);
+    }
+    assert_eq!(server.seen().len(), 2, "one at the start, one for all of them");
+}
+
+#[test]
+fn with_the_server_down_from_the_start_other_traffic_flows_and_exports_follow_when_it_is_up() {
+    let backend = Backend::start(Reply::image());
+    let server = Backend::start(Reply::RawThenClose(Vec::new()));
+    let gate =
+        gate_with(backend.address, &at(server.address, ", timeout = \"100ms\", cooldown = \"50ms\"")).start_unready();
+    let user = line(&Token::of("u").plan("max"), "RS256", "r");
+    // Both ends: not ready, and says why; healthy, and forwards.
+    eventually("it says why it is not ready", || {
+        let (status, text) = gate.admin("/readyz");
+        status == 503 && text.contains("keys.json")
+    });
+    assert_eq!(gate.admin("/healthz").0, 200);
+    let refused = get(gate.address, DOWNLOAD, &[&user]);
+    assert_eq!((refused.status, refused.header("retry-after").is_some()), (503, true), "the token may be good");
+    assert_eq!(get(gate.address, DOWNLOAD, &[]).status, 401, "no token is no token");
+    assert_eq!(get(gate.address, DOWNLOAD, &["authorization: Bearer a.b.c"]).status, 401, "nor is this");
+    assert_eq!(request(gate.address, "PUT", "/v1/designs/d1", &[], b"{}").status, 200);
+    assert_eq!(post(gate.address, "/v1/designs/d1/link", &[]).status, 200);
+    assert_eq!(get(gate.address, "/anything", &[]).status, 200);
+    server.will(set(&[jwk("RS256", "r")]));
+    eventually("it has recovered", || gate.admin("/readyz").0 == 200);
+    assert_eq!(download(&gate, &user), 200);
+    assert_eq!(gate.used("u", "fair-use"), 1, "what was refused was not counted");
+}
+
+#[test]
+fn the_last_good_set_counts_while_the_server_is_down_or_sends_rubbish() {
+    let backend = Backend::start(Reply::image());
+    let server = Backend::start(set(&[jwk("RS256", "r")]));
+    let jwks = at(server.address, ", refresh = \"10ms\", cooldown = \"10ms\", timeout = \"200ms\", size_limit = 4096");
+    let gate = gate_with(backend.address, &jwks).start();
+    let user = line(&Token::of("u").plan("max"), "RS256", "r");
+    let json = |text: &str| Reply::with("200 OK", &["content-type: application/json"], text.as_bytes());
+    let one = jwk("RS256", "r").to_string();
+    let mut leaked = jwk("RS256", "leaked");
+    leaked["d"] = json!("AQAB");
+    let rubbish = [
+        ("closes", Reply::RawThenClose(Vec::new())),
+        ("breaks off", Reply::RawThenClose(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"keys\"".to_vec())),
+        ("hangs", Reply::Silence),
+        ("is no HTTP", Reply::RawThenClose(b"hello\r\n\r\n".to_vec())),
+        ("500", Reply::json("500 Internal Server Error")),
+        ("204", Reply::Raw(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())),
+        ("redirect", Reply::with("302 Found", &["location: https://evil.example/keys"], b"")),
+        ("HTML", json("<html>")),
+        ("empty", json("")),
+        ("no set", json("{}")),
+        ("no list", json(r#"{"keys":{}}"#)),
+        ("no keys", json(r#"{"keys":[]}"#)),
+        ("a secret", json(&json!({ "keys": [{ "kty": "oct", "alg": "HS256", "kid": "dev", "k": "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0" }] }).to_string())),
+        ("for encryption", json(&json!({ "keys": [{ "kty": "RSA", "use": "enc", "kid": "x", "n": "AQAB", "e": "AQAB" }] }).to_string())),
+        ("a private key", json(&json!({ "keys": [leaked] }).to_string())),
+        ("a name twice", json(&format!("{{\"keys\":[],\"keys\":[{one}]}}"))),
+        ("huge", json(&format!("{{\"keys\":[{one}],\"x\":\"{}\"}}", "x".repeat(5000)))),
+        ("deep", json(&format!("{{\"keys\":[{one}],\"x\":{}{}}}", "[".repeat(1000), "]".repeat(1000)))),
+    ];
+    for (case, reply) in rubbish {
+        let before = gate.metric("exportgate_key_fetches_total{outcome=\"failed\"}");
+        server.will(reply);
+        eventually(case, || gate.metric("exportgate_key_fetches_total{outcome=\"failed\"}") > before + 1.0);
+        assert_eq!(download(&gate, &user), 200, "{case}");
+        assert_eq!(gate.admin("/readyz").0, 200, "{case}");
+        assert_eq!(gate.metric("exportgate_keys"), 1.0, "{case}");
+    }
+    let unknown = line(&Token::of("u").plan("max"), "ES256", "new");
+    assert_eq!(download(&gate, &unknown), 503, "with the server down nobody knows whether it is good");
+    server.will(set(&[jwk("RS256", "r"), jwk("ES256", "new")]));
+    eventually("it is known", || download(&gate, &unknown) == 200);
+    let warnings = gate.log().iter().filter(|line| line.contains("the key set cannot be fetched")).count();
+    assert!((1..=18).contains(&warnings), "one line when it begins, not one a fetch: {warnings}");
+}
+
+#[test]
+fn a_set_that_is_too_old_counts_no_more() {
+    let backend = Backend::start(Reply::image());
+    let server = Backend::start(set(&[jwk("RS256", "r")]));
+    let jwks = at(server.address, ", refresh = \"10ms\", cooldown = \"10ms\", keep = \"500ms\"");
+    let gate = gate_with(backend.address, &jwks).start();
+    let user = line(&Token::of("u").plan("max"), "RS256", "r");
+    assert_eq!(download(&gate, &user), 200);
+    server.will(Reply::RawThenClose(Vec::new()));
+    eventually("it is refused, though it was verified before", || download(&gate, &user) == 503);
+    assert_eq!(gate.admin("/readyz").0, 503);
+    assert_eq!(get(gate.address, "/anything", &[]).status, 200);
+    server.will(set(&[jwk("RS256", "r")]));
+    eventually("it is good again", || download(&gate, &user) == 200);
+}
+
+#[test]
+fn of_two_keys_with_one_name_neither_counts_and_the_same_key_twice_does() {
+    let backend = Backend::start(Reply::image());
+    let mut other = jwk("RS256", "r");
+    other["e"] = json!("Aw");
+    let server = Backend::start(set(&[jwk("RS256", "r"), other, jwk("ES256", "e"), jwk("ES256", "e")]));
+    let gate = gate_with(backend.address, &at(server.address, "")).start();
+    let user = Token::of("u").plan("max");
+    assert_eq!(download(&gate, &line(&user, "RS256", "r")), 401);
+    assert_eq!(download(&gate, &line(&user, "ES256", "e")), 200);
+    assert_eq!(gate.metric("exportgate_keys"), 1.0);
+}
+
+#[test]
+fn configured_keys_count_before_published_ones() {
+    let backend = Backend::start(Reply::image());
+    let mut foreign = jwk("ES256", "own");
+    foreign["alg"] = json!("ES256");
+    let server = Backend::start(set(&[foreign, jwk("RS256", "r")]));
+    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/keys/p256.public.pem");
+    let keys = format!("keys = [{{ kid = \"own\", alg = \"ES256\", public_key_file = \"{}\" }},", other.display());
+    let jwks = format!("jwks = {{ {} }}", at(server.address, ""));
+    let gate = Setup::before(backend.address).replacing(KEYS, &format!("{jwks}\n{keys}")).start();
+    eventually("both are known", || gate.metric("exportgate_keys") == 2.0);
+    let user = Token::of("u").plan("max");
+    assert_eq!(download(&gate, &line(&user, "ES256", "own")), 200);
+    assert_eq!(download(&gate, &line(&user, "RS256", "r")), 200);
+}
+
+#[test]
+fn the_issuer_says_where_its_keys_are() {
+    let backend = Backend::start(Reply::image());
+    let server = Backend::start(set(&[jwk("RS256", "r")]));
+    let issuer = Backend::start(Reply::json("404 Not Found"));
+    let name = format!("http://{}/realm", issuer.address);
+    let setup = gate_with(backend.address, "discover = true, refresh = \"20ms\", cooldown = \"20ms\"")
+        .set("EXPORT_GATE__IDENTITY__ISSUER", &name);
+    let gate = setup.start_unready();
+    let user = line(&Token::of("u").plan("max").with("iss", json!(name)), "RS256", "r");
+    let says = |document: Value| issuer.will(Reply::with("200 OK", &[], document.to_string().as_bytes()));
+    let keys = format!("http://{}/keys.json", server.address);
+    let failed = || gate.metric("exportgate_key_fetches_total{outcome=\"failed\"}");
+    for astray in [
+        json!({ "issuer": "http://127.0.0.1/realm", "jwks_uri": keys }),
+        json!({ "jwks_uri": keys }),
+        json!({ "issuer": name }),
+        json!({ "issuer": name, "jwks_uri": "http://keys.example/keys.json" }),
+        json!({ "issuer": name, "jwks_uri": "file:///etc/passwd" }),
+        json!([]),
+    ] {
+        says(astray.clone());
+        let before = failed();
+        eventually("it is asked again", || failed() > before + 1.0);
+        assert_eq!(download(&gate, &user), 503, "{astray}");
+        assert!(server.seen().is_empty(), "{astray}");
+    }
+    says(json!({ "issuer": name, "jwks_uri": keys }));
+    eventually("the keys are found", || download(&gate, &user) == 200);
+    assert_eq!(issuer.last().line, "GET /realm/.well-known/openid-configuration HTTP/1.1");
+}
+
+#[test]
+fn keys_come_by_tls_from_a_server_whose_certificate_is_trusted() {
+    let backend = Backend::start(Reply::image());
+    let folder = Folder::new();
+    let server =
+        WebServer::with_tls(&folder, "keys.json", json!({ "keys": [jwk("RS256", "r")] }).to_string().as_bytes());
+    let jwks = format!("url = \"https://localhost:{}/keys.json\", timeout = \"5s\"", server.port);
+    let user = line(&Token::of("u").plan("max"), "RS256", "r");
+    let trusting = gate_with(backend.address, &format!("{jwks}, ca_file = \"{}\"", server.ca_file.display())).start();
+    assert_eq!(download(&trusting, &user), 200);
+    let careful = gate_with(backend.address, &jwks).start_unready();
+    assert_eq!(download(&careful, &user), 503);
+    let (status, why) = careful.admin("/readyz");
+    assert!(status == 503 && why.contains("certificate"), "{why}");
+    // The certificate is good for localhost, not for the bare address.
+    let by_address = jwks.replace("localhost", "127.0.0.1");
+    let other = gate_with(backend.address, &format!("{by_address}, ca_file = \"{}\"", server.ca_file.display()));
+    assert_eq!(download(&other.start_unready(), &user), 503);
+}
+
+#[test]
+fn explain_fetches_the_keys_and_says_which_one_it_was() {
+    let backend = Backend::start(Reply::image());
+    let server = Backend::start(set(&[jwk("ES256", "e")]));
+    let setup = gate_with(backend.address, &at(server.address, ", timeout = \"500ms\""));
+    let explain = |line: &str| {
+        let token = line.rsplit_once(' ').unwrap().1;
+        let output = setup
+            .command("explain")
+            .arg("--config")
+            .arg(setup.config())
+            .args(["GET", DOWNLOAD, "--token", token])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let token = line(&Token::of("anna").plan("max"), "ES256", "e");
+    let text = explain(&token);
+    assert!(text.contains("user `anna`, plan max, platform web, by the key ES256 e"), "{text}");
+    server.will(Reply::RawThenClose(Vec::new()));
+    let text = explain(&token);
+    assert!(text.contains("refused with 503"), "{text}");
+}

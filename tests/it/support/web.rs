@@ -1,0 +1,88 @@
+//! nginx as Debian ships it, handing one file out by TLS.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+use super::{Folder, eventually};
+
+/// A web server on `localhost`; killed when dropped.
+pub(crate) struct WebServer {
+    process: Child,
+    pub(crate) port: u16,
+    /// The root that its certificate comes from.
+    pub(crate) ca_file: PathBuf,
+}
+
+impl WebServer {
+    pub(crate) fn with_tls(folder: &Folder, name: &str, content: &[u8]) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        certify(folder);
+        std::fs::write(folder.path(name), content).unwrap();
+        let root = folder.path("");
+        let root = root.display();
+        let config = format!(
+            r#"
+daemon off;
+master_process off;
+pid {root}/nginx.pid;
+error_log {root}/error.log;
+events {{ worker_connections 64; }}
+http {{
+    access_log off;
+    client_body_temp_path {root}/body;
+    proxy_temp_path {root}/proxy;
+    fastcgi_temp_path {root}/fastcgi;
+    uwsgi_temp_path {root}/uwsgi;
+    scgi_temp_path {root}/scgi;
+    server {{
+        listen 127.0.0.1:{port} ssl;
+        listen [::1]:{port} ssl;
+        ssl_certificate {root}/server.pem;
+        ssl_certificate_key {root}/server.key;
+        root {root};
+    }}
+}}
+"#
+        );
+        std::fs::write(folder.path("nginx.conf"), config).unwrap();
+        let process = Command::new("/usr/sbin/nginx")
+            .arg("-c")
+            .arg(folder.path("nginx.conf"))
+            .arg("-p")
+            .arg(folder.path(""))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nginx is not installed: `tests/run` installs it");
+        let mut server = Self { process, port, ca_file: folder.path("ca.pem") };
+        eventually("nginx listens", || {
+            let ended = server.process.try_wait().unwrap();
+            assert!(ended.is_none(), "nginx has ended: {:?}", std::fs::read_to_string(folder.path("error.log")));
+            std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
+        server
+    }
+}
+
+/// A root of its own, and a certificate for `localhost` by it.
+fn certify(folder: &Folder) {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let certificate = params.signed_by(&key, &root).unwrap();
+    std::fs::write(folder.path("ca.pem"), root.pem()).unwrap();
+    std::fs::write(folder.path("server.pem"), certificate.pem()).unwrap();
+    std::fs::write(folder.path("server.key"), key.serialize_pem()).unwrap();
+}
+
+impl Drop for WebServer {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
