@@ -161,6 +161,13 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "give it a kid",
         ),
         (
+            "keys = [\n",
+            "leeway = \"1h\"\nkeys = [\n",
+            "\"1h\"",
+            "tokens would be good long after they have expired",
+            "at most \"5m\"",
+        ),
+        (
             "[identity.claims]",
             "[identity.plans]\n\"price_1\" = \"prro\"\n[identity.claims]",
             "\"prro\"",

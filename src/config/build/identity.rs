@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::problem::Problem;
 use crate::config::raw;
@@ -10,6 +11,9 @@ use crate::net::Trust;
 use crate::policy::{PlanId, Plans};
 
 use super::{Problems, Surroundings};
+
+/// Clocks that differ by more are wrong.
+const MOST_LEEWAY: Duration = Duration::from_secs(300);
 
 pub(super) fn options(raw: &raw::Identity, surroundings: Surroundings<'_>, problems: &mut Problems) -> Options {
     if raw.keys.is_empty() && raw.jwks.is_none() {
@@ -26,6 +30,10 @@ pub(super) fn options(raw: &raw::Identity, surroundings: Surroundings<'_>, probl
     if raw.token_types.is_empty() {
         let problem = Problem::at(&["identity", "token_types"], "no type of token would be accepted");
         problems.add(problem.help("write [\"JWT\", \"at+jwt\"], or leave it out"));
+    }
+    if raw.leeway.0 > MOST_LEEWAY {
+        let problem = Problem::at(&["identity", "leeway"], "tokens would be good long after they have expired");
+        problems.add(problem.help("write at most \"5m\": clocks that are kept by NTP differ by less than a second"));
     }
     let found = problems.found.len();
     let keys: Vec<Key> =

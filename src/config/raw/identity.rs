@@ -15,7 +15,7 @@ pub(in crate::config) struct Identity {
     pub(in crate::config) issuer: String,
     /// What `aud` must contain.
     pub(in crate::config) audience: String,
-    /// How far clocks may differ when `exp` and `nbf` are checked.
+    /// How far clocks may differ when `exp` and `nbf` are checked: at most 5 minutes.
     #[serde(default = "thirty_seconds")]
     pub(in crate::config) leeway: DurationText,
     /// The plan of a token that names none, or an unknown one: a plan's name, or `refuse` for 403.
