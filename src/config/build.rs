@@ -197,12 +197,10 @@ struct Surroundings<'s> {
 
 impl Surroundings<'_> {
     /// A file's content, beside the configuration if its name is relative.
-    fn file(&self, name: &str, path: &[&str], problems: &mut Problems) -> Vec<u8> {
+    fn file(&self, name: &str, path: &[&str], problems: &mut Problems) -> Option<Vec<u8>> {
         let file = self.folder.join(name);
-        std::fs::read(&file).unwrap_or_else(|error| {
-            problems.add(Problem::at(path, format!("cannot read `{}`: {error}", file.display())));
-            Vec::new()
-        })
+        let problem = |error| Problem::at(path, format!("cannot read `{}`: {error}", file.display()));
+        std::fs::read(&file).map_err(|error| problems.add(problem(error))).ok()
     }
 
     /// A secret from an environment variable or a file, whichever is named.

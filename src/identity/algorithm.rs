@@ -84,8 +84,9 @@ impl Algorithm {
         }
     }
 
-    /// The algorithm of a name, exactly as it is written.
+    /// The algorithm of a name, exactly as it is written. Ed25519 has two (RFC 9864, section 2.2).
     pub fn named(name: &str) -> Option<Self> {
+        let name = if name == "Ed25519" { "EdDSA" } else { name };
         Self::ALL.into_iter().find(|algorithm| algorithm.as_str() == name)
     }
 

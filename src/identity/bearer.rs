@@ -11,13 +11,21 @@ use crate::policy::path::decoded;
 /// Where else than in `Authorization` a token may be: browsers that navigate to a download cannot send that field.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Places {
-    /// The cookie's name.
+    /// The cookie's name. It must be `SameSite`: the gate does not look at where a request was made from.
     pub cookie: Option<String>,
     /// The query parameter's name.
     pub query: Option<String>,
 }
 
 impl Places {
+    /// Removes what may be a token from a target that needs none.
+    pub(super) fn strip(&self, uri: &mut Uri) {
+        if let Some(name) = &self.query {
+            // What cannot be taken apart was no valid target to begin with.
+            let _ = take_parameter(uri, name);
+        }
+    }
+
     /// Takes the token out of a request. A query parameter that may hold one is gone afterwards, so that nobody behind logs it.
     /// `Authorization` counts before the cookie, which browsers send by themselves; nobody sends both it and a query token by accident.
     ///
@@ -57,11 +65,16 @@ fn authorization(headers: &HeaderMap) -> Result<&str, TokenError> {
 
 /// The value of the one cookie of this name (RFC 6265, section 4.2). Of two, one may have been planted by another site.
 fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Result<&'h str, TokenError> {
-    let fields = headers.get_all(COOKIE).iter().filter_map(|field| field.to_str().ok());
-    let pairs = fields.flat_map(|field| field.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    let mut values = pairs.filter(|(known, _)| *known == name).map(|(_, value)| value.trim_matches('"'));
-    let value = values.next().filter(|value| !value.is_empty()).ok_or(TokenError::Missing)?;
-    if values.next().is_some() { Err(TokenError::Repeated) } else { Ok(value) }
+    // Bytes: another cookie may hold anything.
+    let pairs = headers.get_all(COOKIE).iter().flat_map(|field| field.as_bytes().split(|byte| *byte == b';'));
+    let value = |pair: &'h [u8]| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=");
+    let mut values = pairs.filter_map(value);
+    let found = values.next().filter(|value| !value.is_empty()).ok_or(TokenError::Missing)?;
+    if values.next().is_some() {
+        return Err(TokenError::Repeated);
+    }
+    let token = std::str::from_utf8(found).map_err(|_| TokenError::Malformed)?;
+    Ok(token.trim_matches('"'))
 }
 
 /// Removes all parameters of this name, however it is spelled, and returns their values as they were written.
@@ -148,6 +161,13 @@ mod tests {
         assert_eq!(of(&[(COOKIE, "session=t"), (AUTHORIZATION, "Basic u")]), Err(TokenError::NotBearer));
         assert_eq!(of(&[(COOKIE, "session=t; session=u")]), Err(TokenError::Repeated));
         assert_eq!(of(&[(COOKIE, "session=t"), (COOKIE, "session=t")]), Err(TokenError::Repeated));
+        let raw = |text: &[u8]| {
+            let headers = HeaderMap::from_iter([(COOKIE, HeaderValue::from_bytes(text).unwrap())]);
+            cookie(&headers, "session").map(str::to_owned)
+        };
+        assert_eq!(raw(b"name=\xfc; session=t"), Ok("t".into()), "what others keep there is their business");
+        assert_eq!(raw(b"session=\xfc; session=t"), Err(TokenError::Repeated));
+        assert_eq!(raw(b"session=\xfc"), Err(TokenError::Malformed));
         for none in ["session", "session=", "Session=t", "xsession=t"] {
             assert_eq!(of(&[(COOKIE, none)]), Err(TokenError::Missing), "{none}");
         }

@@ -1,5 +1,6 @@
 //! From claims to a caller.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -111,17 +112,36 @@ impl ClaimPointers {
     }
 }
 
+/// What a JSON pointer points to; a member that is not there, or null, is absent. What stands in its way and is no object is of the
+/// wrong type, and so is what is no place in a list.
+fn find<'c>(claims: &'c Value, pointer: &str, name: &'static str) -> Result<Option<&'c Value>, TokenError> {
+    let mut at = claims;
+    for part in pointer.split('/').skip(1) {
+        let key =
+            if part.contains('~') { part.replace("~1", "/").replace("~0", "~").into() } else { Cow::Borrowed(part) };
+        let next = match at {
+            Value::Object(members) => members.get(&*key),
+            Value::Array(items) => items.get(key.parse::<usize>().map_err(|_| TokenError::ClaimType(name))?),
+            Value::Null => None,
+            _ => return Err(TokenError::ClaimType(name)),
+        };
+        let Some(next) = next else { return Ok(None) };
+        at = next;
+    }
+    Ok(Some(at).filter(|value| !value.is_null()))
+}
+
 /// What a subject is called: text that is not empty, or a whole number.
 fn name(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Arc<str>>, TokenError> {
-    match claims.pointer(pointer) {
+    match find(claims, pointer, name)? {
         Some(Value::Number(number)) if number.is_u64() => Ok(Some(number.to_string().into())),
         _ => Ok(text(claims, pointer, name)?.filter(|text| !text.is_empty()).map(Arc::from)),
     }
 }
 
 fn seats(claims: &Value, pointer: &str) -> Result<Option<u32>, TokenError> {
-    match claims.pointer(pointer) {
-        None | Some(Value::Null) => Ok(None),
+    match find(claims, pointer, "seats")? {
+        None => Ok(None),
         Some(seats) => {
             let seats = seats.as_u64().and_then(|seats| u32::try_from(seats).ok());
             seats.map(Some).ok_or(TokenError::ClaimType("seats"))
@@ -130,8 +150,8 @@ fn seats(claims: &Value, pointer: &str) -> Result<Option<u32>, TokenError> {
 }
 
 fn anchor(claims: &Value, pointer: &str) -> Result<Option<Anchor>, TokenError> {
-    let anchor = match claims.pointer(pointer) {
-        None | Some(Value::Null) => return Ok(None),
+    let anchor = match find(claims, pointer, "billing_anchor")? {
+        None => return Ok(None),
         Some(Value::String(text)) => Anchor::from_text(text),
         Some(other) => other.as_i64().and_then(Anchor::from_number),
     };
@@ -139,16 +159,16 @@ fn anchor(claims: &Value, pointer: &str) -> Result<Option<Anchor>, TokenError> {
 }
 
 fn text<'c>(claims: &'c Value, pointer: &str, name: &'static str) -> Result<Option<&'c str>, TokenError> {
-    match claims.pointer(pointer) {
-        None | Some(Value::Null) => Ok(None),
+    match find(claims, pointer, name)? {
+        None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
         Some(_) => Err(TokenError::ClaimType(name)),
     }
 }
 
 fn list(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Vec<String>>, TokenError> {
-    match claims.pointer(pointer) {
-        None | Some(Value::Null) => Ok(None),
+    match find(claims, pointer, name)? {
+        None => Ok(None),
         Some(Value::String(names)) => Ok(Some(names.split_whitespace().map(str::to_owned).collect())),
         Some(Value::Array(items)) => {
             let names = items.iter().map(|item| item.as_str().map(str::to_owned));
@@ -191,8 +211,13 @@ mod tests {
         assert_eq!((who.team.as_deref(), who.seats), (Some("acme"), Some(5)));
         assert!(who.billing_anchor.is_some());
         assert_eq!(who.claims, [("/org/id".into(), "7".into())]);
-        let bare = caller(&json!({ "sub": "anna", "team": null, "org": {} })).unwrap().who;
-        assert_eq!(bare, Who::user("anna"));
+        for bare in
+            [json!({ "team": null, "org": {} }), json!({ "org": null }), json!({ "org": { "id": null } }), json!({})]
+        {
+            let mut bare = bare;
+            bare["sub"] = json!("anna");
+            assert_eq!(caller(&bare).unwrap().who, Who::user("anna"));
+        }
     }
 
     #[test]
@@ -206,6 +231,9 @@ mod tests {
             json!({ "billing_anchor": 0 }),
             json!({ "org": { "id": {} } }),
             json!({ "design_version": [] }),
+            json!({ "org": "acme" }),
+            json!({ "org": ["acme"] }),
+            json!({ "org": 7 }),
         ];
         for mut claims in wrong {
             claims["sub"] = json!("anna");

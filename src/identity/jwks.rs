@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::DecodingKey;
 use serde_json::{Map, Value};
 
 use super::algorithm::{Algorithm, Curve, Family};
-use super::keys::{CheckedKey, SignedBy};
+use super::keys::{CheckedKey, SignedBy, is_measured};
 use crate::json;
 
 /// Why a document is no key set.
@@ -18,27 +19,43 @@ pub(super) enum BadKeySet {
     NotJson(serde_json::Error),
     #[error("it has no list \"keys\"")]
     NoKeys,
-    #[error("it has no key that could be used")]
-    NoneUsable,
+    #[error("it has no key that could be used: {}", .0.first().map_or("it is empty", String::as_str))]
+    NoneUsable(Vec<String>),
 }
 
-/// The keys of a set that are good for one of `allowed`. Others are passed over: sets hold keys for other uses as well.
-pub(super) fn read(document: &[u8], allowed: &[Algorithm]) -> Result<Vec<Arc<CheckedKey>>, BadKeySet> {
+/// What a document holds.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// Keys that are good for one of the allowed algorithms, by name.
+    pub(super) keys: Vec<Arc<CheckedKey>>,
+    /// The others, and why they are not used: sets hold keys for other uses as well.
+    pub(super) unused: Vec<String>,
+}
+
+/// Reads a key set.
+pub(super) fn read(document: &[u8], allowed: &[Algorithm]) -> Result<Found, BadKeySet> {
     let document = json::parse(document).map_err(BadKeySet::NotJson)?;
     let all = document.get("keys").and_then(Value::as_array).ok_or(BadKeySet::NoKeys)?;
     let mut keys: Vec<CheckedKey> = Vec::new();
-    let mut twice: Vec<SignedBy> = Vec::new();
+    let (mut twice, mut unused): (Vec<SignedBy>, Vec<String>) = (Vec::new(), Vec::new());
     for jwk in all {
         match jwk.as_object().ok_or("it is no object").and_then(|jwk| key(jwk, allowed)) {
             Ok(key) if keys.contains(&key) => {}
             Ok(key) if keys.iter().any(|known| known.id == key.id) => twice.push(key.id),
             Ok(key) => keys.push(key),
-            Err(why) => tracing::debug!(why, "a key of the key set is not used"),
+            Err(why) => {
+                let name: String = jwk["kid"].as_str().unwrap_or("a key without a name").chars().take(64).collect();
+                unused.push(format!("{name:?}: {why}"));
+            }
         }
     }
     // Which of two was meant cannot be told, and the first must not win.
     keys.retain(|key| !twice.contains(&key.id));
-    if keys.is_empty() { Err(BadKeySet::NoneUsable) } else { Ok(keys.into_iter().map(Arc::new).collect()) }
+    unused.extend(twice.iter().map(|id| format!("{id}: there is another key of the same name")));
+    // Some servers list them in another order each time.
+    keys.sort_by(|one, other| (&one.id.kid, one.id.algorithm).cmp(&(&other.id.kid, other.id.algorithm)));
+    let keys: Vec<_> = keys.into_iter().map(Arc::new).collect();
+    if keys.is_empty() { Err(BadKeySet::NoneUsable(unused)) } else { Ok(Found { keys, unused }) }
 }
 
 fn key(jwk: &Map<String, Value>, allowed: &[Algorithm]) -> Result<CheckedKey, &'static str> {
@@ -67,17 +84,21 @@ fn key(jwk: &Map<String, Value>, allowed: &[Algorithm]) -> Result<CheckedKey, &'
     };
     // A key that does not say takes the first algorithm that is allowed for its kind.
     let wanted = text("alg")?;
-    let named = |algorithm: &Algorithm| wanted.is_none_or(|name| name == algorithm.as_str());
+    let named = |algorithm: &Algorithm| wanted.is_none_or(|name| Algorithm::named(name) == Some(*algorithm));
     let algorithm = allowed.iter().copied().find(|algorithm| named(algorithm) && fits(algorithm));
     let algorithm = algorithm.ok_or("its kind, curve or algorithm is not allowed")?;
     let key = match algorithm.family() {
         Family::Hmac(_) => return Err("a secret is never taken from a URL"),
         Family::Rsa => {
-            let (modulus, exponent) = (needed("n")?, needed("e")?);
-            if !is_sound(&bytes(modulus)?, &bytes(exponent)?) {
+            // Some servers write a number with a zero in front, as Java does.
+            let number =
+                |name| bytes(needed(name)?).map(|bytes| bytes.into_iter().skip_while(|byte| *byte == 0).collect());
+            let (n, e): (Vec<u8>, Vec<u8>) = (number("n")?, number("e")?);
+            let parsed = RsaPublicKeyComponents { n: &n, e: &e }.to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256);
+            if !parsed.is_ok_and(|parsed| is_measured(&parsed)) {
                 return Err("it is not an RSA key of 2048 to 8192 bits");
             }
-            DecodingKey::from_rsa_components(modulus, exponent)
+            Ok(DecodingKey::from_rsa_raw_components(&n, &e))
         }
         Family::Curve(Curve::Ed25519) => DecodingKey::from_ed_components(needed("x")?),
         Family::Curve(_) => DecodingKey::from_ec_components(needed("x")?, needed("y")?),
@@ -88,21 +109,10 @@ fn key(jwk: &Map<String, Value>, allowed: &[Algorithm]) -> Result<CheckedKey, &'
     {
         return Err("it is not a point on its curve");
     }
-    Ok(CheckedKey { id: SignedBy { kid: text("kid")?.map(Arc::from), algorithm }, key })
+    // One without a name takes tokens without a name: new keys must not be taken for it.
+    Ok(CheckedKey { id: SignedBy { kid: text("kid")?.map(Arc::from), algorithm }, key, takes_any: false })
 }
 
 fn bytes(part: &str) -> Result<Vec<u8>, &'static str> {
     URL_SAFE_NO_PAD.decode(part).map_err(|_| "it is not base64url")
-}
-
-/// Whether these can be modulus and exponent: 2048 to 8192 bits; odd, at least 3, at most 33 bits.
-fn is_sound(modulus: &[u8], exponent: &[u8]) -> bool {
-    let significant = |number: &[u8]| {
-        let zeros = number.iter().take_while(|byte| **byte == 0).count();
-        let first = number.get(zeros).map_or(0, |byte| 8 - byte.leading_zeros() as usize);
-        (number.len() - zeros).saturating_sub(1) * 8 + first
-    };
-    let odd = |number: &[u8]| number.last().is_some_and(|byte| byte % 2 == 1);
-    let bits = significant(exponent);
-    (2048..=8192).contains(&significant(modulus)) && odd(modulus) && odd(exponent) && (2..=33).contains(&bits)
 }

@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use aws_lc_rs::encoding::AsDer;
-use aws_lc_rs::rsa::{PublicEncryptingKey, PublicKey};
+use aws_lc_rs::rsa::PublicEncryptingKey;
+use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256};
 use jsonwebtoken::{DecodingKey, DecodingKeyKind};
 
 use super::algorithm::{Algorithm, Family};
@@ -74,6 +75,8 @@ impl fmt::Display for SignedBy {
 pub(super) struct CheckedKey {
     pub(super) id: SignedBy,
     pub(super) key: DecodingKey,
+    /// Whether it takes tokens of any name that no other key has: a configured key without a name.
+    pub(super) takes_any: bool,
 }
 
 impl fmt::Debug for CheckedKey {
@@ -106,7 +109,10 @@ impl CheckedKey {
                 let kind = "an RSA public key";
                 let key = DecodingKey::from_rsa_pem(&material).map_err(|error| not(kind, error.to_string()))?;
                 let der = key.try_get_as_bytes().unwrap_or_default();
-                is_sound(der).ok_or_else(|| not(kind, "it must be a public key of 2048 to 8192 bits".to_owned()))?;
+                let parsed = ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, der).ok();
+                if !parsed.is_some_and(|parsed| is_measured(&parsed)) {
+                    return Err(not(kind, "it must be a public key of 2048 to 8192 bits".to_owned()));
+                }
                 key
             }
             Family::Curve(curve) => {
@@ -121,15 +127,13 @@ impl CheckedKey {
                 key
             }
         };
-        Ok(Self { id: SignedBy { kid: kid.map(Arc::from), algorithm }, key })
+        Ok(Self { takes_any: kid.is_none(), id: SignedBy { kid: kid.map(Arc::from), algorithm }, key })
     }
 }
 
-/// Whether this is an RSA public key of a size that is safe and bearable.
-fn is_sound(der: &[u8]) -> Option<()> {
-    let public = PublicKey::from_der(der).ok()?;
-    // Only keys for encryption are measured when they are read.
-    PublicEncryptingKey::from_der(public.as_der().ok()?.as_ref()).ok().map(drop)
+/// Whether an RSA key is of 2048 to 8192 bits. Only keys for encryption are measured when they are read.
+pub(super) fn is_measured(key: &ParsedPublicKey) -> bool {
+    key.as_der().is_ok_and(|der| PublicEncryptingKey::from_der(der.as_ref()).is_ok())
 }
 
 /// All configured keys, ready for use.
@@ -183,6 +187,7 @@ impl KeySet {
         };
         let named = kid.is_some() && self.keys.iter().any(|key| key.id.kid.as_deref() == kid);
         let no_key = if named { NoKey::OtherAlgorithm } else { NoKey::Unknown };
-        of(kid).or_else(|| of(None).filter(|_| !named)).map(|key| &**key).ok_or(no_key)
+        let takes_any = || of(None).filter(|key| key.takes_any && !named);
+        of(kid).or_else(takes_any).map(|key| &**key).ok_or(no_key)
     }
 }

@@ -29,4 +29,4 @@ pub use claims::{Caller, ClaimPointers};
 pub use error::TokenError;
 pub use keys::{BadKey, Key, SignedBy};
 pub use remote::{Location, Options as RemoteOptions};
-pub use verifier::{Options, Verifier};
+pub use verifier::{Options, Verifier, short_type};

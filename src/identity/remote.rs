@@ -1,14 +1,16 @@
 //! A key set that a server publishes: fetched on a timer and when a token names a key that nobody knows.
 //!
-//! One task fetches, one fetch at a time. A fetch that an unknown key asks for waits for the cool-down since the last one, so that a
-//! flood of made-up keys costs one fetch per cool-down. While the server is down or sends rubbish, the last good set goes on
-//! counting, for as long as `keep` says.
+//! One task fetches, one fetch at a time. That nobody knows a key is said only after a fetch that began when the key had been asked
+//! for; until then its token may be good. A fetch that is asked for waits for the cool-down since the last one, so that a flood of
+//! made-up keys costs one fetch per cool-down. While the server is down or sends rubbish, the last good set goes on counting, for as
+//! long as `keep` says.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::StatusCode;
+use quick_cache::sync::Cache;
 use tokio::sync::{Notify, watch};
 
 use super::Algorithm;
@@ -21,6 +23,10 @@ use crate::net::{DocumentOptions, Documents, FetchError, Trust, Url};
 
 /// How long the first try after a failed fetch waits; each further one twice as long, up to the cool-down.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
+/// The longest that a try after a failed fetch waits.
+const LAST_RETRY: Duration = Duration::from_secs(30);
+/// How many unknown keys are remembered.
+const MOST_ASKED: usize = 4096;
 
 /// What can be set about a key set that a server publishes.
 #[derive(Debug, Clone)]
@@ -60,7 +66,9 @@ pub enum Location {
 impl Location {
     /// The place that an issuer's name leads to; `None` if that is no URL.
     pub fn of_issuer(issuer: &str) -> Option<Self> {
-        let url = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
+        let is_plain = !issuer.contains(['?', '#']);
+        let url =
+            format!("{}/.well-known/openid-configuration", Some(issuer).filter(|_| is_plain)?.trim_end_matches('/'));
         Some(Self::Issuer { issuer: issuer.to_owned(), configuration: url.parse().ok()? })
     }
 
@@ -72,36 +80,93 @@ impl Location {
     }
 }
 
-/// The server could not be asked in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct NoAnswer;
+/// A key that a token asks for, and nobody knows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Wanted {
+    /// As the token names it, cut to a length that can be logged.
+    pub(super) kid: Option<String>,
+    pub(super) algorithm: Algorithm,
+}
 
-/// Why a fetch failed.
+/// What is known of a key that was looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Looked {
+    /// The set that the server publishes now does not have it.
+    NotThere,
+    /// The server was not asked since, or did not answer.
+    CannotTell,
+}
+
+/// Why a fetch failed. Names URLs without their queries, which may hold secrets.
 #[derive(Debug, thiserror::Error)]
 enum FetchFailed {
+    #[error("no answer within {0:?}")]
+    Late(Duration),
     #[error("{0}: {1}")]
-    Fetch(Url, FetchError),
+    Fetch(String, FetchError),
     #[error("{0}: the answer is {1}")]
-    Status(Url, StatusCode),
+    Status(String, StatusCode),
     #[error("{0}: {1}")]
-    KeySet(Url, BadKeySet),
+    KeySet(String, BadKeySet),
     #[error("{0}: no configuration of {1}")]
-    Configuration(Url, String),
-    #[error("`{0}` is no URL that keys may come from")]
+    Configuration(String, String),
+    #[error("{0}: keys cannot come from where it says")]
     Location(String),
 }
 
-/// How it went so far.
-#[derive(Debug, Clone, Default)]
+/// How it went so far. Fetches are numbered; times are those of the monotonic clock.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Progress {
-    /// Fetches that have ended, well or not.
+    started: u64,
     ended: u64,
-    under_way: bool,
     last_end: Option<Duration>,
-    last_good: Option<Duration>,
+    last_good: Option<Good>,
     /// Failures since then, and why the last one.
     failures: u32,
     why: Option<Arc<str>>,
+}
+
+/// A fetch that went well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Good {
+    number: u64,
+    at: Duration,
+}
+
+impl Progress {
+    const fn is_under_way(&self) -> bool {
+        self.started > self.ended
+    }
+
+    /// How long a fetch that is asked for has to wait.
+    fn cooling(&self, now: Duration, cooldown: Duration) -> Duration {
+        let end = self.last_end.map_or(Duration::ZERO, |end| end.saturating_add(cooldown));
+        end.saturating_sub(now)
+    }
+
+    /// How long the last good set goes on counting; zero if it does not.
+    fn kept(&self, now: Duration, keep: Duration) -> Duration {
+        self.last_good.map_or(Duration::ZERO, |good| good.at.saturating_add(keep).saturating_sub(now))
+    }
+
+    /// Whether a set was fetched that had not been begun when `asked` fetches had.
+    fn answers(&self, asked: u64) -> bool {
+        self.failures == 0 && self.last_good.is_some_and(|good| good.number > asked)
+    }
+
+    /// How long to wait for the next fetch that nobody asks for.
+    fn next(&self, now: Duration, options: &Options) -> Duration {
+        if self.failures == 0 {
+            return options.refresh;
+        }
+        let retry = FIRST_RETRY.saturating_mul(1 << (self.failures - 1).min(16));
+        let next = retry.min(options.cooldown).min(options.refresh).min(LAST_RETRY);
+        // The set is withdrawn in time.
+        match self.kept(now, options.keep) {
+            Duration::ZERO => next,
+            kept => next.min(kept),
+        }
+    }
 }
 
 /// A key set that a server publishes.
@@ -112,7 +177,13 @@ pub(super) struct Remote {
     configured: Vec<Arc<CheckedKey>>,
     keys: Arc<ArcSwap<KeySet>>,
     /// Somebody has a token of an unknown key.
-    wanted: Notify,
+    wish: Notify,
+    /// The last key that was wished for, until a fetch has gone well.
+    wished: Mutex<Option<Wanted>>,
+    /// How many fetches had begun when a key was first asked for. Bounded; a key that is forgotten is asked for anew.
+    asked: Cache<Wanted, u64>,
+    /// What was last said about keys that are not used.
+    unused: Mutex<Option<Vec<String>>>,
     progress: watch::Sender<Progress>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
@@ -127,43 +198,57 @@ impl Remote {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let progress = watch::Sender::new(Progress::default());
-        Self { options, configured, keys, wanted: Notify::new(), progress, metrics, clock }
+        let (wish, wished, asked) = (Notify::new(), Mutex::new(None), Cache::new(MOST_ASKED));
+        let unused = Mutex::default();
+        Self { options, configured, keys, wish, wished, asked, unused, progress, metrics, clock }
     }
 
     /// Whether there are keys.
     pub(super) fn availability(&self) -> Result<(), String> {
         let progress = self.progress.borrow();
-        match (&progress.why, self.is_kept(&progress)) {
-            (_, true) => Ok(()),
-            (Some(why), false) => Err(why.to_string()),
-            (None, false) => Err("the key set has not been fetched yet".to_owned()),
+        match (progress.last_good, &progress.why) {
+            (Some(_), _) if !progress.kept(self.clock.monotonic(), self.options.keep).is_zero() => Ok(()),
+            (_, Some(why)) => Err(why.to_string()),
+            (None, None) => Err("the key set has not been fetched yet".to_owned()),
+            (Some(_), None) => Err("the last key set is too old".to_owned()),
         }
     }
 
-    /// Whether the last good set still counts.
-    fn is_kept(&self, progress: &Progress) -> bool {
-        progress.last_good.is_some_and(|good| self.clock.monotonic().saturating_sub(good) < self.options.keep)
+    /// Whether a key of this algorithm could be published.
+    pub(super) fn may_have(&self, algorithm: Algorithm) -> bool {
+        self.options.algorithms.contains(&algorithm)
     }
 
-    /// For somebody whose token names an unknown key. After `Ok` the key may be known; if it is not, nobody knows it.
-    pub(super) async fn look_again(&self) -> Result<(), NoAnswer> {
+    /// Asks for a fetch as soon as it may be, and does not wait for it.
+    pub(super) fn wish_for(&self, wanted: &Wanted) {
+        *self.wished() = Some(wanted.clone());
+        self.wish.notify_one();
+    }
+
+    /// For somebody whose token names an unknown key. Waits for a fetch if one is under way or may begin; the key may be known then.
+    pub(super) async fn look_for(&self, wanted: &Wanted) -> Looked {
         let mut progress = self.progress.subscribe();
         let seen = progress.borrow_and_update().clone();
-        let may_ask = seen.under_way || self.is_cool(&seen);
-        if may_ask {
-            self.wanted.notify_one();
+        let may_begin = seen.cooling(self.clock.monotonic(), self.options.cooldown).is_zero() && !seen.is_under_way();
+        let asked = match self.asked.get(wanted).filter(|_| !may_begin) {
+            Some(asked) => asked,
+            None => {
+                self.asked.insert(wanted.clone(), seen.started);
+                seen.started
+            }
+        };
+        if seen.answers(asked) {
+            return Looked::NotThere;
+        }
+        if may_begin {
+            self.wish_for(wanted);
+        }
+        if may_begin || seen.is_under_way() {
             let ended = progress.wait_for(|now| now.ended > seen.ended);
             // Too late is no answer, like the end of the task.
             let _ = tokio::time::timeout(self.options.timeout, ended).await;
         }
-        let now = self.progress.borrow();
-        let answered = now.failures == 0 && now.last_good.is_some() && (!may_ask || now.ended > seen.ended);
-        if answered { Ok(()) } else { Err(NoAnswer) }
-    }
-
-    fn is_cool(&self, progress: &Progress) -> bool {
-        let since = |end| self.clock.monotonic().saturating_sub(end);
-        progress.last_end.is_none_or(|end| since(end) >= self.options.cooldown)
+        if self.progress.borrow().answers(asked) { Looked::NotThere } else { Looked::CannotTell }
     }
 
     /// Fetches at once, then again and again.
@@ -175,72 +260,84 @@ impl Remote {
                 tracing::error!(error = %died, "fetching the key set has failed in a way that it must not");
                 self.ended(Err("the fetch died".into()));
             }
-            let delay = self.delay();
+            let next = self.progress.borrow().next(self.clock.monotonic(), &self.options);
             tokio::select! {
-                () = tokio::time::sleep(delay) => {}
-                () = self.wanted_and_cool() => {}
+                () = tokio::time::sleep(next) => {}
+                () = self.wished_and_cool() => {}
             }
         }
     }
 
-    async fn wanted_and_cool(&self) {
-        loop {
-            self.wanted.notified().await;
-            if self.is_cool(&self.progress.borrow()) {
-                return;
-            }
+    async fn wished_and_cool(&self) {
+        // A wish that the last fetch has granted is none any more.
+        while self.wished().is_none() {
+            self.wish.notified().await;
         }
-    }
-
-    fn delay(&self) -> Duration {
-        let progress = self.progress.borrow();
-        match progress.failures {
-            0 => self.options.refresh,
-            failures => {
-                let retry = FIRST_RETRY.saturating_mul(1 << failures.saturating_sub(1).min(16));
-                retry.min(self.options.cooldown)
-            }
-        }
+        let cooling = self.progress.borrow().cooling(self.clock.monotonic(), self.options.cooldown);
+        tokio::time::sleep(cooling).await;
     }
 
     async fn fetch_once(self: Arc<Self>) {
-        self.progress.send_modify(|progress| progress.under_way = true);
-        let fetched = self.fetch().await;
-        self.metrics.fetched(fetched.is_ok());
+        self.progress.send_modify(|progress| progress.started += 1);
+        let limit = self.options.timeout;
+        let fetched = tokio::time::timeout(limit, self.fetch()).await;
+        let fetched = fetched.unwrap_or(Err(FetchFailed::Late(limit)));
         self.ended(fetched.map_err(|failed| failed.to_string()));
     }
 
     /// Takes a set over, or notes why there is none; then tells whoever waits.
     fn ended(&self, fetched: Result<Vec<Arc<CheckedKey>>, String>) {
-        let before = self.progress.borrow().clone();
-        let now = self.clock.monotonic();
+        self.metrics.fetched(fetched.is_ok());
+        let (before, now) = (self.progress.borrow().clone(), self.clock.monotonic());
         match &fetched {
-            Ok(_) if before.failures > 0 => tracing::info!("the key set can be fetched again"),
-            Err(why) if before.failures == 0 => {
-                tracing::warn!(%why, has_keys = before.last_good.is_some(), "the key set cannot be fetched");
+            Ok(keys) => {
+                if before.failures > 0 {
+                    tracing::info!("the key set can be fetched again");
+                }
+                self.install(keys);
+                self.report_missing();
             }
-            _ => {}
-        }
-        match &fetched {
-            Ok(keys) => self.install(keys),
-            Err(why) if before.last_good.is_some() && !self.is_kept(&before) && self.has_fetched_keys() => {
-                tracing::error!(%why, "the last key set is too old, its keys count no more");
-                self.install(&[]);
+            Err(why) => {
+                if before.failures == 0 {
+                    tracing::warn!(%why, has_keys = before.last_good.is_some(), "the key set cannot be fetched");
+                }
+                if before.last_good.is_some()
+                    && before.kept(now, self.options.keep).is_zero()
+                    && self.has_fetched_keys()
+                {
+                    tracing::error!(%why, "the last key set is too old, its keys count no more");
+                    self.install(&[]);
+                }
             }
-            Err(_) => {}
         }
         self.progress.send_modify(|progress| {
-            progress.ended += 1;
-            progress.under_way = false;
+            progress.ended = progress.started;
             progress.last_end = Some(now);
             match fetched {
-                Ok(_) => (progress.last_good, progress.failures, progress.why) = (Some(now), 0, None),
+                Ok(_) => {
+                    progress.last_good = Some(Good { number: progress.started, at: now });
+                    (progress.failures, progress.why) = (0, None);
+                }
                 Err(why) => {
                     progress.failures = progress.failures.saturating_add(1);
                     progress.why = Some(why.into());
                 }
             }
         });
+    }
+
+    /// Names the key that was wished for, if it is not there: at most one line a fetch.
+    fn report_missing(&self) {
+        let wished = self.wished().take();
+        if let Some(Wanted { kid, algorithm }) = wished
+            && self.keys.load().find(kid.as_deref(), algorithm).is_err()
+        {
+            tracing::warn!(?kid, alg = algorithm.as_str(), "a token names a key that is not published");
+        }
+    }
+
+    fn wished(&self) -> MutexGuard<'_, Option<Wanted>> {
+        self.wished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn has_fetched_keys(&self) -> bool {
@@ -265,7 +362,17 @@ impl Remote {
             Location::Issuer { issuer, configuration } => self.discover(issuer, configuration).await?,
         };
         let document = self.get(&url).await?;
-        jwks::read(&document, &self.options.algorithms).map_err(|bad| FetchFailed::KeySet(url, bad))
+        let found = jwks::read(&document, &self.options.algorithms);
+        let found = found.map_err(|bad| FetchFailed::KeySet(url.without_query(), bad))?;
+        let unused = Some(found.unused);
+        let mut known = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != unused {
+            if let Some(unused) = unused.as_ref().filter(|unused| !unused.is_empty()) {
+                tracing::warn!(?unused, "keys of the key set that are not used");
+            }
+            *known = unused;
+        }
+        Ok(found.keys)
     }
 
     /// The key set's URL, from the issuer's own configuration.
@@ -276,20 +383,90 @@ impl Remote {
             |name| configuration.as_ref().and_then(|document| document.get(name)).and_then(|value| value.as_str());
         // A configuration that speaks for someone else leads astray.
         let keys = text("jwks_uri").filter(|_| text("issuer") == Some(issuer));
-        let keys = keys.ok_or_else(|| FetchFailed::Configuration(url.clone(), issuer.to_owned()))?;
-        let location = keys.parse::<Url>().ok().filter(Url::is_private);
-        location.ok_or_else(|| FetchFailed::Location(keys.to_owned()))
+        let keys = keys.ok_or_else(|| FetchFailed::Configuration(url.without_query(), issuer.to_owned()))?;
+        // Never less safe than the configuration itself.
+        let is_safe = |keys: &Url| keys.is_secure() || (keys.is_private() && !url.is_secure());
+        let location = keys.parse::<Url>().ok().filter(is_safe);
+        location.ok_or_else(|| FetchFailed::Location(url.without_query()))
     }
 
     async fn get(&self, url: &Url) -> Result<bytes::Bytes, FetchFailed> {
         let Options { trust, timeout, most_bytes, .. } = &self.options;
         let options = DocumentOptions { timeout: *timeout, most_bytes: *most_bytes, at_once: 1, authorization: None };
-        // Fetches are rare: a connection of its own each time.
-        let documents = Documents::new(url.origin(trust), options, self.clock.clone());
+        // Fetches are rare: roots as they are now, and a connection of its own each time.
+        let (location, trust) = (url.clone(), trust.clone());
+        let origin = tokio::task::spawn_blocking(move || location.origin(&trust)).await;
+        let origin = origin.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()));
+        let documents = Documents::new(origin, options, self.clock.clone());
         match documents.get(url.target()).await {
             Ok((StatusCode::OK, body)) => Ok(body),
-            Ok((status, _)) => Err(FetchFailed::Status(url.clone(), status)),
-            Err(error) => Err(FetchFailed::Fetch(url.clone(), error)),
+            Ok((status, _)) => Err(FetchFailed::Status(url.without_query(), status)),
+            Err(error) => Err(FetchFailed::Fetch(url.without_query(), error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn options() -> Options {
+        Options {
+            location: Location::Issuer {
+                issuer: String::new(),
+                configuration: "https://issuer.example".parse().unwrap_or_else(|_| unreachable!()),
+            },
+            trust: Trust::default(),
+            refresh: 300 * SECOND,
+            cooldown: 10 * SECOND,
+            timeout: 2 * SECOND,
+            keep: 3600 * SECOND,
+            most_bytes: 1000,
+            algorithms: Vec::new(),
+        }
+    }
+
+    fn progress(started: u64, ended: u64, good: Option<u64>, failures: u32) -> Progress {
+        let last_good = good.map(|number| Good { number, at: 100 * SECOND });
+        Progress { started, ended, last_end: Some(100 * SECOND), last_good, failures, why: None }
+    }
+
+    #[test]
+    fn only_a_good_fetch_that_began_later_tells_that_a_key_is_not_there() {
+        assert!(!progress(5, 5, Some(5), 0).answers(5), "it had begun before");
+        assert!(progress(6, 6, Some(6), 0).answers(5));
+        assert!(!progress(6, 5, Some(5), 0).answers(5), "still under way");
+        assert!(!progress(7, 7, Some(6), 1).answers(5), "the last one failed");
+        assert!(!progress(1, 1, None, 1).answers(0));
+        assert!(!Progress::default().answers(0));
+    }
+
+    #[test]
+    fn a_cool_down_begins_with_the_end_of_a_fetch() {
+        let ended = progress(1, 1, Some(1), 0);
+        assert_eq!(ended.cooling(100 * SECOND, 10 * SECOND), 10 * SECOND);
+        assert_eq!(ended.cooling(104 * SECOND, 10 * SECOND), 6 * SECOND);
+        assert_eq!(ended.cooling(110 * SECOND, 10 * SECOND), Duration::ZERO);
+        assert_eq!(Progress::default().cooling(Duration::ZERO, 10 * SECOND), Duration::ZERO);
+    }
+
+    #[test]
+    fn after_failures_it_is_tried_again_later_and_later_but_never_later_than_on_a_good_day() {
+        let next = |failures, options: &Options| progress(9, 9, Some(1), failures).next(101 * SECOND, options);
+        let mut options = options();
+        assert_eq!(next(0, &options), 300 * SECOND);
+        let waits: Vec<_> = (1..=8).map(|failures| next(failures, &options).as_millis()).collect();
+        assert_eq!(waits, [250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000]);
+        assert_eq!(next(u32::MAX, &options), 10 * SECOND);
+        options.cooldown = 3600 * SECOND;
+        assert_eq!(next(20, &options), 30 * SECOND);
+        options.refresh = SECOND;
+        assert_eq!(next(20, &options), SECOND);
+        options.keep = Duration::from_millis(1100);
+        assert_eq!(next(20, &options), Duration::from_millis(100), "the set is withdrawn in time");
+        options.keep = SECOND;
+        assert_eq!(next(20, &options), SECOND, "and when it is, that is no reason for haste");
     }
 }

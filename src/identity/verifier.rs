@@ -17,13 +17,15 @@ use super::bearer::Places;
 use super::cache::{Fingerprint, TokenCache, Verified};
 use super::keys::{self, BadKey, Key, KeySet, NoKey};
 use super::metrics::Metrics;
-use super::remote::{self, Remote};
+use super::remote::{self, Looked, Remote, Wanted};
 use super::{Algorithm, Caller, ClaimPointers, TokenError};
 use crate::clock::Clock;
 use crate::json;
 
 /// Longest token that is looked at, in bytes.
 const MOST_BYTES: usize = 8192;
+/// Longest name of a key that is remembered or logged, in characters.
+const LONGEST_NAME: usize = 64;
 /// The last instant of the year 9999, in seconds since the epoch: no NumericDate is later.
 const LAST_SECOND: f64 = 253_402_300_799.0;
 
@@ -134,6 +136,11 @@ impl Verifier {
         self.metrics.observe(self.keys.load().keys().len(), self.cache.as_ref().map_or(0, TokenCache::bytes));
     }
 
+    /// Removes what may be a token from the target of a request that needs none.
+    pub fn strip_token(&self, uri: &mut Uri) {
+        self.places.strip(uri);
+    }
+
     /// Takes the token out of a request; a query parameter that holds one is removed.
     ///
     /// # Errors
@@ -149,13 +156,20 @@ impl Verifier {
     ///
     /// Why it is not accepted.
     pub async fn identify(&self, token: &str) -> Result<Arc<Caller>, TokenError> {
-        let now = self.clock.now();
-        let outcome = match (self.verify(token, now), &self.remote) {
-            (Err(TokenError::UnknownKey), Some(remote)) => match remote.look_again().await {
-                Ok(()) => self.verify(token, now),
-                Err(remote::NoAnswer) => Err(TokenError::KeysUnavailable),
-            },
-            (outcome, _) => outcome,
+        let outcome = match (self.check(token, self.clock.now()), &self.remote) {
+            (Err(Doubt::Key(wanted, error)), Some(remote)) if remote.may_have(wanted.algorithm) => {
+                let looked = remote.look_for(&wanted).await;
+                match self.check(token, self.clock.now()) {
+                    Err(Doubt::Key(..)) if looked == Looked::NotThere => Err(error),
+                    Err(Doubt::Key(..)) => {
+                        remote.wish_for(&wanted);
+                        // A key of that name is known, and hardly changes its kind.
+                        Err(if error == TokenError::Algorithm { error } else { TokenError::KeysUnavailable })
+                    }
+                    outcome => outcome.map_err(TokenError::from),
+                }
+            }
+            (outcome, _) => outcome.map_err(TokenError::from),
         };
         if outcome.is_err() {
             self.metrics.refused();
@@ -163,15 +177,36 @@ impl Verifier {
         outcome
     }
 
-    /// Checks a token with the keys that are known: all that is cheap first, the signature last, so that forged tokens cost little.
-    /// Nothing in a token is acted on before its signature has been checked.
+    /// The same without waiting for anything: a token of an unknown key is refused, and its key wished for.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not accepted.
+    pub fn recognise(&self, token: &str) -> Result<Arc<Caller>, TokenError> {
+        self.verify(token, self.clock.now())
+    }
+
+    /// Checks a token with the keys that are known.
     ///
     /// # Errors
     ///
     /// Why it is not accepted.
     pub fn verify(&self, token: &str, now: Timestamp) -> Result<Arc<Caller>, TokenError> {
+        self.check(token, now).map_err(|doubt| {
+            if let (Doubt::Key(wanted, _), Some(remote)) = (&doubt, &self.remote)
+                && remote.may_have(wanted.algorithm)
+            {
+                remote.wish_for(wanted);
+            }
+            doubt.into()
+        })
+    }
+
+    /// All that is cheap first, the signature last, so that forged tokens cost little. Nothing in a token is acted on before its
+    /// signature has been checked.
+    fn check(&self, token: &str, now: Timestamp) -> Result<Arc<Caller>, Doubt> {
         if token.len() > MOST_BYTES {
-            return Err(TokenError::TooLong);
+            return Err(TokenError::TooLong.into());
         }
         let (keys, now) = (self.keys.load(), now.as_second());
         let cached = self.cache.as_ref().map(|cache| (cache, Fingerprint::of(token)));
@@ -185,9 +220,13 @@ impl Verifier {
         let (kid, algorithm) = self.check_header(&token.header)?;
         let claims = token.claims()?;
         let (from, before) = self.check_claims(&claims, now)?;
-        let key = keys.find(kid, algorithm).map_err(|no_key| match no_key {
-            NoKey::OtherAlgorithm => TokenError::Algorithm,
-            NoKey::Unknown => TokenError::UnknownKey,
+        let key = keys.find(kid, algorithm).map_err(|no_key| {
+            let wanted = Wanted { kid: kid.map(|kid| kid.chars().take(LONGEST_NAME).collect()), algorithm };
+            let error = match no_key {
+                NoKey::OtherAlgorithm => TokenError::Algorithm,
+                NoKey::Unknown => TokenError::UnknownKey,
+            };
+            Doubt::Key(wanted, error)
         })?;
         token.check_signature(&key.key, algorithm)?;
         let caller = Arc::new(self.claims.caller(&Value::Object(claims), &key.id)?);
@@ -203,7 +242,8 @@ impl Verifier {
         if header.contains_key("crit") {
             return Err(TokenError::Critical);
         }
-        // Keys come from the configuration and from nowhere else; payloads are encoded, and no tokens themselves.
+        // Keys come from the configuration and from nowhere else; payloads are encoded, and no tokens themselves. What only
+        // describes the key (x5c, x5t) is not looked at.
         for name in ["jwk", "jku", "x5u", "b64", "cty", "zip", "enc"] {
             if header.contains_key(name) {
                 return Err(TokenError::Header(name));
@@ -215,10 +255,7 @@ impl Verifier {
             Some(_) => Err(TokenError::Header(name)),
         };
         let typ = text("typ")?.unwrap_or("JWT");
-        // "application/" may be left out (RFC 7515, section 4.1.9).
-        let short =
-            typ.get(..12).filter(|start| start.eq_ignore_ascii_case("application/")).map_or(typ, |_| &typ[12..]);
-        if !self.types.iter().any(|accepted| accepted.eq_ignore_ascii_case(short)) {
+        if !self.types.iter().any(|accepted| accepted.eq_ignore_ascii_case(short_type(typ))) {
             return Err(TokenError::Type);
         }
         let algorithm = text("alg")?.and_then(Algorithm::named).ok_or(TokenError::Algorithm)?;
@@ -247,6 +284,10 @@ impl Verifier {
             Some(Value::String(_)) | None => return Err(TokenError::ClaimMissing("sub")),
             Some(_) => return Err(TokenError::ClaimType("sub")),
         }
+        date(claims, "iat")?;
+        if claims.get("jti").is_some_and(|id| !id.is_string()) {
+            return Err(TokenError::ClaimType("jti"));
+        }
         let expires = date(claims, "exp")?.ok_or(TokenError::ClaimMissing("exp"))?;
         let before = expires.saturating_add(self.leeway);
         if now >= before {
@@ -254,6 +295,28 @@ impl Verifier {
         }
         let from = date(claims, "nbf")?.map_or(i64::MIN, |not_before| not_before.saturating_sub(self.leeway));
         if now < from { Err(TokenError::NotYetValid) } else { Ok((from, before)) }
+    }
+}
+
+/// Why a token is not accepted.
+enum Doubt {
+    /// For good.
+    Token(TokenError),
+    /// This key is not known now.
+    Key(Wanted, TokenError),
+}
+
+impl From<TokenError> for Doubt {
+    fn from(error: TokenError) -> Self {
+        Self::Token(error)
+    }
+}
+
+impl From<Doubt> for TokenError {
+    fn from(doubt: Doubt) -> Self {
+        match doubt {
+            Doubt::Token(error) | Doubt::Key(_, error) => error,
+        }
     }
 }
 
@@ -285,6 +348,12 @@ impl<'t> Jws<'t> {
             Err(_) => Err(TokenError::Malformed),
         }
     }
+}
+
+/// A token's type without the `application/` that may be left out (RFC 7515, section 4.1.9).
+pub fn short_type(typ: &str) -> &str {
+    let prefix = typ.get(..12).filter(|start| start.eq_ignore_ascii_case("application/"));
+    prefix.map_or(typ, |prefix| &typ[prefix.len()..])
 }
 
 /// A NumericDate in whole seconds (RFC 7519, section 2); fractions are allowed and dropped.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, HOST};
+use http::header::{ACCEPT, AUTHORIZATION, HOST, USER_AGENT};
 use http::{HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use tokio::sync::Semaphore;
@@ -60,7 +60,7 @@ impl Documents {
     /// Documents of `origin`.
     pub fn new(origin: Origin, options: Options, clock: Arc<dyn Clock>) -> Self {
         let connections = pool::Options { connect_timeout: options.timeout, ..pool::Options::default() };
-        let host = HeaderValue::try_from(origin.to_string()).ok();
+        let host = HeaderValue::try_from(origin.authority()).ok();
         let places = Semaphore::new(options.at_once);
         Self { pool: Pool::new(origin, connections, clock), host, places, options }
     }
@@ -82,7 +82,8 @@ impl Documents {
         *request.uri_mut() = target.parse().map_err(|_| FetchError::Path(target.to_owned()))?;
         let headers = request.headers_mut();
         headers.extend(self.host.clone().map(|host| (HOST, host)));
-        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json, application/*+json"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("export-gate/", env!("CARGO_PKG_VERSION"))));
         headers.extend(self.options.authorization.clone().map(|value| (AUTHORIZATION, value)));
         let answer = self.pool.send(request).await.map_err(FetchError::Send)?;
         let status = answer.status();

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use rustls::ClientConfig;
 use rustls::RootCertStore;
@@ -16,8 +16,6 @@ use tokio_rustls::client::TlsStream;
 #[derive(Clone, Default)]
 pub struct Trust {
     others: Arc<[CertificateDer<'static>]>,
-    /// Made when it is needed: the system's roots are some hundred files.
-    config: Arc<OnceLock<Arc<ClientConfig>>>,
 }
 
 impl fmt::Debug for Trust {
@@ -53,12 +51,12 @@ impl Trust {
         }
         let mut store = RootCertStore::empty();
         others.iter().try_for_each(|root| store.add(root.clone())).map_err(BadRoots::Unusable)?;
-        Ok(Self { others: others.into(), config: Arc::default() })
+        Ok(Self { others: others.into() })
     }
 
+    /// Reads the system's roots, as they are now: a file or some hundred.
     pub(super) fn to(&self, name: ServerName<'static>) -> Tls {
-        let config = self.config.get_or_init(|| Arc::new(client_config(&self.others)));
-        Tls { config: config.clone(), name }
+        Tls { config: Arc::new(client_config(&self.others)), name }
     }
 }
 

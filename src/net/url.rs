@@ -27,6 +27,13 @@ impl Origin {
         self.port
     }
 
+    /// What a Host field says: the port only if it is not the scheme's own (RFC 9110, section 7.2).
+    pub fn authority(&self) -> String {
+        let usual = if self.tls.is_some() { 443 } else { 80 };
+        let text = self.to_string();
+        if self.port == usual { text.rsplit_once(':').map_or(text.clone(), |(host, _)| host.to_owned()) } else { text }
+    }
+
     pub(super) const fn tls(&self) -> Option<&Tls> {
         self.tls.as_ref()
     }
@@ -84,7 +91,7 @@ impl FromStr for Url {
             _ => 80,
         };
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        if host.is_empty() {
+        if host.is_empty() || port == 0 {
             return Err(BadUrl);
         }
         let certified = secure.then(|| ServerName::try_from(host.to_owned())).transpose().map_err(|_| BadUrl)?;
@@ -108,8 +115,15 @@ impl Url {
 
     /// Whether nobody else can listen in or answer in the server's place: TLS, or this machine.
     pub fn is_private(&self) -> bool {
-        let local = self.host == "localhost" || self.host.ends_with(".localhost");
-        self.is_secure() || local || self.host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+        self.is_secure()
+            || self.host == "localhost"
+            || self.host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+    }
+
+    /// What may be shown to anybody.
+    pub fn without_query(&self) -> String {
+        let text = self.to_string();
+        text.split('?').next().unwrap_or_default().to_owned()
     }
 
     /// Path and query.
@@ -122,7 +136,7 @@ impl Url {
         (!self.is_secure()).then(|| Origin { host: self.host.clone(), port: self.port, tls: None })
     }
 
-    /// The server; `trust` says whose certificates are good for an `https:` URL.
+    /// The server; `trust` says whose certificates are good for an `https:` URL, and is read from disk for one.
     pub fn origin(&self, trust: &Trust) -> Origin {
         let tls = self.certified.as_ref().map(|name| trust.to(name.clone()));
         Origin { host: self.host.clone(), port: self.port, tls }
@@ -133,6 +147,19 @@ impl Url {
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
     use super::*;
+
+    fn text_of(text: &str) -> Url {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_host_field_names_the_port_only_if_it_is_another() {
+        let authority = |text: &str| text_of(text).origin(&Trust::default()).authority();
+        assert_eq!(authority("http://a.example/"), "a.example");
+        assert_eq!(authority("http://a.example:443/"), "a.example:443");
+        assert_eq!(authority("http://[::1]/"), "[::1]");
+        assert_eq!(authority("http://[::1]:8080/"), "[::1]:8080");
+    }
 
     #[test]
     fn urls_are_read_as_they_are_written() {
@@ -146,12 +173,14 @@ mod tests {
         for text in ["http://[::1]:9000/a", "https://a.example:8443/b?c"] {
             assert_eq!(text.parse::<Url>().unwrap().to_string(), text);
         }
+        assert!(text_of("https://a.example/k?secret=1").without_query() == "https://a.example:443/k");
         let others = [
             "",
             "a.example",
             "/keys",
             "ftp://a.example",
             "http://",
+            "http://a.example:0/",
             "http://u:p@a.example",
             "http://a.example:x/",
             "http://a.example:99999/",

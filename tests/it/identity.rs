@@ -166,6 +166,18 @@ fn a_token_in_the_query_is_taken_out_before_anybody_sees_it() {
     let leave = format!("/v1/designs/d1/export-screen?access_token={token}");
     assert_eq!(request(gate.address, "DELETE", &leave, &[], b"").status, 200);
     assert_eq!(backend.last().line, "DELETE /v1/designs/d1/export-screen HTTP/1.1");
+    // On its own routes nobody else sees it, counted or not.
+    for (method, target) in [
+        ("HEAD", "download"),
+        ("OPTIONS", "download"),
+        ("OPTIONS", "export-screen"),
+        ("GET", "preview"),
+        ("POST", "link"),
+    ] {
+        let target = format!("/v1/designs/d1/{target}");
+        request(gate.address, method, &format!("{target}?access_token={token}&v=1"), &[], b"");
+        assert_eq!(backend.last().line, format!("{method} {target}?v=1 HTTP/1.1"));
+    }
     // What the gate does not look at it does not touch.
     assert_eq!(get(gate.address, "/page?access_token=a", &[]).status, 200);
     assert_eq!(backend.last().line, "GET /page?access_token=a HTTP/1.1");
@@ -179,7 +191,7 @@ fn a_retry_with_a_fresh_query_token_is_the_same_request() {
     let backend = Backend::start(Reply::image());
     let gate = Setup::before(backend.address).set("EXPORT_GATE__IDENTITY__TOKEN_QUERY", "t").start();
     for number in [1, 2] {
-        let token = Token::of("u").with("jti", json!(number)).signed_by(SECRET);
+        let token = Token::of("u").with("jti", json!(number.to_string())).signed_by(SECRET);
         assert_eq!(get(gate.address, &format!("{DOWNLOAD}?t={token}"), &["idempotency-key: k"]).status, 200);
     }
     assert_eq!(gate.used("u", "exports"), 1);

@@ -1,12 +1,13 @@
 //! Keys and claims.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::problem::Problem;
 use crate::config::raw;
-use crate::identity::{Algorithm, ClaimPointers, Key, Location, Options, Places, RemoteOptions, Verifier};
+use crate::identity::{Algorithm, ClaimPointers, Key, Location, Options, Places, RemoteOptions, Verifier, short_type};
 use crate::net::Trust;
 use crate::policy::{PlanId, Plans};
 
@@ -14,6 +15,12 @@ use super::{Problems, Surroundings};
 
 /// Clocks that differ by more are wrong.
 const MOST_LEEWAY: Duration = Duration::from_secs(300);
+/// The least memory that is worth a cache, in bytes.
+const LEAST_CACHE: u32 = 65_536;
+/// Sizes that a key set may have, in bytes.
+const SIZES: RangeInclusive<u32> = 1024..=4 << 20;
+/// Nobody waits for longer.
+const MOST_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) fn options(raw: &raw::Identity, surroundings: Surroundings<'_>, problems: &mut Problems) -> Options {
     if raw.keys.is_empty() && raw.jwks.is_none() {
@@ -26,14 +33,26 @@ pub(super) fn options(raw: &raw::Identity, surroundings: Surroundings<'_>, probl
         if value.is_empty() {
             problems.add(Problem::at(&["identity", key], format!("the {key} is empty")));
         }
+        if value.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            problems.add(Problem::at(&["identity", key], format!("the {key} has blanks in it: no token could match")));
+        }
     }
-    if raw.token_types.is_empty() {
+    let types: Vec<String> = raw.token_types.iter().map(|name| short_type(name).to_owned()).collect();
+    if types.is_empty() || types.iter().any(String::is_empty) {
         let problem = Problem::at(&["identity", "token_types"], "no type of token would be accepted");
         problems.add(problem.help("write [\"JWT\", \"at+jwt\"], or leave it out"));
     }
     if raw.leeway.0 > MOST_LEEWAY {
         let problem = Problem::at(&["identity", "leeway"], "tokens would be good long after they have expired");
         problems.add(problem.help("write at most \"5m\": clocks that are kept by NTP differ by less than a second"));
+    }
+    if raw.leeway.0.subsec_nanos() != 0 {
+        let problem = Problem::at(&["identity", "leeway"], "tokens count in whole seconds");
+        problems.add(problem.help("write \"1s\" or more, or \"0s\""));
+    }
+    if (1..LEAST_CACHE).contains(&raw.token_cache_limit) {
+        let problem = Problem::at(&["identity", "token_cache_limit"], "hardly a token would fit");
+        problems.add(problem.help(format!("write 0 to keep none, or at least {LEAST_CACHE} bytes")));
     }
     let found = problems.found.len();
     let keys: Vec<Key> =
@@ -48,7 +67,7 @@ pub(super) fn options(raw: &raw::Identity, surroundings: Surroundings<'_>, probl
         issuer: raw.issuer.clone(),
         audience: raw.audience.clone(),
         leeway: raw.leeway.0,
-        types: raw.token_types.clone(),
+        types,
         places: Places {
             cookie: place("token_cookie", raw.token_cookie.as_ref(), problems),
             query: place("token_query", raw.token_query.as_ref(), problems),
@@ -75,6 +94,10 @@ fn place(key: &str, name: Option<&String>, problems: &mut Problems) -> Option<St
 fn key(index: usize, raw: &raw::Key, surroundings: Surroundings<'_>, problems: &mut Problems) -> Key {
     let index = index.to_string();
     let table = ["identity", "keys", &index];
+    if raw.kid.as_ref().is_some_and(String::is_empty) {
+        let problem = Problem::at(&["identity", "keys", &index, "kid"], "this name is empty");
+        problems.add(problem.help("leave it out for a key of tokens that name no known one"));
+    }
     let (env, file, pem) = (raw.secret_env.as_deref(), raw.secret_file.as_deref(), raw.public_key_file.as_deref());
     let algorithm = algorithm(raw.alg);
     let name = algorithm.as_str();
@@ -91,7 +114,10 @@ fn key(index: usize, raw: &raw::Key, surroundings: Surroundings<'_>, problems: &
             foreign(key, format!("a key for {name} has a public key, no secret"));
         }
         match pem {
-            Some(name) => surroundings.file(name, &["identity", "keys", &index, "public_key_file"], problems),
+            Some(name) => {
+                let path = ["identity", "keys", &index, "public_key_file"];
+                surroundings.file(name, &path, problems).unwrap_or_default()
+            }
             None => {
                 problems.add(Problem::at(&table, format!("a key for {name} needs a public_key_file")));
                 Vec::new()
@@ -124,8 +150,24 @@ fn remote(
     }
     let path = |key| ["identity", "jwks", key];
     let duration = |key, value, problems: &mut Problems| super::positive(value, &path(key), problems);
-    let trust = raw.ca_file.as_ref().map(|name| surroundings.file(name, &path("ca_file"), problems));
-    let trust = match trust.filter(|pem| !pem.is_empty()).map(|pem| Trust::and(&pem)) {
+    let location = location(identity, raw, problems)?;
+    if raw.ca_file.is_some() && !location.url().is_secure() {
+        problems.add(Problem::at_key(&path("ca_file"), "an http: URL has no certificate".to_owned()));
+    }
+    if !SIZES.contains(&raw.size_limit) {
+        let message = format!("this is no size of a key set: write {} to {} bytes", SIZES.start(), SIZES.end());
+        problems.add(Problem::at(&path("size_limit"), message));
+    }
+    if raw.timeout.0 > MOST_TIMEOUT {
+        let problem = Problem::at(&path("timeout"), "requests with an unknown key would wait for as long");
+        problems.add(problem.help("write at most \"30s\""));
+    }
+    if raw.keep.0 <= raw.refresh.0 || raw.keep.0 <= raw.cooldown.0 {
+        let problem = Problem::at(&path("keep"), "the keys would be gone before they are fetched again");
+        problems.add(problem.help("write some hours, and more than refresh and cooldown"));
+    }
+    let trust = raw.ca_file.as_ref().and_then(|name| surroundings.file(name, &path("ca_file"), problems));
+    let trust = match trust.map(|pem| Trust::and(&pem)) {
         None => Trust::default(),
         Some(Ok(trust)) => trust,
         Some(Err(bad)) => {
@@ -134,7 +176,7 @@ fn remote(
         }
     };
     Some(RemoteOptions {
-        location: location(identity, raw, problems)?,
+        location,
         trust,
         refresh: duration("refresh", raw.refresh, problems),
         cooldown: duration("cooldown", raw.cooldown, problems),
@@ -194,6 +236,10 @@ fn claims(raw: &raw::Claims, problems: &mut Problems) -> ClaimPointers {
         if !pointer.starts_with('/') {
             let problem = Problem::at(&["identity", "claims", key], format!("`{pointer}` is no JSON pointer"));
             problems.add(problem.help(format!("write \"/{pointer}\"")));
+        }
+        if pointer.split('~').skip(1).any(|rest| !rest.starts_with(['0', '1'])) {
+            let problem = Problem::at(&["identity", "claims", key], format!("`{pointer}` is no JSON pointer"));
+            problems.add(problem.help("in a JSON pointer `~` is written ~0, and `/` is written ~1"));
         }
         pointer.clone()
     };

@@ -12,7 +12,7 @@ use crate::identity::jwks;
 use crate::identity::keys::CheckedKey;
 
 /// Why an outcome differs from the published one.
-const EXPLAINED: [(&str, &str); 12] = [
+const EXPLAINED: [(&str, &str); 14] = [
     ("RFC 7515 A.4", "P-521 is not supported"),
     ("RFC 7520 4.3", "P-521 is not supported"),
     ("json_web_signature 346", "the key says PS256 and the token PS384"),
@@ -23,6 +23,8 @@ const EXPLAINED: [(&str, &str); 12] = [
     ("json_web_signature 370", "to the letter the token of 357, which is valid"),
     ("json_web_signature 372", "a question mark is no base64url"),
     ("json_web_signature 373", "a question mark is no base64url"),
+    ("json_web_key 1", "a configured secret may stand beside published keys: each key has one algorithm"),
+    ("json_web_crypto 47", "a configured secret may stand beside published keys: each key has one algorithm"),
     ("json_web_key 7", "published keys are not searched for the ROCA weakness"),
     ("json_web_crypto 46", "published keys are not searched for the ROCA weakness"),
 ];
@@ -36,7 +38,8 @@ fn fixture(name: &str) -> Value {
 fn keys(set: &[&Value]) -> Vec<Arc<CheckedKey>> {
     let text = |jwk: &Value, name: &str| jwk[name].as_str().map(str::to_owned);
     let public: Vec<Value> = set.iter().map(|jwk| without_private_parts(jwk)).collect();
-    let mut keys = jwks::read(json!({ "keys": public }).to_string().as_bytes(), &Algorithm::ALL).unwrap_or_default();
+    let published = jwks::read(json!({ "keys": public }).to_string().as_bytes(), &Algorithm::ALL);
+    let mut keys = published.map_or_else(|_| Vec::new(), |found| found.keys);
     let secret = |jwk: &&Value| {
         let algorithm = text(jwk, "alg").map_or(Some(Algorithm::Hs256), |name| Algorithm::named(&name))?;
         let material = URL_SAFE_NO_PAD.decode(text(jwk, "k")?).ok()?;
@@ -44,12 +47,9 @@ fn keys(set: &[&Value]) -> Vec<Arc<CheckedKey>> {
     };
     let secrets: Option<Vec<Key>> = set.iter().filter(|jwk| jwk["kty"] == "oct").map(secret).collect();
     let secrets = secrets.unwrap_or_default();
-    // A configuration with a key that cannot be used, or with secrets and published keys under one roof, is none.
-    if keys.is_empty() || secrets.is_empty() {
-        keys.extend(keys::configured(secrets).unwrap_or_default());
-        return keys;
-    }
-    Vec::new()
+    // A configuration with a key that cannot be used is none.
+    keys.extend(keys::configured(secrets).unwrap_or_default());
+    keys
 }
 
 fn without_private_parts(jwk: &Value) -> Value {

@@ -51,12 +51,6 @@ impl Token {
         format!("authorization: Bearer {}", self.signed_by(SECRET))
     }
 
-    /// The `Authorization` line of a token whose key nobody knows.
-    pub(crate) fn with_kid(&self, kid: &str) -> String {
-        let header = Header { kid: Some(kid.into()), ..Header::default() };
-        format!("authorization: Bearer {}", self.encoded(&header, &EncodingKey::from_secret(SECRET.as_bytes())))
-    }
-
     pub(crate) fn encoded(&self, header: &Header, key: &EncodingKey) -> String {
         jsonwebtoken::encode(header, &self.claims, key).unwrap()
     }
