@@ -256,3 +256,6 @@ impl FactsCache {
         self.entries.weight()
     }
 }
+
+#[cfg(test)]
+mod tests;

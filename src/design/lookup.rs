@@ -153,3 +153,6 @@ impl Drop for Landing {
         self.start.arrived.send_replace(Some(self.fetched.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests;
