@@ -155,4 +155,5 @@ impl Drop for Landing {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests;

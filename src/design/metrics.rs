@@ -80,29 +80,33 @@ impl Metrics {
 
     /// The end of a fetch.
     pub(super) fn fetched(&self, said: &Result<Said, Arc<str>>) {
-        match said {
-            Ok(Said::Known(_)) => self.fetched_known.inc(),
-            Ok(Said::Nothing) => self.fetched_unknown.inc(),
-            Err(_) => self.fetch_failed.inc(),
+        let counter = match said {
+            Ok(Said::Known(_)) => &self.fetched_known,
+            Ok(Said::Nothing) => &self.fetched_unknown,
+            Err(_) => &self.fetch_failed,
         };
+        counter.inc();
     }
 
     /// An answer that was there.
     pub(super) fn found(&self, answer: &Answer) {
         match answer {
-            Answer::Known { stale: false, .. } => self.fresh.inc(),
-            other => return self.waited(other),
-        };
+            Answer::Known { stale: false, .. } => {
+                self.fresh.inc();
+            }
+            other => self.waited(other),
+        }
     }
 
     /// An answer that had to be waited for.
     pub(super) fn waited(&self, answer: &Answer) {
-        match answer {
-            Answer::Known { stale: false, .. } => self.fetched.inc(),
-            Answer::Known { stale: true, .. } => self.stale.inc(),
-            Answer::Nothing => self.unknown.inc(),
-            Answer::Failed(_) => self.failed.inc(),
+        let counter = match answer {
+            Answer::Known { stale: false, .. } => &self.fetched,
+            Answer::Known { stale: true, .. } => &self.stale,
+            Answer::Nothing => &self.unknown,
+            Answer::Failed(_) => &self.failed,
         };
+        counter.inc();
     }
 
     pub(super) fn unknown_feature(&self) {

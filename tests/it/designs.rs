@@ -496,3 +496,55 @@ fn a_gate_whose_service_is_nowhere_still_starts_and_forwards() {
         .start();
     assert_eq!((save(&gate), export(&gate, &silent("u")), export(&gate, &Token::of("u"))), (200, 503, 200));
 }
+
+#[test]
+fn what_is_wrong_with_the_service_is_shown_with_what_to_write_instead() {
+    let check = |sources: &str, lines: &str| {
+        let setup = Setup::before("127.0.0.1:9".parse().unwrap())
+            .replacing("sources = [\"claim\", \"header\"]", sources)
+            .replacing("# plain_features = []", lines);
+        let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+        (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let asked = "sources = [\"claim\", \"service\"]";
+    let service = |more: &str| format!("service = {{ url = \"http://127.0.0.1:1/{{design}}\", {more} }}");
+    let url = |url: &str| format!("service = {{ url = \"{url}\" }}");
+    // What is written, what is wrong, what to write.
+    let cases = [
+        ("".to_owned(), "it is not said where the service is", "add service = { url ="),
+        (url("http://127.0.0.1:1/designs"), "it does not say where the design's id goes", "/v1/designs/{design}"),
+        (url("http://127.0.0.1:1/{id}"), "only the design's id can be put in", "write {design} for the id"),
+        (url("ftp://127.0.0.1/{design}"), "is no URL of designs", "/v1/designs/{design}"),
+        (service("timeout = \"0s\""), "must be longer than 0", ""),
+        (service("ttl = \"0s\""), "must be longer than 0", ""),
+        (service("negative_ttl = \"0s\""), "must be longer than 0", ""),
+        (service("error_ttl = \"0s\""), "must be longer than 0", ""),
+        (service("stale_if_error = \"0s\""), "used for longer while it is fetched", "no longer than stale_if_error"),
+        (service("at_once = 0"), "0 is no number of fetches", "write 1 to 10000"),
+        (service("cache_limit = 0"), "too little memory", "at least 1048576 bytes"),
+        (service("pointer = \"ai\""), "`ai` is no JSON pointer", "write \"/ai\""),
+        (service("version = \"v\""), "`v` is no JSON pointer", "write \"/v\""),
+        (service("token_env = \"NOT_SET\""), "`NOT_SET` is not set", "token_file"),
+        (service("ca_file = \"gate.toml\""), "there is no certificate in it", ""),
+        (service("ca_file = \"nowhere.pem\""), "cannot read", ""),
+        (service("tll = \"1s\""), "unknown field `tll`", "did you mean `ttl`?"),
+        (
+            service("") + "\nplain_features = [\"crop\", \"logo\"]",
+            "`logo` is in ai_features as well",
+            "one of the lists",
+        ),
+        (service("") + "\nunknown_feature = \"refuse\"", "unknown variant `refuse`", ""),
+    ];
+    for (lines, wrong, instead) in cases {
+        let (valid, text) = check(asked, &lines);
+        assert!(
+            !valid && text.contains(wrong) && text.contains(instead),
+            "{lines}: no `{wrong}`, `{instead}` in\n{text}"
+        );
+        assert_eq!(text.matches("error: ").count(), 1, "{text}");
+    }
+    let (valid, text) = check("sources = [\"claim\"]", &service(""));
+    assert!(!valid && text.contains("would never be asked") && text.contains("write sources = ["), "{text}");
+    let (valid, text) = check(asked, &service("stale_while_revalidate = \"0s\", stale_if_error = \"0s\""));
+    assert!(valid && text.contains("What is in a design says: the token, else http://127.0.0.1:1/{design}."), "{text}");
+}
