@@ -93,6 +93,8 @@ struct Entry {
     failed: Option<(Arc<str>, Duration)>,
     /// Versions that were asked for, and are not what the service has.
     tried: SmallVec<[Arc<str>; 1]>,
+    /// Whether the design may be another one by now.
+    doubted: bool,
     /// The fetch that this is from.
     number: u64,
 }
@@ -104,18 +106,18 @@ impl Entry {
             Some((Said::Known(described), asked)) => {
                 let age = now.saturating_sub(*asked);
                 let fits = described.fits(wanted);
-                if age < times.ttl && (fits || self.has_tried(wanted)) {
+                if !self.doubted && age < times.ttl && (fits || self.has_tried(wanted)) {
                     return Look::Have(described.answer(age, false));
                 }
                 match failed {
                     Some((why, _)) => Look::Have(self.spare(wanted, now, times).unwrap_or(Answer::Failed(why.clone()))),
-                    None if fits && age < times.ttl + times.stale_while_revalidate => {
+                    None if fits && !self.doubted && age < times.ttl + times.stale_while_revalidate => {
                         Look::Stale(described.answer(age, true))
                     }
                     None => Look::Ask,
                 }
             }
-            Some((Said::Nothing, asked)) if now.saturating_sub(*asked) < times.negative_ttl => {
+            Some((Said::Nothing, asked)) if !self.doubted && now.saturating_sub(*asked) < times.negative_ttl => {
                 Look::Have(Answer::Nothing)
             }
             _ => failed.map_or(Look::Ask, |(why, _)| Look::Have(Answer::Failed(why.clone()))),
@@ -146,7 +148,7 @@ impl Entry {
                     }
                     tried.push(missed.clone());
                 }
-                Self { said: Some((said.clone(), fetched.asked)), failed: None, tried, number }
+                Self { said: Some((said.clone(), fetched.asked)), failed: None, tried, doubted: false, number }
             }
             Err(why) => Self { failed: Some((why.clone(), now)), number, ..self.clone() },
         }
@@ -244,6 +246,13 @@ impl FactsCache {
         let known = self.entries.get(&*design).unwrap_or_default();
         if known.number < number {
             self.entries.insert(design, Arc::new(known.after(number, wanted, fetched, now)));
+        }
+    }
+
+    /// What is known of a design may be of the past: it counts only if asking again fails.
+    pub(super) fn doubt(&self, design: &str) {
+        if let Some(entry) = self.entries.get(design) {
+            self.entries.insert(design.into(), Arc::new(Entry { doubted: true, ..Entry::clone(&entry) }));
         }
     }
 

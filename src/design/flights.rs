@@ -25,10 +25,12 @@ pub(super) struct Start {
 /// How a request gets its answer.
 #[derive(Debug)]
 pub(super) enum Boarding<A> {
-    /// It was there in the meantime.
+    /// It has landed in the meantime.
     Late(A),
-    /// From a flight; whoever gets the start has to fly it.
-    Waits(Arrivals, Option<Start>),
+    /// From a flight under way.
+    Joins(Arrivals),
+    /// From one that it starts: whoever gets this has to fly it.
+    Starts(Arrivals, Start),
 }
 
 #[derive(Debug)]
@@ -65,7 +67,7 @@ impl Flights {
         let flying = board.flights.get(design).into_iter().flatten();
         let mut fitting = flying.filter(|flight| wanted.is_none() || flight.wanted.as_ref() == wanted);
         if let Some(flight) = fitting.next_back() {
-            return Boarding::Waits(flight.arrivals.clone(), None);
+            return Boarding::Joins(flight.arrivals.clone());
         }
         if let Some(answer) = landed() {
             return Boarding::Late(answer);
@@ -75,7 +77,7 @@ impl Flights {
         let (arrived, arrivals) = watch::channel(None);
         let flight = Flight { number, wanted: wanted.cloned(), arrivals: arrivals.clone() };
         board.flights.entry(design.clone()).or_default().push(flight);
-        Boarding::Waits(arrivals, Some(Start { number, arrived }))
+        Boarding::Starts(arrivals, Start { number, arrived })
     }
 
     /// Ends a flight; `keep` remembers what it brought, unless it was called off.

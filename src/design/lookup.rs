@@ -44,13 +44,13 @@ impl Lookup {
         let answer = match cache.look(design, wanted, clock.monotonic()) {
             Look::Have(answer) => answer,
             Look::Stale(answer) => {
-                // Any answer will do, and nobody waits for it.
-                self.board(design, None);
+                // Any will do, and nobody waits for it.
+                let _ = self.board(design, None);
                 answer
             }
             Look::Ask => match self.board(design, wanted) {
-                Boarding::Late(answer) => answer,
-                Boarding::Waits(arrivals, _) => {
+                Err(late) => late,
+                Ok(arrivals) => {
                     let answer = self.arrival(design, wanted, arrivals).await;
                     metrics.waited(&answer);
                     return answer;
@@ -72,11 +72,17 @@ impl Lookup {
         self.shared.cache.bytes()
     }
 
-    /// Joins a fetch, or begins one.
-    fn board(&self, design: &str, wanted: Option<&Arc<str>>) -> Boarding<Answer> {
+    /// Like [`forget`](Self::forget), but what is known still counts if the service cannot be asked.
+    pub(super) fn doubt(&self, design: &str) {
+        self.shared.flights.call_off(design);
+        self.shared.cache.doubt(design);
+    }
+
+    /// Joins a fetch, or begins one; `Err` is an answer that is there already.
+    fn board(&self, design: &str, wanted: Option<&Arc<str>>) -> Result<Arrivals, Answer> {
         let shared = &self.shared;
         if !shared.service.takes(design) {
-            return Boarding::Late(Answer::Nothing);
+            return Err(Answer::Nothing);
         }
         let design: Arc<str> = design.into();
         let landed = || match shared.cache.look(&design, wanted, shared.clock.monotonic()) {
@@ -84,7 +90,9 @@ impl Lookup {
             Look::Stale(_) | Look::Ask => None,
         };
         match shared.flights.board(&design, wanted, landed) {
-            Boarding::Waits(arrivals, Some(start)) => {
+            Boarding::Late(answer) => Err(answer),
+            Boarding::Joins(arrivals) => Ok(arrivals),
+            Boarding::Starts(arrivals, start) => {
                 let landing = Landing::new(shared.clone(), design, wanted.cloned(), start);
                 let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
                 while let Some(ended) = tasks.try_join_next() {
@@ -93,9 +101,8 @@ impl Lookup {
                     }
                 }
                 tasks.spawn(landing.fly());
-                Boarding::Waits(arrivals, None)
+                Ok(arrivals)
             }
-            other => other,
         }
     }
 

@@ -204,6 +204,13 @@ impl Designs {
         }
     }
 
+    /// What the metadata service said of a design may be of the past: it is asked again, and what it said counts if that fails.
+    pub fn doubt(&self, design: &str) {
+        if let Some(service) = &self.service {
+            service.doubt(design);
+        }
+    }
+
     /// Adds what is counted to a registry.
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.metrics.register(registry);

@@ -7,10 +7,11 @@ use http::{Method, Request, Response};
 use super::layer::Gate;
 use crate::policy::{Action, Found};
 
-/// A save whose answer is to come.
+/// A save whose answer is to come. If it never comes (the client has hung up), the backend may have saved all the same.
 pub(super) struct Save {
     gate: Arc<Gate>,
-    design: Arc<str>,
+    /// Until the answer is there.
+    design: Option<Arc<str>>,
 }
 
 impl Save {
@@ -19,13 +20,21 @@ impl Save {
         // A CORS preflight only asks.
         let saves = found.route.action == Action::SaveDesign && *request.method() != Method::OPTIONS;
         let design = found.design.clone().filter(|_| saves)?;
-        Some(Self { gate: gate.clone(), design })
+        Some(Self { gate: gate.clone(), design: Some(design) })
     }
 
     /// Before the client sees that it has saved: what it exports next is the new design.
-    pub(super) fn answered<R>(self, answer: &Response<R>) {
-        if answer.status().is_success() {
-            self.gate.parts.designs.forget(&self.design);
+    pub(super) fn answered<R>(mut self, answer: &Response<R>) {
+        if let Some(design) = self.design.take().filter(|_| answer.status().is_success()) {
+            self.gate.parts.designs.forget(&design);
+        }
+    }
+}
+
+impl Drop for Save {
+    fn drop(&mut self) {
+        if let Some(design) = self.design.take() {
+            self.gate.parts.designs.doubt(&design);
         }
     }
 }

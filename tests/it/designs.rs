@@ -172,6 +172,24 @@ fn a_save_while_the_service_is_asked_lets_the_next_export_ask_again() {
 }
 
 #[test]
+fn a_save_whose_client_has_hung_up_lets_the_next_export_ask_again() {
+    let (renderer, service, gate) = stage(features(&[]));
+    assert_eq!((export(&gate, &silent("u")), service.seen().len()), (200, 1));
+    service.will(features(&["logo"]));
+    renderer.will(Reply::Silence);
+    let mut client = TcpStream::connect(gate.address).unwrap();
+    client.write_all(b"PUT /v1/designs/d1 HTTP/1.1\r\nhost: gate.test\r\ncontent-length: 1\r\n\r\nx").unwrap();
+    eventually("the save is under way", || renderer.last().line.starts_with("PUT"));
+    renderer.will(Reply::image());
+    drop(client);
+    eventually("the service is asked again", || {
+        assert_eq!(export(&gate, &silent("u")), 200);
+        service.seen().len() == 2
+    });
+    assert_eq!((export(&gate, &silent("u")), service.seen().len()), (200, 2));
+}
+
+#[test]
 fn operators_can_have_a_design_forgotten() {
     let (renderer, service) = (Backend::start(Reply::image()), Backend::start(features(&["logo"])));
     let gate = setup(&renderer, &service)

@@ -143,8 +143,8 @@ async fn stale_features_are_served_at_once_while_one_fetch_renews_them() {
         assert_eq!(find(&lookup, None).await, "logo 65s stale");
     }
     fake.has_seen(2).await;
-    let mut renewed = lookup.shared.flights.board(&"d".into(), None, || None::<()>);
-    let Boarding::Waits(arrivals, None) = &mut renewed else { panic!("nothing is under way") };
+    let under_way = lookup.shared.flights.board(&"d".into(), None, || None::<()>);
+    let Boarding::Joins(mut arrivals) = under_way else { panic!("nothing is under way") };
     fake.release(1);
     arrivals.wait_for(Option::is_some).await.unwrap();
     assert_eq!(find(&lookup, None).await, " 0s");
@@ -202,6 +202,21 @@ async fn what_a_save_has_overtaken_is_not_remembered() {
 }
 
 #[tokio::test]
+async fn what_is_doubted_is_asked_for_again_and_counts_if_that_fails() {
+    let fake = Fake::start().await;
+    let (lookup, clock) = lookup(&fake);
+    assert_eq!(find(&lookup, None).await, "logo 0s");
+    lookup.doubt("d");
+    fake.answers("500 Internal Server Error", "");
+    assert_eq!((find(&lookup, None).await.as_str(), fake.seen()), ("logo 0s", 2));
+    assert_eq!((find(&lookup, None).await.as_str(), fake.seen()), ("logo 0s", 2), "not by every request");
+    clock.advance(Duration::from_secs(1));
+    fake.says(r#"{"ai_features":["crop"]}"#);
+    assert_eq!((find(&lookup, None).await.as_str(), fake.seen()), ("crop 0s", 3));
+    assert_eq!((find(&lookup, None).await.as_str(), fake.seen()), ("crop 0s", 3), "no doubt any more");
+}
+
+#[tokio::test]
 async fn another_version_is_asked_for_at_once_and_what_there_is_is_used() {
     let fake = Fake::start().await;
     let (lookup, clock) = lookup(&fake);
@@ -247,7 +262,7 @@ async fn a_fetch_that_dies_is_a_failure_for_those_who_wait() {
     let fake = Fake::start().await;
     let (lookup, _) = lookup(&fake);
     let design: Arc<str> = "d".into();
-    let Boarding::Waits(_, Some(start)) = lookup.shared.flights.board(&design, None, || None::<()>) else {
+    let Boarding::Starts(_, start) = lookup.shared.flights.board(&design, None, || None::<()>) else {
         panic!("nothing is under way yet")
     };
     let landing = Landing::new(lookup.shared.clone(), design, None, start);
