@@ -1,5 +1,6 @@
 //! JSON that can be read in one way only: no name twice in an object (RFC 8259, section 4, leaves open which one counts).
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
@@ -13,6 +14,33 @@ use serde_json::{Map, Value};
 /// If it is no JSON, is nested more than 128 deep, or has a name twice in an object.
 pub fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
     serde_json::from_slice(text).map(|Unambiguous(value)| value)
+}
+
+/// Something stands where an object or a place in a list should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("of the wrong type")]
+pub struct WrongType;
+
+/// What a JSON pointer (RFC 6901) leads to. A member that is not there, or null, is absent.
+///
+/// # Errors
+///
+/// [`WrongType`] if what stands in the way has no members, or if a list has no such place: unlike what is absent, that is a mistake.
+pub fn find<'v>(value: &'v Value, pointer: &str) -> Result<Option<&'v Value>, WrongType> {
+    let mut at = value;
+    for part in pointer.split('/').skip(1) {
+        let key =
+            if part.contains('~') { part.replace("~1", "/").replace("~0", "~").into() } else { Cow::Borrowed(part) };
+        let next = match at {
+            Value::Object(members) => members.get(&*key),
+            Value::Array(items) => items.get(key.parse::<usize>().map_err(|_| WrongType)?),
+            Value::Null => None,
+            _ => return Err(WrongType),
+        };
+        let Some(next) = next else { return Ok(None) };
+        at = next;
+    }
+    Ok(Some(at).filter(|value| !value.is_null()))
 }
 
 struct Unambiguous(Value);
@@ -90,6 +118,20 @@ mod tests {
             let read = parse(text.as_bytes()).ok();
             assert_eq!(read, serde_json::from_str::<Value>(text).ok(), "{text}");
             assert!(read.is_some(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_stands_in_the_way_of_a_pointer_is_no_absence() {
+        let value = serde_json::json!({ "a": { "b/c": [1, { "~": "x" }], "n": null }, "s": "text" });
+        assert_eq!(find(&value, "/a/b~1c/0"), Ok(Some(&1.into())));
+        assert_eq!(find(&value, "/a/b~1c/1/~0"), Ok(Some(&"x".into())));
+        assert_eq!(find(&value, ""), Ok(Some(&value)));
+        for absent in ["/b", "/b/c", "/a/n", "/a/n/x", "/a/b~1c/2", "/a/"] {
+            assert_eq!(find(&value, absent), Ok(None), "{absent}");
+        }
+        for wrong in ["/s/x", "/a/b~1c/x", "/a/b~1c/0/x", "/a/b~1c/-1"] {
+            assert_eq!(find(&value, wrong), Err(WrongType), "{wrong}");
         }
     }
 

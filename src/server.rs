@@ -115,11 +115,12 @@ impl Server {
             &clock,
             &mut registry,
         );
+        let designs = Arc::new(Designs::new(config.designs, clock.clone()));
         let layer = ExportGateLayer::new(Parts {
             routes: config.routes,
             policy: config.policy.clone(),
             verifier: verifier.clone(),
-            designs: Designs::new(config.designs),
+            designs: designs.clone(),
             ledger: ledger.clone(),
             clock,
             answers: config.answers,
@@ -128,10 +129,12 @@ impl Server {
         layer.register_metrics(&mut registry);
         ledger.register_metrics(&mut registry);
         verifier.register_metrics(&mut registry);
+        designs.register_metrics(&mut registry);
         let generation = Gauge::<i64>::default();
         generation.set(1);
         registry.register("exportgate_config_generation", "How often configuration was taken over", generation);
-        let admin = Arc::new(Admin::new(&config.admin, config.policy, ledger.clone(), verifier.clone(), registry));
+        let (own_ledger, own_verifier) = (ledger.clone(), verifier.clone());
+        let admin = Arc::new(Admin::new(&config.admin, config.policy, own_ledger, own_verifier, designs, registry));
         Ok(Self { options: config.server, listener, admin_listener, layer, backends, admin, ledger, store, verifier })
     }
 

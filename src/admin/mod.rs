@@ -1,5 +1,6 @@
-//! What operators ask, on a listener of its own: health, readiness, metrics, usage by user.
+//! What operators ask, on a listener of its own: health, readiness, metrics, usage by user; and that a design's facts be forgotten.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use http_body_util::Full;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
+use crate::design::Designs;
 use crate::identity::Verifier;
 use crate::ledger::Ledger;
 use crate::policy::path::decoded;
@@ -38,6 +40,7 @@ pub struct Admin {
     policy: Policy,
     ledger: Arc<Ledger>,
     verifier: Arc<Verifier>,
+    designs: Arc<Designs>,
     registry: Registry,
 }
 
@@ -48,9 +51,10 @@ impl Admin {
         policy: Policy,
         ledger: Arc<Ledger>,
         verifier: Arc<Verifier>,
+        designs: Arc<Designs>,
         registry: Registry,
     ) -> Self {
-        Self { token: options.token.clone(), policy, ledger, verifier, registry }
+        Self { token: options.token.clone(), policy, ledger, verifier, designs, registry }
     }
 
     /// Answers one request.
@@ -60,7 +64,8 @@ impl Admin {
     /// None.
     pub async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
         let path = request.uri().path();
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let facts = facts_of(path).filter(|_| *request.method() == Method::DELETE);
+        if facts.is_none() && !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Ok(json_page(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": "only GET is answered" })));
         }
         Ok(match path {
@@ -73,11 +78,20 @@ impl Admin {
                 page
             }
             "/metrics" => self.metrics(),
+            _ if let Some(design) = facts => self.forget(&design),
             _ => match path.strip_prefix("/v1/usage/").map(decoded).filter(|user| !user.is_empty()) {
                 Some(user) => self.usage(&user, request.uri().query()),
                 None => json_page(StatusCode::NOT_FOUND, &json!({ "error": "there is no such page" })),
             },
         })
+    }
+
+    /// What the metadata service said of a design is asked for again.
+    fn forget(&self, design: &str) -> Response<Full<Bytes>> {
+        self.designs.forget(design);
+        let mut page = Response::default();
+        *page.status_mut() = StatusCode::NO_CONTENT;
+        page
     }
 
     /// Whether exports can be charged.
@@ -99,6 +113,7 @@ impl Admin {
     fn metrics(&self) -> Response<Full<Bytes>> {
         self.ledger.refresh_metrics();
         self.verifier.refresh_metrics();
+        self.designs.refresh_metrics();
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
             return json_page(StatusCode::INTERNAL_SERVER_ERROR, &json!({ "error": "metrics cannot be encoded" }));
@@ -154,6 +169,12 @@ impl Admin {
         let sent = request.headers().get(AUTHORIZATION).and_then(|field| field.as_bytes().strip_prefix(b"Bearer "));
         sent.is_some_and(|sent| aws_lc_rs::constant_time::verify_slices_are_equal(sent, token).is_ok())
     }
+}
+
+/// The design of `/v1/designs/{design}/facts`.
+fn facts_of(path: &str) -> Option<Cow<'_, str>> {
+    let design = path.strip_prefix("/v1/designs/")?.strip_suffix("/facts")?;
+    Some(decoded(design)).filter(|design| !design.is_empty())
 }
 
 /// As the claim may have it.

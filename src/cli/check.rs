@@ -5,6 +5,7 @@ use std::path::Path;
 use super::Failure;
 use super::table::table;
 use crate::config::Config;
+use crate::design::{Options, Source, UnknownDesign};
 use crate::gate::UnclassifiedFiles;
 use crate::policy::cost::{Asked, AskedFrom, Combine};
 use crate::policy::{Cost, Counts, Degrade, DesignFrom, Meter, OnExceed, Policy, Route};
@@ -55,6 +56,7 @@ pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
         .unknown_plan
         .map_or("is refused (403)".to_owned(), |plan| format!("counts as `{}`", config.policy.plans.name(plan)));
     anstream::println!("A token without a known plan {unknown}.");
+    anstream::println!("{}", designs(&config.designs));
     match config.gate.unclassified_files {
         UnclassifiedFiles::Observe => anstream::println!("Files on paths that no route knows leave, and are reported."),
         UnclassifiedFiles::Refuse => anstream::println!("Files on paths that no route knows are refused (403)."),
@@ -63,6 +65,29 @@ pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
         anstream::println!("SHADOW MODE: nothing is refused; what would be is reported.");
     }
     Ok(())
+}
+
+/// Who says what is in a design, and what if nobody does.
+fn designs(options: &Options) -> String {
+    let sources: Vec<String> = options
+        .sources
+        .iter()
+        .map(|source| match (source, &options.service) {
+            (Source::Claim, _) => "the token".to_owned(),
+            (Source::Header, _) if options.trusted_hops.is_empty() => {
+                format!("{} (but no hop is trusted)", options.header)
+            }
+            (Source::Header, _) => format!("{} from trusted hops", options.header),
+            (Source::Service, Some(service)) => service.url.to_string(),
+            (source, _) => source.as_str().to_owned(),
+        })
+        .collect();
+    let unknown = match options.unknown_design {
+        UnknownDesign::Ai => "counts as an AI design",
+        UnknownDesign::Plain => "counts as one without AI",
+        UnknownDesign::Refuse => "is refused (503)",
+    };
+    format!("What is in a design says: {}. One that nobody knows {unknown}.", sources.join(", else "))
 }
 
 fn price(meter: &Meter) -> String {

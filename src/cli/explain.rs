@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use super::{Failure, block_on, load};
 use crate::clock::SystemClock;
 use crate::config::Config;
-use crate::design::Designs;
+use crate::design::{Designs, Facts};
 use crate::identity::{Caller, TokenError, Verifier};
 use crate::policy::cost::Request;
 use crate::policy::{Action, Delivers, Demand, Export, Limit, Match, OnExceed, Policy, Rule, SessionUse, Undecided};
@@ -131,16 +131,15 @@ async fn explain(
         steps.step("design", "the request does not say which");
         return Ok("refused with 400; nothing is charged".into());
     };
-    let facts = match Designs::new(config.designs.clone()).facts(design, &caller, headers, arguments.peer) {
+    let designs = Designs::new(config.designs.clone(), Arc::new(SystemClock::new()));
+    let facts = match designs.facts(design, &caller, headers, arguments.peer).await {
         Ok(facts) => facts,
         Err(unknown) => {
             steps.step("design", &unknown.to_string());
             return Ok("refused with 503; nothing is charged".into());
         }
     };
-    let kind = if facts.ai { "an AI design" } else { "a design without AI" };
-    let features = if facts.features.is_empty() { "none".to_owned() } else { facts.features.join(", ") };
-    steps.step("design", &format!("{kind}: features {features} (from {})", facts.source.as_str()));
+    steps.step("design", &described(&facts));
 
     let export = Export {
         action: route.action,
@@ -209,6 +208,15 @@ async fn identify(
             () = fetching => Ok(Err(TokenError::KeysUnavailable)),
         },
     }
+}
+
+/// `an AI design: features logo (from service, 12 ms old)`
+fn described(facts: &Facts) -> String {
+    let kind = if facts.ai { "an AI design" } else { "a design without AI" };
+    let features = if facts.features.is_empty() { "none".to_owned() } else { facts.features.join(", ") };
+    let age = facts.age.map(|age| format!(", {} ms old", age.as_millis())).unwrap_or_default();
+    let trouble = facts.trouble.as_ref().map(|why| format!("; the metadata service: {why}")).unwrap_or_default();
+    format!("{kind}: features {features} (from {}{age}){trouble}", facts.source.as_str())
 }
 
 fn charge(demand: &Demand, policy: &Policy, plan: &str) -> String {

@@ -1,6 +1,7 @@
 //! From what is written to each part's options. Collects all problems rather than stopping at the first.
 
 mod costs;
+mod designs;
 mod identity;
 mod meters;
 mod routes;
@@ -11,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::HeaderName;
-use ipnet::IpNet;
 
 use super::Environment;
 use super::problem::Problem;
@@ -117,7 +117,7 @@ pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> 
         });
     }
 
-    let designs = designs(&raw.designs, &mut problems);
+    let designs = designs::options(&raw.designs, surroundings, &mut problems);
     let upstreams =
         raw.upstreams.iter().map(|(name, raw)| upstream_options(name, raw, &designs, &mut problems)).collect();
     let policy = meters::policy(&raw, &mut problems);
@@ -338,44 +338,6 @@ fn origin(endpoint: &str) -> Result<net::Origin, &'static str> {
     let url: net::Url = endpoint.parse().map_err(|_| FORM)?;
     let origin = url.plain_origin().ok_or("TLS to upstreams is not built yet: write http://HOST:PORT")?;
     if url.target() == "/" { Ok(origin) } else { Err(FORM) }
-}
-
-fn designs(raw: &raw::Designs, problems: &mut Problems) -> design::Options {
-    let mut trusted_hops = Vec::new();
-    for (index, hop) in raw.trusted_hops.iter().enumerate() {
-        let network = hop.parse::<IpNet>().or_else(|_| hop.parse::<std::net::IpAddr>().map(IpNet::from));
-        match network {
-            Ok(network) => trusted_hops.push(network),
-            Err(_) => {
-                let path = ["designs", "trusted_hops", &index.to_string()];
-                let problem = Problem::at(&path, format!("`{hop}` is neither a network nor an address"));
-                problems.add(problem.help("write e.g. \"10.0.0.0/8\" or \"::1\""));
-            }
-        }
-    }
-    design::Options {
-        sources: raw
-            .sources
-            .iter()
-            .map(|source| match source {
-                raw::DesignSource::Claim => design::Source::Claim,
-                raw::DesignSource::Header => design::Source::Header,
-            })
-            .collect(),
-        header: header(&raw.header, &["designs", "header"], problems)
-            .unwrap_or(HeaderName::from_static("x-design-ai-features")),
-        version_header: raw
-            .version_header
-            .as_ref()
-            .and_then(|name| header(name, &["designs", "version_header"], problems)),
-        trusted_hops,
-        unknown_design: match raw.unknown_design {
-            raw::UnknownDesign::Ai => design::UnknownDesign::Ai,
-            raw::UnknownDesign::Plain => design::UnknownDesign::Plain,
-            raw::UnknownDesign::Refuse => design::UnknownDesign::Refuse,
-        },
-        ai_features: raw.ai_features.clone(),
-    }
 }
 
 fn address(text: &str, path: &[&str], problems: &mut Problems) -> SocketAddr {

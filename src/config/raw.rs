@@ -1,5 +1,6 @@
 //! The vocabulary of the configuration file, as it is written. Its rustdoc is what editors show: it goes into the JSON schema.
 
+mod designs;
 mod identity;
 mod meters;
 
@@ -9,6 +10,7 @@ use schemars::JsonSchema;
 use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer};
 
+pub(super) use designs::*;
 pub(super) use identity::*;
 pub(super) use meters::*;
 
@@ -125,61 +127,6 @@ pub(super) struct Upstream {
     /// How long an unused connection is kept; less than the backend keeps it.
     #[serde(default = "four_seconds")]
     pub(super) idle_timeout: DurationText,
-}
-
-/// How to know whether a design uses AI features.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct Designs {
-    /// Whom to ask, in order; the first that knows decides.
-    pub(super) sources: Vec<DesignSource>,
-    /// The header that a trusted hop sets: feature names between commas; empty means none.
-    pub(super) header: String,
-    /// The header by which a trusted hop says which version of the design it is: a session covers one version.
-    pub(super) version_header: Option<String>,
-    /// Networks whose headers are believed, e.g. `10.0.0.0/8`.
-    pub(super) trusted_hops: Vec<String>,
-    /// What to do when no source knows.
-    pub(super) unknown_design: UnknownDesign,
-    /// Features that make a design an AI design.
-    pub(super) ai_features: Vec<String>,
-}
-
-impl Default for Designs {
-    fn default() -> Self {
-        let features =
-            ["ai-image", "logo", "sticker", "coloring-page", "virtual-model", "product-beautifier", "product-staging"];
-        Self {
-            sources: vec![DesignSource::Claim, DesignSource::Header],
-            header: "x-design-ai-features".into(),
-            version_header: None,
-            trusted_hops: Vec::new(),
-            unknown_design: UnknownDesign::Refuse,
-            ai_features: features.map(str::to_owned).to_vec(),
-        }
-    }
-}
-
-/// Who knows about a design.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum DesignSource {
-    /// A claim of the token.
-    Claim,
-    /// A header of a trusted hop.
-    Header,
-}
-
-/// What to do when no source knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum UnknownDesign {
-    /// Count it as an AI design.
-    Ai,
-    /// Count it as one without AI.
-    Plain,
-    /// Answer 503, charge nothing.
-    Refuse,
 }
 
 /// Which requests are which action.

@@ -1,15 +1,42 @@
 //! What is in the design: whether it uses AI features (counting rules, section 5).
 //!
 //! Sources are asked in the configured order; the first that knows decides. A claim speaks only for the design that the token
-//! names, if it names one; a header only if a trusted hop sent it. The metadata service will be a third source here.
+//! names, if it names one; a header only if a trusted hop sent it; the metadata service is asked over HTTP:
+//!
+//! 1. `cache.rs` knows what the service said before: fresh, stale, that it does not know the design, or that it failed.
+//! 2. `flights.rs` lets all who want to know the same wait for one fetch, in a task of its own.
+//! 3. `service.rs` says what is asked, and reads the answer strictly.
+//! 4. `lookup.rs` puts the three together: that is the way of a request.
+//!
+//! A successful save of a design makes what is known of it a thing of the past ([`Designs::forget`]). Only exports wait for the
+//! service, and none for longer than a fetch may take.
+
+mod cache;
+mod features;
+mod flights;
+mod lookup;
+mod metrics;
+mod service;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
+use prometheus_client::registry::Registry;
 
+use crate::clock::Clock;
 use crate::identity::Caller;
+
+pub use cache::Times;
+pub use features::{Options as FeatureOptions, UnknownFeature};
+pub use service::{BadTemplate, Options as ServiceOptions, Template};
+
+use cache::Answer;
+use features::Features;
+use lookup::Lookup;
+use metrics::Metrics;
 
 /// What can be set about design facts.
 #[derive(Debug, Clone)]
@@ -22,10 +49,12 @@ pub struct Options {
     pub version_header: Option<HeaderName>,
     /// Who may set these.
     pub trusted_hops: Vec<IpNet>,
+    /// The metadata service, if it is one of the sources.
+    pub service: Option<ServiceOptions>,
     /// What to do when no source knows.
     pub unknown_design: UnknownDesign,
-    /// The names of features that make a design an AI design. Others do not.
-    pub ai_features: Vec<String>,
+    /// Which features make a design an AI design.
+    pub features: FeatureOptions,
 }
 
 /// Who knows about a design.
@@ -35,6 +64,8 @@ pub enum Source {
     Claim,
     /// A request header of a trusted hop.
     Header,
+    /// The metadata service.
+    Service,
     /// Nobody: `unknown_design` decided.
     Default,
 }
@@ -45,6 +76,7 @@ impl Source {
         match self {
             Self::Claim => "claim",
             Self::Header => "header",
+            Self::Service => "service",
             Self::Default => "unknown_design",
         }
     }
@@ -67,36 +99,62 @@ pub struct Facts {
     /// Whether it uses an AI feature.
     pub ai: bool,
     /// The features, as the source names them.
-    pub features: Vec<String>,
+    pub features: Arc<[String]>,
     /// Who said so.
     pub source: Source,
+    /// How old that is, if the metadata service said so.
+    pub age: Option<Duration>,
+    /// Whether it is older than it should be: the service is being asked again, or could not be.
+    pub stale: bool,
     /// The version of the design, if somebody says so.
     pub version: Option<Arc<str>>,
+    /// Why the metadata service could not be asked, if that is so.
+    pub trouble: Option<Arc<str>>,
 }
 
 /// No source knows the design, and `unknown_design` is `refuse`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no source knows which AI features the design uses")]
-pub struct Unknown;
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no source knows which AI features the design uses{}", .trouble.as_ref().map(|why| format!("; the metadata service: {why}")).unwrap_or_default())]
+pub struct Unknown {
+    /// Why the metadata service could not be asked, if that is so.
+    pub trouble: Option<Arc<str>>,
+}
 
-/// Finds out what is in a design.
+/// Finds out what is in a design. What it fetches ends when it is dropped.
 #[derive(Debug)]
 pub struct Designs {
-    options: Options,
+    sources: Vec<Source>,
+    header: HeaderName,
+    version_header: Option<HeaderName>,
+    trusted_hops: Vec<IpNet>,
+    unknown_design: UnknownDesign,
+    features: Features,
+    service: Option<Lookup>,
+    metrics: Arc<Metrics>,
 }
 
 impl Designs {
     /// Facts from the sources of `options`.
-    pub fn new(options: Options) -> Self {
-        Self { options }
+    pub fn new(options: Options, clock: Arc<dyn Clock>) -> Self {
+        let metrics = Arc::<Metrics>::default();
+        Self {
+            sources: options.sources,
+            header: options.header,
+            version_header: options.version_header,
+            trusted_hops: options.trusted_hops,
+            unknown_design: options.unknown_design,
+            features: Features::new(options.features, metrics.clone()),
+            service: options.service.map(|service| Lookup::new(service, metrics.clone(), clock)),
+            metrics,
+        }
     }
 
-    /// What is known of a design.
+    /// What is known of a design. Takes no longer than a fetch from the metadata service may. To be called within a tokio runtime.
     ///
     /// # Errors
     ///
     /// [`Unknown`] if no source knows and unknown designs are to be refused.
-    pub fn facts(
+    pub async fn facts(
         &self,
         design: &str,
         caller: &Caller,
@@ -104,43 +162,82 @@ impl Designs {
         peer: Option<IpAddr>,
     ) -> Result<Facts, Unknown> {
         let version = self.version(design, caller, headers, peer);
-        let known = self.options.sources.iter().find_map(|&source| {
-            let features = match source {
-                Source::Claim => claimed(design, caller),
-                Source::Header => self.sent_by_trusted_hop(headers, peer),
-                Source::Default => None,
+        let mut trouble = None;
+        for &source in &self.sources {
+            let known = match (source, &self.service) {
+                (Source::Claim, _) => claimed(design, caller),
+                (Source::Header, _) => self.sent_by_trusted_hop(headers, peer),
+                (Source::Service, Some(service)) => match service.find(design, version.as_ref()).await {
+                    Answer::Known { described, age, stale } => {
+                        let ai = self.features.are_ai(&described.features);
+                        let version = version.or(described.version);
+                        let features = described.features;
+                        return Ok(Facts { ai, features, source, age: Some(age), stale, version, trouble });
+                    }
+                    Answer::Nothing => None,
+                    Answer::Failed(why) => {
+                        trouble = Some(why);
+                        None
+                    }
+                },
+                (Source::Service | Source::Default, _) => None,
             };
-            Some((features?, source))
-        });
-        if let Some((features, source)) = known {
-            let ai = features.iter().any(|feature| self.options.ai_features.contains(feature));
-            return Ok(Facts { ai, features, source, version });
+            if let Some(features) = known {
+                let ai = self.features.are_ai(&features);
+                let features = if features.is_empty() { Arc::default() } else { features.into() };
+                return Ok(Facts { ai, features, source, age: None, stale: false, version, trouble });
+            }
         }
-        let ai = match self.options.unknown_design {
+        let ai = match self.unknown_design {
             UnknownDesign::Ai => true,
             UnknownDesign::Plain => false,
-            UnknownDesign::Refuse => return Err(Unknown),
+            UnknownDesign::Refuse => return Err(Unknown { trouble }),
         };
-        Ok(Facts { ai, features: Vec::new(), source: Source::Default, version })
+        let source = Source::Default;
+        Ok(Facts { ai, features: Arc::default(), source, age: None, stale: false, version, trouble })
+    }
+
+    /// Forgets what the metadata service said of a design: it is another one now.
+    pub fn forget(&self, design: &str) {
+        if let Some(service) = &self.service {
+            service.forget(design);
+        }
+    }
+
+    /// What the metadata service said of a design may be of the past: it is asked again, and what it said counts if that fails.
+    pub fn doubt(&self, design: &str) {
+        if let Some(service) = &self.service {
+            service.doubt(design);
+        }
+    }
+
+    /// Adds what is counted to a registry.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+    }
+
+    /// Brings those metrics up to date that are not counted as things happen.
+    pub fn refresh_metrics(&self) {
+        self.metrics.observe(self.service.as_ref().map_or(0, Lookup::cache_bytes));
     }
 
     /// Whether `peer` is a trusted hop.
     fn trusts(&self, peer: IpAddr) -> bool {
-        self.options.trusted_hops.iter().any(|net| net.contains(&peer.to_canonical()))
+        self.trusted_hops.iter().any(|net| net.contains(&peer.to_canonical()))
     }
 
     /// By claim, else by the header of a trusted hop.
     fn version(&self, design: &str, caller: &Caller, headers: &HeaderMap, peer: Option<IpAddr>) -> Option<Arc<str>> {
         let claimed = caller.design_version.clone().filter(|_| speaks_for(caller, design));
         claimed.or_else(|| {
-            let field = headers.get(self.options.version_header.as_ref()?)?;
+            let field = headers.get(self.version_header.as_ref()?)?;
             let trusted = peer.is_some_and(|peer| self.trusts(peer));
             field.to_str().ok().filter(|version| trusted && !version.is_empty()).map(Arc::from)
         })
     }
 
     fn sent_by_trusted_hop(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Option<Vec<String>> {
-        let mut fields = headers.get_all(&self.options.header).iter().peekable();
+        let mut fields = headers.get_all(&self.header).iter().peekable();
         fields.peek().filter(|_| peer.is_some_and(|peer| self.trusts(peer)))?;
         // A field that is not text cannot be understood, and so nothing is known.
         let fields: Vec<&str> = fields.map(|field| field.to_str().ok()).collect::<Option<_>>()?;
@@ -164,6 +261,7 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
+    use crate::clock::SystemClock;
     use crate::identity::{Algorithm, SignedBy};
     use crate::policy::Who;
 
@@ -171,14 +269,16 @@ mod tests {
     const VERSION: HeaderName = HeaderName::from_static("x-design-version");
 
     fn designs(sources: &[Source], unknown_design: UnknownDesign) -> Designs {
-        Designs::new(Options {
+        let options = Options {
             sources: sources.to_vec(),
             header: HEADER,
             version_header: Some(VERSION),
             trusted_hops: vec!["10.0.0.0/8".parse().unwrap()],
+            service: None,
             unknown_design,
-            ai_features: vec!["logo".into(), "virtual-model".into()],
-        })
+            features: FeatureOptions { ai: vec!["logo".into(), "virtual-model".into()], ..FeatureOptions::default() },
+        };
+        Designs::new(options, Arc::new(SystemClock::new()))
     }
 
     fn caller(features: Option<&[&str]>, design: Option<&str>) -> Caller {
@@ -197,64 +297,66 @@ mod tests {
         HeaderMap::from_iter([(HEADER, HeaderValue::from_static(value))])
     }
 
+    fn facts(
+        designs: &Designs,
+        design: &str,
+        caller: &Caller,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+    ) -> Result<Facts, Unknown> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(designs.facts(design, caller, headers, peer))
+    }
+
+    const NOBODY: Unknown = Unknown { trouble: None };
     const HOP: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 2, 3)));
     const STRANGER: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));
     const BOTH: [Source; 2] = [Source::Claim, Source::Header];
 
     #[test]
-    fn a_design_is_ai_if_one_of_its_features_is() {
-        let designs = designs(&BOTH, UnknownDesign::Refuse);
-        let ai =
-            |features: &[&str]| designs.facts("d", &caller(Some(features), None), &HeaderMap::new(), None).unwrap().ai;
-        assert!(ai(&["crop", "logo"]));
-        assert!(!ai(&["crop"]), "not a feature that counts as AI");
-        assert!(!ai(&[]), "an empty list means plain");
-    }
-
-    #[test]
     fn a_claim_speaks_only_for_the_design_that_the_token_names() {
         let designs = designs(&BOTH, UnknownDesign::Refuse);
-        let facts = |named| designs.facts("d1", &caller(Some(&[]), named), &HeaderMap::new(), None);
-        assert!(facts(Some("d1")).is_ok());
-        assert!(facts(None).is_ok());
-        assert_eq!(facts(Some("d2")), Err(Unknown));
+        let known = |named| facts(&designs, "d1", &caller(Some(&[]), named), &HeaderMap::new(), None);
+        assert!(known(Some("d1")).is_ok());
+        assert!(known(None).is_ok());
+        assert_eq!(known(Some("d2")), Err(NOBODY));
     }
 
     #[test]
     fn a_header_is_believed_from_a_trusted_hop_only() {
         let designs = designs(&BOTH, UnknownDesign::Refuse);
-        let facts = |peer| designs.facts("d", &caller(None, None), &header("crop, logo"), peer);
-        assert_eq!(facts(HOP).unwrap().source, Source::Header);
-        assert!(facts(HOP).unwrap().ai);
-        assert_eq!(facts(STRANGER), Err(Unknown));
-        assert_eq!(facts(None), Err(Unknown));
-        let empty = designs.facts("d", &caller(None, None), &header(""), HOP).unwrap();
+        let known = |peer| facts(&designs, "d", &caller(None, None), &header("crop, logo"), peer);
+        assert_eq!(known(HOP).unwrap().source, Source::Header);
+        assert!(known(HOP).unwrap().ai);
+        assert_eq!(known(STRANGER), Err(NOBODY));
+        assert_eq!(known(None), Err(NOBODY));
+        let empty = facts(&designs, "d", &caller(None, None), &header(""), HOP).unwrap();
         assert_eq!((empty.ai, empty.source), (false, Source::Header));
     }
 
     #[test]
     fn the_first_source_that_knows_decides() {
         let both = caller(Some(&["logo"]), None);
-        let facts = |sources: [Source; 2]| {
-            designs(&sources, UnknownDesign::Refuse).facts("d", &both, &header(""), HOP).unwrap()
+        let known = |sources: [Source; 2]| {
+            facts(&designs(&sources, UnknownDesign::Refuse), "d", &both, &header(""), HOP).unwrap()
         };
-        assert_eq!(facts([Source::Claim, Source::Header]).source, Source::Claim);
-        assert_eq!(facts([Source::Header, Source::Claim]).source, Source::Header);
+        assert_eq!(known([Source::Claim, Source::Header]).source, Source::Claim);
+        assert_eq!(known([Source::Header, Source::Claim]).source, Source::Header);
     }
 
     #[test]
     fn a_design_that_nobody_knows_is_treated_as_configured() {
-        let facts = |unknown| designs(&BOTH, unknown).facts("d", &caller(None, None), &HeaderMap::new(), None);
-        assert!(facts(UnknownDesign::Ai).unwrap().ai);
-        assert!(!facts(UnknownDesign::Plain).unwrap().ai);
-        assert_eq!(facts(UnknownDesign::Refuse), Err(Unknown));
+        let known = |unknown| facts(&designs(&BOTH, unknown), "d", &caller(None, None), &HeaderMap::new(), None);
+        assert!(known(UnknownDesign::Ai).unwrap().ai);
+        assert!(!known(UnknownDesign::Plain).unwrap().ai);
+        assert_eq!(known(UnknownDesign::Refuse), Err(NOBODY));
     }
 
     #[test]
     fn a_version_is_known_by_claim_for_its_design_or_by_header_from_a_trusted_hop() {
         let designs = designs(&BOTH, UnknownDesign::Plain);
         let sent = HeaderMap::from_iter([(VERSION, HeaderValue::from_static("7"))]);
-        let version = |caller: &Caller, peer| designs.facts("d1", caller, &sent, peer).unwrap().version;
+        let version = |caller: &Caller, peer| facts(&designs, "d1", caller, &sent, peer).unwrap().version;
         let plain = caller(None, None);
         assert_eq!(version(&plain, HOP).as_deref(), Some("7"));
         assert_eq!(version(&plain, STRANGER), None);

@@ -85,8 +85,8 @@ impl Gate {
         let target = Target::of(head, found);
         let key = idempotency_key(&head.headers)?;
 
-        let facts = self.parts.designs.facts(design, &caller, &head.headers, peer);
-        let facts = facts.map_err(|_| Refusal::UnknownDesign)?;
+        let facts = self.parts.designs.facts(design, &caller, &head.headers, peer).await;
+        let facts = facts.inspect_err(|unknown| record.detail(unknown)).map_err(|_| Refusal::UnknownDesign)?;
         let route = &*found.route;
         let export = Export {
             action: route.action,

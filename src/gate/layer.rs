@@ -29,7 +29,7 @@ pub struct Parts {
     /// Who is asking.
     pub verifier: Arc<Verifier>,
     /// What is in a design.
-    pub designs: Designs,
+    pub designs: Arc<Designs>,
     /// What has been used.
     pub ledger: Arc<Ledger>,
     /// What time it is.

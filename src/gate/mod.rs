@@ -17,6 +17,7 @@ mod pace;
 mod record;
 mod refusal;
 mod resume;
+mod saves;
 mod service;
 mod upload;
 

@@ -142,6 +142,7 @@ impl Record {
             ai = facts.map(|facts| facts.ai),
             features,
             features_from = facts.map(|facts| facts.source.as_str()),
+            features_age_ms = facts.and_then(|facts| facts.age).map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             meters = fields.meters,
             degraded = fields.degraded,
             would_deny = fields.would_deny,

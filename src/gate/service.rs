@@ -25,6 +25,7 @@ use super::pace::Pace;
 use super::record::Record;
 use super::refusal::{Outcome, Refusal};
 use super::resume::{Pending, Target, beginning_of};
+use super::saves::Save;
 use super::upload::Upload;
 use crate::identity::TokenError;
 use crate::ledger::{Admission, Charge, ChargeRequest, Why};
@@ -77,7 +78,10 @@ where
             Match::Unmatched => {
                 gate.metrics.count(None, Outcome::Unmatched);
                 let watched = Unclassified::of(gate, &request);
-                return ResponseFuture::forwarded(self.inner.call(request.map(Upload::new)), Some(watched));
+                return ResponseFuture::forwarded(
+                    self.inner.call(request.map(Upload::new)),
+                    Watched::Unclassified(watched),
+                );
             }
             Match::Misread(misread) => {
                 ensure_request_id(request.headers_mut());
@@ -96,7 +100,8 @@ where
                 request = gate.leave_export_screen(&found, request);
             }
             gate.parts.verifier.strip_token(request.uri_mut());
-            return ResponseFuture::forwarded(self.inner.call(request.map(Upload::new)), None);
+            let watched = Save::of(gate, &found, &request).map_or(Watched::Nothing, Watched::Save);
+            return ResponseFuture::forwarded(self.inner.call(request.map(Upload::new)), watched);
         }
         // The clone takes the place of the service that was polled ready: that one serves this request.
         let clone = self.inner.clone();
@@ -374,6 +379,28 @@ fn ensure_request_id(headers: &mut HeaderMap) -> HeaderValue {
     id
 }
 
+/// What the gate wants to know of an answer that it forwards.
+#[derive(Default)]
+enum Watched {
+    #[default]
+    Nothing,
+    /// Whether it is a file.
+    Unclassified(Unclassified),
+    /// Whether a design was saved.
+    Save(Save),
+}
+
+impl Watched {
+    fn look_at<R: Body>(self, answer: Response<R>) -> Response<GateBody<R>> {
+        match self {
+            Self::Unclassified(unclassified) => return unclassified.look_at(answer),
+            Self::Save(save) => save.answered(&answer),
+            Self::Nothing => {}
+        }
+        answer.map(GateBody::forwarded)
+    }
+}
+
 pin_project! {
     /// The answer to come. Only exports are boxed; what goes through untouched costs no allocation.
     pub struct ResponseFuture<F, R, E> {
@@ -385,14 +412,14 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<F, R, E> {
-        Forwarded { #[pin] future: F, watched: Option<Unclassified> },
+        Forwarded { #[pin] future: F, watched: Watched },
         Export { future: Pin<Box<dyn Future<Output = Result<Response<GateBody<R>>, E>> + Send>> },
         Own { answer: Option<Response<Full<Bytes>>> },
     }
 }
 
 impl<F, R, E> ResponseFuture<F, R, E> {
-    fn forwarded(future: F, watched: Option<Unclassified>) -> Self {
+    fn forwarded(future: F, watched: Watched) -> Self {
         Self { state: State::Forwarded { future, watched } }
     }
 
@@ -416,10 +443,7 @@ where
         match self.project().state.project() {
             StateProjection::Forwarded { future, watched } => {
                 let answer = ready!(future.poll(cx))?;
-                Poll::Ready(Ok(match watched.take() {
-                    Some(watched) => watched.look_at(answer),
-                    None => answer.map(GateBody::forwarded),
-                }))
+                Poll::Ready(Ok(std::mem::take(watched).look_at(answer)))
             }
             StateProjection::Export { future } => future.as_mut().poll(cx),
             StateProjection::Own { answer } => {

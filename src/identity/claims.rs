@@ -1,12 +1,12 @@
 //! From claims to a caller.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::{SignedBy, TokenError};
+use crate::json::{self, WrongType};
 use crate::policy::{Anchor, Platform, Who};
 
 /// Who is asking, as a verified token says.
@@ -112,23 +112,8 @@ impl ClaimPointers {
     }
 }
 
-/// What a JSON pointer points to; a member that is not there, or null, is absent. What stands in its way and is no object is of the
-/// wrong type, and so is what is no place in a list.
 fn find<'c>(claims: &'c Value, pointer: &str, name: &'static str) -> Result<Option<&'c Value>, TokenError> {
-    let mut at = claims;
-    for part in pointer.split('/').skip(1) {
-        let key =
-            if part.contains('~') { part.replace("~1", "/").replace("~0", "~").into() } else { Cow::Borrowed(part) };
-        let next = match at {
-            Value::Object(members) => members.get(&*key),
-            Value::Array(items) => items.get(key.parse::<usize>().map_err(|_| TokenError::ClaimType(name))?),
-            Value::Null => None,
-            _ => return Err(TokenError::ClaimType(name)),
-        };
-        let Some(next) = next else { return Ok(None) };
-        at = next;
-    }
-    Ok(Some(at).filter(|value| !value.is_null()))
+    json::find(claims, pointer).map_err(|WrongType| TokenError::ClaimType(name))
 }
 
 /// What a subject is called: text that is not empty, or a whole number.

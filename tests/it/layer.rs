@@ -39,7 +39,7 @@ fn gate() -> (ExportGateLayer, Arc<Ledger>) {
         routes: config.routes,
         policy: config.policy,
         verifier: Verifier::new(config.identity, clock.clone()).unwrap().into(),
-        designs: Designs::new(config.designs),
+        designs: Designs::new(config.designs, clock.clone()).into(),
         ledger: ledger.clone(),
         clock,
         answers: config.answers,

@@ -11,6 +11,7 @@ mod configuration;
 mod contention;
 mod delivery;
 mod demo;
+mod designs;
 mod durability;
 mod exceed;
 mod forwarding;

@@ -1,0 +1,188 @@
+//! How to know what is in a design.
+
+use http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
+
+use crate::config::problem::Problem;
+use crate::config::raw;
+use crate::design::{
+    BadTemplate, FeatureOptions, Options, ServiceOptions, Source, Template, Times, UnknownDesign, UnknownFeature,
+};
+use crate::net::Trust;
+
+use super::{Problems, Surroundings, header, positive};
+
+const TABLE: [&str; 2] = ["designs", "service"];
+/// In less than this answers would not be remembered at all.
+const LEAST_CACHE: u32 = 1 << 20;
+const MOST_AT_ONCE: u32 = 10_000;
+
+pub(super) fn options(raw: &raw::Designs, surroundings: Surroundings<'_>, problems: &mut Problems) -> Options {
+    let mut trusted_hops = Vec::new();
+    for (index, hop) in raw.trusted_hops.iter().enumerate() {
+        let network = hop.parse::<IpNet>().or_else(|_| hop.parse::<std::net::IpAddr>().map(IpNet::from));
+        match network {
+            Ok(network) => trusted_hops.push(network),
+            Err(_) => {
+                let path = ["designs", "trusted_hops", &index.to_string()];
+                let problem = Problem::at(&path, format!("`{hop}` is neither a network nor an address"));
+                problems.add(problem.help("write e.g. \"10.0.0.0/8\" or \"::1\""));
+            }
+        }
+    }
+    Options {
+        sources: raw
+            .sources
+            .iter()
+            .map(|source| match source {
+                raw::DesignSource::Claim => Source::Claim,
+                raw::DesignSource::Header => Source::Header,
+                raw::DesignSource::Service => Source::Service,
+            })
+            .collect(),
+        header: header(&raw.header, &["designs", "header"], problems)
+            .unwrap_or(HeaderName::from_static("x-design-ai-features")),
+        version_header: raw
+            .version_header
+            .as_ref()
+            .and_then(|name| header(name, &["designs", "version_header"], problems)),
+        trusted_hops,
+        service: service(raw, surroundings, problems),
+        unknown_design: match raw.unknown_design {
+            raw::UnknownDesign::Ai => UnknownDesign::Ai,
+            raw::UnknownDesign::Plain => UnknownDesign::Plain,
+            raw::UnknownDesign::Refuse => UnknownDesign::Refuse,
+        },
+        features: features(raw, problems),
+    }
+}
+
+fn features(raw: &raw::Designs, problems: &mut Problems) -> FeatureOptions {
+    for (index, name) in raw.plain_features.iter().enumerate().filter(|(_, name)| raw.ai_features.contains(name)) {
+        let path = ["designs", "plain_features", &index.to_string()];
+        let problem = Problem::at(&path, format!("`{name}` is in ai_features as well"));
+        problems.add(problem.help("keep it in one of the lists"));
+    }
+    FeatureOptions {
+        ai: raw.ai_features.clone(),
+        plain: raw.plain_features.clone(),
+        unknown: match raw.unknown_feature {
+            raw::UnknownFeature::Ai => UnknownFeature::Ai,
+            raw::UnknownFeature::Plain => UnknownFeature::Plain,
+        },
+    }
+}
+
+/// The service, which must be both described and asked.
+fn service(raw: &raw::Designs, surroundings: Surroundings<'_>, problems: &mut Problems) -> Option<ServiceOptions> {
+    let source = raw.sources.iter().position(|source| *source == raw::DesignSource::Service);
+    match (source, &raw.service) {
+        (None, None) => None,
+        (Some(_), Some(service)) => service_options(service, surroundings, problems),
+        (Some(index), None) => {
+            let path = ["designs", "sources", &index.to_string()];
+            let problem = Problem::at(&path, "it is not said where the service is");
+            problems.add(problem.help("add service = { url = \"http://HOST:PORT/designs/{design}\" } to [designs]"));
+            None
+        }
+        (None, Some(_)) => {
+            let problem = Problem::at_key(&TABLE, "the service is not among the sources, so it would never be asked");
+            problems.add(problem.help("write sources = [\"claim\", \"header\", \"service\"], or remove it"));
+            None
+        }
+    }
+}
+
+fn service_options(
+    raw: &raw::DesignService,
+    surroundings: Surroundings<'_>,
+    problems: &mut Problems,
+) -> Option<ServiceOptions> {
+    let url = url(&raw.url, problems);
+    let mut duration = |key, value| positive(value, &path(key), problems);
+    let timeout = duration("timeout", raw.timeout);
+    let times = Times {
+        ttl: duration("ttl", raw.ttl),
+        negative_ttl: duration("negative_ttl", raw.negative_ttl),
+        error_ttl: duration("error_ttl", raw.error_ttl),
+        stale_while_revalidate: raw.stale_while_revalidate.0,
+        stale_if_error: raw.stale_if_error.0,
+    };
+    if times.stale_while_revalidate > times.stale_if_error {
+        let message = "an answer would be used for longer while it is fetched anew than if that fails";
+        let problem = Problem::at(&path("stale_while_revalidate"), message);
+        problems.add(problem.help("make it no longer than stale_if_error"));
+    }
+    if !(1..=MOST_AT_ONCE).contains(&raw.at_once) {
+        let problem = Problem::at(&path("at_once"), format!("{} is no number of fetches", raw.at_once));
+        problems.add(problem.help(format!("write 1 to {MOST_AT_ONCE}")));
+    }
+    if raw.cache_limit < LEAST_CACHE {
+        let problem = Problem::at(&path("cache_limit"), "this is too little memory to remember answers in");
+        problems.add(problem.help(format!("write at least {LEAST_CACHE} bytes")));
+    }
+    let pointers = [("pointer", Some(&raw.pointer)), ("version", raw.version.as_ref())];
+    for (key, pointer) in pointers.into_iter().filter_map(|(key, pointer)| Some((key, pointer?))) {
+        if !pointer.starts_with('/') {
+            let problem = Problem::at(&path(key), format!("`{pointer}` is no JSON pointer"));
+            problems.add(problem.help(format!("write \"/{pointer}\"")));
+        }
+    }
+    Some(ServiceOptions {
+        trust: trust(raw, surroundings, problems)?,
+        pointer: raw.pointer.clone(),
+        version: raw.version.clone(),
+        timeout,
+        times,
+        at_once: raw.at_once as usize,
+        cache_bytes: u64::from(raw.cache_limit),
+        authorization: authorization(raw, surroundings, problems),
+        url: url?,
+    })
+}
+
+fn path(key: &str) -> [&str; 3] {
+    let [designs, service] = TABLE;
+    [designs, service, key]
+}
+
+fn url(text: &str, problems: &mut Problems) -> Option<Template> {
+    let bad = match text.parse::<Template>() {
+        Ok(url) => return Some(url),
+        Err(bad) => bad,
+    };
+    let problem = Problem::at(&path("url"), format!("`{text}` is no URL of designs: {bad}"));
+    problems.add(problem.help(match bad {
+        BadTemplate::Url(_) | BadTemplate::NoPlace => "write e.g. \"https://designs.example.com/v1/designs/{design}\"",
+        BadTemplate::Braces => "write {design} for the id, and %7B and %7D for other braces",
+    }));
+    None
+}
+
+fn trust(raw: &raw::DesignService, surroundings: Surroundings<'_>, problems: &mut Problems) -> Option<Trust> {
+    let Some(name) = &raw.ca_file else { return Some(Trust::default()) };
+    let pem = surroundings.file(name, &path("ca_file"), problems)?;
+    Trust::and(&pem).map_err(|bad| problems.add(Problem::at(&path("ca_file"), bad.to_string()))).ok()
+}
+
+fn authorization(
+    raw: &raw::DesignService,
+    surroundings: Surroundings<'_>,
+    problems: &mut Problems,
+) -> Option<HeaderValue> {
+    let (env, file) = (raw.token_env.as_deref(), raw.token_file.as_deref());
+    env.or(file)?;
+    let token = surroundings.secret(&TABLE, env, file, "token", problems);
+    let value = HeaderValue::try_from([b"Bearer ", &*token].concat());
+    match value {
+        Ok(mut value) => {
+            value.set_sensitive(true);
+            Some(value)
+        }
+        Err(_) => {
+            let key = if env.is_some() { "token_env" } else { "token_file" };
+            problems.add(Problem::at(&path(key), "this is no token that a header can have"));
+            None
+        }
+    }
+}

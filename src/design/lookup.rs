@@ -1,0 +1,166 @@
+//! What the metadata service knows of a design: from the cache, else by a fetch that all who wait for it share.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::cache::{Answer, FactsCache, Fetched, Look};
+use super::flights::{Arrivals, Boarding, Flights, Start};
+use super::metrics::Metrics;
+use super::service::{Options, Said, Service};
+use crate::clock::Clock;
+
+/// Asks the metadata service as rarely as it may. Fetches end when it is dropped.
+#[derive(Debug)]
+pub(super) struct Lookup {
+    shared: Arc<Shared>,
+    /// Fetches are tasks of their own: a client that hangs up ends none that others wait for.
+    tasks: Mutex<JoinSet<()>>,
+    timeout: Duration,
+}
+
+#[derive(Debug)]
+struct Shared {
+    service: Service,
+    cache: FactsCache,
+    flights: Flights,
+    metrics: Arc<Metrics>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Lookup {
+    pub(super) fn new(options: Options, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Self {
+        let timeout = options.timeout;
+        let cache = FactsCache::new(options.cache_bytes, options.times);
+        let service = Service::new(options, clock.clone());
+        let shared = Shared { service, cache, flights: Flights::default(), metrics, clock };
+        Self { shared: Arc::new(shared), tasks: Mutex::default(), timeout }
+    }
+
+    /// What the service says of a design, for a request that names this version of it, or none. Takes no longer than a fetch may.
+    pub(super) async fn find(&self, design: &str, wanted: Option<&Arc<str>>) -> Answer {
+        let Shared { cache, metrics, clock, .. } = &*self.shared;
+        let answer = match cache.look(design, wanted, clock.monotonic()) {
+            Look::Have(answer) => answer,
+            Look::Stale(answer) => {
+                // Any will do, and nobody waits for it.
+                let _ = self.board(design, None);
+                answer
+            }
+            Look::Ask => match self.board(design, wanted) {
+                Err(late) => late,
+                Ok(arrivals) => {
+                    let answer = self.arrival(design, wanted, arrivals).await;
+                    metrics.waited(&answer);
+                    return answer;
+                }
+            },
+        };
+        metrics.found(&answer);
+        answer
+    }
+
+    /// Forgets what is known of a design. What is being fetched may be as old, and is not remembered.
+    pub(super) fn forget(&self, design: &str) {
+        self.shared.flights.call_off(design);
+        self.shared.cache.forget(design);
+    }
+
+    /// About how much memory answers take, in bytes.
+    pub(super) fn cache_bytes(&self) -> u64 {
+        self.shared.cache.bytes()
+    }
+
+    /// Like [`forget`](Self::forget), but what is known still counts if the service cannot be asked.
+    pub(super) fn doubt(&self, design: &str) {
+        self.shared.flights.call_off(design);
+        self.shared.cache.doubt(design);
+    }
+
+    /// Joins a fetch, or begins one; `Err` is an answer that is there already.
+    fn board(&self, design: &str, wanted: Option<&Arc<str>>) -> Result<Arrivals, Answer> {
+        let shared = &self.shared;
+        if !shared.service.takes(design) {
+            return Err(Answer::Nothing);
+        }
+        let design: Arc<str> = design.into();
+        let landed = || match shared.cache.look(&design, wanted, shared.clock.monotonic()) {
+            Look::Have(answer) => Some(answer),
+            Look::Stale(_) | Look::Ask => None,
+        };
+        match shared.flights.board(&design, wanted, landed) {
+            Boarding::Late(answer) => Err(answer),
+            Boarding::Joins(arrivals) => Ok(arrivals),
+            Boarding::Starts(arrivals, start) => {
+                let landing = Landing::new(shared.clone(), design, wanted.cloned(), start);
+                let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+                while let Some(ended) = tasks.try_join_next() {
+                    if let Err(died) = ended {
+                        tracing::error!(error = %died, "asking for a design has failed in a way that it must not");
+                    }
+                }
+                tasks.spawn(landing.fly());
+                Ok(arrivals)
+            }
+        }
+    }
+
+    async fn arrival(&self, design: &str, wanted: Option<&Arc<str>>, mut arrivals: Arrivals) -> Answer {
+        let arrived = tokio::time::timeout(self.timeout, arrivals.wait_for(Option::is_some)).await;
+        let fetched = match arrived {
+            Ok(Ok(fetched)) => fetched.clone(),
+            Ok(Err(_)) | Err(_) => None,
+        };
+        let now = self.shared.clock.monotonic();
+        let why = match fetched {
+            Some(Fetched { said: Ok(Said::Known(described)), asked }) => {
+                return described.answer(now.saturating_sub(asked), false);
+            }
+            Some(Fetched { said: Ok(Said::Nothing), .. }) => return Answer::Nothing,
+            Some(Fetched { said: Err(why), .. }) => why,
+            None => format!("no answer within {:?}", self.timeout).into(),
+        };
+        self.shared.cache.spare(design, wanted, now).unwrap_or(Answer::Failed(why))
+    }
+}
+
+/// A fetch under way. Lands exactly once, when it is dropped: what has not been said until then is a failure, so that nobody waits
+/// for a fetch that died.
+struct Landing {
+    shared: Arc<Shared>,
+    design: Arc<str>,
+    wanted: Option<Arc<str>>,
+    start: Start,
+    fetched: Fetched,
+}
+
+impl Landing {
+    fn new(shared: Arc<Shared>, design: Arc<str>, wanted: Option<Arc<str>>, start: Start) -> Self {
+        let asked = shared.clock.monotonic();
+        Self { shared, design, wanted, start, fetched: Fetched { said: Err("the fetch died".into()), asked } }
+    }
+
+    async fn fly(mut self) {
+        let said = self.shared.service.ask(&self.design).await;
+        self.fetched.said = said.map_err(|failed| failed.to_string().into());
+        let why_not = self.fetched.said.as_ref().err().map(|why| &**why);
+        self.shared.service.went(why_not, self.shared.clock.monotonic());
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let Shared { cache, flights, metrics, clock, .. } = &*self.shared;
+        let number = self.start.number;
+        metrics.fetched(&self.fetched.said);
+        flights.land(&self.design, number, || {
+            cache.keep(self.design.clone(), number, self.wanted.as_ref(), &self.fetched, clock.monotonic());
+        });
+        self.start.arrived.send_replace(Some(self.fetched.clone()));
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests;
