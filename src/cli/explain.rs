@@ -11,6 +11,7 @@ use super::{Failure, block_on, load};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::design::{Designs, Facts};
+use crate::gate::Refusal;
 use crate::identity::{Caller, TokenError, Verifier};
 use crate::policy::cost::Request;
 use crate::policy::{Action, Delivers, Demand, Export, Limit, Match, OnExceed, Policy, Rule, SessionUse, Undecided};
@@ -88,7 +89,7 @@ async fn explain(
         }
         Match::Misread(misread) => {
             steps.step("route", &misread.to_string());
-            return Ok("refused with 400; nothing is charged".into());
+            return Ok(refused(config, &Refusal::Misread(misread)));
         }
         Match::Route(found) => found,
     };
@@ -113,15 +114,14 @@ async fn explain(
         Ok(caller) => caller,
         Err(error) => {
             steps.step("identify", &error.to_string());
-            let status = if error == TokenError::KeysUnavailable { 503 } else { 401 };
-            return Ok(format!("refused with {status}; nothing is charged, nothing is forwarded"));
+            return Ok(refused(config, &error.into()));
         }
     };
     let platform = config.gate.platform(&caller, headers);
     let Some(plan) = config.gate.plan(&caller, &config.policy.plans) else {
         let named = caller.plan.as_deref().map_or("no plan".into(), |plan| format!("the unknown plan `{plan}`"));
         steps.step("identify", &format!("user `{}`, {named}", caller.who.user));
-        return Ok("refused with 403; nothing is charged".into());
+        return Ok(refused(config, &Refusal::UnknownPlan(caller.plan.clone())));
     };
     let plan_name = config.policy.plans.name(plan);
     let (user, platform_name, key) = (&caller.who.user, platform.as_str(), &caller.signed_by);
@@ -129,14 +129,14 @@ async fn explain(
 
     let Some(design) = design else {
         steps.step("design", "the request does not say which");
-        return Ok("refused with 400; nothing is charged".into());
+        return Ok(refused(config, &Refusal::NoDesign));
     };
     let designs = Designs::new(config.designs.clone(), Arc::new(SystemClock::new()));
     let facts = match designs.facts(design, &caller, headers, arguments.peer).await {
         Ok(facts) => facts,
         Err(unknown) => {
             steps.step("design", &unknown.to_string());
-            return Ok("refused with 503; nothing is charged".into());
+            return Ok(refused(config, &Refusal::UnknownDesign));
         }
     };
     steps.step("design", &described(&facts));
@@ -155,11 +155,11 @@ async fn explain(
         Ok(verdict) => verdict,
         Err(Undecided::NoClaim(name)) => {
             steps.step("charge", &format!("exports count by the claim `{name}`, and the token has none"));
-            return Ok("refused with 403; nothing is charged".into());
+            return Ok(refused(config, &Refusal::MissingClaim(name)));
         }
         Err(Undecided::Cost(bad)) => {
             steps.step("charge", &bad.to_string());
-            return Ok("refused with 400; nothing is charged".into());
+            return Ok(refused(config, &Refusal::BadCost(bad)));
         }
     };
     steps.step("rule", verdict.rule.sentence());
@@ -189,6 +189,15 @@ async fn explain(
     ))
 }
 
+/// What a refusal means, which in shadow mode may be nothing.
+fn refused(config: &Config, refusal: &Refusal) -> String {
+    let status = refusal.status().as_u16();
+    match refusal.in_shadow().filter(|_| config.gate.shadow) {
+        Some(_) => format!("(shadow mode: not refused with {status}) forwarded; nothing is charged"),
+        None => format!("refused with {status}; nothing is charged, nothing is forwarded"),
+    }
+}
+
 /// Who is asking; keys that a server publishes are fetched.
 async fn identify(
     config: &Config,
@@ -204,6 +213,8 @@ async fn identify(
     match verifier.keep_keys_fresh() {
         None => Ok(verifier.identify(&token).await),
         Some(fetching) => tokio::select! {
+            // First, so that the fetch is one that it has asked for.
+            biased;
             caller = verifier.identify(&token) => Ok(caller),
             () = fetching => Ok(Err(TokenError::KeysUnavailable)),
         },

@@ -98,7 +98,7 @@ fn the_service_is_asked_for_the_design_and_hears_nothing_else_of_the_request() {
     assert_eq!(seen.line, "GET /designs/caf%C3%A9%20d%27or?of=ai HTTP/1.1");
     let expected = [
         ("host", service.address.to_string()),
-        ("accept", "application/json".to_owned()),
+        ("accept", "application/json, application/*+json".to_owned()),
         ("authorization", "Bearer let me ask".to_owned()),
     ];
     for (name, value) in &expected {

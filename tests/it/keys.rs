@@ -461,7 +461,7 @@ fn explain_fetches_the_keys_and_says_which_one_it_was() {
     let backend = Backend::start(Reply::image());
     let server = Backend::start(set(&[jwk("ES256", "e")]));
     let setup = gate_with(backend.address, &at(server.address, ", timeout = \"500ms\""));
-    let explain = |line: &str| {
+    let explain = |setup: &Setup, line: &str| {
         let token = line.rsplit_once(' ').unwrap().1;
         let output = setup
             .command("explain")
@@ -473,9 +473,12 @@ fn explain_fetches_the_keys_and_says_which_one_it_was() {
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let token = line(&Token::of("anna").plan("max"), "ES256", "e");
-    let text = explain(&token);
+    let text = explain(&setup, &token);
     assert!(text.contains("user `anna`, plan max, platform web, by the key ES256 e"), "{text}");
     server.will(Reply::RawThenClose(Vec::new()));
-    let text = explain(&token);
+    let text = explain(&setup, &token);
     assert!(text.contains("refused with 503"), "{text}");
+    let shadow = setup.set("EXPORT_GATE__SHADOW__MODE", "on");
+    let text = explain(&shadow, &token);
+    assert!(text.contains("not refused with 503) forwarded"), "{text}");
 }
