@@ -71,7 +71,9 @@ impl Fake {
     }
 
     async fn has_seen(&self, count: usize) {
-        self.seen.subscribe().wait_for(|seen| *seen >= count).await.unwrap();
+        let mut seen = self.seen.subscribe();
+        let enough = seen.wait_for(|seen| *seen >= count);
+        tokio::time::timeout(Duration::from_secs(30), enough).await.unwrap().unwrap();
     }
 }
 
