@@ -366,6 +366,13 @@ fn a_service_that_hangs_is_waited_for_until_the_deadline_and_then_left_alone_for
     }
     assert_eq!((service.seen().len(), failed()), (1, 1.0));
     assert!(renderer.seen().is_empty());
+    drop(gate);
+    let gate = setup(&renderer, &Backend::start(Reply::json("500 Internal Server Error")))
+        .set("EXPORT_GATE__DESIGNS__UNKNOWN_DESIGN", "plain")
+        .start();
+    assert_eq!(export(&gate, &silent("u")), 200);
+    assert_eq!(recorded(&gate, 1, "features_from"), "unknown_design");
+    assert_eq!(recorded(&gate, 1, "detail"), "the metadata service: the answer is 500 Internal Server Error");
 }
 
 #[test]
