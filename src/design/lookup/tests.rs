@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use jiff::Timestamp;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -274,7 +276,7 @@ async fn a_fetch_that_dies_is_a_failure_for_those_who_wait() {
     };
     tokio::task::yield_now().await;
     drop(landing);
-    assert_eq!(waiting.await.unwrap(), Answer::Failed("the fetch died".into()));
+    assert_eq!(waiting.await.unwrap(), Answer::Failed(DIED.into()));
     assert_eq!(find(&lookup, None).await, "failed", "remembered like any failure");
     assert_eq!(fake.seen(), 0);
 }
