@@ -1,7 +1,6 @@
 //! What the metadata service knows of a design: from the cache, else by a fetch that all who wait for it share.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::task::JoinSet;
 
@@ -11,13 +10,15 @@ use super::metrics::Metrics;
 use super::service::{Options, Said, Service};
 use crate::clock::Clock;
 
+/// Why there is no answer from a fetch that was ended, or has panicked.
+const DIED: &str = "the fetch died";
+
 /// Asks the metadata service as rarely as it may. Fetches end when it is dropped.
 #[derive(Debug)]
 pub(super) struct Lookup {
     shared: Arc<Shared>,
     /// Fetches are tasks of their own: a client that hangs up ends none that others wait for.
     tasks: Mutex<JoinSet<()>>,
-    timeout: Duration,
 }
 
 #[derive(Debug)]
@@ -31,11 +32,10 @@ struct Shared {
 
 impl Lookup {
     pub(super) fn new(options: Options, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Self {
-        let timeout = options.timeout;
         let cache = FactsCache::new(options.cache_bytes, options.times);
         let service = Service::new(options, clock.clone());
         let shared = Shared { service, cache, flights: Flights::default(), metrics, clock };
-        Self { shared: Arc::new(shared), tasks: Mutex::default(), timeout }
+        Self { shared: Arc::new(shared), tasks: Mutex::default() }
     }
 
     /// What the service says of a design, for a request that names this version of it, or none. Takes no longer than a fetch may.
@@ -106,12 +106,9 @@ impl Lookup {
         }
     }
 
+    /// Waits for a fetch, which ends when its time is up, if not before.
     async fn arrival(&self, design: &str, wanted: Option<&Arc<str>>, mut arrivals: Arrivals) -> Answer {
-        let arrived = tokio::time::timeout(self.timeout, arrivals.wait_for(Option::is_some)).await;
-        let fetched = match arrived {
-            Ok(Ok(fetched)) => fetched.clone(),
-            Ok(Err(_)) | Err(_) => None,
-        };
+        let fetched = arrivals.wait_for(Option::is_some).await.ok().and_then(|fetched| fetched.clone());
         let now = self.shared.clock.monotonic();
         let why = match fetched {
             Some(Fetched { said: Ok(Said::Known(described)), asked }) => {
@@ -119,7 +116,7 @@ impl Lookup {
             }
             Some(Fetched { said: Ok(Said::Nothing), .. }) => return Answer::Nothing,
             Some(Fetched { said: Err(why), .. }) => why,
-            None => format!("no answer within {:?}", self.timeout).into(),
+            None => DIED.into(),
         };
         self.shared.cache.spare(design, wanted, now).unwrap_or(Answer::Failed(why))
     }
@@ -138,7 +135,7 @@ struct Landing {
 impl Landing {
     fn new(shared: Arc<Shared>, design: Arc<str>, wanted: Option<Arc<str>>, start: Start) -> Self {
         let asked = shared.clock.monotonic();
-        Self { shared, design, wanted, start, fetched: Fetched { said: Err("the fetch died".into()), asked } }
+        Self { shared, design, wanted, start, fetched: Fetched { said: Err(DIED.into()), asked } }
     }
 
     async fn fly(mut self) {

@@ -18,6 +18,7 @@ mod lookup;
 mod metrics;
 mod service;
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,12 +114,23 @@ pub struct Facts {
 }
 
 /// No source knows the design, and `unknown_design` is `refuse`.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no source knows which AI features the design uses{}", .trouble.as_ref().map(|why| format!("; the metadata service: {why}")).unwrap_or_default())]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unknown {
     /// Why the metadata service could not be asked, if that is so.
     pub trouble: Option<Arc<str>>,
 }
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no source knows which AI features the design uses")?;
+        match &self.trouble {
+            Some(why) => write!(f, "; the metadata service: {why}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Unknown {}
 
 /// Finds out what is in a design. What it fetches ends when it is dropped.
 #[derive(Debug)]

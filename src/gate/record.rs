@@ -67,6 +67,7 @@ impl Record {
             fields.plan = Some(plan.into());
             fields.facts = Some(facts.clone());
             fields.rule = Some(rule);
+            fields.detail = facts.trouble.as_ref().map(|why| format!("the metadata service: {why}"));
         }
     }
 

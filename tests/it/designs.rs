@@ -157,10 +157,13 @@ fn a_save_that_succeeds_makes_what_was_known_a_thing_of_the_past() {
 fn a_save_while_the_service_is_asked_lets_the_next_export_ask_again() {
     let (reply, release) = held(&[]);
     let (_renderer, service, gate) = stage(reply);
-    let before = std::thread::spawn({
-        let (address, token) = (gate.address, silent("before").line());
-        move || get(address, DOWNLOAD, &[&token]).status
-    });
+    let ask = || {
+        std::thread::spawn({
+            let (address, token) = (gate.address, silent("before").line());
+            move || get(address, DOWNLOAD, &[&token]).status
+        })
+    };
+    let before = ask();
     eventually("the service is asked", || service.seen().len() == 1);
     service.will(features(&["logo"]));
     assert_eq!(save(&gate), 200);
@@ -168,7 +171,18 @@ fn a_save_while_the_service_is_asked_lets_the_next_export_ask_again() {
     release.send(()).unwrap();
     assert_eq!(before.join().unwrap(), 200);
     assert_eq!((export(&gate, &silent("after")), service.seen().len()), (200, 2), "the later answer counts");
-    assert_eq!((gate.used("before", "ai-exports"), gate.used("after", "ai-exports")), (0, 2));
+    // The same where nobody asks before the overtaken answer is there.
+    assert_eq!(save(&gate), 200);
+    let (reply, release) = held(&[]);
+    service.will(reply);
+    let before = ask();
+    eventually("the service is asked", || service.seen().len() == 3);
+    service.will(features(&["logo"]));
+    assert_eq!(save(&gate), 200);
+    release.send(()).unwrap();
+    assert_eq!(before.join().unwrap(), 200);
+    assert_eq!((export(&gate, &silent("after")), service.seen().len()), (200, 4));
+    assert_eq!((gate.used("before", "ai-exports"), gate.used("after", "ai-exports")), (0, 3));
 }
 
 #[test]
@@ -352,6 +366,13 @@ fn a_service_that_hangs_is_waited_for_until_the_deadline_and_then_left_alone_for
     }
     assert_eq!((service.seen().len(), failed()), (1, 1.0));
     assert!(renderer.seen().is_empty());
+    drop(gate);
+    let gate = setup(&renderer, &Backend::start(Reply::json("500 Internal Server Error")))
+        .set("EXPORT_GATE__DESIGNS__UNKNOWN_DESIGN", "plain")
+        .start();
+    assert_eq!(export(&gate, &silent("u")), 200);
+    assert_eq!(recorded(&gate, 1, "features_from"), "unknown_design");
+    assert_eq!(recorded(&gate, 1, "detail"), "the metadata service: the answer is 500 Internal Server Error");
 }
 
 #[test]

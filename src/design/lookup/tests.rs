@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use jiff::Timestamp;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -71,7 +73,9 @@ impl Fake {
     }
 
     async fn has_seen(&self, count: usize) {
-        self.seen.subscribe().wait_for(|seen| *seen >= count).await.unwrap();
+        let mut seen = self.seen.subscribe();
+        let enough = seen.wait_for(|seen| *seen >= count);
+        tokio::time::timeout(Duration::from_secs(30), enough).await.unwrap().unwrap();
     }
 }
 
@@ -272,7 +276,7 @@ async fn a_fetch_that_dies_is_a_failure_for_those_who_wait() {
     };
     tokio::task::yield_now().await;
     drop(landing);
-    assert_eq!(waiting.await.unwrap(), Answer::Failed("the fetch died".into()));
+    assert_eq!(waiting.await.unwrap(), Answer::Failed(DIED.into()));
     assert_eq!(find(&lookup, None).await, "failed", "remembered like any failure");
     assert_eq!(fake.seen(), 0);
 }
