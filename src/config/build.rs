@@ -145,6 +145,7 @@ pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> 
     };
     let mut identity = identity::options(&raw.identity, surroundings, &mut problems);
     identity.claims.others = policy.claims();
+    identity::token_query(&raw, &mut problems);
     identity.claims.plans = identity::plans(&raw.identity, &policy.plans, &mut problems);
     let config = Config {
         server: server_options(&raw.server, &mut problems),

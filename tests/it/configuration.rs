@@ -393,6 +393,16 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
 }
 
 #[test]
+fn the_query_parameter_of_tokens_is_nobody_elses() {
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap())
+        .replacing("path = \"/v1/designs/{design}/preview\"", "path = \"/preview\"\ndesign = { query = \"id\" }")
+        .replacing("keys = [\n", "token_query = \"id\"\nkeys = [\n");
+    let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("`id` is read by a route or a meter as well"), "{text}");
+}
+
+#[test]
 fn an_override_that_is_wrong_is_shown_as_one() {
     let setup = Setup::before("127.0.0.1:9".parse().unwrap());
     let check = |name: &str, value: &str| {

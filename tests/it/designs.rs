@@ -99,6 +99,7 @@ fn the_service_is_asked_for_the_design_and_hears_nothing_else_of_the_request() {
     let expected = [
         ("host", service.address.to_string()),
         ("accept", "application/json, application/*+json".to_owned()),
+        ("user-agent", concat!("export-gate/", env!("CARGO_PKG_VERSION")).to_owned()),
         ("authorization", "Bearer let me ask".to_owned()),
     ];
     for (name, value) in &expected {

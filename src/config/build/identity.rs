@@ -274,6 +274,23 @@ pub(super) fn unknown_plan(raw: &raw::Identity, plans: &Plans, problems: &mut Pr
     plan
 }
 
+/// The query parameter of tokens must be nobody else's: it is removed before anything else is read.
+pub(super) fn token_query(raw: &raw::Raw, problems: &mut Problems) {
+    let Some(name) = &raw.identity.token_query else { return };
+    let routes = raw.routes.iter().any(|route| {
+        let design = route.design.as_ref().and_then(|from| from.query.as_ref());
+        route.query.contains_key(name) || design == Some(name)
+    });
+    let costs = raw.meters.values().any(|meter| match &meter.cost {
+        raw::Cost::Found(found) => found.query.as_ref() == Some(name),
+        raw::Cost::Fixed(_) => false,
+    });
+    if routes || costs {
+        let message = format!("`{name}` is read by a route or a meter as well, and would be gone");
+        problems.add(Problem::at(&["identity", "token_query"], message).help("choose another name"));
+    }
+}
+
 /// The plans that values of the plan claim stand for.
 pub(super) fn plans(raw: &raw::Identity, plans: &Plans, problems: &mut Problems) -> BTreeMap<String, Arc<str>> {
     for (value, plan) in raw.plans.iter().filter(|(_, plan)| plans.find(plan).is_none()) {
