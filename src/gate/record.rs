@@ -130,6 +130,8 @@ impl Record {
         let Some(fields) = self.0.take() else { return };
         let facts = fields.facts.as_ref();
         let features = facts.map(|facts| facts.features.join(","));
+        let age = facts.and_then(|facts| facts.age);
+        let features_age_ms = age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         tracing::info!(
             target: TARGET,
             request_id = fields.request_id.as_ref().and_then(|id| id.to_str().ok()),
@@ -143,7 +145,7 @@ impl Record {
             ai = facts.map(|facts| facts.ai),
             features,
             features_from = facts.map(|facts| facts.source.as_str()),
-            features_age_ms = facts.and_then(|facts| facts.age).map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            features_age_ms,
             meters = fields.meters,
             degraded = fields.degraded,
             would_deny = fields.would_deny,

@@ -443,6 +443,7 @@ fn what_is_counted_is_there_from_the_start_and_names_no_design() {
     for _ in 0..2 {
         assert_eq!(get(gate.address, "/v1/designs/d2/download", &[&silent("u").line()]).status, 503);
     }
+    assert_eq!(service.seen().len(), 2, "that the service does not know a design is remembered");
     let found = |found: &str| gate.metric(&format!("exportgate_design_lookups_total{{found=\"{found}\"}}"));
     assert_eq!(["fetched", "fresh", "unknown", "failed"].map(found), [1.0, 2.0, 2.0, 0.0]);
     assert!(gate.metric("exportgate_design_cache_bytes") > 0.0);

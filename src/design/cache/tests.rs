@@ -199,7 +199,8 @@ proptest! {
                         matches!(outcome, Outcome::Failure) && now - at < TIMES.error_ttl.as_secs()
                     });
                     match cache.look("d", name(wanted).as_ref(), seconds(now)) {
-                        Look::Have(Answer::Known { described, age, stale }) | Look::Stale(Answer::Known { described, age, stale }) => {
+                        Look::Have(Answer::Known { described, age, stale })
+                        | Look::Stale(Answer::Known { described, age, stale }) => {
                             let Some((asked, _, Outcome::Known(version))) = said else { panic!("nobody said so") };
                             prop_assert_eq!(&described.version, &name(*version));
                             prop_assert_eq!(age, seconds(now - asked));
