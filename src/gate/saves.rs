@@ -7,7 +7,7 @@ use http::{Method, Request, Response};
 use super::layer::Gate;
 use crate::policy::{Action, Found};
 
-/// A save whose answer is to come. If it never comes (the client has hung up), the backend may have saved all the same.
+/// A save whose answer is to come. If none comes that tells (the client has hung up), the backend may have saved all the same.
 pub(super) struct Save {
     gate: Arc<Gate>,
     /// Until the answer is there.
@@ -25,6 +25,10 @@ impl Save {
 
     /// Before the client sees that it has saved: what it exports next is the new design.
     pub(super) fn answered<R>(mut self, answer: &Response<R>) {
+        // With a 5xx, e.g. of a proxy behind that lost its patience, nobody knows: that is what dropping says.
+        if answer.status().is_server_error() {
+            return;
+        }
         if let Some(design) = self.design.take().filter(|_| answer.status().is_success()) {
             self.gate.parts.designs.forget(&design);
         }
