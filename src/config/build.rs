@@ -272,11 +272,6 @@ fn admin_options(raw: &raw::Admin, surroundings: Surroundings<'_>, problems: &mu
 
 /// The ledger's options; looks at what belongs to no other part as well.
 fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
-    if raw.ledger.durability == raw::Durability::Strict {
-        let message = "durability \"strict\" is not built yet (it is the default that is to come)";
-        let help = "write durability = \"periodic\": a crash loses at most the charges of the last flush_interval";
-        problems.add(Problem::at(&["ledger", "durability"], message).help(help));
-    }
     if raw.ledger.path.is_empty() {
         problems.add(Problem::at(&["ledger", "path"], "this is no file"));
     }
@@ -291,6 +286,11 @@ fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
         problems.add(problem.help("write e.g. \"info\" or \"warn,decision=info\""));
     }
     ledger::Options {
+        durability: match raw.ledger.durability {
+            raw::Durability::Strict => ledger::Durability::Strict,
+            raw::Durability::Periodic => ledger::Durability::Periodic,
+        },
+        sync_interval: raw.ledger.sync_interval.0,
         flush_interval: positive(raw.ledger.flush_interval, &["ledger", "flush_interval"], problems),
         session_max: positive(raw.sessions.max, &["sessions", "max"], problems),
         session_idle: raw.sessions.idle.0.map(|idle| positive(idle, &["sessions", "idle"], problems)),

@@ -306,13 +306,20 @@ pub(super) struct Ledger {
     pub(super) path: String,
     /// When a charge is safe from a crash.
     pub(super) durability: Durability,
-    /// How often changes are written.
+    /// How often changes are written that no charge waits for.
     pub(super) flush_interval: DurationText,
+    /// How far apart groups of charges are synced while some wait for it; only with durability "strict".
+    pub(super) sync_interval: DurationText,
 }
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self { path: "export-gate.db".into(), durability: Durability::Strict, flush_interval: seconds(1) }
+        Self {
+            path: "export-gate.db".into(),
+            durability: Durability::Strict,
+            flush_interval: seconds(1),
+            sync_interval: DurationText(std::time::Duration::from_millis(1)),
+        }
     }
 }
 
@@ -320,9 +327,9 @@ impl Default for Ledger {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Durability {
-    /// Before the image leaves. Not built yet.
+    /// Before anything of the image leaves: the sync overlaps the render.
     Strict,
-    /// Within `flush_interval`.
+    /// Within `flush_interval`: a crash loses the charges of that time.
     Periodic,
 }
 

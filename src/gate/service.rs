@@ -28,7 +28,7 @@ use super::resume::{Pending, Target, beginning_of};
 use super::saves::Save;
 use super::upload::Upload;
 use crate::identity::TokenError;
-use crate::ledger::{Admission, Charge, ChargeRequest, Why};
+use crate::ledger::{Admission, Charge, ChargeRequest, Standing, Why};
 use crate::policy::{Action, Delivers, Found, Match, MeterId, RouteId, TooLong};
 
 /// Below this path the gate answers itself.
@@ -275,6 +275,10 @@ impl Gate {
                 }
             }
         }
+        if self.not_durable(&mut delivery).await {
+            delivery.refused(Refusal::LedgerUnavailable.status());
+            return self.refuse(&Refusal::LedgerUnavailable, asker).map(GateBody::own);
+        }
         fields::make_private(&mut head.headers);
         if let Some(charge) = delivery.charge() {
             self.read_report(charge, &head.headers);
@@ -290,6 +294,20 @@ impl Gate {
             return Response::from_parts(head, GateBody::forwarded(body));
         }
         Response::from_parts(head, GateBody::export(body, delivery))
+    }
+
+    /// Waits until the charge is safe from a crash. What no limit could refuse leaves uncharged if it cannot be made safe; for all else
+    /// this is true then.
+    async fn not_durable(&self, delivery: &mut Delivery) -> bool {
+        let Some(charge) = delivery.charge() else { return false };
+        if charge.durable().await.is_ok() {
+            return false;
+        }
+        let limited = charge.standings().iter().any(Standing::is_enforced);
+        if !limited {
+            delivery.charged(None);
+        }
+        limited
     }
 
     /// Where a backend says how many images it has delivered, that is what counts.

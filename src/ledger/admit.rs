@@ -130,6 +130,7 @@ impl Ledger {
         let is_retry = charge.covered_by.iter().any(|by| by.name.kind == CoverKind::Retry);
         (own.retry, own.extends) = if is_retry { (None, retry) } else { (retry, None) };
         own.opens = opening(request, &own);
+        own.group = self.announce(&own.booked);
         charge.own = Some(self.under_way(own));
         Admission::Charged(charge)
     }

@@ -130,6 +130,11 @@ pub enum Why {
     AboveLimit,
 }
 
+/// The store could not make a charge safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the charge could not be written to the ledger")]
+pub struct NotDurable;
+
 /// A refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denial {
@@ -202,6 +207,16 @@ impl Charge {
         if let Some(booked) = self.under_way().find(|reservation| !reservation.booked.is_empty()) {
             self.ledger.resumable(booked, what, file);
         }
+    }
+
+    /// Waits until a crash cannot lose it: no byte of the image may leave before. At once with durability `periodic`.
+    ///
+    /// # Errors
+    ///
+    /// [`NotDurable`] if it could not be written; it should be given back then.
+    pub async fn durable(&self) -> Result<(), NotDurable> {
+        let group = self.under_way().map(|reservation| reservation.group).max().unwrap_or(0);
+        self.ledger.wait_for_group(group).await
     }
 
     /// Ends it one way or the other.

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Count;
+use super::charge::NotDurable;
 use super::covers::Cover;
 use super::history;
-use super::reservation::Place;
+use super::reservation::{Booked, Place};
 use super::unflushed::Unflushed;
-use super::{KEEP_CLOSED_WINDOWS, Ledger, MeterState, Options};
+use super::{Count, Durability, KEEP_CLOSED_WINDOWS, Ledger, MeterState, Options};
 use crate::policy::{MeterId, PlanId};
 use crate::store::{Batch, CounterName, CounterRow, CoverName, CoverRow, Row, RowSink, Store, StoreError};
 
@@ -76,7 +76,7 @@ pub async fn run(
         ledger.resume();
         while !ending {
             ending = tokio::select! {
-                () = tokio::time::sleep(ledger.options.flush_interval) => false,
+                () = ledger.next_flush() => false,
                 () = &mut shutdown => true,
             };
             let forget = forget_before(&ledger, &mut forgotten_at);
@@ -140,21 +140,57 @@ async fn flush(ledger: &Ledger, store: &mut dyn Store, forget_before: Option<i64
     let (marks, batch) = ledger.next_group(forget_before);
     let batch = Arc::new(batch);
     let started = ledger.clock.monotonic();
+    let number = marks.number();
     if batch.is_empty() {
         ledger.stats.nothing_to_flush(started);
+        ledger.written.send_modify(|written| written.group = number);
         return Ok(());
     }
     if let Err(error) = store.write(batch).await {
         ledger.unflushed().put_back(marks);
+        ledger.written.send_modify(|written| written.failures += 1);
         return Err(error);
     }
     ledger.unflushed().written();
+    ledger.written.send_modify(|written| written.group = number);
     let now = ledger.clock.monotonic();
     ledger.stats.flushed(now, now.saturating_sub(started));
     Ok(())
 }
 
 impl Ledger {
+    /// Marks a charge that must be durable before it is delivered, and wakes the flusher. The group that will tell the store.
+    pub(super) fn announce(&self, booked: &[Booked]) -> u64 {
+        if self.options.durability == Durability::Periodic || booked.is_empty() {
+            return 0;
+        }
+        let group = self.unflushed().booked(booked);
+        self.awaited.notify_one();
+        group
+    }
+
+    /// Waits until a group is written.
+    pub(super) async fn wait_for_group(&self, group: u64) -> Result<(), NotDurable> {
+        let mut written = self.written.subscribe();
+        let failures = written.borrow().failures;
+        let reached =
+            written.wait_for(|now| now.group >= group || now.failures > failures || self.availability().is_err());
+        let now = *reached.await.map_err(|_| NotDurable)?;
+        if now.group >= group { Ok(()) } else { Err(NotDurable) }
+    }
+
+    /// Returns when it is time to write: at the end of an interval, or as soon as somebody waits for it, but not sooner after the last
+    /// time than groups shall be apart: syncs are what costs, and what arrives meanwhile shares the next one.
+    async fn next_flush(&self) {
+        let pause = self.options.sync_interval;
+        let apart = async {
+            tokio::time::sleep(pause).await;
+            self.awaited.notified().await;
+        };
+        // An error is the end of the interval.
+        let _ = tokio::time::timeout(self.options.flush_interval, apart).await;
+    }
+
     fn suspend(&self, error: &StoreError) {
         let why = Arc::from(error.to_string());
         if self.availability().as_ref() != Err(&why) {
@@ -164,6 +200,8 @@ impl Ledger {
             );
         }
         self.set_trouble(Some(why));
+        // Whoever waits for a group looks again.
+        self.written.send_modify(|_| {});
     }
 
     fn resume(&self) {
@@ -177,11 +215,13 @@ impl Ledger {
         let CounterName { meter, subject, span } = &row.name;
         let Some((_, state)) = self.meter_named(meter) else { return false };
         let plan = self.plans.find(&row.plan);
+        // What was under way at the end of the last process may have been delivered.
+        let used = row.used.saturating_add(row.reserved);
         if state.window.starts_with_subject() {
-            self.histories.restore(self.digests.history(meter, subject), span.start, row.used, plan);
+            self.histories.restore(self.digests.history(meter, subject), span.start, used, plan);
         } else {
             let key = self.digests.counter(meter, subject, *span);
-            self.counters.restore(key, Count { used: row.used, reserved: 0, plan });
+            self.counters.restore(key, Count { used, reserved: 0, plan });
         }
         true
     }
@@ -236,22 +276,25 @@ impl Ledger {
             (marks, covers, ended)
         };
         let (mut counters, mut dropped) = (Vec::new(), Vec::new());
+        let is_strict = self.options.durability == Durability::Strict;
+        let tells = |count: Count| count.used > 0 || (is_strict && count.reserved > 0);
         for (place, dirty) in &marks.counters {
             let Some(MeterState { name, window, .. }) = self.meter(dirty.meter) else { continue };
             let named = |span| CounterName { meter: name.clone(), subject: dirty.subject.clone(), span };
             let plan = |plan: Option<PlanId>| plan.map_or("", |plan| self.plans.name(plan)).into();
-            match *place {
-                Place::Counter(key) => {
-                    let count = self.counters.count(key);
-                    counters.push(CounterRow { name: named(dirty.span), used: count.used, plan: plan(count.plan) });
+            let (span, count) = match *place {
+                Place::Counter(key) => (dirty.span, Some(self.counters.count(key))),
+                Place::Slot { digest, start } => (
+                    history::span(window, start),
+                    self.histories.slot_count(digest, start).filter(|count| tells(*count)),
+                ),
+            };
+            match count {
+                Some(Count { used, reserved, plan: last }) => {
+                    let reserved = if is_strict { reserved } else { 0 };
+                    counters.push(CounterRow { name: named(span), used, reserved, plan: plan(last) });
                 }
-                Place::Slot { digest, start } => match self.histories.used(digest, start) {
-                    Some((used, last)) => {
-                        let name = named(history::span(window, start));
-                        counters.push(CounterRow { name, used, plan: plan(last) });
-                    }
-                    None => dropped.push(named(history::span(window, start))),
-                },
+                None => dropped.push(named(span)),
             }
         }
         // In key order the B-tree is walked once, not at random.

@@ -92,11 +92,11 @@ impl Histories {
         history.slots.retain(|slot| slot.used > 0 || slot.reserved > 0);
     }
 
-    /// What a slot has used, and the plan at the subject's last charge; `None` if it is no more.
-    pub(super) fn used(&self, digest: u128, start: i64) -> Option<(u32, Option<PlanId>)> {
+    /// What a slot holds, with the plan at the subject's last charge; `None` if it is no more.
+    pub(super) fn slot_count(&self, digest: u128, start: i64) -> Option<Count> {
         let history = self.by_subject.get(&digest)?;
-        let slot = history.slots.iter().find(|slot| slot.start == start && slot.used > 0)?;
-        Some((slot.used, history.plan))
+        let slot = history.slots.iter().find(|slot| slot.start == start)?;
+        Some(Count { used: slot.used, reserved: slot.reserved, plan: history.plan })
     }
 
     /// Puts a slot read from the store in its place, unless one is there: memory is never behind the store.

@@ -15,7 +15,12 @@
 //! * A [`Charge`] settles exactly once (`settle.rs`), however many retries share it (`reservation.rs`). While it is under way it is `reserved`; only
 //!   what is delivered is ever written.
 //! * The [flusher](run) is one task. It writes marked counters and covers as absolute values, one transaction an interval and one
-//!   at the end. A crash loses what was delivered since the last one (durability `periodic`), and never anything before it.
+//!   at the end. With durability `periodic` a crash loses what was delivered since the last one, and never anything before it.
+//! * With durability `strict` a charge is marked as soon as it is reserved, and the flusher is woken; while it writes, the next group
+//!   gathers. A row holds `used` and `reserved` as they were at one instant. Nothing of the image leaves before the row that holds its
+//!   reservation is synced ([`Charge::durable`]); that it was delivered, or came to nothing, is written with a later group. A crash
+//!   before the sync: the image has not left, nothing is counted. After it: `reserved` counts as used. Both are absolute, so
+//!   writing a group again changes nothing.
 //! * Until the store has been read, and whenever it cannot be written, the ledger does not charge: [`Admission::Unavailable`].
 //!   A subject seen first after a restart never counts as zero.
 
@@ -41,7 +46,7 @@ use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 
 pub use crate::store::{CoverKind, Representation};
-pub use charge::{Admission, Charge, ChargeRequest, Denial, Settlement, Standing, Why};
+pub use charge::{Admission, Charge, ChargeRequest, Denial, NotDurable, Settlement, Standing, Why};
 pub use count::Count;
 pub use flusher::{LastFlushFailed, run};
 pub use usage::Usage;
@@ -52,6 +57,7 @@ use counters::{Counters, Digests};
 use covers::Covers;
 use history::Histories;
 use stats::Stats;
+use tokio::sync::{Notify, watch};
 use unflushed::Unflushed;
 
 /// The atomics of `cell.rs`.
@@ -65,9 +71,22 @@ const RETRY_SOON: Duration = Duration::from_secs(5);
 /// How long a closed window stays readable, so that a clock that steps back grants nothing (counting rules, section 3).
 const KEEP_CLOSED_WINDOWS: Duration = Duration::from_hours(35 * 24);
 
+/// When a charge is safe from a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Before anything of the image leaves: see [`Charge::durable`].
+    Strict,
+    /// Within a flush interval.
+    Periodic,
+}
+
 /// What can be set about the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
+    /// When a charge is safe from a crash.
+    pub durability: Durability,
+    /// How far apart groups are written while charges wait for them: what arrives meanwhile shares the next one.
+    pub sync_interval: Duration,
     /// How often changes are written to the store.
     pub flush_interval: Duration,
     /// How long a session of the export screen lasts at most.
@@ -87,6 +106,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            durability: Durability::Periodic,
+            sync_interval: Duration::from_millis(1),
             flush_interval: Duration::from_secs(1),
             session_max: Duration::from_hours(24),
             session_idle: None,
@@ -96,6 +117,15 @@ impl Default for Options {
             resume_window: Duration::from_mins(15),
         }
     }
+}
+
+/// How far writing to the store has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Written {
+    /// The last group that is safe. Groups are numbered from 1.
+    group: u64,
+    /// How often writing has failed.
+    failures: u64,
 }
 
 /// The counts of all users. See the [module's documentation](self).
@@ -111,8 +141,12 @@ pub struct Ledger {
     covers: Covers,
     /// Serialise charges that touch the same counter, see `admit.rs`.
     stripes: Vec<Mutex<()>>,
-    /// Taken once a delivered export, for a few inserts.
+    /// Taken once a delivered export, and once an admitted one if charges are to be durable first, for a few inserts.
     unflushed: Mutex<Unflushed>,
+    /// Somebody waits for a group to be written.
+    awaited: Notify,
+    /// How far writing has come.
+    written: watch::Sender<Written>,
     serial: AtomicU64,
     /// Mirrors `trouble.is_none()`, so that a charge reads no lock.
     available: AtomicBool,
@@ -168,6 +202,8 @@ impl Ledger {
             covers: Covers::default(),
             stripes: (0..admit::STRIPES).map(|_| Mutex::new(())).collect(),
             unflushed: Mutex::default(),
+            awaited: Notify::new(),
+            written: watch::Sender::default(),
             serial: AtomicU64::new(0),
             available: AtomicBool::new(false),
             read: AtomicBool::new(false),
@@ -178,7 +214,7 @@ impl Ledger {
 
     /// A ledger that keeps nothing: it can charge at once, and forgets all when it is dropped. For trying the Layer out.
     pub fn in_memory(policy: &Policy, options: Options, clock: Arc<dyn Clock>) -> Arc<Self> {
-        let ledger = Self::new(policy, options, clock);
+        let ledger = Self::new(policy, Options { durability: Durability::Periodic, ..options }, clock);
         ledger.read.store(true, Ordering::Release);
         ledger.set_trouble(None);
         ledger

@@ -24,6 +24,8 @@ pub(super) struct Reservation {
     pub(super) retry: Option<CoverName>,
     /// The cover of retries that has covered some of it: from now on it covers the rest as well.
     pub(super) extends: Option<CoverName>,
+    /// The group that tells the store of it; 0 if none does before it is delivered.
+    pub(super) group: u64,
     state: Mutex<State>,
 }
 
@@ -104,6 +106,7 @@ impl Reservation {
             opens: None,
             retry: None,
             extends: None,
+            group: 0,
             state: Mutex::new(State { progress, reported: SmallVec::new(), resume: None }),
         }
     }

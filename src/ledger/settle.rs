@@ -41,7 +41,7 @@ impl Ledger {
         let now = self.clock.monotonic();
         // Held until the marks are set: whoever writes a cover to the store has the mark of its charge as well.
         let mut unflushed = self.unflushed();
-        unflushed.delivered(&charge.booked);
+        unflushed.delivered(&charge.booked, charge.group > 0);
         let mut open = |name: &CoverName, lasts: Duration, cover: Cover| {
             let cover = Cover { until: now.saturating_add(lasts), under_way: None, ..cover };
             unflushed.opened(self.digests.of(name), name.clone(), cover.ends());
@@ -84,6 +84,10 @@ impl Ledger {
         for booked in &charge.booked {
             self.settle_count(booked, 0);
             self.stats.voided(booked.meter);
+        }
+        if charge.group > 0 {
+            // The store may know of the reservation.
+            self.unflushed().booked(&charge.booked);
         }
         if let Some(opening) = &charge.opens {
             self.covers.opened(&opening.session, charge.serial);

@@ -12,6 +12,8 @@ use crate::store::CoverName;
 pub(super) struct Unflushed {
     pub(super) counters: HashMap<Place, DirtyCounter>,
     pub(super) covers: HashMap<u128, CoverName>,
+    /// How many groups have been taken.
+    taken: u64,
     /// Delivered charges since the last group was taken.
     pub(super) charges: u64,
     /// Delivered charges of the group that is being written.
@@ -31,12 +33,19 @@ pub(super) struct DirtyCounter {
 }
 
 impl Unflushed {
-    /// One charge was delivered. Its counters and covers are marked under one lock: no group holds a cover without its charge.
-    pub(super) fn delivered(&mut self, booked: &[Booked]) {
+    /// The counters of a charge have changed. The group that will tell the store.
+    pub(super) fn booked(&mut self, booked: &[Booked]) -> u64 {
         for &Booked { meter, ref subject, place, span, .. } in booked {
             self.counters.entry(place).or_insert_with(|| DirtyCounter { meter, subject: subject.clone(), span });
         }
-        self.charges += u64::from(!booked.is_empty());
+        self.taken + 1
+    }
+
+    /// One charge was delivered. Its counters and covers are marked under one lock: no group holds a cover without its charge. If the
+    /// store knows of the reservation, a crash loses nothing of it.
+    pub(super) fn delivered(&mut self, booked: &[Booked], is_safe: bool) {
+        self.booked(booked);
+        self.charges += u64::from(!booked.is_empty() && !is_safe);
     }
 
     /// A slot of a subject's history is no more.
@@ -80,9 +89,15 @@ impl Unflushed {
 
     /// All marks and the number of charges behind them; what comes later belongs to the next group.
     pub(super) fn take(&mut self) -> Self {
-        let (ending, queued, writing) =
-            (std::mem::take(&mut self.ending), std::mem::take(&mut self.queued), self.charges);
-        std::mem::replace(self, Self { ending, queued, writing, ..Self::default() })
+        let (ending, queued) = (std::mem::take(&mut self.ending), std::mem::take(&mut self.queued));
+        let (writing, taken) = (self.charges, self.taken + 1);
+        let group = std::mem::replace(self, Self { ending, queued, writing, taken, ..Self::default() });
+        Self { taken, ..group }
+    }
+
+    /// Which group this is, once it was taken.
+    pub(super) const fn number(&self) -> u64 {
+        self.taken
     }
 
     /// The group was written.

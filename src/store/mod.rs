@@ -58,6 +58,8 @@ pub struct CounterRow {
     pub name: CounterName,
     /// How much has been used in it.
     pub used: u32,
+    /// How much is admitted, and not yet known whether delivered. After a crash nobody will know: then it counts as used.
+    pub reserved: u32,
     /// The plan at the last charge; empty if not known.
     pub plan: Arc<str>,
 }

@@ -25,7 +25,7 @@ use crate::policy::{Span, Subject, SubjectKind};
 const APPLICATION_ID: i32 = 0x4558_4754;
 
 /// Version of the schema (`PRAGMA user_version`).
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
 
 const SCHEMA: &str = "
     CREATE TABLE counters (
@@ -35,6 +35,7 @@ const SCHEMA: &str = "
         starts  INTEGER NOT NULL,
         ends    INTEGER NOT NULL,
         used    INTEGER NOT NULL CHECK (used >= 0),
+        reserved INTEGER NOT NULL CHECK (reserved >= 0),
         plan    TEXT    NOT NULL,
         PRIMARY KEY (meter, kind, subject, starts, ends)
     ) STRICT, WITHOUT ROWID;
@@ -291,7 +292,8 @@ fn read_all(connection: &mut Connection, rows: &mut RowSink) -> rusqlite::Result
     let words = |row: &rusqlite::Row<'_>, column: usize| {
         row.get::<_, String>(column).map(|names| names.split_whitespace().map(Arc::from).collect::<Vec<Arc<str>>>())
     };
-    let mut counters = snapshot.prepare("SELECT meter, kind, subject, starts, ends, used, plan FROM counters")?;
+    let mut counters =
+        snapshot.prepare("SELECT meter, kind, subject, starts, ends, used, reserved, plan FROM counters")?;
     let mut found = counters.query([])?;
     while let Some(row) = found.next()? {
         // A kind that this version does not know is counted by no meter here.
@@ -299,7 +301,7 @@ fn read_all(connection: &mut Connection, rows: &mut RowSink) -> rusqlite::Result
         let subject = Subject { kind, id: text(row, 2)? };
         let span = Span { start: row.get(3)?, end: row.get(4)? };
         let name = CounterName { meter: text(row, 0)?, subject, span };
-        rows(Row::Counter(CounterRow { name, used: row.get(5)?, plan: text(row, 6)? }));
+        rows(Row::Counter(CounterRow { name, used: row.get(5)?, reserved: row.get(6)?, plan: text(row, 7)? }));
     }
     let mut covers = snapshot.prepare(
         "SELECT kind, user, what, meters, degraded, expires_at, idle_at, files_left, version, validator, length FROM covers",
@@ -332,12 +334,12 @@ fn booked(word: &str) -> Option<(Arc<str>, u32)> {
 
 fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
     let mut put_counter = group.prepare_cached(
-        "INSERT INTO counters (meter, kind, subject, starts, ends, used, plan) VALUES (?, ?, ?, ?, ?, ?, ?)
-         ON CONFLICT DO UPDATE SET used = excluded.used, plan = excluded.plan",
+        "INSERT INTO counters (meter, kind, subject, starts, ends, used, reserved, plan) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+         ON CONFLICT DO UPDATE SET used = excluded.used, reserved = excluded.reserved, plan = excluded.plan",
     )?;
-    for CounterRow { name: CounterName { meter, subject, span }, used, plan } in &batch.counters {
+    for CounterRow { name: CounterName { meter, subject, span }, used, reserved, plan } in &batch.counters {
         let Span { start, end } = span;
-        put_counter.execute(params![meter, subject.kind.as_str(), subject.id, start, end, used, plan])?;
+        put_counter.execute(params![meter, subject.kind.as_str(), subject.id, start, end, used, reserved, plan])?;
     }
     let mut drop_counter =
         group.prepare_cached("DELETE FROM counters WHERE meter = ? AND kind = ? AND subject = ? AND starts = ?")?;

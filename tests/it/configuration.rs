@@ -70,14 +70,6 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
         ),
         ("time_zone = \"UTC\"", "time_zone = \"Mars/Io\"", "\"Mars/Io\"", "no time zone `Mars/Io`", "\"Europe/Paris\""),
         (
-            "durability = \"periodic\"",
-            "durability = \"strict\"",
-            "\"strict\"",
-            "\"strict\" is not built yet",
-            "write durability = \"periodic\"",
-        ),
-        ("durability = \"periodic\"", "# none", "[ledger]", "\"strict\" is not built yet", "durability = \"periodic\""),
-        (
             "secret_env = \"EXPORT_GATE_JWT_SECRET\"",
             "secret_env = \"NOT_SET\"",
             "\"NOT_SET\"",

@@ -94,7 +94,8 @@ fn a_request_that_does_not_end_in_time_is_cut_off_and_its_charge_is_flushed() {
 #[test]
 fn a_last_flush_that_fails_is_told_by_the_exit_code_and_says_how_much_was_lost() {
     let (_backend, setup) = stage();
-    let setup = setup.set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", "1h");
+    let setup =
+        setup.set("EXPORT_GATE__LEDGER__DURABILITY", "periodic").set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", "1h");
     let gate = setup.start();
     for _ in 0..3 {
         assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
@@ -268,7 +269,7 @@ fn operators_can_read_the_file_while_the_gate_runs() {
     assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
     let mut rows = String::new();
     eventually("the count is in the file", || {
-        let sql = "SELECT meter, subject, used, plan FROM counters";
+        let sql = "SELECT meter, subject, used, plan FROM counters WHERE reserved = 0";
         let output =
             Command::new("sqlite3").args(["-readonly"]).arg(setup.folder.path("export-gate.db")).arg(sql).output();
         rows = String::from_utf8(output.unwrap().stdout).unwrap();
@@ -277,4 +278,111 @@ fn operators_can_read_the_file_while_the_gate_runs() {
     assert_eq!(rows.trim(), "exports|u|1|free");
     let mode = std::fs::metadata(setup.folder.path("export-gate.db")).unwrap().permissions().mode();
     assert_eq!(mode & 0o111, 0);
+}
+
+/// A gate whose flusher writes for nobody but those who wait: what is in the file is there because of them.
+fn strict() -> (Backend, Setup) {
+    let (backend, setup) = stage();
+    (backend, setup.set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", "1h"))
+}
+
+fn file_says(setup: &Setup, sql: &str) -> String {
+    let output = Command::new("sqlite3").args(["-readonly"]).arg(setup.folder.path("export-gate.db")).arg(sql).output();
+    String::from_utf8(output.unwrap().stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn an_image_that_has_left_is_counted_after_a_kill_at_any_time() {
+    let (_backend, setup) = strict();
+    let token = Token::of("u").ai().line();
+    for used in 1..=2 {
+        let gate = setup.start();
+        assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
+        gate.signal("KILL");
+        drop(gate);
+        assert_eq!(setup.start().used("u", "ai-exports"), used);
+    }
+    assert_eq!(get(setup.start().address, DOWNLOAD, &[&token]).status, 429, "never above the limit over all restarts");
+}
+
+#[test]
+fn what_is_being_rendered_at_a_kill_counts_and_what_came_to_nothing_does_not() {
+    let (backend, setup) = strict();
+    let gate = setup.start();
+    let token = Token::of("u").line();
+    backend.will(Reply::json("500 Internal Server Error"));
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 500);
+    let (reply, _release) = Reply::held(b"", b"");
+    backend.will(reply);
+    let address = gate.address;
+    let line = token.clone();
+    let waiting = std::thread::spawn(move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let request = format!("GET {DOWNLOAD} HTTP/1.1\r\nhost: gate.test\r\n{line}\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        // Until the gate is killed.
+        read_until(&mut stream, b"never")
+    });
+    // The void of the first is in the same group as the reservation of the second, or in one before.
+    eventually("the reservation is safe", || file_says(&setup, "SELECT used, reserved FROM counters") == "0|1");
+    gate.signal("KILL");
+    drop(gate);
+    assert!(!waiting.join().unwrap());
+    assert_eq!(setup.start().used("u", "exports"), 1);
+}
+
+#[test]
+fn no_byte_leaves_before_its_charge_is_in_the_file() {
+    let (backend, setup) = strict();
+    let gate = setup.start();
+    let user = Token::of("u").line();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&user]).status, 200);
+    // Someone else holds the file: nothing can be written, for as long as the gate is ready to wait.
+    let holder = Command::new("sqlite3")
+        .arg(setup.folder.path("export-gate.db"))
+        .args(["BEGIN IMMEDIATE;", ".shell sleep 20"])
+        .spawn()
+        .unwrap();
+    let mut holder = Killed(holder);
+    eventually("it holds the lock", || {
+        let probe =
+            Command::new("sqlite3").arg(setup.folder.path("export-gate.db")).arg("BEGIN IMMEDIATE; ROLLBACK;").output();
+        !probe.unwrap().status.success()
+    });
+    let rendered = backend.seen().len();
+    let answer = get(gate.address, DOWNLOAD, &[&user]);
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")));
+    assert_eq!(backend.seen().len(), rendered + 1, "it was rendered while the charge was being written");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&user]).status, 503, "and from now on it is known before");
+    assert_eq!(backend.seen().len(), rendered + 1);
+    // An export that no limit could refuse leaves all the same.
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("p").plan("pro").line()]).status, 200);
+    holder.end();
+    eventually("it charges again", || gate.admin("/readyz").0 == 200);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&user]).status, 200);
+    assert_eq!(gate.used("u", "exports"), 2, "what was refused was given back");
+}
+
+#[test]
+fn many_who_wait_share_a_group() {
+    let (backend, setup) = strict();
+    let gate = setup.set("EXPORT_GATE__LEDGER__SYNC_INTERVAL", "200ms").start();
+    backend.will(Reply::image());
+    let flushes = || gate.metric("exportgate_flush_duration_seconds_count");
+    let before = flushes();
+    let start = std::sync::Arc::new(std::sync::Barrier::new(40));
+    let exports: Vec<_> = (0..40)
+        .map(|user| {
+            let (address, start) = (gate.address, start.clone());
+            std::thread::spawn(move || {
+                start.wait();
+                get(address, DOWNLOAD, &[&Token::of(&format!("u{user}")).line()]).status
+            })
+        })
+        .collect();
+    for export in exports {
+        assert_eq!(export.join().unwrap(), 200);
+    }
+    let groups = flushes() - before;
+    assert!((1.0..=20.0).contains(&groups), "{groups} groups for 40 exports");
 }
