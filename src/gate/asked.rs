@@ -30,6 +30,7 @@ pub(super) struct Asked {
     demands: SmallVec<[Demand; 2]>,
     /// Whether a limit may stop or change it.
     pub(super) limited: bool,
+    design: Arc<str>,
     session: Arc<str>,
     version: Option<Arc<str>>,
     retry: Option<Arc<str>>,
@@ -45,7 +46,8 @@ impl Asked {
             version: self.version.as_ref(),
             retry: self.retry.clone(),
             shadow: self.shadow,
-            ..ChargeRequest::new(&self.user, self.plan, &self.session, &self.demands)
+            session: &self.session,
+            ..ChargeRequest::new(&self.user, self.plan, &self.design, &self.demands)
         }
     }
 
@@ -123,6 +125,7 @@ impl Gate {
             plan,
             limited: verdict.is_limited(),
             demands: verdict.demands,
+            design: design.clone(),
             session,
             version: facts.version,
             retry,

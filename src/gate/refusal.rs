@@ -140,6 +140,8 @@ pub enum Outcome {
     CoveredAsRetry,
     /// The rest of a download that was charged.
     CoveredAsResume,
+    /// An export in place of one that was charged when the gate crashed.
+    CoveredAsRedelivery,
     /// An export over a limit, changed.
     Degraded,
     /// An export that a meter in shadow would have refused or changed.
@@ -190,7 +192,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Unmatched,
         Self::NotAnExport,
         Self::Uncounted,
@@ -198,6 +200,7 @@ impl Outcome {
         Self::CoveredBySession,
         Self::CoveredAsRetry,
         Self::CoveredAsResume,
+        Self::CoveredAsRedelivery,
         Self::Degraded,
         Self::WouldDeny,
         Self::WouldBeUnauthenticated,
@@ -229,6 +232,7 @@ impl Outcome {
             CoverKind::Session => Self::CoveredBySession,
             CoverKind::Retry => Self::CoveredAsRetry,
             CoverKind::Resume => Self::CoveredAsResume,
+            CoverKind::Redelivery => Self::CoveredAsRedelivery,
         }
     }
 
@@ -240,6 +244,7 @@ impl Outcome {
             | Self::CoveredBySession
             | Self::CoveredAsRetry
             | Self::CoveredAsResume
+            | Self::CoveredAsRedelivery
             | Self::Degraded
             | Self::Unlimited
             | Self::Uncharged => "admitted",
@@ -265,6 +270,7 @@ impl Outcome {
             Self::CoveredBySession => "session",
             Self::CoveredAsRetry => "retry",
             Self::CoveredAsResume => "resume",
+            Self::CoveredAsRedelivery => "redelivery",
             Self::Degraded => "degraded",
             Self::Unlimited => "unlimited",
             Self::Uncharged => "uncharged",

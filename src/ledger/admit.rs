@@ -1,5 +1,6 @@
 //! Admission: all demands of an export are met together, or none is.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
@@ -81,7 +82,8 @@ impl Ledger {
         let key = retry.as_ref().map(|retry| self.stripe_of(retry));
         let stripes = self.lock(planned.iter().map(Planned::stripe).chain(key));
 
-        let covered_by = self.covers_for(request, retry.as_ref());
+        let mut covered_by = self.covers_for(request, retry.as_ref());
+        self.announce_uses(&mut covered_by);
         let standings: SmallVec<[Standing; 2]> =
             planned.iter().map(|planned| self.standing(planned, time.as_second(), request.shadow)).collect();
         let rulings: SmallVec<[Ruling; 2]> =
@@ -130,7 +132,7 @@ impl Ledger {
         let is_retry = charge.covered_by.iter().any(|by| by.name.kind == CoverKind::Retry);
         (own.retry, own.extends) = if is_retry { (None, retry) } else { (retry, None) };
         own.opens = opening(request, &own);
-        own.group = self.announce(&own.booked);
+        self.announce(&mut own, request.design);
         charge.own = Some(self.under_way(own));
         Admission::Charged(charge)
     }
@@ -167,7 +169,10 @@ impl Ledger {
         let resume = request.resume.as_ref().map(|(what, file)| (cover(CoverKind::Resume, request.user, what), file));
         let session = request.demands.iter().any(|demand| demand.session == SessionUse::Covered);
         let session = session.then(|| cover(CoverKind::Session, request.user, request.session));
-        let names = resume.as_ref().map(|(name, _)| name).into_iter().chain(retry).chain(&session);
+        // Only a crash leaves these behind, and what is free otherwise uses none up.
+        let owes = self.owes_redeliveries.load(Ordering::Relaxed);
+        let redelivery = owes.then(|| cover(CoverKind::Redelivery, request.user, request.design));
+        let names = resume.as_ref().map(|(name, _)| name).into_iter().chain(retry).chain(&session).chain(&redelivery);
         let mut found = SmallVec::<[CoverUse; 1]>::new();
         for name in names {
             let is_session = name.kind == CoverKind::Session;

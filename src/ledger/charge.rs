@@ -21,6 +21,8 @@ pub struct ChargeRequest<'a> {
     pub plan: PlanId,
     /// What the policy asks for.
     pub demands: &'a [Demand],
+    /// The design.
+    pub design: &'a Arc<str>,
     /// What names the export screen: the design, and the client's name for the session if it gives one.
     pub session: &'a Arc<str>,
     /// The version of the design, if it is known: a session covers one.
@@ -39,7 +41,18 @@ impl<'a> ChargeRequest<'a> {
     /// What `demands` ask of a user, for a design.
     pub fn new(user: &'a Arc<str>, plan: PlanId, design: &'a Arc<str>, demands: &'a [Demand]) -> Self {
         let session = design;
-        Self { user, plan, demands, session, version: None, retry: None, resume: None, shadow: false, made: None }
+        Self {
+            user,
+            plan,
+            demands,
+            design,
+            session,
+            version: None,
+            retry: None,
+            resume: None,
+            shadow: false,
+            made: None,
+        }
     }
 }
 
@@ -215,7 +228,8 @@ impl Charge {
     ///
     /// [`NotDurable`] if it could not be written; it should be given back then.
     pub async fn durable(&self) -> Result<(), NotDurable> {
-        let group = self.under_way().map(|reservation| reservation.group).max().unwrap_or(0);
+        let charged = self.under_way().map(|reservation| reservation.group);
+        let group = charged.chain(self.covered_by.iter().map(|by| by.group)).max().unwrap_or(0);
         self.ledger.wait_for_group(group).await
     }
 

@@ -109,6 +109,8 @@ pub(super) struct CoverUse {
     pub(super) files: u32,
     /// The charge, if it is still under way: the two end together.
     pub(super) under_way: Option<Arc<Reservation>>,
+    /// The group that tells the store that it was taken; 0 if nobody has to wait for that.
+    pub(super) group: u64,
 }
 
 impl CoverUse {
@@ -157,7 +159,7 @@ impl Covers {
         let held = || wanted.asked.iter().filter(|asked| cover.holds_for(name.kind, asked));
         let files = match name.kind {
             CoverKind::Session => held().map(|asked| asked.cost).max().unwrap_or(0),
-            CoverKind::Retry => 1,
+            CoverKind::Retry | CoverKind::Redelivery => 1,
             // However often it breaks off, it is one file.
             CoverKind::Resume => 0,
         };
@@ -172,7 +174,7 @@ impl Covers {
         }
         cover.files_left -= files;
         let (serial, under_way) = (cover.serial, cover.under_way.clone());
-        Some(CoverUse { name: name.clone(), serial, meters, degraded, files, under_way })
+        Some(CoverUse { name: name.clone(), serial, meters, degraded, files, under_way, group: 0 })
     }
 
     /// If there is an open cover of that name for some of what is asked: the meters that it degrades by.

@@ -7,13 +7,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::charge::NotDurable;
-use super::covers::Cover;
+use super::covers::{Cover, CoverUse};
 use super::history;
-use super::reservation::{Booked, Place};
-use super::unflushed::Unflushed;
-use super::{Count, Durability, KEEP_CLOSED_WINDOWS, Ledger, MeterState, Options};
+use super::reservation::{Meters, Place, Reservation};
+use super::unflushed::{Open, OpenName, Unflushed};
+use super::{Count, Durability, KEEP_CLOSED_WINDOWS, Ledger, MeterState, Options, REDELIVERY};
 use crate::policy::{MeterId, PlanId};
-use crate::store::{Batch, CounterName, CounterRow, CoverName, CoverRow, Row, RowSink, Store, StoreError};
+use crate::store::{
+    Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, OpenRow, Row, RowSink, Store, StoreError,
+};
 
 /// How long to wait before a store that could not be opened is tried again.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
@@ -119,6 +121,7 @@ fn load_into(ledger: &Arc<Ledger>) -> RowSink {
             }
         }
         Row::Cover(row) => into.restore_cover(row, wall.as_millisecond()),
+        Row::Open(row) => into.restore_open(row),
     })
 }
 
@@ -159,14 +162,32 @@ async fn flush(ledger: &Ledger, store: &mut dyn Store, forget_before: Option<i64
 }
 
 impl Ledger {
-    /// Marks a charge that must be durable before it is delivered, and wakes the flusher. The group that will tell the store.
-    pub(super) fn announce(&self, booked: &[Booked]) -> u64 {
-        if self.options.durability == Durability::Periodic || booked.is_empty() {
-            return 0;
+    /// Marks a charge that must be durable before it is delivered, and wakes the flusher.
+    pub(super) fn announce(&self, charge: &mut Reservation, design: &Arc<str>) {
+        if self.options.durability == Durability::Periodic || charge.booked.is_empty() {
+            return;
         }
-        let group = self.unflushed().booked(booked);
+        let name = OpenName { user: charge.user.clone(), design: design.clone() };
+        {
+            let mut unflushed = self.unflushed();
+            charge.group = unflushed.booked(&charge.booked);
+            unflushed.opened_charge(&name, &charge.booked);
+        }
+        charge.open = Some(name);
         self.awaited.notify_one();
-        group
+    }
+
+    /// The same for what is taken from covers of few deliveries: or each crash would bring them back. A session has files to spare,
+    /// and the rest of a file is the same file each time.
+    pub(super) fn announce_uses(&self, uses: &mut [CoverUse]) {
+        let is_scarce = |by: &CoverUse| matches!(by.name.kind, CoverKind::Retry | CoverKind::Redelivery);
+        for by in uses.iter_mut().filter(|by| self.options.durability == Durability::Strict && is_scarce(by)) {
+            let mut unflushed = self.unflushed();
+            unflushed.changed(self.digests.of(&by.name), by.name.clone());
+            by.group = unflushed.next_number();
+            drop(unflushed);
+            self.awaited.notify_one();
+        }
     }
 
     /// Waits until a group is written.
@@ -250,8 +271,43 @@ impl Ledger {
             file: row.file,
             under_way: None,
         };
+        if row.name.kind == CoverKind::Redelivery {
+            self.owes_redeliveries.store(true, Ordering::Relaxed);
+        }
         unflushed.will_end(cover.ends(), digest, row.name.clone());
         self.covers.restore(&row.name, cover);
+    }
+
+    /// Charges whose end nobody knows count as used (`restore_counter`), and their design is delivered once more. Covers are read
+    /// before these: what an earlier crash has left is owed as well.
+    fn restore_open(&self, row: OpenRow) {
+        let name = CoverName { kind: CoverKind::Redelivery, user: row.user.clone(), what: row.design.clone() };
+        let owed = self.covers.find(&name).map_or(0, |earlier| earlier.files_left);
+        let known = |name: &str| self.meter_named(name).map(|(id, _)| id);
+        let cover = Cover {
+            serial: self.next_serial(),
+            meters: row.meters.iter().filter_map(|(name, cost)| Some((known(name)?, *cost))).collect(),
+            degraded: Meters::new(),
+            until: self.clock.monotonic() + REDELIVERY,
+            idle_until: None,
+            files_left: owed.saturating_add(row.charges),
+            version: None,
+            file: None,
+            under_way: None,
+        };
+        let digest = self.digests.of(&name);
+        let mut unflushed = self.unflushed();
+        if unflushed.covers.contains_key(&digest) {
+            // From a reading that broke off.
+            return;
+        }
+        self.owes_redeliveries.store(true, Ordering::Relaxed);
+        // In one group: it is under way no more, and owed.
+        unflushed.opened(digest, name.clone(), cover.ends());
+        unflushed.closed(Some(&OpenName { user: row.user, design: row.design }));
+        if let Some(surplus) = self.covers.open(&name, cover) {
+            unflushed.changed(self.digests.of(&surplus), surplus);
+        }
     }
 
     fn expire_covers(&self) {
@@ -269,11 +325,12 @@ impl Ledger {
     /// Takes all marks, and makes the group that brings the store up to date. A counter's value may be newer than its mark; a
     /// cover's is not (see `deliver`), or the store could know a cover and not its charge.
     fn next_group(&self, forget_before: Option<i64>) -> (Unflushed, Batch) {
-        let (marks, covers, ended) = {
+        let (marks, covers, ended, open) = {
             let mut unflushed = self.unflushed();
             let marks = unflushed.take();
             let (covers, ended) = self.changed_covers(&marks);
-            (marks, covers, ended)
+            let open = marks.open_changed().map(|name| self.open_row(name, unflushed.open(name))).collect();
+            (marks, covers, ended, open)
         };
         let (mut counters, mut dropped) = (Vec::new(), Vec::new());
         let is_strict = self.options.durability == Durability::Strict;
@@ -299,7 +356,13 @@ impl Ledger {
         }
         // In key order the B-tree is walked once, not at random.
         counters.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        (marks, Batch { counters, dropped, covers, ended, forget_before })
+        (marks, Batch { counters, dropped, covers, ended, open, forget_before })
+    }
+
+    fn open_row(&self, name: &OpenName, open: Open) -> OpenRow {
+        let name_of = |id: MeterId| Some(self.meter(id)?.name.clone());
+        let meters = open.meters.iter().filter_map(|(id, cost)| Some((name_of(*id)?, *cost))).collect();
+        OpenRow { user: name.user.clone(), design: name.design.clone(), charges: open.charges, meters }
     }
 
     /// Covers as they are now, and names of those that are no more.

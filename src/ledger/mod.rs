@@ -19,8 +19,9 @@
 //! * With durability `strict` a charge is marked as soon as it is reserved, and the flusher is woken; while it writes, the next group
 //!   gathers. A row holds `used` and `reserved` as they were at one instant. Nothing of the image leaves before the row that holds its
 //!   reservation is synced ([`Charge::durable`]); that it was delivered, or came to nothing, is written with a later group. A crash
-//!   before the sync: the image has not left, nothing is counted. After it: `reserved` counts as used. Both are absolute, so
-//!   writing a group again changes nothing.
+//!   before the sync: the image has not left, nothing is counted. After it: `reserved` counts as used, and its user gets that design
+//!   once more for nothing, for [`REDELIVERY`] (the store's table `open`). All values are absolute, so writing a group again, or
+//!   crashing while the store is read, changes nothing.
 //! * Until the store has been read, and whenever it cannot be written, the ledger does not charge: [`Admission::Unavailable`].
 //!   A subject seen first after a restart never counts as zero.
 
@@ -67,6 +68,9 @@ mod atomic {
 
 /// When to ask again while only exports under way stand in the way (counting rules, section 4 rule 1).
 const RETRY_SOON: Duration = Duration::from_secs(5);
+
+/// For how long after a crash a design is delivered once more that may have been under way (counting rules, section 4 rule 7).
+const REDELIVERY: Duration = Duration::from_mins(15);
 
 /// How long a closed window stays readable, so that a clock that steps back grants nothing (counting rules, section 3).
 const KEEP_CLOSED_WINDOWS: Duration = Duration::from_hours(35 * 24);
@@ -148,6 +152,8 @@ pub struct Ledger {
     /// How far writing has come.
     written: watch::Sender<Written>,
     serial: AtomicU64,
+    /// Whether a crash has left charges behind that nobody knows the end of.
+    owes_redeliveries: AtomicBool,
     /// Mirrors `trouble.is_none()`, so that a charge reads no lock.
     available: AtomicBool,
     /// Whether memory knows what the store knows.
@@ -205,6 +211,7 @@ impl Ledger {
             awaited: Notify::new(),
             written: watch::Sender::default(),
             serial: AtomicU64::new(0),
+            owes_redeliveries: AtomicBool::new(false),
             available: AtomicBool::new(false),
             read: AtomicBool::new(false),
             trouble: Mutex::new(Some("the ledger has not been read yet".into())),

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use smallvec::SmallVec;
 
 use super::counters::CounterKey;
+use super::unflushed::OpenName;
 use crate::policy::{MeterId, Span, Subject};
 use crate::store::{CoverKind, CoverName, Representation};
 
@@ -26,6 +27,8 @@ pub(super) struct Reservation {
     pub(super) extends: Option<CoverName>,
     /// The group that tells the store of it; 0 if none does before it is delivered.
     pub(super) group: u64,
+    /// What the store is told of it besides the counts.
+    pub(super) open: Option<OpenName>,
     state: Mutex<State>,
 }
 
@@ -107,6 +110,7 @@ impl Reservation {
             retry: None,
             extends: None,
             group: 0,
+            open: None,
             state: Mutex::new(State { progress, reported: SmallVec::new(), resume: None }),
         }
     }

@@ -42,6 +42,7 @@ impl Ledger {
         // Held until the marks are set: whoever writes a cover to the store has the mark of its charge as well.
         let mut unflushed = self.unflushed();
         unflushed.delivered(&charge.booked, charge.group > 0);
+        unflushed.closed(charge.open.as_ref());
         let mut open = |name: &CoverName, lasts: Duration, cover: Cover| {
             let cover = Cover { until: now.saturating_add(lasts), under_way: None, ..cover };
             unflushed.opened(self.digests.of(name), name.clone(), cover.ends());
@@ -87,7 +88,9 @@ impl Ledger {
         }
         if charge.group > 0 {
             // The store may know of the reservation.
-            self.unflushed().booked(&charge.booked);
+            let mut unflushed = self.unflushed();
+            unflushed.booked(&charge.booked);
+            unflushed.closed(charge.open.as_ref());
         }
         if let Some(opening) = &charge.opens {
             self.covers.opened(&opening.session, charge.serial);

@@ -1,7 +1,10 @@
 //! What the store does not know yet.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
+
+use smallvec::SmallVec;
 
 use super::reservation::{Booked, Place};
 use crate::policy::{Demand, MeterId, Span, Subject};
@@ -12,6 +15,10 @@ use crate::store::CoverName;
 pub(super) struct Unflushed {
     pub(super) counters: HashMap<Place, DirtyCounter>,
     pub(super) covers: HashMap<u128, CoverName>,
+    /// Charges under way that the store is told of.
+    open: HashMap<OpenName, Open>,
+    /// Those that have changed.
+    open_changed: HashSet<OpenName>,
     /// How many groups have been taken.
     taken: u64,
     /// Delivered charges since the last group was taken.
@@ -22,6 +29,21 @@ pub(super) struct Unflushed {
     ending: BTreeMap<(Duration, u128), CoverName>,
     /// Those that are in that queue: each once, however often it is opened anew. If it ends later it is put back.
     queued: HashSet<u128>,
+}
+
+/// Whose charges for which design are under way.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct OpenName {
+    pub(super) user: Arc<str>,
+    pub(super) design: Arc<str>,
+}
+
+/// Charges under way.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Open {
+    pub(super) charges: u32,
+    /// What the last of them has booked.
+    pub(super) meters: SmallVec<[(MeterId, u32); 2]>,
 }
 
 /// What a count's place does not tell.
@@ -38,7 +60,42 @@ impl Unflushed {
         for &Booked { meter, ref subject, place, span, .. } in booked {
             self.counters.entry(place).or_insert_with(|| DirtyCounter { meter, subject: subject.clone(), span });
         }
+        self.next_number()
+    }
+
+    /// Which group the next one is.
+    pub(super) const fn next_number(&self) -> u64 {
         self.taken + 1
+    }
+
+    /// A charge is under way that the store is told of.
+    pub(super) fn opened_charge(&mut self, name: &OpenName, booked: &[Booked]) {
+        let open = self.open.entry(name.clone()).or_default();
+        open.charges += 1;
+        open.meters = booked.iter().map(|booked| (booked.meter, booked.cost)).collect();
+        self.open_changed.insert(name.clone());
+    }
+
+    /// It has ended.
+    pub(super) fn closed(&mut self, name: Option<&OpenName>) {
+        let Some(name) = name else { return };
+        if let Some(open) = self.open.get_mut(name) {
+            open.charges = open.charges.saturating_sub(1);
+            if open.charges == 0 {
+                self.open.remove(name);
+            }
+        }
+        self.open_changed.insert(name.clone());
+    }
+
+    /// What is under way of that name.
+    pub(super) fn open(&self, name: &OpenName) -> Open {
+        self.open.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Names of charges under way that have changed.
+    pub(super) fn open_changed(&self) -> impl Iterator<Item = &OpenName> {
+        self.open_changed.iter()
     }
 
     /// One charge was delivered. Its counters and covers are marked under one lock: no group holds a cover without its charge. If the
@@ -90,8 +147,8 @@ impl Unflushed {
     /// All marks and the number of charges behind them; what comes later belongs to the next group.
     pub(super) fn take(&mut self) -> Self {
         let (ending, queued) = (std::mem::take(&mut self.ending), std::mem::take(&mut self.queued));
-        let (writing, taken) = (self.charges, self.taken + 1);
-        let group = std::mem::replace(self, Self { ending, queued, writing, taken, ..Self::default() });
+        let (writing, taken, open) = (self.charges, self.next_number(), std::mem::take(&mut self.open));
+        let group = std::mem::replace(self, Self { ending, queued, writing, taken, open, ..Self::default() });
         Self { taken, ..group }
     }
 
@@ -113,6 +170,7 @@ impl Unflushed {
         for (digest, name) in group.covers {
             self.covers.entry(digest).or_insert(name);
         }
+        self.open_changed.extend(group.open_changed);
         self.charges += group.charges;
         self.writing = 0;
     }

@@ -38,6 +38,8 @@ pub enum Row {
     Counter(CounterRow),
     /// A cover.
     Cover(CoverRow),
+    /// Charges that were under way when the process ended.
+    Open(OpenRow),
 }
 
 /// What names a counter.
@@ -71,7 +73,7 @@ pub struct CoverName {
     pub kind: CoverKind,
     /// Whose.
     pub user: Arc<str>,
-    /// The design of a session; method, target and key of a retry; design and target of a download that may be resumed.
+    /// The design of a session or a redelivery; method, target and key of a retry; design and target of a download that may be resumed.
     pub what: Arc<str>,
 }
 
@@ -84,6 +86,8 @@ pub enum CoverKind {
     Retry,
     /// A Range request for the rest of a file that was delivered in part.
     Resume,
+    /// The gate has crashed before it could say what became of a charge for this design.
+    Redelivery,
 }
 
 impl CoverKind {
@@ -93,12 +97,13 @@ impl CoverKind {
             Self::Session => "session",
             Self::Retry => "retry",
             Self::Resume => "resume",
+            Self::Redelivery => "redelivery",
         }
     }
 
     /// Reads a name from the store.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Session, Self::Retry, Self::Resume].into_iter().find(|kind| kind.as_str() == name)
+        [Self::Session, Self::Retry, Self::Resume, Self::Redelivery].into_iter().find(|kind| kind.as_str() == name)
     }
 }
 
@@ -132,6 +137,19 @@ pub struct CoverRow {
     pub file: Option<Representation>,
 }
 
+/// A user's charges for a design that are under way. Their counts are in the counters' `reserved`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenRow {
+    /// The user.
+    pub user: Arc<str>,
+    /// The design.
+    pub design: Arc<str>,
+    /// How many there are; 0 if there are none any more.
+    pub charges: u32,
+    /// Names of the meters that the last of them booked, and how much.
+    pub meters: Vec<(Arc<str>, u32)>,
+}
+
 /// What changed since the last group.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
@@ -143,6 +161,8 @@ pub struct Batch {
     pub covers: Vec<CoverRow>,
     /// Covers that ended.
     pub ended: Vec<CoverName>,
+    /// Charges under way as they are now.
+    pub open: Vec<OpenRow>,
     /// Windows that ended before this (seconds since the epoch) may be forgotten.
     pub forget_before: Option<i64>,
 }
@@ -150,8 +170,9 @@ pub struct Batch {
 impl Batch {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        let Self { counters, dropped, covers, ended, forget_before } = self;
-        counters.is_empty() && dropped.is_empty() && covers.is_empty() && ended.is_empty() && forget_before.is_none()
+        let Self { counters, dropped, covers, ended, open, forget_before } = self;
+        let covers = covers.is_empty() && ended.is_empty() && open.is_empty();
+        counters.is_empty() && dropped.is_empty() && covers && forget_before.is_none()
     }
 }
 

@@ -16,8 +16,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, params};
 use tokio::sync::oneshot;
 
 use super::{
-    Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, Reply, Representation, Row, RowSink, Store,
-    StoreError,
+    Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, OpenRow, Reply, Representation, Row, RowSink,
+    Store, StoreError,
 };
 use crate::policy::{Span, Subject, SubjectKind};
 
@@ -52,6 +52,13 @@ const SCHEMA: &str = "
         validator  TEXT,
         length     INTEGER,
         PRIMARY KEY (kind, user, what)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE open (
+        user    TEXT    NOT NULL,
+        design  TEXT    NOT NULL,
+        charges INTEGER NOT NULL CHECK (charges > 0),
+        meters  TEXT    NOT NULL,
+        PRIMARY KEY (user, design)
     ) STRICT, WITHOUT ROWID;
 ";
 
@@ -323,6 +330,12 @@ fn read_all(connection: &mut Connection, rows: &mut RowSink) -> rusqlite::Result
             file: file.map(|(validator, length): (_, i64)| Representation { validator, length: length as u64 }),
         }));
     }
+    let mut open = snapshot.prepare("SELECT user, design, charges, meters FROM open")?;
+    let mut found = open.query([])?;
+    while let Some(row) = found.next()? {
+        let meters = words(row, 3)?.iter().filter_map(|word| booked(word)).collect();
+        rows(Row::Open(OpenRow { user: text(row, 0)?, design: text(row, 1)?, charges: row.get(2)?, meters }));
+    }
     Ok(())
 }
 
@@ -330,6 +343,11 @@ fn read_all(connection: &mut Connection, rows: &mut RowSink) -> rusqlite::Result
 fn booked(word: &str) -> Option<(Arc<str>, u32)> {
     let (name, cost) = word.split_once('=')?;
     Some((name.into(), cost.parse().ok()?))
+}
+
+fn spelled(meters: &[(Arc<str>, u32)]) -> String {
+    let words: Vec<String> = meters.iter().map(|(name, cost)| format!("{name}={cost}")).collect();
+    words.join(" ")
 }
 
 fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
@@ -352,8 +370,7 @@ fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     for CoverRow { name, meters, degraded, expires_at_ms, idle_at_ms, files_left, version, file } in &batch.covers {
-        let meters: Vec<String> = meters.iter().map(|(name, cost)| format!("{name}={cost}")).collect();
-        let (meters, degraded) = (meters.join(" "), degraded.join(" "));
+        let (meters, degraded) = (spelled(meters), degraded.join(" "));
         let validator = file.as_ref().map(|file| &file.validator);
         let length = file.as_ref().map(|file| file.length as i64);
         let CoverName { kind, user, what } = name;
@@ -376,6 +393,15 @@ fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
     let mut end_cover = group.prepare_cached("DELETE FROM covers WHERE kind = ? AND user = ? AND what = ?")?;
     for name in &batch.ended {
         end_cover.execute(params![name.kind.as_str(), name.user, name.what])?;
+    }
+    let mut put_open =
+        group.prepare_cached("INSERT OR REPLACE INTO open (user, design, charges, meters) VALUES (?, ?, ?, ?)")?;
+    let mut end_open = group.prepare_cached("DELETE FROM open WHERE user = ? AND design = ?")?;
+    for OpenRow { user, design, charges, meters } in &batch.open {
+        match charges {
+            0 => end_open.execute(params![user, design])?,
+            _ => put_open.execute(params![user, design, charges, spelled(meters)])?,
+        };
     }
     if let Some(before) = batch.forget_before {
         group.execute("DELETE FROM counters WHERE ends < ?", params![before])?;

@@ -503,7 +503,7 @@ impl Model {
             let most = held.map(|demand| demand.cost as usize).max();
             let files = match name.0 {
                 CoverKind::Resume => 0,
-                CoverKind::Retry => 1,
+                CoverKind::Retry | CoverKind::Redelivery => 1,
                 CoverKind::Session => most.unwrap_or(0),
             };
             let same_version = cover.version.is_none() || ask.version.is_none() || cover.version == ask.version;
@@ -554,7 +554,7 @@ impl Model {
             idle_until: None,
             files: match name.0 {
                 CoverKind::Session => SESSION_FILES,
-                CoverKind::Retry => DELIVERIES_OF_A_KEY,
+                CoverKind::Retry | CoverKind::Redelivery => DELIVERIES_OF_A_KEY,
                 // It never takes one.
                 CoverKind::Resume => 1,
             },
@@ -702,7 +702,7 @@ impl Model {
         let covers = self.kept_covers.iter().map(|Kept { cover, until, idle_until, files_left }| {
             let Cover { name: (kind, user, what), ref meters, ref degraded, version, file, .. } = *cover;
             let what = match kind {
-                CoverKind::Session => format!("design-{what}"),
+                CoverKind::Session | CoverKind::Redelivery => format!("design-{what}"),
                 CoverKind::Retry => format!("key-{what}"),
                 CoverKind::Resume => format!("file-{what}"),
             };
