@@ -9,6 +9,7 @@
 mod architecture;
 mod configuration;
 mod contention;
+mod crash;
 mod delivery;
 mod demo;
 mod designs;
