@@ -16,6 +16,9 @@ const SMALL: &str = "pro";
 /// How many that plan has.
 const FEW: u64 = 60;
 
+/// How many export for each user at once.
+const CLIENTS: usize = 3;
+
 /// What the clients have seen; outlives every gate.
 #[derive(Default)]
 struct Driver {
@@ -56,11 +59,10 @@ impl Driver {
     }
 }
 
-/// Used and reserved of a user, read from the file by another program than the gate.
-fn in_the_file(setup: &Setup, user: &str) -> u64 {
-    let sql = format!(
-        "SELECT coalesce(sum(used + reserved), 0) FROM counters WHERE meter = 'exports' AND subject = '{user}'"
-    );
+/// What is used of a user, or under way, read from the file by another program than the gate.
+fn in_the_file(setup: &Setup, what: &str, user: &str) -> u64 {
+    let of_user = format!("meter = 'exports' AND subject = '{user}'");
+    let sql = format!("SELECT coalesce(sum({what}), 0) FROM counters WHERE {of_user}");
     let output = Command::new("sqlite3").arg("-readonly").arg(setup.folder.path("export-gate.db")).arg(sql).output();
     String::from_utf8(output.unwrap().stdout).unwrap().trim().parse().unwrap()
 }
@@ -98,6 +100,7 @@ fn no_image_leaves_uncounted_over_many_kills() {
         let (over, address) = (Arc::new(AtomicBool::new(false)), gate.address);
         let clients: Vec<_> = users
             .iter()
+            .flat_map(|user| [user; CLIENTS])
             .map(|&(user, plan)| {
                 let (driver, over) = (driver.clone(), over.clone());
                 std::thread::spawn(move || while !over.load(Ordering::Relaxed) && driver.export(address, user, plan) {})
@@ -120,7 +123,8 @@ fn no_image_leaves_uncounted_over_many_kills() {
         clients.into_iter().for_each(|client| client.join().unwrap());
         drop(gate);
 
-        let in_file: Vec<u64> = users.iter().map(|(user, _)| in_the_file(&setup, user)).collect();
+        backend.will(Reply::image());
+        let in_file: Vec<u64> = users.iter().map(|(user, _)| in_the_file(&setup, "used + reserved", user)).collect();
         let gate = setup.start();
         for (index, &(user, plan)) in users.iter().enumerate() {
             let used = gate.used(user, "exports");
@@ -132,7 +136,18 @@ fn no_image_leaves_uncounted_over_many_kills() {
             assert!(used >= used_before[index], "{told}: {} before", used_before[index]);
             used_before[index] = used;
         }
+        // An export after a restart, and one that comes to nothing: at a clean end nothing is under way.
+        assert!(driver.export(gate.address, "u0", "free"));
+        backend.will(Reply::json("500 Internal Server Error"));
+        assert!(driver.export(gate.address, "u1", "free"));
         assert!(gate.stop().success());
+        for (index, (user, _)) in users.iter().enumerate() {
+            let expected = used_before[index] + u64::from(*user == "u0");
+            let text = format!("crash {crash}, {user}: after a clean end");
+            // What the crash has left under way stays as it is until it changes.
+            assert_eq!(in_the_file(&setup, "used + reserved", user), expected, "{text}");
+        }
+        used_before[0] += 1;
     }
     let images: u64 = driver.images.lock().unwrap().values().sum();
     assert!(images > crashes * 10, "{images} images are too few to tell");
