@@ -8,7 +8,8 @@
 //! ```
 //!
 //! An answer is as old as the question. Where request and answer name versions of the design, and different ones, the answer does
-//! not count for the request: unless the service has been asked for that very version, and says that this is what there is.
+//! not count for the request: unless the service has been asked for that very version no longer than `error_ttl` ago, and said that
+//! this is what there is.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use smallvec::SmallVec;
 use super::service::{Described, Said};
 
 /// How many versions are remembered that were asked for and are not the one there is.
-const MOST_TRIED: usize = 4;
+const MOST_TRIED: usize = 32;
 
 /// For how long answers count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,8 +92,8 @@ struct Entry {
     said: Option<(Said, Duration)>,
     /// Why it could not be asked since then, and when that was found.
     failed: Option<(Arc<str>, Duration)>,
-    /// Versions that were asked for, and are not what the service has.
-    tried: SmallVec<[Arc<str>; 1]>,
+    /// Versions that were asked for, and were not what the service had, and when. It may lag behind: they are soon asked for again.
+    tried: SmallVec<[(Arc<str>, Duration); 1]>,
     /// Whether the design may be another one by now.
     doubted: bool,
     /// The fetch that this is from.
@@ -106,7 +107,7 @@ impl Entry {
             Some((Said::Known(described), asked)) => {
                 let age = now.saturating_sub(*asked);
                 let fits = described.fits(wanted);
-                if !self.doubted && age < times.ttl && (fits || self.has_tried(wanted)) {
+                if !self.doubted && age < times.ttl && (fits || self.has_tried(wanted, now, times)) {
                     return Look::Have(described.answer(age, false));
                 }
                 match failed {
@@ -132,8 +133,9 @@ impl Entry {
         counts.then(|| described.answer(age, age >= times.ttl))
     }
 
-    fn has_tried(&self, wanted: Option<&Arc<str>>) -> bool {
-        wanted.is_some_and(|wanted| self.tried.contains(wanted))
+    fn has_tried(&self, wanted: Option<&Arc<str>>, now: Duration, times: &Times) -> bool {
+        let lately = |at: Duration| now.saturating_sub(at) < times.error_ttl;
+        wanted.is_some_and(|wanted| self.tried.iter().any(|(tried, at)| tried == wanted && lately(*at)))
     }
 
     /// The entry after a fetch for a version.
@@ -142,11 +144,12 @@ impl Entry {
             Ok(said) => {
                 let mut tried = if self.version() == said.version() { self.tried.clone() } else { SmallVec::new() };
                 let missed = wanted.filter(|wanted| said.version().is_some_and(|has| has != *wanted));
-                if let Some(missed) = missed.filter(|missed| !tried.contains(missed)) {
+                if let Some(missed) = missed {
+                    tried.retain(|(known, _)| known != missed);
                     if tried.len() == MOST_TRIED {
                         tried.remove(0);
                     }
-                    tried.push(missed.clone());
+                    tried.push((missed.clone(), fetched.asked));
                 }
                 Self { said: Some((said.clone(), fetched.asked)), failed: None, tried, doubted: false, number }
             }
@@ -168,7 +171,7 @@ impl Entry {
             _ => 0,
         };
         let failed = self.failed.as_ref().map_or(0, |(why, _)| TEXT + why.len());
-        let tried = self.tried.iter().map(|version| size_of::<Arc<str>>() + TEXT + version.len());
+        let tried = self.tried.iter().map(|(version, _)| size_of::<(Arc<str>, Duration)>() + TEXT + version.len());
         size_of::<Self>() + TEXT + said + failed + tried.sum::<usize>()
     }
 }

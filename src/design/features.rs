@@ -53,11 +53,12 @@ impl Features {
         names.iter().fold(false, |ai, name| ai | self.is_ai(name))
     }
 
-    fn is_ai(&self, name: &String) -> bool {
-        if self.options.ai.contains(name) {
+    fn is_ai(&self, name: &str) -> bool {
+        let listed = |names: &[String]| names.iter().any(|known| known.eq_ignore_ascii_case(name));
+        if listed(&self.options.ai) {
             return true;
         }
-        if self.options.plain.contains(name) {
+        if listed(&self.options.plain) {
             return false;
         }
         self.metrics.unknown_feature();
@@ -110,7 +111,8 @@ mod tests {
             (&["crop"], false, false),
             (&["crop", "logo"], true, true),
             (&["hologram", "crop"], false, true),
-            (&["LOGO"], false, true),
+            (&["Logo"], true, true),
+            (&["CROP"], false, false),
         ] {
             assert_eq!(are_ai(UnknownFeature::Plain, names), with_unknown_plain, "{names:?}");
             assert_eq!(are_ai(UnknownFeature::Ai, names), with_unknown_ai, "{names:?}");

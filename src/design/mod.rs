@@ -29,6 +29,7 @@ use prometheus_client::registry::Registry;
 
 use crate::clock::Clock;
 use crate::identity::Caller;
+use crate::policy::feature_names;
 
 pub use cache::Times;
 pub use features::{Options as FeatureOptions, UnknownFeature};
@@ -242,7 +243,12 @@ impl Designs {
     fn version(&self, design: &str, caller: &Caller, headers: &HeaderMap, peer: Option<IpAddr>) -> Option<Arc<str>> {
         let claimed = caller.design_version.clone().filter(|_| speaks_for(caller, design));
         claimed.or_else(|| {
-            let field = headers.get(self.version_header.as_ref()?)?;
+            let mut fields = headers.get_all(self.version_header.as_ref()?).iter();
+            let field = fields.next()?;
+            // Of several, a client may have sent the first.
+            if fields.next().is_some() {
+                return None;
+            }
             let trusted = peer.is_some_and(|peer| self.trusts(peer));
             field.to_str().ok().filter(|version| trusted && !version.is_empty()).map(Arc::from)
         })
@@ -253,8 +259,7 @@ impl Designs {
         fields.peek().filter(|_| peer.is_some_and(|peer| self.trusts(peer)))?;
         // A field that is not text cannot be understood, and so nothing is known.
         let fields: Vec<&str> = fields.map(|field| field.to_str().ok()).collect::<Option<_>>()?;
-        let names = fields.iter().flat_map(|field| field.split(',')).map(str::trim).filter(|name| !name.is_empty());
-        Some(names.map(str::to_owned).collect())
+        Some(fields.into_iter().flat_map(feature_names).map(str::to_owned).collect())
     }
 }
 

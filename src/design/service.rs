@@ -16,11 +16,10 @@ use super::cache::Times;
 use crate::clock::Clock;
 use crate::json;
 use crate::net::{BadUrl, DocumentOptions, Documents, FetchError, Trust, Url};
+use crate::policy::feature_names;
 
 /// What stands for the design's id in a URL.
 const PLACE: &str = "{design}";
-/// The longest answer that is read, in bytes.
-const MOST_BYTES: usize = 65_536;
 /// The longest id that is asked for, in bytes.
 const LONGEST_ID: usize = 1_024;
 /// How long the service must not have failed to be said to work again. A service that answers for some designs only would be
@@ -44,6 +43,8 @@ pub struct Options {
     pub times: Times,
     /// How many designs are asked for at once.
     pub at_once: usize,
+    /// The longest answer that is read, in bytes.
+    pub most_bytes: usize,
     /// How much memory answers may take, in bytes.
     pub cache_bytes: u64,
     /// An `Authorization` field to send.
@@ -90,11 +91,16 @@ impl FromStr for Template {
 
 impl std::fmt::Display for Template {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.url.fmt(f)
+        f.write_str(&self.url.without_query())
     }
 }
 
 impl Template {
+    /// The URL, with the place of the id in it.
+    pub const fn url(&self) -> &Url {
+        &self.url
+    }
+
     /// Path and query of a design. `None` if its id could lead elsewhere: a server may take `.` and `..` for steps in a path however
     /// they are encoded, and `/` and `\` for what is between them.
     fn target(&self, design: &str) -> Option<String> {
@@ -166,7 +172,7 @@ impl Service {
     pub(super) fn new(options: Options, clock: Arc<dyn Clock>) -> Self {
         let documents = DocumentOptions {
             timeout: options.timeout,
-            most_bytes: MOST_BYTES,
+            most_bytes: options.most_bytes,
             at_once: options.at_once,
             authorization: options.authorization,
         };
@@ -195,10 +201,10 @@ impl Service {
         let wrong = || AskFailed::Features(self.pointer.clone());
         let features: Arc<[String]> = match json::find(document, &self.pointer).map_err(|_| wrong())? {
             None => return Ok(Said::Nothing),
-            Some(Value::String(names)) => names.split_whitespace().map(str::to_owned).collect(),
+            Some(Value::String(names)) => feature_names(names).map(str::to_owned).collect(),
             Some(Value::Array(items)) => {
-                let names: Option<_> = items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
-                names.ok_or_else(wrong)?
+                let texts: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
+                texts.ok_or_else(wrong)?.into_iter().flat_map(feature_names).map(str::to_owned).collect()
             }
             Some(_) => return Err(wrong()),
         };
@@ -279,6 +285,7 @@ mod tests {
             version: version.map(str::to_owned),
             timeout: Duration::from_secs(1),
             times: Times::default(),
+            most_bytes: 65_536,
             at_once: 1,
             cache_bytes: 1 << 20,
             authorization: None,

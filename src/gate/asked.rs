@@ -89,6 +89,7 @@ impl Gate {
 
         let facts = self.parts.designs.facts(design, &caller, &head.headers, peer).await;
         let facts = facts.inspect_err(|unknown| record.detail(unknown)).map_err(|_| Refusal::UnknownDesign)?;
+        record.found(&facts);
         let route = &*found.route;
         let export = Export {
             action: route.action,
@@ -116,7 +117,7 @@ impl Gate {
             Undecided::Cost(BadCost::Misread(misread)) => Refusal::Misread(misread),
             Undecided::Cost(bad) => Refusal::BadCost(bad),
         })?;
-        record.judged(policy.plans.name(plan), &facts, verdict.rule);
+        record.judged(policy.plans.name(plan), verdict.rule);
         verdict.untold.iter().for_each(|meter| self.metrics.untold(*meter));
         let part_of = asks_for_a_part(head, route.delivers).then(|| target.name("", None));
         let retry = key.map(|key| target.name(key, text.as_deref()));

@@ -14,6 +14,9 @@ use crate::policy::{Action, Found, MeterId, Platform, Policy, Rule};
 /// The target of decision records: `RUST_LOG=decision=off` silences them, `decision=info` shows them alone.
 const TARGET: &str = "decision";
 
+/// How many bytes of the names of features are written.
+const MOST_FEATURES: usize = 1_024;
+
 /// What was decided about an export, and why. Filled as the request goes its way; written once, when it has ended. Holds nothing
 /// when nobody listens: then a record costs nothing.
 #[derive(Debug)]
@@ -62,12 +65,18 @@ impl Record {
         }
     }
 
-    pub(super) fn judged(&mut self, plan: &str, facts: &Facts, rule: Rule) {
+    /// What is in the design.
+    pub(super) fn found(&mut self, facts: &Facts) {
+        if let Some(fields) = &mut self.0 {
+            fields.detail = facts.trouble.as_ref().map(|why| format!("the metadata service: {why}"));
+            fields.facts = Some(facts.clone());
+        }
+    }
+
+    pub(super) fn judged(&mut self, plan: &str, rule: Rule) {
         if let Some(fields) = &mut self.0 {
             fields.plan = Some(plan.into());
-            fields.facts = Some(facts.clone());
             fields.rule = Some(rule);
-            fields.detail = facts.trouble.as_ref().map(|why| format!("the metadata service: {why}"));
         }
     }
 
@@ -129,7 +138,11 @@ impl Record {
     fn write(&mut self, settlement: &'static str, ended: &'static str) {
         let Some(fields) = self.0.take() else { return };
         let facts = fields.facts.as_ref();
-        let features = facts.map(|facts| facts.features.join(","));
+        let features = facts.map(|facts| {
+            let mut features = facts.features.join(",");
+            features.truncate(features.floor_char_boundary(MOST_FEATURES));
+            features
+        });
         let age = facts.and_then(|facts| facts.age);
         let features_age_ms = age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         tracing::info!(

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{SignedBy, TokenError};
 use crate::json::{self, WrongType};
-use crate::policy::{Anchor, Platform, Who};
+use crate::policy::{Anchor, Platform, Who, feature_names};
 
 /// Who is asking, as a verified token says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,10 +154,11 @@ fn text<'c>(claims: &'c Value, pointer: &str, name: &'static str) -> Result<Opti
 fn list(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Vec<String>>, TokenError> {
     match find(claims, pointer, name)? {
         None => Ok(None),
-        Some(Value::String(names)) => Ok(Some(names.split_whitespace().map(str::to_owned).collect())),
+        Some(Value::String(names)) => Ok(Some(feature_names(names).map(str::to_owned).collect())),
         Some(Value::Array(items)) => {
-            let names = items.iter().map(|item| item.as_str().map(str::to_owned));
-            names.collect::<Option<_>>().map(Some).ok_or(TokenError::ClaimType(name))
+            let texts: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
+            let names = texts.ok_or(TokenError::ClaimType(name))?.into_iter().flat_map(feature_names);
+            Ok(Some(names.map(str::to_owned).collect()))
         }
         Some(_) => Err(TokenError::ClaimType(name)),
     }
@@ -202,6 +203,21 @@ mod tests {
             let mut bare = bare;
             bare["sub"] = json!("anna");
             assert_eq!(caller(&bare).unwrap().who, Who::user("anna"));
+        }
+    }
+
+    #[test]
+    fn features_may_be_listed_in_any_usual_way() {
+        let listed = [
+            json!(["logo", "crop"]),
+            json!("logo crop"),
+            json!("logo,crop"),
+            json!(" logo; crop "),
+            json!(["logo,crop "]),
+        ];
+        for features in listed {
+            let caller = caller(&json!({ "sub": "anna", "ai_features": features })).unwrap();
+            assert_eq!(caller.ai_features, Some(vec!["logo".to_owned(), "crop".to_owned()]), "{features}");
         }
     }
 

@@ -1,8 +1,8 @@
 //! A key set that a server publishes: fetched on a timer and when a token names a key that nobody knows.
 //!
-//! One task fetches, one fetch at a time. That nobody knows a key is said only after a fetch that began when the key had been asked
-//! for; until then its token may be good. A fetch that is asked for waits for the cool-down since the last one, so that a flood of
-//! made-up keys costs one fetch per cool-down. While the server is down or sends rubbish, the last good set goes on counting, for as
+//! One task fetches, one fetch at a time. That nobody knows a key is said only if a fetch has begun since it was asked for, or well
+//! after its token was issued; until then the token may be good. A fetch that is asked for waits for the cool-down since the last one,
+//! so that a flood of made-up keys costs one fetch per cool-down. While the server is down or sends rubbish, the last good set goes on counting, for as
 //! long as `keep` says.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::StatusCode;
-use quick_cache::sync::Cache;
 use tokio::sync::{Notify, watch};
 
 use super::Algorithm;
@@ -25,8 +24,8 @@ use crate::net::{DocumentOptions, Documents, FetchError, Trust, Url};
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// The longest that a try after a failed fetch waits.
 const LAST_RETRY: Duration = Duration::from_secs(30);
-/// How many unknown keys are remembered.
-const MOST_ASKED: usize = 4096;
+/// How far an issuer's clock may be ahead, or how long it may take to publish a key that it signs with already, in seconds.
+const CLOCKS_DIFFER: i64 = 60;
 
 /// What can be set about a key set that a server publishes.
 #[derive(Debug, Clone)]
@@ -86,6 +85,8 @@ pub(super) struct Wanted {
     /// As the token names it, cut to a length that can be logged.
     pub(super) kid: Option<String>,
     pub(super) algorithm: Algorithm,
+    /// When the token says that it was issued, in seconds since the epoch.
+    pub(super) issued: Option<i64>,
 }
 
 /// What is known of a key that was looked for.
@@ -102,6 +103,8 @@ pub(super) enum Looked {
 enum FetchFailed {
     #[error("no answer within {0:?}")]
     Late(Duration),
+    #[error("the roots that are trusted cannot be read: {0}")]
+    Roots(String),
     #[error("{0}: {1}")]
     Fetch(String, FetchError),
     #[error("{0}: the answer is {1}")]
@@ -131,6 +134,8 @@ struct Progress {
 struct Good {
     number: u64,
     at: Duration,
+    /// When it began, in seconds since the epoch.
+    began: i64,
 }
 
 impl Progress {
@@ -152,6 +157,12 @@ impl Progress {
     /// Whether a set was fetched that had not been begun when `asked` fetches had.
     fn answers(&self, asked: u64) -> bool {
         self.failures == 0 && self.last_good.is_some_and(|good| good.number > asked)
+    }
+
+    /// Whether the last good set is so much younger than a token that it would have its key.
+    fn is_younger_than(&self, issued: Option<i64>) -> bool {
+        let began = self.last_good.filter(|_| self.failures == 0).map(|good| good.began);
+        began.zip(issued).is_some_and(|(began, issued)| issued.saturating_add(CLOCKS_DIFFER) < began)
     }
 
     /// How long to wait for the next fetch that nobody asks for.
@@ -178,10 +189,8 @@ pub(super) struct Remote {
     keys: Arc<ArcSwap<KeySet>>,
     /// Somebody has a token of an unknown key.
     wish: Notify,
-    /// The last key that was wished for, until a fetch has gone well.
-    wished: Mutex<Option<Wanted>>,
-    /// How many fetches had begun when a key was first asked for. Bounded; a key that is forgotten is asked for anew.
-    asked: Cache<Wanted, u64>,
+    /// The last key that was wished for, and how many fetches had begun then, until a later one has gone well.
+    wished: Mutex<Option<(Wanted, u64)>>,
     /// What was last said about keys that are not used.
     unused: Mutex<Option<Vec<String>>>,
     progress: watch::Sender<Progress>,
@@ -198,9 +207,9 @@ impl Remote {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let progress = watch::Sender::new(Progress::default());
-        let (wish, wished, asked) = (Notify::new(), Mutex::new(None), Cache::new(MOST_ASKED));
+        let (wish, wished) = (Notify::new(), Mutex::default());
         let unused = Mutex::default();
-        Self { options, configured, keys, wish, wished, asked, unused, progress, metrics, clock }
+        Self { options, configured, keys, wish, wished, unused, progress, metrics, clock }
     }
 
     /// Whether there are keys.
@@ -221,7 +230,8 @@ impl Remote {
 
     /// Asks for a fetch as soon as it may be, and does not wait for it.
     pub(super) fn wish_for(&self, wanted: &Wanted) {
-        *self.wished() = Some(wanted.clone());
+        let started = self.progress.borrow().started;
+        *self.wished() = Some((wanted.clone(), started));
         self.wish.notify_one();
     }
 
@@ -230,16 +240,6 @@ impl Remote {
         let mut progress = self.progress.subscribe();
         let seen = progress.borrow_and_update().clone();
         let may_begin = seen.cooling(self.clock.monotonic(), self.options.cooldown).is_zero() && !seen.is_under_way();
-        let asked = match self.asked.get(wanted).filter(|_| !may_begin) {
-            Some(asked) => asked,
-            None => {
-                self.asked.insert(wanted.clone(), seen.started);
-                seen.started
-            }
-        };
-        if seen.answers(asked) {
-            return Looked::NotThere;
-        }
         if may_begin {
             self.wish_for(wanted);
         }
@@ -248,7 +248,9 @@ impl Remote {
             // Too late is no answer, like the end of the task.
             let _ = tokio::time::timeout(self.options.timeout, ended).await;
         }
-        if self.progress.borrow().answers(asked) { Looked::NotThere } else { Looked::CannotTell }
+        let now = self.progress.borrow();
+        let is_told = now.answers(seen.started) || now.is_younger_than(wanted.issued);
+        if is_told { Looked::NotThere } else { Looked::CannotTell }
     }
 
     /// Fetches at once, then again and again.
@@ -258,7 +260,7 @@ impl Remote {
             let fetch = tokio::spawn(Self::fetch_once(self.clone()));
             if let Err(died) = fetch.await {
                 tracing::error!(error = %died, "fetching the key set has failed in a way that it must not");
-                self.ended(Err("the fetch died".into()));
+                self.ended(Err("the fetch died".into()), 0);
             }
             let next = self.progress.borrow().next(self.clock.monotonic(), &self.options);
             tokio::select! {
@@ -279,14 +281,15 @@ impl Remote {
 
     async fn fetch_once(self: Arc<Self>) {
         self.progress.send_modify(|progress| progress.started += 1);
+        let began = self.clock.now().as_second();
         let limit = self.options.timeout;
         let fetched = tokio::time::timeout(limit, self.fetch()).await;
         let fetched = fetched.unwrap_or(Err(FetchFailed::Late(limit)));
-        self.ended(fetched.map_err(|failed| failed.to_string()));
+        self.ended(fetched.map_err(|failed| failed.to_string()), began);
     }
 
     /// Takes a set over, or notes why there is none; then tells whoever waits.
-    fn ended(&self, fetched: Result<Vec<Arc<CheckedKey>>, String>) {
+    fn ended(&self, fetched: Result<Vec<Arc<CheckedKey>>, String>, began: i64) {
         self.metrics.fetched(fetched.is_ok());
         let (before, now) = (self.progress.borrow().clone(), self.clock.monotonic());
         match &fetched {
@@ -315,7 +318,7 @@ impl Remote {
             progress.last_end = Some(now);
             match fetched {
                 Ok(_) => {
-                    progress.last_good = Some(Good { number: progress.started, at: now });
+                    progress.last_good = Some(Good { number: progress.started, at: now, began });
                     (progress.failures, progress.why) = (0, None);
                 }
                 Err(why) => {
@@ -328,15 +331,17 @@ impl Remote {
 
     /// Names the key that was wished for, if it is not there: at most one line a fetch.
     fn report_missing(&self) {
-        let wished = self.wished().take();
-        if let Some(Wanted { kid, algorithm }) = wished
+        let began = self.progress.borrow().started;
+        // What was wished for since this fetch has begun is for the next one.
+        let wished = self.wished().take_if(|(_, started)| *started < began);
+        if let Some((Wanted { kid, algorithm, .. }, _)) = wished
             && self.keys.load().find(kid.as_deref(), algorithm).is_err()
         {
             tracing::warn!(?kid, alg = algorithm.as_str(), "a token names a key that is not published");
         }
     }
 
-    fn wished(&self) -> MutexGuard<'_, Option<Wanted>> {
+    fn wished(&self) -> MutexGuard<'_, Option<(Wanted, u64)>> {
         self.wished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -396,7 +401,7 @@ impl Remote {
         // Fetches are rare: roots as they are now, and a connection of its own each time.
         let (location, trust) = (url.clone(), trust.clone());
         let origin = tokio::task::spawn_blocking(move || location.origin(&trust)).await;
-        let origin = origin.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()));
+        let origin = origin.map_err(|died| FetchFailed::Roots(died.to_string()))?;
         let documents = Documents::new(origin, options, self.clock.clone());
         match documents.get(url.target()).await {
             Ok((StatusCode::OK, body)) => Ok(body),
@@ -429,7 +434,7 @@ mod tests {
     }
 
     fn progress(started: u64, ended: u64, good: Option<u64>, failures: u32) -> Progress {
-        let last_good = good.map(|number| Good { number, at: 100 * SECOND });
+        let last_good = good.map(|number| Good { number, at: 100 * SECOND, began: 1000 });
         Progress { started, ended, last_end: Some(100 * SECOND), last_good, failures, why: None }
     }
 
@@ -441,6 +446,16 @@ mod tests {
         assert!(!progress(7, 7, Some(6), 1).answers(5), "the last one failed");
         assert!(!progress(1, 1, None, 1).answers(0));
         assert!(!Progress::default().answers(0));
+    }
+
+    #[test]
+    fn a_set_that_is_younger_than_a_token_would_have_its_key() {
+        let of = |issued, failures| progress(5, 5, Some(5), failures).is_younger_than(issued);
+        assert!(of(Some(939), 0));
+        assert!(!of(Some(940), 0), "clocks differ");
+        assert!(!of(Some(2000), 0) && !of(None, 0));
+        assert!(!of(Some(1), 1), "the last fetch failed");
+        assert!(!Progress::default().is_younger_than(Some(1)));
     }
 
     #[test]

@@ -221,7 +221,8 @@ impl Verifier {
         let claims = token.claims()?;
         let (from, before) = self.check_claims(&claims, now)?;
         let key = keys.find(kid, algorithm).map_err(|no_key| {
-            let wanted = Wanted { kid: kid.map(|kid| kid.chars().take(LONGEST_NAME).collect()), algorithm };
+            let issued = claims.get("iat").and_then(Value::as_f64).map(|seconds| seconds as i64);
+            let wanted = Wanted { kid: kid.map(|kid| kid.chars().take(LONGEST_NAME).collect()), algorithm, issued };
             let error = match no_key {
                 NoKey::OtherAlgorithm => TokenError::Algorithm,
                 NoKey::Unknown => TokenError::UnknownKey,

@@ -6,6 +6,7 @@
 mod body;
 mod documents;
 mod pool;
+mod resolve;
 mod tls;
 mod url;
 

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::body::{PooledBody, RequestBody};
+use super::resolve::Resolver;
 use super::url::Origin;
 use crate::clock::Clock;
 
@@ -69,6 +70,7 @@ impl<B> Clone for Pool<B> {
 #[derive(Debug)]
 struct Shared<B> {
     origin: Origin,
+    resolver: Resolver,
     options: Options,
     clock: Arc<dyn Clock>,
     /// Unused connections, the one used last at the back.
@@ -136,7 +138,8 @@ where
 {
     /// Connections to `origin`. None is made before it is needed.
     pub fn new(origin: Origin, options: Options, clock: Arc<dyn Clock>) -> Self {
-        let shared = Shared { origin, options, clock, idle: Mutex::default() };
+        let resolver = Resolver::new(&origin, clock.clone());
+        let shared = Shared { origin, resolver, options, clock, idle: Mutex::default() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -200,7 +203,8 @@ where
 
     async fn reach(&self) -> std::io::Result<SendRequest<RequestBody<B>>> {
         let origin = &self.shared.origin;
-        let stream = TcpStream::connect((origin.host(), origin.port())).await?;
+        let addresses = self.shared.resolver.addresses().await?;
+        let stream = TcpStream::connect(&*addresses).await?;
         stream.set_nodelay(true)?;
         match origin.tls() {
             None => handshake(stream).await,

@@ -23,6 +23,6 @@ pub use degrade::{Degrade, TooLong};
 pub use meter::{Counts, Limit, Meter, MeterId, NoSeats, OnExceed};
 pub use pattern::Pattern;
 pub use routes::{Conditions, DesignFrom, Found, Match, Misread, Route, RouteId, Routes, Shadowed};
-pub use vocabulary::{Action, Delivers, PlanId, Plans, Platform};
+pub use vocabulary::{Action, Delivers, PlanId, Plans, Platform, feature_names};
 pub use who::{Anchor, Subject, SubjectKind, Who, Whose};
 pub use window::{Anchored, Calendar, CalendarUnit, Period, Rolling, Span, Window};

@@ -82,6 +82,14 @@ fn plain_segments(text: &str, trim: impl Fn(&str) -> &str) -> String {
     format!("/{}", segments.join("/"))
 }
 
+/// Percent-decoding as text; `None` if it is not UTF-8.
+pub(super) fn decoded_text(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains('%') {
+        return Some(Cow::Borrowed(text));
+    }
+    String::from_utf8(percent_decoded(text.as_bytes()).into_owned()).ok().map(Cow::Owned)
+}
+
 /// Percent-decoding as text; what is not UTF-8 is replaced, as in a log.
 pub fn decoded(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::header::CONNECTION;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
-use super::path::{decoded, is_canonical, lenient_readings};
+use super::path::{decoded, decoded_text, is_canonical, lenient_readings};
 use super::pattern::Pattern;
 use super::{Action, Delivers};
 
@@ -294,10 +294,17 @@ pub(super) fn is_named(key: &str, name: &str) -> bool {
 /// The design's id; `Err` if the request names it in a way that could be read as another.
 fn design(route: &Route, uri: &Uri, headers: &HeaderMap) -> Result<Option<Arc<str>>, Misread> {
     let text = match &route.design {
-        DesignFrom::Path(name) => route.path.parameter(name, uri.path()).map(decoded),
+        // Two ids that are no text would be one, were they read as a log does.
+        DesignFrom::Path(name) => match route.path.parameter(name, uri.path()).map(decoded_text) {
+            Some(None) => return Err(Misread::Path),
+            text => text.flatten(),
+        },
         DesignFrom::Query(name) => match query_parameter(uri, name)? {
             Some(sent) if !sent.plain => return Err(Misread::Query(name.clone())),
-            sent => sent.map(|sent| decoded(sent.value)),
+            sent => match sent.map(|sent| decoded_text(sent.value)) {
+                Some(None) => return Err(Misread::Query(name.clone())),
+                text => text.flatten(),
+            },
         },
         DesignFrom::Header(name) => {
             let mut sent = headers.get_all(name).iter();

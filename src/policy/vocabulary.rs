@@ -56,6 +56,11 @@ impl Action {
     }
 }
 
+/// Names of features in a text: between blanks, commas or semicolons.
+pub fn feature_names(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| c.is_whitespace() || matches!(c, ',' | ';')).filter(|name| !name.is_empty())
+}
+
 /// Where the user is (counting rules, section 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Platform {

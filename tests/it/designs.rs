@@ -536,6 +536,32 @@ fn what_only_a_trusted_hop_may_say_of_a_design_is_stripped_from_anyone_else_in_a
 }
 
 #[test]
+fn a_hop_may_be_written_as_a_dual_stack_listener_shows_it() {
+    let (renderer, service) = (Backend::start(Reply::image()), Backend::start(Reply::Silence));
+    for hops in ["[\"::ffff:127.0.0.1\"]", "[\"::ffff:127.0.0.0/104\"]", "[\"127.0.0.1\"]"] {
+        let gate = setup(&renderer, &service)
+            .set("EXPORT_GATE__DESIGNS__SOURCES", "[\"header\", \"service\"]")
+            .set("EXPORT_GATE__DESIGNS__TRUSTED_HOPS", hops)
+            .start();
+        let token = silent("u").line();
+        let answer = get(gate.address, DOWNLOAD, &[&token, "x-design-ai-features: crop"]);
+        assert_eq!(answer.status, 200, "{hops}");
+    }
+}
+
+#[test]
+fn an_id_that_is_no_text_is_no_design() {
+    let (renderer, service, gate) = stage(features(&[]));
+    let token = silent("u").line();
+    assert_eq!(get(gate.address, "/v1/designs/caf%E8/download", &[&token]).status, 400);
+    assert_eq!(get(gate.address, "/v1/designs/caf%C3%A8/download", &[&token]).status, 200);
+    assert_eq!(service.seen().len(), 1);
+    let before = renderer.seen().len();
+    assert_eq!(request(gate.address, "PUT", "/v1/designs/caf%E8", &[], b"{}").status, 200, "a save is never broken");
+    assert_eq!(renderer.seen().len(), before + 1);
+}
+
+#[test]
 fn a_gate_whose_service_is_nowhere_still_starts_and_forwards() {
     let (renderer, service) = (Backend::start(Reply::image()), Backend::start(Reply::Silence));
     let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
@@ -573,8 +599,20 @@ fn what_is_wrong_with_the_service_is_shown_with_what_to_write_instead() {
         (service("pointer = \"ai\""), "`ai` is no JSON pointer", "write \"/ai\""),
         (service("version = \"v\""), "`v` is no JSON pointer", "write \"/v\""),
         (service("token_env = \"NOT_SET\""), "`NOT_SET` is not set", "token_file"),
-        (service("ca_file = \"gate.toml\""), "there is no certificate in it", ""),
-        (service("ca_file = \"nowhere.pem\""), "cannot read", ""),
+        (service("ca_file = \"gate.toml\"").replace("http:", "https:"), "there is no certificate in it", ""),
+        (service("ca_file = \"nowhere.pem\"").replace("http:", "https:"), "cannot read", ""),
+        (service("timeout = \"365d\""), "exports would wait for as long", "at most \"30s\""),
+        (service("size_limit = 1"), "no answer would fit", "at least 1024 bytes"),
+        (
+            service("token_env = \"EXPORT_GATE_JWT_SECRET\"").replace("127.0.0.1:1", "designs.example"),
+            "sent where others can read it",
+            "use an https: URL",
+        ),
+        (
+            service("") + "\ntrusted_hops = [\"10.1.2.3/8\"]",
+            "names an address within a network",
+            "write \"10.0.0.0/8\"",
+        ),
         (service("tll = \"1s\""), "unknown field `tll`", "did you mean `ttl`?"),
         (
             service("") + "\nplain_features = [\"crop\", \"logo\"]",

@@ -1,5 +1,7 @@
 //! How to know what is in a design.
 
+use std::time::Duration;
+
 use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
@@ -16,13 +18,21 @@ const TABLE: [&str; 2] = ["designs", "service"];
 /// In less than this answers would not be remembered at all.
 const LEAST_CACHE: u32 = 1 << 20;
 const MOST_AT_ONCE: u32 = 10_000;
+/// Nobody waits for longer.
+const MOST_TIMEOUT: Duration = Duration::from_secs(30);
+const LEAST_SIZE: u32 = 1_024;
 
 pub(super) fn options(raw: &raw::Designs, surroundings: Surroundings<'_>, problems: &mut Problems) -> Options {
     let mut trusted_hops = Vec::new();
     for (index, hop) in raw.trusted_hops.iter().enumerate() {
         let network = hop.parse::<IpNet>().or_else(|_| hop.parse::<std::net::IpAddr>().map(IpNet::from));
         match network {
-            Ok(network) => trusted_hops.push(network),
+            Ok(network) if network.addr() != network.network() => {
+                let path = ["designs", "trusted_hops", &index.to_string()];
+                let problem = Problem::at(&path, format!("`{hop}` names an address within a network"));
+                problems.add(problem.help(format!("write \"{}\", or the address alone", network.trunc())));
+            }
+            Ok(network) => trusted_hops.push(canonical(network)),
             Err(_) => {
                 let path = ["designs", "trusted_hops", &index.to_string()];
                 let problem = Problem::at(&path, format!("`{hop}` is neither a network nor an address"));
@@ -55,6 +65,14 @@ pub(super) fn options(raw: &raw::Designs, surroundings: Surroundings<'_>, proble
         },
         features: features(raw, problems),
     }
+}
+
+/// Addresses of IPv4 as such, however they are written: peers are compared so.
+fn canonical(network: IpNet) -> IpNet {
+    let IpNet::V6(mapped) = network else { return network };
+    let v4 = mapped.addr().to_ipv4_mapped().zip(mapped.prefix_len().checked_sub(96));
+    let v4 = v4.and_then(|(address, length)| ipnet::Ipv4Net::new(address, length).ok());
+    v4.map_or(network, IpNet::V4)
 }
 
 fn features(raw: &raw::Designs, problems: &mut Problems) -> FeatureOptions {
@@ -113,6 +131,23 @@ fn service_options(
         let problem = Problem::at(&path("stale_while_revalidate"), message);
         problems.add(problem.help("make it no longer than stale_if_error"));
     }
+    if timeout > MOST_TIMEOUT {
+        let problem = Problem::at(&path("timeout"), "exports would wait for as long");
+        problems.add(problem.help("write at most \"30s\""));
+    }
+    if raw.size_limit < LEAST_SIZE {
+        let problem = Problem::at(&path("size_limit"), "no answer would fit");
+        problems.add(problem.help(format!("write at least {LEAST_SIZE} bytes")));
+    }
+    if let Some(url) = &url {
+        if raw.ca_file.is_some() && !url.url().is_secure() {
+            problems.add(Problem::at_key(&path("ca_file"), "an http: URL has no certificate"));
+        }
+        if (raw.token_env.is_some() || raw.token_file.is_some()) && !url.url().is_private() {
+            let problem = Problem::at(&path("url"), "the token would be sent where others can read it");
+            problems.add(problem.help("use an https: URL, or a service on this machine"));
+        }
+    }
     if !(1..=MOST_AT_ONCE).contains(&raw.at_once) {
         let problem = Problem::at(&path("at_once"), format!("{} is no number of fetches", raw.at_once));
         problems.add(problem.help(format!("write 1 to {MOST_AT_ONCE}")));
@@ -135,6 +170,7 @@ fn service_options(
         timeout,
         times,
         at_once: raw.at_once as usize,
+        most_bytes: raw.size_limit as usize,
         cache_bytes: u64::from(raw.cache_limit),
         authorization: authorization(raw, surroundings, problems),
         url: url?,

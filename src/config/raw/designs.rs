@@ -111,6 +111,9 @@ pub(in crate::config) struct DesignService {
     /// For how long after `ttl` an answer is used if it cannot be fetched anew.
     #[serde(default = "stale_if_error")]
     pub(in crate::config) stale_if_error: DurationText,
+    /// The longest answer that is read, in bytes.
+    #[serde(default = "size_limit")]
+    pub(in crate::config) size_limit: u32,
     /// How many designs are asked for at once.
     #[serde(default = "at_once")]
     pub(in crate::config) at_once: u32,
@@ -151,6 +154,10 @@ const fn stale_while_revalidate() -> DurationText {
 
 const fn stale_if_error() -> DurationText {
     seconds(3_600)
+}
+
+const fn size_limit() -> u32 {
+    65_536
 }
 
 const fn at_once() -> u32 {

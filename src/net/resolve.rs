@@ -1,0 +1,121 @@
+//! From a host's name to its addresses.
+//!
+//! The system's resolver blocks, and cannot be called off: a name server that says nothing holds a thread for as long as it likes. So
+//! each origin has one resolution under way at most, in a thread of its own that nobody waits for longer than they wish, and never in
+//! the runtime's pool, whose threads all connections share.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::url::Origin;
+use crate::clock::Clock;
+
+/// For how long addresses are used again.
+const FRESH: Duration = Duration::from_secs(5);
+
+type Answer = Option<Arc<Result<Vec<SocketAddr>, String>>>;
+
+/// The addresses of one origin.
+#[derive(Debug)]
+pub(super) struct Resolver {
+    host: String,
+    port: u16,
+    clock: Arc<dyn Clock>,
+    /// The last resolution, under way or done, and when it began.
+    last: Mutex<Option<(watch::Receiver<Answer>, Duration)>>,
+}
+
+impl Resolver {
+    pub(super) fn new(origin: &Origin, clock: Arc<dyn Clock>) -> Self {
+        Self { host: origin.host().to_owned(), port: origin.port(), clock, last: Mutex::default() }
+    }
+
+    pub(super) async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        if let Ok(address) = self.host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(address, self.port)]);
+        }
+        let mut answers = self.resolution()?;
+        let answer = answers.wait_for(Option::is_some).await.map_err(|_| io::Error::other("the resolver has died"))?;
+        match answer.as_deref() {
+            Some(Ok(addresses)) => Ok(addresses.clone()),
+            Some(Err(why)) => Err(io::Error::other(why.clone())),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// The resolution under way, or one that is fresh, or a new one.
+    fn resolution(&self) -> io::Result<watch::Receiver<Answer>> {
+        let now = self.clock.monotonic();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((answers, began)) = &*last {
+            let is_good = match answers.borrow().as_deref() {
+                None => answers.has_changed().is_ok(),
+                Some(answer) => answer.is_ok() && now.saturating_sub(*began) < FRESH,
+            };
+            if is_good {
+                return Ok(answers.clone());
+            }
+        }
+        let (answered, answers) = watch::channel(None);
+        let name = (self.host.clone(), self.port);
+        std::thread::Builder::new().name("resolve".into()).spawn(move || {
+            let found = name.to_socket_addrs().map(Iterator::collect).map_err(|error| error.to_string());
+            answered.send_replace(Some(Arc::new(found)));
+        })?;
+        *last = Some((answers.clone(), now));
+        Ok(answers)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::net::{Trust, Url};
+
+    fn resolver(url: &str) -> (Resolver, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::at(jiff::Timestamp::UNIX_EPOCH));
+        let url: Url = url.parse().unwrap();
+        (Resolver::new(&url.origin(&Trust::default()), clock.clone()), clock)
+    }
+
+    #[tokio::test]
+    async fn names_are_resolved_and_addresses_need_not_be() {
+        let (literal, _) = resolver("http://[::1]:7/");
+        assert_eq!(literal.addresses().await.unwrap(), ["[::1]:7".parse().unwrap()]);
+        assert!(literal.last.lock().unwrap().is_none());
+        let (name, _) = resolver("http://localhost:7/");
+        assert!(
+            name.addresses().await.unwrap().iter().all(|address| address.ip().is_loopback() && address.port() == 7)
+        );
+    }
+
+    #[test]
+    fn one_resolution_at_a_time_and_none_while_the_last_is_fresh() {
+        let (resolver, clock) = resolver("http://name.example/");
+        let (answered, answers) = watch::channel(None);
+        *resolver.last.lock().unwrap() = Some((answers.clone(), Duration::ZERO));
+        // However long it takes.
+        clock.advance(Duration::from_secs(60));
+        assert!(resolver.resolution().unwrap().same_channel(&answers), "under way");
+        answered.send_replace(Some(Arc::new(Ok(vec!["192.0.2.1:80".parse().unwrap()]))));
+        *resolver.last.lock().unwrap() = Some((answers.clone(), clock.monotonic()));
+        clock.advance(FRESH - Duration::from_millis(1));
+        assert!(resolver.resolution().unwrap().same_channel(&answers), "fresh");
+        clock.advance(Duration::from_millis(1));
+        assert!(!resolver.resolution().unwrap().same_channel(&answers), "too old");
+    }
+
+    #[test]
+    fn a_failure_is_tried_again_at_once() {
+        let (resolver, _) = resolver("http://name.example/");
+        let (_answered, answers) = watch::channel(Some(Arc::new(Err("no".to_owned()))));
+        *resolver.last.lock().unwrap() = Some((answers.clone(), Duration::ZERO));
+        assert!(!resolver.resolution().unwrap().same_channel(&answers));
+    }
+}
