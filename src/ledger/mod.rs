@@ -20,7 +20,7 @@
 //!   gathers. A row holds `used` and `reserved` as they were at one instant. Nothing of the image leaves before the row that holds its
 //!   reservation is synced ([`Charge::durable`]); that it was delivered, or came to nothing, is written with a later group. A crash
 //!   before the sync: the image has not left, nothing is counted. After it: `reserved` counts as used, and its user gets that design
-//!   once more for nothing, for [`REDELIVERY`] (the store's table `open`). All values are absolute, so writing a group again, or
+//!   once more for nothing, for 15 min (the store's table `open`). All values are absolute, so writing a group again, or
 //!   crashing while the store is read, changes nothing.
 //! * Until the store has been read, and whenever it cannot be written, the ledger does not charge: [`Admission::Unavailable`].
 //!   A subject seen first after a restart never counts as zero.
