@@ -101,17 +101,7 @@ fn a_last_flush_that_fails_is_told_by_the_exit_code_and_says_how_much_was_lost()
         assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
     }
     // Someone else holds the write lock of the file for as long as the gate is ready to wait.
-    let holder = Command::new("sqlite3")
-        .arg(setup.folder.path("export-gate.db"))
-        .args(["-cmd", ".timeout 5000", "BEGIN IMMEDIATE;", ".shell sleep 20"])
-        .spawn()
-        .unwrap();
-    let mut holder = Killed(holder);
-    eventually("it holds the lock", || {
-        let probe =
-            Command::new("sqlite3").arg(setup.folder.path("export-gate.db")).arg("BEGIN IMMEDIATE; ROLLBACK;").output();
-        !probe.unwrap().status.success()
-    });
+    let mut holder = Killed::holding(&setup);
     gate.signal("TERM");
     eventually("the log tells", || {
         gate.log().iter().any(|line| line.contains("3 delivered charges were not written to the ledger"))
@@ -123,6 +113,18 @@ fn a_last_flush_that_fails_is_told_by_the_exit_code_and_says_how_much_was_lost()
 struct Killed(std::process::Child);
 
 impl Killed {
+    /// Someone else who holds the write lock of the file.
+    fn holding(setup: &Setup) -> Self {
+        let file = setup.folder.path("export-gate.db");
+        let holds = ["-cmd", ".timeout 5000", "BEGIN IMMEDIATE;", ".shell sleep 20"];
+        let holder = Self(Command::new("sqlite3").arg(&file).args(holds).spawn().unwrap());
+        eventually("it holds the lock", || {
+            let probe = Command::new("sqlite3").arg(&file).arg("BEGIN IMMEDIATE; ROLLBACK;").output();
+            !probe.unwrap().status.success()
+        });
+        holder
+    }
+
     fn end(&mut self) {
         // It may have ended already.
         let _ = self.0.kill();
@@ -359,17 +361,7 @@ fn no_byte_leaves_before_its_charge_is_in_the_file() {
     let user = Token::of("u").line();
     assert_eq!(get(gate.address, DOWNLOAD, &[&user]).status, 200);
     // Someone else holds the file: nothing can be written, for as long as the gate is ready to wait.
-    let holder = Command::new("sqlite3")
-        .arg(setup.folder.path("export-gate.db"))
-        .args(["-cmd", ".timeout 5000", "BEGIN IMMEDIATE;", ".shell sleep 20"])
-        .spawn()
-        .unwrap();
-    let mut holder = Killed(holder);
-    eventually("it holds the lock", || {
-        let probe =
-            Command::new("sqlite3").arg(setup.folder.path("export-gate.db")).arg("BEGIN IMMEDIATE; ROLLBACK;").output();
-        !probe.unwrap().status.success()
-    });
+    let mut holder = Killed::holding(&setup);
     let rendered = backend.seen().len();
     let answer = get(gate.address, DOWNLOAD, &[&user]);
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")));

@@ -306,8 +306,13 @@ fn many_who_bring_a_new_key_wait_for_one_fetch() {
 fn with_the_server_down_from_the_start_other_traffic_flows_and_exports_follow_when_it_is_up() {
     let backend = Backend::start(Reply::image());
     let server = Backend::start(Reply::RawThenClose(Vec::new()));
-    let gate =
-        gate_with(backend.address, &at(server.address, ", timeout = \"100ms\", cooldown = \"50ms\"")).start_unready();
+    // The metadata service hangs at the same time.
+    let service = Backend::start(Reply::Silence);
+    let sources =
+        format!("sources = [\"claim\", \"service\"]\nservice = {{ url = \"http://{}/{{design}}\" }}", service.address);
+    let gate = gate_with(backend.address, &at(server.address, ", timeout = \"100ms\", cooldown = \"50ms\""))
+        .replacing("sources = [\"claim\", \"header\"]", &sources)
+        .start_unready();
     let user = line(&Token::of("u").plan("max"), "RS256", "r");
     // Both ends: not ready, and says why; healthy, and forwards.
     eventually("it says why it is not ready", || {
@@ -324,6 +329,8 @@ fn with_the_server_down_from_the_start_other_traffic_flows_and_exports_follow_wh
     assert_eq!(get(gate.address, "/anything", &[]).status, 200);
     server.will(set(&[jwk("RS256", "r")]));
     eventually("it has recovered", || gate.admin("/readyz").0 == 200);
+    let undescribed = line(&Token::of("u").plan("max").without("ai_features"), "RS256", "r");
+    assert_eq!(download(&gate, &undescribed), 503, "by policy, within the deadline");
     assert_eq!(download(&gate, &user), 200);
     assert_eq!(gate.used("u", "fair-use"), 1, "what was refused was not counted");
 }
