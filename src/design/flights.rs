@@ -95,9 +95,12 @@ impl Flights {
         }
     }
 
-    /// Lets nobody join the flights of a design any more, and nobody remember what they bring.
-    pub(super) fn call_off(&self, design: &str) {
-        self.lock().flights.remove(design);
+    /// Lets nobody join the flights of a design any more, and nobody remember what they bring. `forget` changes what is remembered,
+    /// under the lock that flights land under.
+    pub(super) fn call_off(&self, design: &str, forget: impl FnOnce()) {
+        let mut board = self.lock();
+        board.flights.remove(design);
+        forget();
     }
 
     fn lock(&self) -> MutexGuard<'_, Board> {

@@ -63,8 +63,7 @@ impl Lookup {
 
     /// Forgets what is known of a design. What is being fetched may be as old, and is not remembered.
     pub(super) fn forget(&self, design: &str) {
-        self.shared.flights.call_off(design);
-        self.shared.cache.forget(design);
+        self.shared.flights.call_off(design, || self.shared.cache.forget(design));
     }
 
     /// About how much memory answers take, in bytes.
@@ -74,8 +73,7 @@ impl Lookup {
 
     /// Like [`forget`](Self::forget), but what is known still counts if the service cannot be asked.
     pub(super) fn doubt(&self, design: &str) {
-        self.shared.flights.call_off(design);
-        self.shared.cache.doubt(design);
+        self.shared.flights.call_off(design, || self.shared.cache.doubt(design));
     }
 
     /// Joins a fetch, or begins one; `Err` is an answer that is there already.
