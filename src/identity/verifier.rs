@@ -156,17 +156,19 @@ impl Verifier {
     ///
     /// Why it is not accepted.
     pub async fn identify(&self, token: &str) -> Result<Arc<Caller>, TokenError> {
+        let generation = self.keys.load().generation;
         let outcome = match (self.check(token, self.clock.now()), &self.remote) {
             (Err(Doubt::Key(wanted, error)), Some(remote)) if remote.may_have(wanted.algorithm) => {
                 let looked = remote.look_for(&wanted).await;
-                match self.check(token, self.clock.now()) {
-                    Err(Doubt::Key(..)) if looked == Looked::NotThere => Err(error),
-                    Err(Doubt::Key(..)) => {
+                let has_changed = self.keys.load().generation != generation;
+                match has_changed.then(|| self.check(token, self.clock.now())) {
+                    None | Some(Err(Doubt::Key(..))) if looked == Looked::NotThere => Err(error),
+                    None | Some(Err(Doubt::Key(..))) => {
                         remote.wish_for(&wanted);
                         // A key of that name is known, and hardly changes its kind.
                         Err(if error == TokenError::Algorithm { error } else { TokenError::KeysUnavailable })
                     }
-                    outcome => outcome.map_err(TokenError::from),
+                    Some(outcome) => outcome.map_err(TokenError::from),
                 }
             }
             (outcome, _) => outcome.map_err(TokenError::from),
