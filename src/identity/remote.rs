@@ -412,6 +412,7 @@ impl Remote {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
     use super::*;
 
@@ -421,7 +422,7 @@ mod tests {
         Options {
             location: Location::Issuer {
                 issuer: String::new(),
-                configuration: "https://issuer.example".parse().unwrap_or_else(|_| unreachable!()),
+                configuration: "https://issuer.example".parse().unwrap(),
             },
             trust: Trust::default(),
             refresh: 300 * SECOND,

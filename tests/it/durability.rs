@@ -397,5 +397,5 @@ fn many_who_wait_share_a_group() {
         assert_eq!(export.join().unwrap(), 200);
     }
     let groups = flushes() - before;
-    assert!((1.0..=30.0).contains(&groups), "{groups} groups for 40 exports");
+    assert!((1.0..=20.0).contains(&groups), "{groups} groups for 40 exports");
 }

@@ -119,18 +119,21 @@ fn a_flood_of_unknown_keys_costs_one_fetch_in_a_cool_down() {
         let (address, token, start) = (gate.address, token.clone(), start.clone());
         std::thread::spawn(move || {
             start.wait();
-            for index in 0..100 {
-                let unknown = line(&token, "EdDSA", &format!("made up {thread} {index}"));
-                let status = get(address, DOWNLOAD, &[&unknown]).status;
-                assert!([401, 503].contains(&status), "{status}");
-            }
+            let unknown = |index| line(&token, "EdDSA", &format!("made up {thread} {index}"));
+            (0..100).map(|index| get(address, DOWNLOAD, &[&unknown(index)]).status).collect::<Vec<u16>>()
         })
     };
-    (0..8).map(flood).collect::<Vec<_>>().into_iter().for_each(|thread| thread.join().unwrap());
+    let threads: Vec<_> = (0..8).map(flood).collect();
+    let answers: Vec<u16> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
     // However long the flood took.
     let cooldowns = began.elapsed().as_secs() as usize / 2;
     let fetches = server.seen().len();
     assert!((1..=2 + cooldowns).contains(&fetches), "{fetches} fetches in {cooldowns} cool-downs and a bit");
+    // Nobody knows a key: that is said only to those who have waited for a fetch.
+    let refused = answers.iter().filter(|status| **status == 401).count();
+    let unsure = answers.iter().filter(|status| **status == 503).count();
+    assert_eq!(refused + unsure, 800, "{answers:?}");
+    assert!(refused <= 8 * (fetches - 1), "{refused} were told for sure, by {fetches} fetches");
     assert_eq!(download(&gate, &line(&token, "RS256", "r")), 200);
     assert!(backend.seen().len() == 1);
     let log = gate.log();

@@ -2,11 +2,11 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 
 use image::{ImageFormat, Rgb, RgbImage};
 
-use crate::support::{Folder, Setup, Token, eventually, get, request};
+use crate::support::{Folder, Setup, Token, eventually, get, nginx, request};
 
 /// nginx, resizing real images; killed when dropped.
 struct Nginx {
@@ -59,22 +59,8 @@ http {{
 }}
 "#
         );
-        std::fs::write(folder.path("nginx.conf"), config).unwrap();
-        let process = Command::new("/usr/sbin/nginx")
-            .arg("-c")
-            .arg(folder.path("nginx.conf"))
-            .arg("-p")
-            .arg(folder.path(""))
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nginx is not installed: `tests/run` installs nginx and libnginx-mod-http-image-filter");
-        let mut nginx = Self { process, address, folder };
-        eventually("nginx listens", || {
-            let ended = nginx.process.try_wait().unwrap();
-            assert!(ended.is_none(), "nginx has ended: {}", nginx.file("error.log"));
-            std::net::TcpStream::connect(address).is_ok()
-        });
-        nginx
+        let process = nginx(&folder, address, &config);
+        Self { process, address, folder }
     }
 
     fn file(&self, name: &str) -> String {

@@ -10,7 +10,7 @@ pub(crate) use backend::{Backend, Reply};
 pub(crate) use client::{Answer, get, post, read_until, request, send_raw};
 pub(crate) use gate::{Folder, Gate, Setup, shipped_config};
 pub(crate) use token::{SECRET, Token};
-pub(crate) use web::WebServer;
+pub(crate) use web::{WebServer, nginx};
 
 use std::time::{Duration, Instant};
 

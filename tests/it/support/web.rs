@@ -1,6 +1,6 @@
 //! nginx as Debian ships it, handing one file out by TLS.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -47,23 +47,28 @@ http {{
 }}
 "#
         );
-        std::fs::write(folder.path("nginx.conf"), config).unwrap();
-        let process = Command::new("/usr/sbin/nginx")
-            .arg("-c")
-            .arg(folder.path("nginx.conf"))
-            .arg("-p")
-            .arg(folder.path(""))
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nginx is not installed: `tests/run` installs it");
-        let mut server = Self { process, port, ca_file: folder.path("ca.pem") };
-        eventually("nginx listens", || {
-            let ended = server.process.try_wait().unwrap();
-            assert!(ended.is_none(), "nginx has ended: {:?}", std::fs::read_to_string(folder.path("error.log")));
-            std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
-        });
-        server
+        let process = nginx(folder, SocketAddr::from(([127, 0, 0, 1], port)), &config);
+        Self { process, port, ca_file: folder.path("ca.pem") }
     }
+}
+
+/// Starts nginx in a folder, and waits until it listens.
+pub(crate) fn nginx(folder: &Folder, address: SocketAddr, config: &str) -> Child {
+    std::fs::write(folder.path("nginx.conf"), config).unwrap();
+    let mut process = Command::new("/usr/sbin/nginx")
+        .arg("-c")
+        .arg(folder.path("nginx.conf"))
+        .arg("-p")
+        .arg(folder.path(""))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("nginx is not installed: `tests/run` installs nginx and libnginx-mod-http-image-filter");
+    eventually("nginx listens", || {
+        let ended = process.try_wait().unwrap();
+        assert!(ended.is_none(), "nginx has ended: {:?}", std::fs::read_to_string(folder.path("error.log")));
+        std::net::TcpStream::connect(address).is_ok()
+    });
+    process
 }
 
 /// A root of its own, and a certificate for `localhost` by it.
