@@ -25,7 +25,7 @@
 //! | [`net`] | outbound HTTP connections, TLS, small documents | `clock` |
 //! | [`identity`] | from token to [`identity::Caller`] | `policy`, `clock`, `json`, `net` |
 //! | [`design`] | from design to AI features | `identity`, `policy`, `clock`, `json`, `net` |
-//! | [`store`] | the [`store::Store`] trait and the SQLite file | `policy` |
+//! | [`store`] | the [`store::Store`] trait; the journal and the SQLite file | `policy`, `clock` |
 //! | [`ledger`] | counters, charges, covers, the flusher | `policy`, `clock`, `store` |
 //! | [`gate`] | the tower [`gate::ExportGateLayer`], its body, its refusals | `policy`, `identity`, `design`, `ledger`, `clock` |
 //! | [`proxy`] | forwarding as a plain tower service | `net`, `clock` |

@@ -38,7 +38,7 @@ use crate::ledger::{self, LastFlushFailed, Ledger};
 use crate::net::PooledBody;
 use crate::policy::RouteId;
 use crate::proxy::{Proxy, ProxyError};
-use crate::store::Sqlite;
+use crate::store::Embedded;
 
 /// How long to wait before accepting again when the machine has no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -66,7 +66,7 @@ pub struct Server {
     backends: Backends,
     admin: Arc<Admin>,
     ledger: Arc<Ledger>,
-    store: Sqlite,
+    store: Embedded,
     verifier: Arc<Verifier>,
 }
 
@@ -102,7 +102,7 @@ impl Server {
         let listener = listen(config.server.listen).await?;
         let admin_listener = listen(config.admin.listen).await?;
 
-        let store = Sqlite::new(config.ledger_path).map_err(StartError::Store)?;
+        let store = Embedded::new(config.store, clock.clone()).map_err(StartError::Store)?;
         let ledger = Ledger::new(&config.policy, config.ledger, clock.clone());
         let verifier = Verifier::new(config.identity, clock.clone()).map_err(|(_, bad)| StartError::Key(bad))?;
         let verifier = Arc::new(verifier);

@@ -50,7 +50,7 @@ pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
     anstream::println!("{}\n", table(header, rows));
 
     let seconds = config.ledger.flush_interval.as_secs_f64();
-    anstream::println!("Ledger: {}, written every {seconds} s.", config.ledger_path.display());
+    anstream::println!("Ledger: {}, written every {seconds} s.", config.store.path.display());
     let unknown = config
         .gate
         .unknown_plan

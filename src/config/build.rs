@@ -8,7 +8,7 @@ mod routes;
 mod windows;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -17,7 +17,7 @@ use super::Environment;
 use super::problem::Problem;
 use super::raw;
 use crate::policy::{Policy, RouteId, Routes};
-use crate::{admin, design, gate, ledger, net, proxy, server};
+use crate::{admin, design, gate, ledger, net, proxy, server, store};
 
 /// Everything that the parts need to know.
 #[derive(Debug)]
@@ -46,8 +46,8 @@ pub struct Config {
     pub answers: gate::Answers,
     /// What has been used.
     pub ledger: ledger::Options,
-    /// The ledger's file.
-    pub ledger_path: PathBuf,
+    /// Where it is kept.
+    pub store: store::Options,
     /// The log.
     pub log: LogOptions,
 }
@@ -166,7 +166,10 @@ pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> 
             upgrade_url: raw.responses.upgrade_url.clone(),
         },
         ledger: ledger_options(&raw, &mut problems),
-        ledger_path: folder.join(&raw.ledger.path),
+        store: store::Options {
+            path: folder.join(&raw.ledger.path),
+            compact_interval: positive(raw.ledger.compact_interval, &["ledger", "compact_interval"], &mut problems),
+        },
         log: LogOptions {
             format: match raw.log.format {
                 raw::LogFormat::Json => LogFormat::Json,

@@ -310,6 +310,8 @@ pub(super) struct Ledger {
     pub(super) flush_interval: DurationText,
     /// How far apart groups of charges are synced while some wait for it; only with durability "strict".
     pub(super) sync_interval: DurationText,
+    /// How often the journal is brought into the file.
+    pub(super) compact_interval: DurationText,
 }
 
 impl Default for Ledger {
@@ -319,6 +321,7 @@ impl Default for Ledger {
             durability: Durability::Strict,
             flush_interval: seconds(1),
             sync_interval: DurationText(std::time::Duration::from_millis(1)),
+            compact_interval: seconds(10),
         }
     }
 }

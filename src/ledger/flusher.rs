@@ -354,8 +354,6 @@ impl Ledger {
                 None => dropped.push(named(span)),
             }
         }
-        // In key order the B-tree is walked once, not at random.
-        counters.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         (marks, Batch { counters, dropped, covers, ended, open, forget_before })
     }
 

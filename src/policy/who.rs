@@ -28,7 +28,7 @@ impl Who {
 }
 
 /// A kind of subject. Kinds never share counters: a user and a team of the same name are two.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum SubjectKind {
     /// Each user.
     User,
@@ -70,7 +70,7 @@ impl SubjectKind {
 }
 
 /// Whom a charge is booked on.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Subject {
     /// What kind of subject.
     pub kind: SubjectKind,

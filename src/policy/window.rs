@@ -10,7 +10,7 @@ use jiff::{Timestamp, ToSpan};
 use super::Anchor;
 
 /// The time from `start` (included) to `end` (excluded), in seconds since the Unix epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Span {
     /// First second of the window.
     pub start: i64,

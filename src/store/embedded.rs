@@ -1,0 +1,345 @@
+//! The embedded store: a journal that makes groups safe, and tables that they are brought into later.
+//!
+//! ```text
+//!   write ──> journal (FILE.journal-0 or -1)        one write, one sync: someone waits for it
+//!                │ full, or some seconds old: the other one is written to from now on
+//!                └──> tables (FILE, SQLite)         one transaction, in a thread of its own: nobody waits
+//! ```
+//!
+//! The journal takes what is written as it comes, one group behind the other. The tables take the last word about each row only:
+//! a counter that changed a thousand times is written once.
+//!
+//! | a crash or power cut | what is left | what the next start does |
+//! | --- | --- | --- |
+//! | before a group is synced | it is there or it is not | either is right: nobody was told that it is safe |
+//! | after that | it is in the journal | brings it into the tables, and reads them |
+//! | while the tables take a journal | the tables as before, the journal | the same again: rows are absolute |
+//! | after that, before the journal is used again | both | leaves it alone: the tables say which generations they have |
+//! | while the next start does this | as before it | the same again |
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::file::{self, FileId, Lock};
+use super::journal::{self, Journal, ReadError, Seal};
+use super::tables::{Compacted, Tables};
+use super::records::{Changes, Records, Undecodable};
+use super::{Batch, Options, Reply, RowSink, Store, StoreError};
+use crate::clock::Clock;
+
+/// How long a journal becomes before the tables take it, in bytes.
+const LONG: u64 = 8 << 20;
+
+/// How long it may become while they cannot.
+const TOO_LONG: u64 = 256 << 20;
+
+/// A ledger file, with its journal beside it.
+#[derive(Debug)]
+pub struct Embedded {
+    /// `None` only while it is dropped.
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+type Done = oneshot::Sender<Result<(), StoreError>>;
+
+enum Job {
+    Open(RowSink, Done),
+    Write(Arc<Batch>, Done),
+}
+
+impl Embedded {
+    /// A store in a file that is not touched before [`Store::open`].
+    ///
+    /// # Errors
+    ///
+    /// If no thread can be started.
+    pub fn new(options: Options, clock: Arc<dyn Clock>) -> std::io::Result<Self> {
+        let (jobs, inbox) = mpsc::channel();
+        let Options { path, compact_interval } = options;
+        let mut writer = Writer { path, compact_interval, clock, lock: None, file: None, running: None };
+        let thread = thread::Builder::new().name("ledger-store".into()).spawn(move || writer.work(&inbox))?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    fn ask(&self, job: impl FnOnce(Done) -> Job) -> Reply<'_> {
+        let (done, answer) = oneshot::channel();
+        let sent = self.jobs.as_ref().map(|jobs| jobs.send(job(done)));
+        Box::pin(async move {
+            let gone = || gone("the store's thread");
+            sent.and_then(Result::ok).ok_or_else(gone)?;
+            answer.await.map_err(|_| gone())?
+        })
+    }
+}
+
+impl Drop for Embedded {
+    /// Brings all into the tables, closes the file, and lets go of the lock.
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
+            tracing::error!("the store's thread has died");
+        }
+    }
+}
+
+impl Store for Embedded {
+    fn open(&mut self, rows: RowSink) -> Reply<'_> {
+        self.ask(|done| Job::Open(rows, done))
+    }
+
+    fn write(&mut self, batch: Arc<Batch>) -> Reply<'_> {
+        self.ask(|done| Job::Write(batch, done))
+    }
+}
+
+/// Lives on the store's thread.
+struct Writer {
+    path: PathBuf,
+    compact_interval: Duration,
+    clock: Arc<dyn Clock>,
+    lock: Option<Lock>,
+    /// Which file was read first.
+    file: Option<FileId>,
+    /// `None` until it is opened, and from an error on until it is opened again.
+    running: Option<Running>,
+}
+
+impl Writer {
+    fn work(&mut self, inbox: &mpsc::Receiver<Job>) {
+        loop {
+            // A receiver that is gone has stopped waiting; the work is done all the same.
+            match inbox.recv_timeout(self.compact_interval) {
+                Ok(Job::Open(rows, done)) => drop(done.send(self.open(rows))),
+                Ok(Job::Write(batch, done)) => drop(done.send(self.write(&batch))),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.close(),
+            }
+            if let Some(running) = &mut self.running {
+                running.keep_up(self.clock.monotonic(), self.compact_interval);
+            }
+        }
+    }
+
+    fn open(&mut self, mut rows: RowSink) -> Result<(), StoreError> {
+        self.stop();
+        if self.lock.is_none() {
+            self.lock = Some(Lock::take(&self.path)?);
+        }
+        self.check_identity()?;
+        // Read once: from then on memory is ahead of the file, and the file is known to be good.
+        let (tables, compacted) = self.tables(self.file.is_none().then_some(&mut rows))?;
+        self.file = file::identity(&self.path);
+        let seal = Seal::of_ledger(compacted.ledger);
+        let begin = |path: &Path| {
+            let journal = Journal::begin(path, &seal, compacted.generation + 1);
+            journal.map_err(|error| unavailable(path, &error))
+        };
+        let paths = journal_paths(&self.path);
+        // The other one is made before it is needed.
+        begin(&paths[1])?;
+        let journal = begin(&paths[0])?;
+        self.running = Some(Running {
+            path: self.path.clone(),
+            seal,
+            records: Records::of_ledger(compacted.ledger),
+            journal,
+            full: None,
+            tables: Some(tables),
+            compaction: None,
+            failure: None,
+            compacted_at: self.clock.monotonic(),
+        });
+        Ok(())
+    }
+
+    /// The tables, with all that the journals have.
+    fn tables(&self, mut rows: Option<&mut RowSink>) -> Result<(Tables, Compacted), StoreError> {
+        let mut tables = Tables::open(&self.path)?;
+        if rows.is_some() {
+            tables.check_pages()?;
+        }
+        let (changes, compacted) = read_journals(&tables, &journal_paths(&self.path))?;
+        tables.prepare_to_write()?;
+        tables.absorb(&changes, compacted, rows.as_deref_mut())?;
+        Ok((tables, compacted))
+    }
+
+    fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let written = self.check_identity().and_then(|()| match &mut self.running {
+            Some(running) => running.write(batch),
+            None => Err(StoreError::Unavailable(format!("{} is not open", self.path.display()))),
+        });
+        if written.is_err() {
+            self.stop();
+        }
+        written
+    }
+
+    fn check_identity(&self) -> Result<(), StoreError> {
+        self.lock.as_ref().map_or(Ok(()), Lock::check)?;
+        self.file.map_or(Ok(()), |id| file::check_identity(&self.path, id))?;
+        let journal = self.running.as_ref().map(|running| &running.journal);
+        journal.map_or(Ok(()), |journal| file::check_identity(journal.path(), journal.id()))
+    }
+
+    /// Until it is opened again. Whoever is at the tables ends first.
+    fn stop(&mut self) {
+        if let Some(thread) = self.running.take().and_then(|running| running.compaction) {
+            // The journal has it still.
+            drop(thread.join());
+        }
+    }
+
+    /// Leaves one file that is whole without its journals.
+    fn close(&mut self) {
+        if self.running.is_none() {
+            return;
+        }
+        self.stop();
+        let closed = self.check_identity().and_then(|()| self.tables(None)).and_then(|(tables, _)| {
+            drop(tables);
+            let remove = |path: &PathBuf| std::fs::remove_file(path).map_err(|error| unavailable(path, &error));
+            journal_paths(&self.path).iter().try_for_each(remove)
+        });
+        if let Err(error) = closed {
+            tracing::warn!(%error, "the ledger's tables are not up to date; the journals beside them have what is missing");
+        }
+    }
+}
+
+/// A store that can be written.
+struct Running {
+    path: PathBuf,
+    seal: Seal,
+    records: Records,
+    /// The one that is written to.
+    journal: Journal,
+    /// The one that the tables are to take.
+    full: Option<Journal>,
+    /// `None` while a compaction has them, and after it has failed.
+    tables: Option<Tables>,
+    compaction: Option<JoinHandle<Result<Tables, StoreError>>>,
+    /// Why the tables could not take it last time.
+    failure: Option<StoreError>,
+    /// When they last did, or could not.
+    compacted_at: Duration,
+}
+
+impl Running {
+    fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        if let Some(failure) = self.failure.as_ref().filter(|_| self.journal.len() > TOO_LONG) {
+            return Err(failure.clone());
+        }
+        let group = self.records.group(batch);
+        let group = group.map_err(|error| StoreError::Unavailable(format!("a group cannot be written: {error}")))?;
+        self.journal.append(group).map_err(|error| unavailable(self.journal.path(), &error))
+    }
+
+    /// Has the tables take the journal when it is time.
+    fn keep_up(&mut self, now: Duration, interval: Duration) {
+        if let Some(compaction) = self.compaction.take_if(|compaction| compaction.is_finished()) {
+            self.compacted_at = now;
+            self.ended(compaction.join().unwrap_or_else(|_| Err(gone("the thread that writes the tables"))));
+        }
+        let is_old = now.saturating_sub(self.compacted_at) >= interval;
+        let is_due = is_old || (self.journal.len() >= LONG && self.failure.is_none());
+        let is_needed = self.full.is_some() || !self.journal.is_empty();
+        if is_due && is_needed && self.compaction.is_none() {
+            self.compacted_at = now;
+            if let Err(error) = self.compact() {
+                self.ended(Err(error));
+            }
+        }
+    }
+
+    fn ended(&mut self, compacted: Result<Tables, StoreError>) {
+        match compacted {
+            Ok(tables) => {
+                self.tables = Some(tables);
+                self.full = None;
+                self.failure = None;
+            }
+            Err(error) => {
+                if self.failure.as_ref() != Some(&error) {
+                    tracing::error!(%error, "the ledger's tables cannot be written; charges are safe in its journal");
+                }
+                self.failure = Some(error);
+            }
+        }
+    }
+
+    /// Goes on with the other journal, and has the tables take this one; or once more the one that they could not take.
+    fn compact(&mut self) -> Result<(), StoreError> {
+        let full = match self.full.take() {
+            Some(full) => full,
+            None => {
+                let [first, second] = journal_paths(&self.path);
+                let other = if self.journal.path() == first { second } else { first };
+                let next = Journal::begin(&other, &self.seal, self.journal.generation() + 1);
+                std::mem::replace(&mut self.journal, next.map_err(|error| unavailable(&other, &error))?)
+            }
+        };
+        let (path, journal, tables) = (self.path.clone(), full.path().to_owned(), self.tables.take());
+        self.full = Some(full);
+        let compaction = thread::Builder::new().name("ledger-tables".into()).spawn(move || {
+            let mut tables = match tables {
+                Some(tables) => tables,
+                // After a failure: from the disk.
+                None => {
+                    let tables = Tables::open(&path)?;
+                    tables.prepare_to_write()?;
+                    tables
+                }
+            };
+            let (changes, compacted) = read_journals(&tables, &[journal])?;
+            tables.absorb(&changes, compacted, None)?;
+            Ok(tables)
+        });
+        self.compaction = Some(compaction.map_err(|error| unavailable(&self.path, &error))?);
+        Ok(())
+    }
+}
+
+/// What the tables lack of these journals, and how far they will have come with it.
+fn read_journals(tables: &Tables, paths: &[PathBuf]) -> Result<(Batch, Compacted), StoreError> {
+    let mut compacted = tables.compacted()?;
+    let seal = Seal::of_ledger(compacted.ledger);
+    let mut logs = Vec::new();
+    for path in paths {
+        let log = journal::read(path, &seal).map_err(|error| match error {
+            ReadError::Io(error) => unavailable(path, &error),
+            ReadError::Damaged(_) => StoreError::Unreadable(format!("{} {error}", path.display())),
+        })?;
+        logs.extend(log.filter(|log| log.generation > compacted.generation).map(|log| (path, log)));
+    }
+    logs.sort_by_key(|(_, log)| log.generation);
+    let mut changes = Changes::default();
+    let undecodable = || StoreError::Unreadable(format!("the journals {paths:?} have what nobody can have written"));
+    for (path, log) in &logs {
+        if log.generation != compacted.generation + 1 {
+            let path = path.display();
+            return Err(StoreError::Unreadable(format!("{path} is of a later state of the ledger than the file beside it")));
+        }
+        compacted.generation = log.generation;
+        log.groups.iter().try_for_each(|group| changes.add(group)).map_err(|Undecodable| undecodable())?;
+    }
+    Ok((changes.into_batch().map_err(|Undecodable| undecodable())?, compacted))
+}
+
+fn journal_paths(path: &Path) -> [PathBuf; 2] {
+    [".journal-0", ".journal-1"].map(|suffix| file::beside(path, suffix))
+}
+
+fn unavailable(path: &Path, error: &std::io::Error) -> StoreError {
+    StoreError::Unavailable(format!("{}: {error}", path.display()))
+}
+
+fn gone(who: &str) -> StoreError {
+    StoreError::Unavailable(format!("{who} has died"))
+}

@@ -1,0 +1,74 @@
+//! Files that must stay the ones that they are.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::StoreError;
+
+/// A file, whatever its name: device and inode.
+pub(super) type FileId = (u64, u64);
+
+/// The file that has this name now.
+pub(super) fn identity(path: &Path) -> Option<FileId> {
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
+/// Another file of the same name would lack what was written to this one, and what is written to one that was removed is gone with
+/// the process.
+pub(super) fn check_identity(path: &Path, id: FileId) -> Result<(), StoreError> {
+    if identity(path) == Some(id) {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(StoreError::Unavailable(format!("{path} was removed or replaced while in use: end this gate and start it again")))
+}
+
+/// `path` with more at its end.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(suffix);
+    beside.into()
+}
+
+/// Makes names safe: of files that were made, renamed or removed in the folder of `path`.
+pub(super) fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
+
+/// Says that a ledger is in use. SQLite's own locks would let two gates write in turn, each with its own idea of the counts.
+///
+/// Held for as long as the process lives: between a failed write and the next open nobody else may come in.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+    path: PathBuf,
+    id: FileId,
+}
+
+impl Lock {
+    /// Takes the lock of the ledger at `path`.
+    pub(super) fn take(path: &Path) -> Result<Self, StoreError> {
+        let lock_path = beside(path, ".lock");
+        let unavailable =
+            |error: io::Error, hint| StoreError::Unavailable(format!("{}: {error}{hint}", lock_path.display()));
+        let file = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(|error| {
+            let hint = if error.kind() == io::ErrorKind::NotFound { ": create the folder first" } else { "" };
+            unavailable(error, hint)
+        })?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(path.display().to_string())),
+            Err(TryLockError::Error(error)) => return Err(unavailable(error, "")),
+        }
+        let found = file.metadata().map_err(|error| unavailable(error, ""))?;
+        Ok(Self { _file: file, id: (found.dev(), found.ino()), path: lock_path })
+    }
+
+    /// Whether it still guards anything: one that was removed does not.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        check_identity(&self.path, self.id)
+    }
+}

@@ -1,0 +1,398 @@
+//! A journal: groups that are safe, and not in the tables yet.
+//!
+//! ```text
+//!   file   =  blocks of 512 bytes, made of zeros beforehand: to sync one writes data only, nothing about the file
+//!   block  =  checksum | generation | group | blocks of the group that follow | bytes used | a piece of the group
+//! ```
+//!
+//! A file is used again for a later generation, from its first block on. What an earlier generation has left behind the last
+//! group is told by its number.
+//!
+//! One group is written at a time, and the next only once it is synced. A disk writes 512 bytes at once or not at all, so after
+//! a power cut every block is whole: of this generation, or what was there before. A group of which a block is missing was never
+//! synced, and nobody was told that it was; it is left out. A block that is neither, or a hole before a later group, is damage:
+//! such a file is refused, for it could hide charges.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::file::{FileId, sync_folder_of};
+
+/// What a disk writes whole or not at all.
+const BLOCK: usize = 512;
+
+const HEADER: usize = 18;
+const PIECE: usize = BLOCK - HEADER;
+
+/// A file grows by so much at a time, in bytes.
+const SEGMENT: u64 = 4 << 20;
+
+/// The journal that is written to.
+#[derive(Debug)]
+pub(super) struct Journal {
+    file: File,
+    path: PathBuf,
+    id: FileId,
+    seal: Seal,
+    generation: u32,
+    /// How many groups it has.
+    groups: u32,
+    /// Where the next group goes, in bytes.
+    end: u64,
+    /// How much of the file has been made, in bytes.
+    made: u64,
+    blocks: Vec<u8>,
+}
+
+/// What was read from a file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Log {
+    pub(super) generation: u32,
+    pub(super) groups: Vec<Vec<u8>>,
+}
+
+/// Why a journal cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    #[error("{0}")]
+    Io(io::Error),
+    /// What is wrong with it.
+    #[error("is damaged: {0}")]
+    Damaged(String),
+}
+
+/// Makes checksums that hold for one ledger only: a journal that lies beside another ledger is not taken for its own.
+#[derive(Debug, Clone)]
+pub(super) struct Seal(crc32fast::Hasher);
+
+impl Seal {
+    pub(super) fn of_ledger(id: u64) -> Self {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&id.to_le_bytes());
+        Self(hasher)
+    }
+
+    fn checksum(&self, sealed: &[u8]) -> [u8; 4] {
+        let mut hasher = self.0.clone();
+        hasher.update(sealed);
+        hasher.finalize().to_le_bytes()
+    }
+}
+
+impl Journal {
+    /// An empty journal at `path`. A file that is there is used again: nothing in it may be needed any more.
+    pub(super) fn begin(path: &Path, seal: &Seal, generation: u32) -> io::Result<Self> {
+        let file = match File::options().read(true).write(true).open(path) {
+            Ok(file) if is_whole(file.metadata()?.len()) => file,
+            Ok(_) => make(path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => make(path)?,
+            Err(error) => return Err(error),
+        };
+        let found = file.metadata()?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            id: (found.dev(), found.ino()),
+            seal: seal.clone(),
+            generation,
+            groups: 0,
+            end: 0,
+            made: found.len(),
+            blocks: Vec::new(),
+        })
+    }
+
+    /// Writes a group and syncs it. After an error nobody knows what is on the disk: nothing may be appended any more.
+    pub(super) fn append(&mut self, group: &[u8]) -> io::Result<()> {
+        if group.is_empty() {
+            return Ok(());
+        }
+        self.fill_blocks(group);
+        let end = self.end + self.blocks.len() as u64;
+        while self.made < end {
+            self.file.write_all_at(&vec![0; SEGMENT as usize], self.made)?;
+            self.made += SEGMENT;
+            self.file.sync_all()?;
+        }
+        self.file.write_all_at(&self.blocks, self.end)?;
+        self.file.sync_data()?;
+        self.end = end;
+        self.groups += 1;
+        Ok(())
+    }
+
+    fn fill_blocks(&mut self, group: &[u8]) {
+        self.blocks.clear();
+        let following = (0..group.len().div_ceil(PIECE) as u32).rev();
+        for (piece, following) in group.chunks(PIECE).zip(following) {
+            let start = self.blocks.len();
+            self.blocks.extend_from_slice(&[0; 4]);
+            for number in [self.generation, self.groups, following] {
+                self.blocks.extend_from_slice(&number.to_le_bytes());
+            }
+            self.blocks.extend_from_slice(&(piece.len() as u16).to_le_bytes());
+            self.blocks.extend_from_slice(piece);
+            self.blocks.resize(start + BLOCK, 0);
+            let checksum = self.seal.checksum(&self.blocks[start + 4..]);
+            self.blocks[start..start + 4].copy_from_slice(&checksum);
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) const fn id(&self) -> FileId {
+        self.id
+    }
+
+    pub(super) const fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.groups == 0
+    }
+
+    /// How much has been written, in bytes.
+    pub(super) const fn len(&self) -> u64 {
+        self.end
+    }
+}
+
+/// Makes a file of zeros that has its name only once it is whole.
+fn make(path: &Path) -> io::Result<File> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(&new)?;
+    file.write_all_at(&vec![0; SEGMENT as usize], 0)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    sync_folder_of(path)?;
+    Ok(file)
+}
+
+const fn is_whole(length: u64) -> bool {
+    length > 0 && length.is_multiple_of(SEGMENT)
+}
+
+/// One block, as it was found.
+#[derive(Debug, Clone, Copy)]
+struct Block<'b> {
+    generation: u32,
+    group: u32,
+    following: u32,
+    piece: &'b [u8],
+}
+
+impl<'b> Block<'b> {
+    /// `Ok(None)` if nothing was ever written here.
+    fn parse(bytes: &'b [u8], seal: &Seal) -> Result<Option<Self>, ()> {
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        let number = |at: usize| bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_le_bytes);
+        if bytes[..4] != seal.checksum(&bytes[4..]) {
+            return Err(());
+        }
+        let used = usize::from(u16::from_le_bytes([bytes[16], bytes[17]]));
+        let piece = bytes.get(HEADER..HEADER + used).ok_or(())?;
+        Ok(Some(Self { generation: number(4), group: number(8), following: number(12), piece }))
+    }
+}
+
+/// Reads a journal. `None` if there is none, or nothing was ever synced of it.
+pub(super) fn read(path: &Path, seal: &Seal) -> Result<Option<Log>, ReadError> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(ReadError::Io(error)),
+    };
+    if !is_whole(bytes.len() as u64) {
+        return Err(ReadError::Damaged(format!("it has {} bytes, some are missing", bytes.len())));
+    }
+    parse(&bytes, seal)
+}
+
+fn parse(bytes: &[u8], seal: &Seal) -> Result<Option<Log>, ReadError> {
+    let blocks: Vec<_> = bytes.chunks_exact(BLOCK).map(|block| Block::parse(block, seal)).collect();
+    let valid = || blocks.iter().flatten().flatten();
+    let generation = valid().map(|block| block.generation).max().unwrap_or(0);
+    let damaged = |at: usize| ReadError::Damaged(format!("the block at byte {} is not as it was written", at * BLOCK));
+    let (mut groups, mut group, mut following) = (Vec::new(), Vec::new(), None);
+    for (at, block) in blocks.iter().enumerate() {
+        // What an earlier generation has left, or nothing: all groups have been read.
+        let found = block.as_ref().map_err(|()| damaged(at))?.filter(|block| block.generation == generation);
+        let Some(block) = found else { break };
+        if block.group as usize != groups.len() || following.is_some_and(|expected| block.following != expected) {
+            return Err(damaged(at));
+        }
+        group.extend_from_slice(block.piece);
+        following = block.following.checked_sub(1);
+        if following.is_none() {
+            groups.push(std::mem::take(&mut group));
+        }
+    }
+    // The blocks of one group are written in any order. A torn group is the last.
+    if valid().any(|block| block.generation == generation && block.group as usize > groups.len()) {
+        return Err(ReadError::Damaged(format!("of group {} a block is missing", groups.len())));
+    }
+    Ok((!groups.is_empty()).then_some(Log { generation, groups }))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    const GENERATION: u32 = 7;
+
+    struct Folder(tempfile::TempDir);
+
+    impl Folder {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn path(&self) -> PathBuf {
+            self.0.path().join("journal")
+        }
+
+        fn journal(&self, generation: u32) -> Journal {
+            Journal::begin(&self.path(), &seal(), generation).unwrap()
+        }
+
+        fn read(&self) -> Result<Option<Log>, ReadError> {
+            read(&self.path(), &seal())
+        }
+
+        fn bytes(&self) -> Vec<u8> {
+            std::fs::read(self.path()).unwrap()
+        }
+
+        fn put(&self, bytes: &[u8]) {
+            std::fs::write(self.path(), bytes).unwrap();
+        }
+    }
+
+    fn seal() -> Seal {
+        Seal::of_ledger(99)
+    }
+
+    /// Groups of less than a block, of exactly one, and of several.
+    fn groups() -> Vec<Vec<u8>> {
+        [1, PIECE, PIECE + 1, 3 * PIECE, 40].iter().zip(1..).map(|(&length, byte)| vec![byte; length]).collect()
+    }
+
+    fn log(generation: u32, groups: Vec<Vec<u8>>) -> Option<Log> {
+        Some(Log { generation, groups })
+    }
+
+    #[test]
+    fn groups_are_read_as_they_were_written() {
+        let folder = Folder::new();
+        assert_eq!(folder.read().unwrap(), None, "no file");
+        let mut journal = folder.journal(GENERATION);
+        assert_eq!(folder.read().unwrap(), None, "nothing in it");
+        for (index, group) in groups().iter().enumerate() {
+            journal.append(group).unwrap();
+            assert_eq!(folder.read().unwrap(), log(GENERATION, groups()[..=index].to_vec()));
+        }
+    }
+
+    #[test]
+    fn a_file_is_used_again_and_what_is_left_of_earlier_generations_is_not_read() {
+        let folder = Folder::new();
+        let mut journal = folder.journal(GENERATION);
+        groups().iter().for_each(|group| journal.append(group).unwrap());
+        let mut journal = folder.journal(GENERATION + 2);
+        assert_eq!(folder.read().unwrap().unwrap().generation, GENERATION, "until something is written");
+        journal.append(b"new").unwrap();
+        assert_eq!(folder.read().unwrap(), log(GENERATION + 2, vec![b"new".to_vec()]));
+        assert_eq!(folder.bytes().len() as u64, SEGMENT);
+    }
+
+    #[test]
+    fn it_grows_as_it_must() {
+        let folder = Folder::new();
+        let mut journal = folder.journal(GENERATION);
+        let large = vec![5; SEGMENT as usize + 1];
+        journal.append(b"small").unwrap();
+        journal.append(&large).unwrap();
+        journal.append(b"last").unwrap();
+        assert_eq!(folder.read().unwrap(), log(GENERATION, vec![b"small".to_vec(), large, b"last".to_vec()]));
+        assert_eq!(folder.bytes().len() as u64, 2 * SEGMENT);
+    }
+
+    #[test]
+    fn a_group_that_was_not_written_whole_is_left_out_whichever_blocks_are_missing() {
+        // On a file that was used before, and on a new one.
+        for before in [None, Some(GENERATION - 2)] {
+            let folder = Folder::new();
+            if let Some(before) = before {
+                folder.journal(before).append(&vec![9; 20 * PIECE]).unwrap();
+            }
+            let mut journal = folder.journal(GENERATION);
+            journal.append(b"safe").unwrap();
+            let safe = folder.bytes();
+            journal.append(&vec![3; 4 * PIECE]).unwrap();
+            let whole = folder.bytes();
+            for written in 0..1 << 4 {
+                let mut torn = safe[..30 * BLOCK].to_vec();
+                for block in (0..4).filter(|block| written & 1 << block != 0) {
+                    let at = (1 + block) * BLOCK;
+                    torn[at..at + BLOCK].copy_from_slice(&whole[at..at + BLOCK]);
+                }
+                let mut expected = vec![b"safe".to_vec()];
+                expected.extend((written == 15).then(|| vec![3; 4 * PIECE]));
+                assert_eq!(parse(&torn, &seal()).unwrap(), log(GENERATION, expected), "{before:?} {written:04b}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_damage_wherever_it_is() {
+        let folder = Folder::new();
+        let mut journal = folder.journal(GENERATION);
+        groups().iter().for_each(|group| journal.append(group).unwrap());
+        let whole = folder.bytes()[..20 * BLOCK].to_vec();
+        for at in 0..journal.len() as usize {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1 << (at % 8);
+            assert!(matches!(parse(&flipped, &seal()), Err(ReadError::Damaged(_))), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_block_that_is_lost_before_a_later_group_is_damage() {
+        let folder = Folder::new();
+        folder.journal(GENERATION - 2).append(&vec![9; 20 * PIECE]).unwrap();
+        let before = folder.bytes();
+        let mut journal = folder.journal(GENERATION);
+        groups().iter().for_each(|group| journal.append(group).unwrap());
+        let whole = folder.bytes()[..30 * BLOCK].to_vec();
+        let last = journal.len() as usize / BLOCK - 1;
+        for block in 0..last {
+            for lost in [&[0; BLOCK][..], &before[block * BLOCK..(block + 1) * BLOCK]] {
+                let mut holed = whole.clone();
+                holed[block * BLOCK..(block + 1) * BLOCK].copy_from_slice(lost);
+                assert!(matches!(parse(&holed, &seal()), Err(ReadError::Damaged(_))), "block {block}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_cut_off_or_belongs_to_another_ledger_is_refused() {
+        let folder = Folder::new();
+        let mut journal = folder.journal(GENERATION);
+        journal.append(b"one").unwrap();
+        assert!(matches!(read(&folder.path(), &Seal::of_ledger(98)), Err(ReadError::Damaged(_))));
+        let whole = folder.bytes();
+        for length in [0, BLOCK, 2 * BLOCK, whole.len() - 1] {
+            folder.put(&whole[..length]);
+            assert!(matches!(folder.read(), Err(ReadError::Damaged(_))), "{length}");
+        }
+    }
+}

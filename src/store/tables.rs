@@ -1,0 +1,334 @@
+//! The tables: a SQLite file that operators may read with `sqlite3` while the gate runs, and replicate.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, params};
+
+use super::file::sync_folder_of;
+use super::{
+    Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, OpenRow, Representation, Row, RowSink, StoreError,
+};
+use crate::policy::{Span, Subject, SubjectKind};
+
+/// "EXGT": says in the file's header that it is ours (`PRAGMA application_id`).
+const APPLICATION_ID: i32 = 0x4558_4754;
+
+/// Version of the schema (`PRAGMA user_version`).
+const SCHEMA_VERSION: i32 = 4;
+
+const SCHEMA: &str = "
+    CREATE TABLE counters (
+        meter   TEXT    NOT NULL,
+        kind    TEXT    NOT NULL,
+        subject TEXT    NOT NULL,
+        starts  INTEGER NOT NULL,
+        ends    INTEGER NOT NULL,
+        used    INTEGER NOT NULL CHECK (used >= 0),
+        reserved INTEGER NOT NULL CHECK (reserved >= 0),
+        plan    TEXT    NOT NULL,
+        PRIMARY KEY (meter, kind, subject, starts, ends)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE covers (
+        kind       TEXT    NOT NULL,
+        user       TEXT    NOT NULL,
+        what       TEXT    NOT NULL,
+        meters     TEXT    NOT NULL,
+        degraded   TEXT    NOT NULL,
+        expires_at INTEGER NOT NULL,
+        idle_at    INTEGER,
+        files_left INTEGER NOT NULL CHECK (files_left >= 0),
+        version    TEXT,
+        validator  TEXT,
+        length     INTEGER,
+        PRIMARY KEY (kind, user, what)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE open (
+        user    TEXT    NOT NULL,
+        design  TEXT    NOT NULL,
+        charges INTEGER NOT NULL CHECK (charges > 0),
+        meters  TEXT    NOT NULL,
+        PRIMARY KEY (user, design)
+    ) STRICT, WITHOUT ROWID;
+    -- One row. The ledger's number, and the last generation of its journal that is in these tables.
+    CREATE TABLE journal (
+        ledger    INTEGER NOT NULL,
+        compacted INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO journal VALUES (random(), 0);
+";
+
+/// The tables of a ledger.
+#[derive(Debug)]
+pub(super) struct Tables {
+    path: PathBuf,
+    connection: Connection,
+}
+
+/// What the tables know of the journal.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Compacted {
+    /// The ledger's number.
+    pub(super) ledger: u64,
+    /// The last generation that is in the tables.
+    pub(super) generation: u32,
+}
+
+impl Tables {
+    /// Opens the file at `path`, or makes one. A file that is no ledger is not touched; nor is any until
+    /// [`prepare_to_write`](Self::prepare_to_write) is called.
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let is_new = inspect(path)?;
+        let connection = connect(path, is_new).map_err(|error| explain(path, &error))?;
+        if is_new {
+            let synced = sync_folder_of(path);
+            synced.map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
+        }
+        Ok(Self { path: path.to_owned(), connection })
+    }
+
+    /// Looks for damage that reading alone would not trip over, before anything is written.
+    pub(super) fn check_pages(&self) -> Result<(), StoreError> {
+        self.explained(|connection| {
+            let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+            if found == "ok" {
+                return Ok(());
+            }
+            let damaged = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+            Err(rusqlite::Error::SqliteFailure(damaged, Some(found)))
+        })
+    }
+
+    /// How far they have come.
+    pub(super) fn compacted(&self) -> Result<Compacted, StoreError> {
+        self.explained(|connection| {
+            connection.query_row("SELECT ledger, compacted FROM journal", [], |row| {
+                Ok(Compacted { ledger: row.get::<_, i64>(0)? as u64, generation: row.get(1)? })
+            })
+        })
+    }
+
+    /// Must come before anything is written.
+    pub(super) fn prepare_to_write(&self) -> Result<(), StoreError> {
+        self.explained(|connection| {
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            connection.pragma_update(None, "synchronous", "FULL")?;
+            // After a sync that has failed the system may hold pages of the log for safe that never reached the disk. This writes
+            // what they say into the file, and syncs that.
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+            Ok(())
+        })
+    }
+
+    /// Takes what journals have up to a generation, and shows all rows as they are then: all of it or nothing.
+    pub(super) fn absorb(
+        &mut self,
+        changes: &Batch,
+        compacted: Compacted,
+        rows: Option<&mut RowSink>,
+    ) -> Result<(), StoreError> {
+        let absorbed = self.connection.transaction().and_then(|group| {
+            write_group(&group, changes)?;
+            group.execute("UPDATE journal SET compacted = ?", params![compacted.generation])?;
+            if let Some(rows) = rows {
+                read_all(&group, rows)?;
+            }
+            group.commit()
+        });
+        absorbed.map_err(|error| explain(&self.path, &error))
+    }
+
+    fn explained<T>(&self, ask: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        ask(&self.connection).map_err(|error| explain(&self.path, &error))
+    }
+}
+
+fn connect(path: &Path, is_new: bool) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    // Closing the last connection writes the log back into the file: not into one that turns out to be damaged.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    if is_new {
+        let creation = connection.transaction()?;
+        creation.pragma_update(None, "application_id", APPLICATION_ID)?;
+        creation.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        creation.execute_batch(SCHEMA)?;
+        creation.commit()?;
+    }
+    Ok(connection)
+}
+
+fn explain(path: &Path, error: &rusqlite::Error) -> StoreError {
+    let path = path.display();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            StoreError::Unreadable(format!("{path} is damaged ({error})"))
+        }
+        _ => StoreError::Unavailable(format!("{path}: {error}")),
+    }
+}
+
+/// Looks at the file's header without SQLite, which might mend or truncate what it should not touch. Returns whether the
+/// file is yet to be made.
+fn inspect(path: &Path) -> Result<bool, StoreError> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(StoreError::Unavailable(format!("{}: {error}", path.display()))),
+    };
+    let mut header = Vec::with_capacity(100);
+    let read = file.by_ref().take(100).read_to_end(&mut header);
+    read.map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
+    if header.is_empty() {
+        return Ok(true);
+    }
+    // https://www.sqlite.org/fileformat2.html, section 1.3: magic at 0, user version at 60, application id at 68.
+    let number = |at: usize| header.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_be_bytes);
+    let unreadable = |what: &str| Err(StoreError::Unreadable(format!("{} {what}", path.display())));
+    if !header.starts_with(b"SQLite format 3\0") || header.len() < 100 {
+        return unreadable("is no SQLite file");
+    }
+    if number(68) != Some(APPLICATION_ID) {
+        return unreadable("is a SQLite file, but no ledger of export-gate");
+    }
+    match number(60) {
+        Some(SCHEMA_VERSION) => Ok(false),
+        version => unreadable(&format!(
+            "has schema version {}, this export-gate reads version {SCHEMA_VERSION}",
+            version.unwrap_or_default()
+        )),
+    }
+}
+
+fn read_all(snapshot: &Transaction<'_>, rows: &mut RowSink) -> rusqlite::Result<()> {
+    let text = |row: &rusqlite::Row<'_>, column: usize| row.get::<_, String>(column).map(Arc::<str>::from);
+    let words = |row: &rusqlite::Row<'_>, column: usize| {
+        row.get::<_, String>(column).map(|names| names.split_whitespace().map(Arc::from).collect::<Vec<Arc<str>>>())
+    };
+    let mut counters =
+        snapshot.prepare("SELECT meter, kind, subject, starts, ends, used, reserved, plan FROM counters")?;
+    let mut found = counters.query([])?;
+    while let Some(row) = found.next()? {
+        // A kind that this version does not know is counted by no meter here.
+        let Some(kind) = SubjectKind::named(&text(row, 1)?) else { continue };
+        let subject = Subject { kind, id: text(row, 2)? };
+        let span = Span { start: row.get(3)?, end: row.get(4)? };
+        let name = CounterName { meter: text(row, 0)?, subject, span };
+        rows(Row::Counter(CounterRow { name, used: row.get(5)?, reserved: row.get(6)?, plan: text(row, 7)? }));
+    }
+    let mut covers = snapshot.prepare(
+        "SELECT kind, user, what, meters, degraded, expires_at, idle_at, files_left, version, validator, length FROM covers",
+    )?;
+    let mut found = covers.query([])?;
+    while let Some(row) = found.next()? {
+        // A kind that this version does not know covers nothing here.
+        let Some(kind) = CoverKind::named(&text(row, 0)?) else { continue };
+        let optional = |column: usize| row.get::<_, Option<String>>(column).map(|text| text.map(Arc::<str>::from));
+        let file = optional(9)?.zip(row.get(10)?);
+        rows(Row::Cover(CoverRow {
+            name: CoverName { kind, user: text(row, 1)?, what: text(row, 2)? },
+            meters: words(row, 3)?.iter().filter_map(|word| booked(word)).collect(),
+            degraded: words(row, 4)?,
+            expires_at_ms: row.get(5)?,
+            idle_at_ms: row.get(6)?,
+            files_left: row.get(7)?,
+            version: optional(8)?,
+            file: file.map(|(validator, length): (_, i64)| Representation { validator, length: length as u64 }),
+        }));
+    }
+    let mut open = snapshot.prepare("SELECT user, design, charges, meters FROM open")?;
+    let mut found = open.query([])?;
+    while let Some(row) = found.next()? {
+        let meters = words(row, 3)?.iter().filter_map(|word| booked(word)).collect();
+        rows(Row::Open(OpenRow { user: text(row, 0)?, design: text(row, 1)?, charges: row.get(2)?, meters }));
+    }
+    Ok(())
+}
+
+/// `ai-exports=1`: a meter's name has no `=`.
+fn booked(word: &str) -> Option<(Arc<str>, u32)> {
+    let (name, cost) = word.split_once('=')?;
+    Some((name.into(), cost.parse().ok()?))
+}
+
+fn spelled(meters: &[(Arc<str>, u32)]) -> String {
+    let words: Vec<String> = meters.iter().map(|(name, cost)| format!("{name}={cost}")).collect();
+    words.join(" ")
+}
+
+fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
+    let mut put_counter = group.prepare_cached(
+        "INSERT INTO counters (meter, kind, subject, starts, ends, used, reserved, plan) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+         ON CONFLICT DO UPDATE SET used = excluded.used, reserved = excluded.reserved, plan = excluded.plan",
+    )?;
+    for CounterRow { name: CounterName { meter, subject, span }, used, reserved, plan } in &batch.counters {
+        let Span { start, end } = span;
+        put_counter.execute(params![meter, subject.kind.as_str(), subject.id, start, end, used, reserved, plan])?;
+    }
+    let mut drop_counter =
+        group.prepare_cached("DELETE FROM counters WHERE meter = ? AND kind = ? AND subject = ? AND starts = ?")?;
+    for CounterName { meter, subject, span } in &batch.dropped {
+        drop_counter.execute(params![meter, subject.kind.as_str(), subject.id, span.start])?;
+    }
+    let mut put_cover = group.prepare_cached(
+        "INSERT OR REPLACE INTO covers
+         (kind, user, what, meters, degraded, expires_at, idle_at, files_left, version, validator, length)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )?;
+    for CoverRow { name, meters, degraded, expires_at_ms, idle_at_ms, files_left, version, file } in &batch.covers {
+        let (meters, degraded) = (spelled(meters), degraded.join(" "));
+        let validator = file.as_ref().map(|file| &file.validator);
+        let length = file.as_ref().map(|file| file.length as i64);
+        let CoverName { kind, user, what } = name;
+        let kind = kind.as_str();
+        let row = params![
+            kind,
+            user,
+            what,
+            meters,
+            degraded,
+            expires_at_ms,
+            idle_at_ms,
+            files_left,
+            version,
+            validator,
+            length
+        ];
+        put_cover.execute(row)?;
+    }
+    let mut end_cover = group.prepare_cached("DELETE FROM covers WHERE kind = ? AND user = ? AND what = ?")?;
+    for name in &batch.ended {
+        end_cover.execute(params![name.kind.as_str(), name.user, name.what])?;
+    }
+    let mut put_open =
+        group.prepare_cached("INSERT OR REPLACE INTO open (user, design, charges, meters) VALUES (?, ?, ?, ?)")?;
+    let mut end_open = group.prepare_cached("DELETE FROM open WHERE user = ? AND design = ?")?;
+    // Nearly all have come and gone since the last time.
+    let known = open_names(group)?;
+    for OpenRow { user, design, charges, meters } in &batch.open {
+        if *charges > 0 {
+            put_open.execute(params![user, design, charges, spelled(meters)])?;
+        } else if known.contains(&(user.clone(), design.clone())) {
+            end_open.execute(params![user, design])?;
+        }
+    }
+    if let Some(before) = batch.forget_before {
+        group.execute("DELETE FROM counters WHERE ends < ?", params![before])?;
+    }
+    Ok(())
+}
+
+fn open_names(group: &Transaction<'_>) -> rusqlite::Result<HashSet<(Arc<str>, Arc<str>)>> {
+    let mut names = group.prepare_cached("SELECT user, design FROM open")?;
+    let name = |row: &rusqlite::Row<'_>| {
+        Ok((row.get::<_, String>(0).map(Arc::from)?, row.get::<_, String>(1).map(Arc::from)?))
+    };
+    names.query_map([], name)?.collect()
+}
