@@ -116,11 +116,14 @@ impl Tables {
     /// Must come before anything is written.
     pub(super) fn prepare_to_write(&self) -> Result<(), StoreError> {
         self.explained(|connection| {
-            connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "FULL")?;
-            // After a sync that has failed the system may hold pages of the log for safe that never reached the disk. This writes
-            // what they say into the file, and syncs that.
-            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+            let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+            // After a sync that has failed the system may hold pages of the log for safe that never reached the disk. A checkpoint
+            // writes what they say into the file, and syncs that.
+            match mode.as_str() {
+                "wal" => connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?,
+                _ => connection.pragma_update(None, "journal_mode", "WAL")?,
+            }
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
             Ok(())
         })
