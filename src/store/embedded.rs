@@ -27,8 +27,8 @@ use tokio::sync::oneshot;
 
 use super::file::{self, FileId, Lock};
 use super::journal::{self, Journal, ReadError, Seal};
-use super::tables::{Compacted, Tables};
 use super::records::{Changes, Records, Undecodable};
+use super::tables::{Compacted, Tables};
 use super::{Batch, Options, Reply, RowSink, Store, StoreError};
 use crate::clock::Clock;
 
@@ -324,7 +324,9 @@ fn read_journals(tables: &Tables, paths: &[PathBuf]) -> Result<(Batch, Compacted
     for (path, log) in &logs {
         if log.generation != compacted.generation + 1 {
             let path = path.display();
-            return Err(StoreError::Unreadable(format!("{path} is of a later state of the ledger than the file beside it")));
+            return Err(StoreError::Unreadable(format!(
+                "{path} is of a later state of the ledger than the file beside it"
+            )));
         }
         compacted.generation = log.generation;
         log.groups.iter().try_for_each(|group| changes.add(group)).map_err(|Undecodable| undecodable())?;

@@ -10,6 +10,7 @@ mod architecture;
 mod configuration;
 mod contention;
 mod crash;
+mod damage;
 mod delivery;
 mod demo;
 mod designs;

@@ -71,6 +71,7 @@ impl Setup {
             .set("EXPORT_GATE__ADMIN__LISTEN", "127.0.0.1:0")
             .set("EXPORT_GATE__UPSTREAMS__RENDERER__ENDPOINTS", &format!("[\"http://{backend}\"]"))
             .set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", "20ms")
+            .set("EXPORT_GATE__LEDGER__COMPACT_INTERVAL", "20ms")
     }
 
     pub(crate) fn set(mut self, variable: &str, value: &str) -> Self {
