@@ -16,6 +16,7 @@ mod demo;
 mod designs;
 mod durability;
 mod exceed;
+mod faults;
 mod forwarding;
 mod identity;
 mod keys;
