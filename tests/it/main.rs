@@ -7,6 +7,7 @@
 )]
 
 mod architecture;
+mod clocks;
 mod configuration;
 mod contention;
 mod crash;
@@ -14,6 +15,7 @@ mod damage;
 mod delivery;
 mod demo;
 mod designs;
+mod disks;
 mod durability;
 mod exceed;
 mod faults;

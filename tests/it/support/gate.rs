@@ -83,10 +83,16 @@ impl Setup {
     }
 
     /// Started by strace. The process that the test knows is the gate itself, strace is one beside it.
-    pub(crate) fn traced(mut self, arguments: &[&str]) -> Self {
+    pub(crate) fn traced(self, arguments: &[&str]) -> Self {
         let found = Command::new("strace").arg("-V").stdout(Stdio::null()).status();
         assert!(found.is_ok_and(|status| status.success()), "strace is not installed: `tests/run` installs it");
-        self.starter = ["strace", "-D", "-f", "-q"].iter().chain(arguments).map(ToString::to_string).collect();
+        let strace = ["strace", "-D", "-f", "-q"];
+        self.started_by(&[&strace, arguments].concat())
+    }
+
+    /// Started by another program, whose process it becomes.
+    pub(crate) fn started_by(mut self, words: &[&str]) -> Self {
+        self.starter = words.iter().map(ToString::to_string).collect();
         self
     }
 
