@@ -12,7 +12,7 @@ pub(crate) fn print(settings: &Settings, comparisons: &[Comparison]) {
 }
 
 fn conditions(settings: &Settings) -> String {
-    let Settings { rounds, lasts, subjects, connections, body_bytes, delay_ms, durability } = settings;
+    let Settings { rounds, lasts, subjects, connections, body_bytes, delay_ms, durability, .. } = settings;
     let cores =
         std::thread::available_parallelism().map_or_else(|_| "an unknown number of".to_owned(), |n| n.to_string());
     format!(
