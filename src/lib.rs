@@ -27,6 +27,7 @@
 //! | [`design`] | from design to AI features | `identity`, `policy`, `clock`, `json`, `net` |
 //! | [`store`] | the [`store::Store`] trait; the journal and the SQLite file | `policy`, `clock` |
 //! | [`ledger`] | counters, charges, covers, the flusher | `policy`, `clock`, `store` |
+//! | `seeded` | bugs to be switched on for the crash harness, with a feature that no release has | nothing of ours |
 //! | [`gate`] | the tower [`gate::ExportGateLayer`], its body, its refusals | `policy`, `identity`, `design`, `ledger`, `clock` |
 //! | [`proxy`] | forwarding as a plain tower service | `net`, `clock` |
 //! | [`admin`] | health, readiness, metrics, usage | `policy`, `identity`, `design`, `ledger` |
@@ -110,5 +111,7 @@ pub mod ledger;
 pub mod net;
 pub mod policy;
 pub mod proxy;
+#[doc(hidden)]
+pub mod seeded;
 pub mod server;
 pub mod store;

@@ -27,10 +27,11 @@ use tokio::sync::oneshot;
 
 use super::file::{self, FileId, Lock};
 use super::journal::{self, Journal, ReadError, Seal};
-use super::tables::{Compacted, Tables};
 use super::records::{Changes, Records, Undecodable};
+use super::tables::{Compacted, Tables};
 use super::{Batch, Options, Reply, RowSink, Store, StoreError};
 use crate::clock::Clock;
+use crate::seeded::{self, Bug};
 
 /// How long a journal becomes before the tables take it, in bytes.
 const LONG: u64 = 8 << 20;
@@ -319,12 +320,17 @@ fn read_journals(tables: &Tables, paths: &[PathBuf]) -> Result<(Batch, Compacted
         logs.extend(log.filter(|log| log.generation > compacted.generation).map(|log| (path, log)));
     }
     logs.sort_by_key(|(_, log)| log.generation);
+    if seeded::bug(Bug::RecoveryDropsLastGroup) {
+        logs.last_mut().map(|(_, log)| log.groups.pop());
+    }
     let mut changes = Changes::default();
     let undecodable = || StoreError::Unreadable(format!("the journals {paths:?} have what nobody can have written"));
     for (path, log) in &logs {
         if log.generation != compacted.generation + 1 {
             let path = path.display();
-            return Err(StoreError::Unreadable(format!("{path} is of a later state of the ledger than the file beside it")));
+            return Err(StoreError::Unreadable(format!(
+                "{path} is of a later state of the ledger than the file beside it"
+            )));
         }
         compacted.generation = log.generation;
         log.groups.iter().try_for_each(|group| changes.add(group)).map_err(|Undecodable| undecodable())?;

@@ -22,7 +22,9 @@ pub(super) fn check_identity(path: &Path, id: FileId) -> Result<(), StoreError> 
         return Ok(());
     }
     let path = path.display();
-    Err(StoreError::Unavailable(format!("{path} was removed or replaced while in use: end this gate and start it again")))
+    Err(StoreError::Unavailable(format!(
+        "{path} was removed or replaced while in use: end this gate and start it again"
+    )))
 }
 
 /// `path` with more at its end.

@@ -193,7 +193,8 @@ impl<'b> Block<'b> {
         if bytes.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
-        let number = |at: usize| bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_le_bytes);
+        let number =
+            |at: usize| bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_le_bytes);
         if bytes[..4] != seal.checksum(&bytes[4..]) {
             return Err(());
         }

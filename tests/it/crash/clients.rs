@@ -1,0 +1,182 @@
+//! Who asks for what, until the gate is gone.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use super::books::{Coverage, End, Habit, Life, User};
+use super::dice::Dice;
+use super::world::{Ask, Became, FEW, Gate, Whole, World};
+
+/// How many stories a client comes back to after a crash.
+const STORIES: usize = 3;
+
+/// Exports designs that nobody has exported before.
+pub(super) fn export_much(world: &World, gate: &Gate, user: &Arc<User>) {
+    while export_new(world, gate, user).is_some() {}
+}
+
+/// The user who has a few exports left, for all who use them up.
+pub(super) type Few = Mutex<Arc<User>>;
+
+/// Uses up what a user has, and looks whether that is all; then it is the next one's turn.
+pub(super) fn use_up(world: &World, gate: &Gate, few: &Few) {
+    let mut refusals = 0;
+    loop {
+        let user = few.lock().unwrap().clone();
+        match export_new(world, gate, &user) {
+            Some((End::Refused, _)) => refusals += 1,
+            Some(_) => refusals = 0,
+            None => return,
+        }
+        if refusals == 3 {
+            refusals = 0;
+            let mut few = few.lock().unwrap();
+            if few.name == user.name {
+                *few = world.user(Habit::Fresh, Some(FEW));
+            }
+        }
+    }
+}
+
+fn export_new(world: &World, gate: &Gate, user: &Arc<User>) -> Became {
+    let what = format!("n{}/download", world.name());
+    world.export(gate, user, &Ask { method: "GET", what: &what, key: None, coverage: Coverage::None })
+}
+
+/// Follows a few designs through several lives.
+pub(super) struct Follower {
+    habit: Habit,
+    dice: Dice,
+    stories: VecDeque<Story>,
+}
+
+/// One user with one design, and what is known of its covers.
+struct Story {
+    user: Arc<User>,
+    known: Known,
+    /// When the last answer came; `None` if it did not come to its end.
+    last: Whole,
+    /// Whether a crash may have left something owed.
+    is_owed: bool,
+}
+
+/// What an earlier charge covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// A key so many more files, a screen any number.
+    Left(u32),
+    Unknown,
+}
+
+impl Follower {
+    pub(super) fn of(habit: Habit, seed: u64, which: u64) -> Self {
+        Self { habit, dice: Dice::of(seed, which), stories: VecDeque::new() }
+    }
+
+    /// Asks for the designs of earlier lives, and then for new ones.
+    pub(super) fn follow(&mut self, world: &World, gate: &Gate) {
+        let Self { habit, dice, stories } = self;
+        for story in stories.iter_mut() {
+            for _ in 0..=dice.roll(3) {
+                if story.go_on(world, gate, dice).is_none() {
+                    return;
+                }
+            }
+        }
+        loop {
+            let user = world.user(*habit, None);
+            stories.push_back(Story { user, known: Known::Left(0), last: Some(0), is_owed: false });
+            if stories.len() > STORIES {
+                stories.pop_front();
+            }
+            let Some(story) = stories.back_mut() else { return };
+            for _ in 0..=dice.roll(6) {
+                if story.go_on(world, gate, dice).is_none() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What a crash leaves of what is known.
+    pub(super) fn life_is_over(&mut self, life: &Life) {
+        let written = life.written_until();
+        for story in self.stories.iter_mut().filter(|story| story.last.is_none_or(|last| last >= written)) {
+            story.known = Known::Unknown;
+            story.is_owed = true;
+            story.last = Some(0);
+        }
+    }
+}
+
+impl Story {
+    fn go_on(&mut self, world: &World, gate: &Gate, dice: &mut Dice) -> Option<()> {
+        let became = match self.user.habit {
+            Habit::Fresh | Habit::Again => self.ask(world, gate, "GET", "download", Coverage::None),
+            Habit::Key if dice.once_in(5) => self.ask_twice(world, gate),
+            Habit::Key => self.ask_with_key(world, gate),
+            Habit::Screen => self.be_on_screen(world, gate, dice),
+        };
+        self.last = became.and_then(|(_, whole)| whole);
+        became.map(|_| ())
+    }
+
+    fn ask(&self, world: &World, gate: &Gate, method: &str, page: &str, coverage: Coverage) -> Became {
+        let what = format!("{}/{page}", self.user.name);
+        let key = (self.user.habit == Habit::Key).then_some("k");
+        world.export(gate, &self.user, &Ask { method, what: &what, key, coverage })
+    }
+
+    fn coverage(&self) -> Coverage {
+        match self.known {
+            Known::Left(0) => Coverage::None,
+            Known::Left(_) => Coverage::Sure,
+            Known::Unknown => Coverage::Unknown,
+        }
+    }
+
+    fn ask_with_key(&mut self, world: &World, gate: &Gate) -> Became {
+        let became = self.ask(world, gate, "GET", "download", self.coverage());
+        self.known = match (self.known, became) {
+            (Known::Left(0), Some((End::Image, Some(_)))) => Known::Left(2),
+            (Known::Left(left), Some((End::Image, Some(_)))) => Known::Left(left - 1),
+            // It came to nothing, and so did what it took.
+            (known, Some((End::Nothing, _))) => known,
+            _ => Known::Unknown,
+        };
+        became
+    }
+
+    /// At once: one charge for both.
+    fn ask_twice(&mut self, world: &World, gate: &Gate) -> Became {
+        self.known = Known::Unknown;
+        let ask = || self.ask(world, gate, "GET", "download", Coverage::Unknown);
+        let [first, second] =
+            std::thread::scope(|scope| [scope.spawn(ask), scope.spawn(ask)].map(|client| client.join().unwrap()));
+        let ((end, first), (_, second)) = (first?, second?);
+        Some((end, first.zip(second).map(|(first, second)| first.max(second))))
+    }
+
+    /// Opens the screen, shares from it, leaves it.
+    fn be_on_screen(&mut self, world: &World, gate: &Gate, dice: &mut Dice) -> Became {
+        match (dice.roll(8), self.known) {
+            (0, _) => {
+                let whole = world.leave_screen(gate, &self.user, &self.user.name);
+                self.known = whole.map_or(Known::Unknown, |_| Known::Left(0));
+                Some((End::Nothing, Some(whole?)))
+            }
+            (1, _) | (2..=5, Known::Left(0)) => {
+                // Opened again, it is another export.
+                let became = self.ask(world, gate, "POST", "export-screen", Coverage::None);
+                self.known = match became {
+                    // What a crash has left owed is no charge, and opens nothing.
+                    Some((End::Image, _)) if !self.is_owed => Known::Left(1),
+                    Some((End::Nothing, _)) => self.known,
+                    _ => Known::Unknown,
+                };
+                became
+            }
+            _ => self.ask(world, gate, "POST", "share", self.coverage()),
+        }
+    }
+}
