@@ -150,9 +150,6 @@ async fn flush(ledger: &Ledger, store: &mut dyn Store, forget_before: Option<i64
         ledger.written.send_modify(|written| written.group = number);
         return Ok(());
     }
-    if seeded::bug(Bug::SafeBeforeWritten) {
-        ledger.written.send_modify(|written| written.group = number);
-    }
     if let Err(error) = store.write(batch).await {
         ledger.unflushed().put_back(marks);
         ledger.written.send_modify(|written| written.failures += 1);

@@ -51,7 +51,6 @@ pub(super) enum End {
 /// An export, from the driver's side.
 #[derive(Debug)]
 pub(super) struct Attempt {
-    pub(super) id: u64,
     pub(super) user: Arc<User>,
     /// The driver's time, before it was sent.
     pub(super) sent: u64,

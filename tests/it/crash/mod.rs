@@ -136,7 +136,9 @@ struct Driver<'w> {
     setup: Setup,
     dice: Dice,
     books: Books,
-    much: [Arc<User>; 2],
+    /// Users who export much: one from several clients at once, each of the others from one.
+    together: Arc<User>,
+    alone: [Arc<User>; 4],
     few: Few,
     followers: Vec<Follower>,
     /// Who has exported in the last life.
@@ -153,7 +155,8 @@ impl<'w> Driver<'w> {
             setup,
             dice: Dice::of(world.seed, 0),
             books: Books::default(),
-            much: [(); 2].map(|()| world.user(Habit::Fresh, None)),
+            together: world.user(Habit::Fresh, None),
+            alone: [(); 4].map(|()| world.user(Habit::Fresh, None)),
             few: Mutex::new(world.user(Habit::Fresh, Some(FEW))),
             followers: followers.collect(),
             exported: Vec::new(),
@@ -164,14 +167,19 @@ impl<'w> Driver<'w> {
     /// A gate's life from its start to its end, and what must be true then. Some never get so far.
     fn live_once(&mut self) -> Result<(), String> {
         // Some intervals are never reached, some nearly always.
-        let mut often = || ["1ms", "20ms", "1h"][self.dice.roll(3) as usize];
-        self.setup = self.setup.clone().set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", often());
-        self.setup = self.setup.clone().set("EXPORT_GATE__LEDGER__COMPACT_INTERVAL", often());
+        for (name, intervals) in [
+            ("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", ["1ms", "50ms", "1h"]),
+            ("EXPORT_GATE__LEDGER__SYNC_INTERVAL", ["1ms", "10ms", "30ms"]),
+            ("EXPORT_GATE__LEDGER__COMPACT_INTERVAL", ["1ms", "20ms", "1h"]),
+        ] {
+            self.setup = self.setup.clone().set(name, intervals[self.dice.roll(3) as usize]);
+        }
         while self.dice.once_in(4) {
             self.die_at_birth()?;
         }
         let how = if self.dice.once_in(6) { How::Asked } else { How::Killed };
-        let (event, most) = [(Event::Image, 60), (Event::Call, 80), (Event::Refusal, 15)][self.dice.roll(3) as usize];
+        let events = [(Event::Image, 150), (Event::Image, 40), (Event::Call, 150), (Event::Refusal, 30)];
+        let (event, most) = events[self.dice.roll(4) as usize];
         let number = 1 + self.dice.roll(most);
 
         let process = Process::spawn(&self.setup);
@@ -185,7 +193,7 @@ impl<'w> Driver<'w> {
         self.world.trigger.arm(process, how, event, number);
         let process = std::thread::scope(|scope| {
             let (world, gate, few) = (self.world, &gate, &self.few);
-            for user in self.much.iter().chain(&self.much) {
+            for user in self.alone.iter().chain([&self.together; 3]) {
                 scope.spawn(move || clients::export_much(world, gate, user));
             }
             for _ in 0..FEW {

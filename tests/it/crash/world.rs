@@ -135,7 +135,7 @@ impl World {
             self.violated(format!("{}: {end:?}, and the backend was called: {}", user.name, !is_refused));
         }
         let over = self.tick();
-        let attempt = Attempt { id, user: user.clone(), sent, over, end, is_whole: answer.is_whole, coverage };
+        let attempt = Attempt { user: user.clone(), sent, over, end, is_whole: answer.is_whole, coverage };
         self.attempts.lock().unwrap().push(attempt);
         (!is_ending).then_some((end, answer.is_whole.then_some(over)))
     }
