@@ -157,19 +157,19 @@ fn converse(mut stream: TcpStream, memory: &Memory) -> Option<()> {
             Whim::Slow => {
                 write!(stream, "{IMAGE}content-length: 8\r\n\r\nan").ok()?;
                 for piece in [" i", "ma", "ge"] {
-                    memory.wait_for_others(dice.roll(12));
+                    memory.wait_for_others(dice.roll(6));
                     stream.write_all(piece.as_bytes()).ok()?;
                 }
             }
             Whim::SlowChunks => {
                 write!(stream, "{IMAGE}transfer-encoding: chunked\r\n\r\n4\r\nan i\r\n").ok()?;
-                memory.wait_for_others(dice.roll(12));
+                memory.wait_for_others(dice.roll(6));
                 stream.write_all(b"4\r\nmage\r\n").ok()?;
-                memory.wait_for_others(dice.roll(12));
+                memory.wait_for_others(dice.roll(6));
                 stream.write_all(b"0\r\n\r\n").ok()?;
             }
             Whim::LateHead => {
-                memory.wait_for_others(dice.roll(20));
+                memory.wait_for_others(dice.roll(10));
                 write!(stream, "{IMAGE}content-length: 8\r\n\r\nan image").ok()?;
             }
             Whim::Failure => {

@@ -28,7 +28,7 @@ pub(super) fn use_up(world: &World, gate: &Gate, few: &Few) {
             Some(_) => refusals = 0,
             None => return,
         }
-        if refusals == 3 {
+        if refusals == 2 {
             refusals = 0;
             let mut few = few.lock().unwrap();
             if few.name == user.name {

@@ -138,7 +138,7 @@ struct Driver<'w> {
     books: Books,
     /// Users who export much: one from several clients at once, each of the others from one.
     together: Arc<User>,
-    alone: [Arc<User>; 4],
+    alone: [Arc<User>; 6],
     few: Few,
     followers: Vec<Follower>,
     /// Who has exported in the last life.
@@ -156,7 +156,7 @@ impl<'w> Driver<'w> {
             dice: Dice::of(world.seed, 0),
             books: Books::default(),
             together: world.user(Habit::Fresh, None),
-            alone: [(); 4].map(|()| world.user(Habit::Fresh, None)),
+            alone: [(); 6].map(|()| world.user(Habit::Fresh, None)),
             few: Mutex::new(world.user(Habit::Fresh, Some(FEW))),
             followers: followers.collect(),
             exported: Vec::new(),
@@ -174,7 +174,7 @@ impl<'w> Driver<'w> {
         ] {
             self.setup = self.setup.clone().set(name, intervals[self.dice.roll(3) as usize]);
         }
-        while self.dice.once_in(4) {
+        while self.dice.once_in(5) {
             self.die_at_birth()?;
         }
         let how = if self.dice.once_in(6) { How::Asked } else { How::Killed };
@@ -193,10 +193,10 @@ impl<'w> Driver<'w> {
         self.world.trigger.arm(process, how, event, number);
         let process = std::thread::scope(|scope| {
             let (world, gate, few) = (self.world, &gate, &self.few);
-            for user in self.alone.iter().chain([&self.together; 3]) {
+            for user in self.alone.iter().chain([&self.together; 2]) {
                 scope.spawn(move || clients::export_much(world, gate, user));
             }
-            for _ in 0..FEW {
+            for _ in 0..2 * FEW {
                 scope.spawn(move || clients::use_up(world, gate, few));
             }
             for follower in &mut self.followers {
