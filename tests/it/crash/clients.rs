@@ -1,14 +1,13 @@
 //! Who asks for what, until the gate is gone.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use super::books::{Coverage, End, Habit, Life, User};
 use super::dice::Dice;
 use super::world::{Ask, Became, FEW, Gate, Whole, World};
 
-/// How many stories a client comes back to after a crash.
-const STORIES: usize = 3;
+/// How many stories a client comes back to.
+const STORIES: usize = 4;
 
 /// Exports designs that nobody has exported before.
 pub(super) fn export_much(world: &World, gate: &Gate, user: &Arc<User>) {
@@ -47,7 +46,7 @@ fn export_new(world: &World, gate: &Gate, user: &Arc<User>) -> Became {
 pub(super) struct Follower {
     habit: Habit,
     dice: Dice,
-    stories: VecDeque<Story>,
+    stories: Vec<Story>,
 }
 
 /// One user with one design, and what is known of its covers.
@@ -58,6 +57,8 @@ struct Story {
     last: Whole,
     /// Whether a crash may have left something owed.
     is_owed: bool,
+    /// How many gates it has seen.
+    lives: u64,
 }
 
 /// What an earlier charge covers.
@@ -70,7 +71,7 @@ enum Known {
 
 impl Follower {
     pub(super) fn of(habit: Habit, seed: u64, which: u64) -> Self {
-        Self { habit, dice: Dice::of(seed, which), stories: VecDeque::new() }
+        Self { habit, dice: Dice::of(seed, which), stories: Vec::new() }
     }
 
     /// Asks for the designs of earlier lives, and then for new ones.
@@ -85,15 +86,11 @@ impl Follower {
         }
         loop {
             let user = world.user(*habit, None);
-            stories.push_back(Story { user, known: Known::Left(0), last: Some(0), is_owed: false });
-            if stories.len() > STORIES {
-                stories.pop_front();
-            }
-            let Some(story) = stories.back_mut() else { return };
-            for _ in 0..=dice.roll(6) {
-                if story.go_on(world, gate, dice).is_none() {
-                    return;
-                }
+            let mut story = Story { user, known: Known::Left(0), last: Some(0), is_owed: false, lives: 0 };
+            let is_there = (0..=dice.roll(6)).all(|_| story.go_on(world, gate, dice).is_some());
+            stories.push(story);
+            if !is_there {
+                return;
             }
         }
     }
@@ -101,11 +98,19 @@ impl Follower {
     /// What a crash leaves of what is known.
     pub(super) fn life_is_over(&mut self, life: &Life) {
         let written = life.written_until();
-        for story in self.stories.iter_mut().filter(|story| story.last.is_none_or(|last| last >= written)) {
-            story.known = Known::Unknown;
-            story.is_owed = true;
-            story.last = Some(0);
+        for story in &mut self.stories {
+            story.lives += 1;
+            if story.last.is_none_or(|last| last >= written) {
+                story.known = Known::Unknown;
+                story.is_owed = true;
+                story.last = Some(0);
+            }
         }
+        // What a crash has cut short, for some lives; else what came last.
+        self.stories.sort_by_key(|story| !(story.is_owed && story.lives < 4));
+        let rest = self.stories.split_off(STORIES.min(self.stories.len()));
+        self.stories.truncate(STORIES - 1);
+        self.stories.extend(rest.into_iter().last());
     }
 }
 

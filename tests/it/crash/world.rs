@@ -13,7 +13,7 @@ use super::trigger::{Event, Trigger};
 use crate::support::Token;
 
 /// How many exports a user has who uses them up.
-pub(super) const FEW: u64 = 3;
+pub(super) const FEW: u64 = 2;
 
 /// A gate that clients speak to.
 #[derive(Clone)]
