@@ -11,7 +11,12 @@ const STORIES: usize = 4;
 
 /// Exports designs that nobody has exported before.
 pub(super) fn export_much(world: &World, gate: &Gate, user: &Arc<User>) {
-    while export_new(world, gate, user).is_some() {}
+    while export_new(world, gate, user, false).is_some() {}
+}
+
+/// The same without whims: one image after the other, each as fresh as can be when the gate is killed.
+pub(super) fn export_plainly(world: &World, gate: &Gate, user: &Arc<User>) {
+    while export_new(world, gate, user, true).is_some() {}
 }
 
 /// The user who has a few exports left, for all who use them up.
@@ -22,7 +27,7 @@ pub(super) fn use_up(world: &World, gate: &Gate, few: &Few) {
     let mut refusals = 0;
     loop {
         let user = few.lock().unwrap().clone();
-        match export_new(world, gate, &user) {
+        match export_new(world, gate, &user, false) {
             Some((End::Refused, _)) => refusals += 1,
             Some(_) => refusals = 0,
             None => return,
@@ -37,9 +42,9 @@ pub(super) fn use_up(world: &World, gate: &Gate, few: &Few) {
     }
 }
 
-fn export_new(world: &World, gate: &Gate, user: &Arc<User>) -> Became {
+fn export_new(world: &World, gate: &Gate, user: &Arc<User>, is_plain: bool) -> Became {
     let what = format!("n{}/download", world.name());
-    world.export(gate, user, &Ask { method: "GET", what: &what, key: None, coverage: Coverage::None })
+    world.export(gate, user, &Ask { method: "GET", what: &what, key: None, coverage: Coverage::None, is_plain })
 }
 
 /// Follows a few designs through several lives.
@@ -87,7 +92,7 @@ impl Follower {
         loop {
             let user = world.user(*habit, None);
             let mut story = Story { user, known: Known::Left(0), last: Some(0), is_owed: false, lives: 0 };
-            let is_there = (0..=dice.roll(6)).all(|_| story.go_on(world, gate, dice).is_some());
+            let is_there = (0..=dice.roll(8)).all(|_| story.go_on(world, gate, dice).is_some());
             stories.push(story);
             if !is_there {
                 return;
@@ -117,19 +122,19 @@ impl Follower {
 impl Story {
     fn go_on(&mut self, world: &World, gate: &Gate, dice: &mut Dice) -> Option<()> {
         let became = match self.user.habit {
-            Habit::Fresh | Habit::Again => self.ask(world, gate, "GET", "download", Coverage::None),
-            Habit::Key if dice.once_in(5) => self.ask_twice(world, gate),
-            Habit::Key => self.ask_with_key(world, gate),
+            Habit::Fresh | Habit::Again => self.ask(world, gate, "GET", "download", Coverage::None, false),
+            Habit::Key if dice.once_in(8) => self.ask_twice(world, gate),
+            Habit::Key => self.ask_with_key(world, gate, dice.once_in(2)),
             Habit::Screen => self.be_on_screen(world, gate, dice),
         };
         self.last = became.and_then(|(_, whole)| whole);
         became.map(|_| ())
     }
 
-    fn ask(&self, world: &World, gate: &Gate, method: &str, page: &str, coverage: Coverage) -> Became {
+    fn ask(&self, world: &World, gate: &Gate, method: &str, page: &str, coverage: Coverage, is_plain: bool) -> Became {
         let what = format!("{}/{page}", self.user.name);
         let key = (self.user.habit == Habit::Key).then_some("k");
-        world.export(gate, &self.user, &Ask { method, what: &what, key, coverage })
+        world.export(gate, &self.user, &Ask { method, what: &what, key, coverage, is_plain })
     }
 
     fn coverage(&self) -> Coverage {
@@ -140,8 +145,8 @@ impl Story {
         }
     }
 
-    fn ask_with_key(&mut self, world: &World, gate: &Gate) -> Became {
-        let became = self.ask(world, gate, "GET", "download", self.coverage());
+    fn ask_with_key(&mut self, world: &World, gate: &Gate, is_plain: bool) -> Became {
+        let became = self.ask(world, gate, "GET", "download", self.coverage(), is_plain);
         self.known = match (self.known, became) {
             (Known::Left(0), Some((End::Image, Some(_)))) => Known::Left(2),
             (Known::Left(left), Some((End::Image, Some(_)))) => Known::Left(left - 1),
@@ -155,7 +160,7 @@ impl Story {
     /// At once: one charge for both.
     fn ask_twice(&mut self, world: &World, gate: &Gate) -> Became {
         self.known = Known::Unknown;
-        let ask = || self.ask(world, gate, "GET", "download", Coverage::Unknown);
+        let ask = || self.ask(world, gate, "GET", "download", Coverage::Unknown, false);
         let [first, second] =
             std::thread::scope(|scope| [scope.spawn(ask), scope.spawn(ask)].map(|client| client.join().unwrap()));
         let ((end, first), (_, second)) = (first?, second?);
@@ -172,7 +177,7 @@ impl Story {
             }
             (1, _) | (2..=5, Known::Left(0)) => {
                 // Opened again, it is another export.
-                let became = self.ask(world, gate, "POST", "export-screen", Coverage::None);
+                let became = self.ask(world, gate, "POST", "export-screen", Coverage::None, false);
                 self.known = match became {
                     // What a crash has left owed is no charge, and opens nothing.
                     Some((End::Image, _)) if !self.is_owed => Known::Left(1),
@@ -181,7 +186,7 @@ impl Story {
                 };
                 became
             }
-            _ => self.ask(world, gate, "POST", "share", self.coverage()),
+            _ => self.ask(world, gate, "POST", "share", self.coverage(), false),
         }
     }
 }

@@ -113,16 +113,13 @@ fn run(seed: u64, kills: u64, with: impl Fn(Setup) -> Setup) -> Result<Summary, 
         .set("EXPORT_GATE__METERS__EXPORTS__LIMITS__PRO", &FEW.to_string());
     let mut driver = Driver::before(&world, setup);
     let ended = std::thread::scope(|scope| {
+        // However this ends, by a panic too.
+        let _others = world.until_dropped();
         scope.spawn(|| world.ask_for_other_things());
-        let ended = (|| {
-            while driver.summary.kills < kills {
-                driver.live_once()?;
-            }
-            Ok(())
-        })();
-        world.gate_is(None);
-        world.end();
-        ended
+        while driver.summary.kills < kills {
+            driver.live_once()?;
+        }
+        Ok(())
     });
     let kills = driver.summary.kills;
     ended.map_err(|what| Violation { seed, kills, what })?;
@@ -147,7 +144,7 @@ struct Driver<'w> {
 
 impl<'w> Driver<'w> {
     fn before(world: &'w World, setup: Setup) -> Self {
-        let habits = [Habit::Again, Habit::Again, Habit::Key, Habit::Key, Habit::Screen];
+        let habits = [Habit::Again, Habit::Key, Habit::Again, Habit::Key, Habit::Screen];
         let followers = habits.into_iter().zip(1..).map(|(habit, which)| Follower::of(habit, world.seed, which));
         Self {
             world,
@@ -167,7 +164,7 @@ impl<'w> Driver<'w> {
     fn live_once(&mut self) -> Result<(), String> {
         // Some intervals are never reached, some nearly always.
         for (name, intervals) in [
-            ("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", ["1ms", "50ms", "1h"]),
+            ("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", ["5ms", "50ms", "1h"]),
             ("EXPORT_GATE__LEDGER__SYNC_INTERVAL", ["1ms", "10ms", "30ms"]),
             ("EXPORT_GATE__LEDGER__COMPACT_INTERVAL", ["1ms", "20ms", "1h"]),
         ] {
@@ -193,10 +190,13 @@ impl<'w> Driver<'w> {
         self.compare_usage(operators)?;
         self.world.trigger.arm(process, how, event, number);
         let process = std::thread::scope(|scope| {
-            let (world, gate, few) = (self.world, &gate, &self.few);
+            let (world, gate, few, together) = (self.world, &gate, &self.few, &self.together);
             let of = |crowd: u64, few: u64| if is_crowd { crowd as usize } else { few as usize };
-            for user in self.alone.iter().take(of(4, 2)).chain([&self.together; 2].into_iter().take(of(2, 0))) {
-                scope.spawn(move || clients::export_much(world, gate, user));
+            for user in self.alone.iter().take(of(4, 2)) {
+                scope.spawn(move || clients::export_plainly(world, gate, user));
+            }
+            for _ in 0..of(3, 1) {
+                scope.spawn(move || clients::export_much(world, gate, together));
             }
             for _ in 0..of(3 * FEW, 0) {
                 scope.spawn(move || clients::use_up(world, gate, few));

@@ -51,6 +51,8 @@ pub(super) struct Ask<'a> {
     pub(super) what: &'a str,
     pub(super) key: Option<&'a str>,
     pub(super) coverage: Coverage,
+    /// Whether the backend is to have no whims about it.
+    pub(super) is_plain: bool,
 }
 
 /// What has become of it. `None` if the gate was not there any more.
@@ -81,6 +83,15 @@ impl World {
         self.names.fetch_add(1, Ordering::SeqCst)
     }
 
+    fn name_of_plain_attempt(&self) -> u64 {
+        loop {
+            let name = self.name();
+            if Whim::about(self.seed, name) == Whim::Image {
+                return name;
+            }
+        }
+    }
+
     /// A user who has not exported anything.
     pub(super) fn user(&self, habit: Habit, limit: Option<u64>) -> Arc<User> {
         let name = format!("{habit:?}-{}", self.name());
@@ -95,8 +106,8 @@ impl World {
 
     /// Exports, and takes down what has come of it.
     pub(super) fn export(&self, gate: &Gate, user: &Arc<User>, ask: &Ask<'_>) -> Became {
-        let Ask { method, what, key, coverage } = *ask;
-        let id = self.name();
+        let Ask { method, what, key, coverage, is_plain } = *ask;
+        let id = if is_plain { self.name_of_plain_attempt() } else { self.name() };
         let key = key.map(|key| format!("idempotency-key: {key}\r\n")).unwrap_or_default();
         let fields = format!("{}\r\n{key}{ATTEMPT}: {id}\r\n", user.token);
         let sent = self.tick();
@@ -188,10 +199,16 @@ impl World {
         self.changed.notify_all();
     }
 
-    /// There will be no other gate.
-    pub(super) fn end(&self) {
-        self.now.lock().unwrap().is_over = true;
-        self.changed.notify_all();
+    /// When what is returned is dropped, there will be no other gate.
+    pub(super) fn until_dropped(&self) -> impl Drop {
+        struct Ends<'w>(&'w World);
+        impl Drop for Ends<'_> {
+            fn drop(&mut self) {
+                self.0.now.lock().unwrap().is_over = true;
+                self.0.changed.notify_all();
+            }
+        }
+        Ends(self)
     }
 
     /// A gate that is not ending; `None` when there will be none.
