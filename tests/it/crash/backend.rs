@@ -141,53 +141,54 @@ impl Memory {
 }
 
 /// Serves one connection; `None` when it has ended.
-fn converse(mut stream: TcpStream, memory: &Memory) -> Option<()> {
+fn converse(stream: TcpStream, memory: &Memory) -> Option<()> {
     const IMAGE: &str = "HTTP/1.1 200 OK\r\ncontent-type: image/png\r\netag: \"v1\"\r\n";
     let mut reader = BufReader::new(stream.try_clone().ok()?);
+    // A piece leaves when it is written, and not some time after the one before.
+    stream.set_nodelay(true).ok()?;
+    let send = |text: &str| (&stream).write_all(text.as_bytes()).ok();
     loop {
         let attempt = read_request(&mut reader)?;
         memory.saw(attempt);
         let Some(attempt) = attempt else {
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").ok()?;
+            send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")?;
             continue;
         };
         let mut dice = Dice::of(!memory.seed, attempt);
         match Whim::about(memory.seed, attempt) {
-            Whim::Image => write!(stream, "{IMAGE}content-length: 8\r\n\r\nan image").ok()?,
+            Whim::Image => send(&format!("{IMAGE}content-length: 8\r\n\r\nan image"))?,
             Whim::Slow => {
-                write!(stream, "{IMAGE}content-length: 8\r\n\r\nan").ok()?;
+                send(&format!("{IMAGE}content-length: 8\r\n\r\nan"))?;
                 for piece in [" i", "ma", "ge"] {
                     memory.wait_for_others(dice.roll(6));
-                    stream.write_all(piece.as_bytes()).ok()?;
+                    send(piece)?;
                 }
             }
             Whim::SlowChunks => {
-                write!(stream, "{IMAGE}transfer-encoding: chunked\r\n\r\n4\r\nan i\r\n").ok()?;
+                send(&format!("{IMAGE}transfer-encoding: chunked\r\n\r\n4\r\nan i\r\n"))?;
                 memory.wait_for_others(dice.roll(6));
-                stream.write_all(b"4\r\nmage\r\n").ok()?;
+                send("4\r\nmage\r\n")?;
                 memory.wait_for_others(dice.roll(6));
-                stream.write_all(b"0\r\n\r\n").ok()?;
+                send("0\r\n\r\n")?;
             }
             Whim::LateHead => {
                 memory.wait_for_others(dice.roll(10));
-                write!(stream, "{IMAGE}content-length: 8\r\n\r\nan image").ok()?;
+                send(&format!("{IMAGE}content-length: 8\r\n\r\nan image"))?;
             }
             Whim::Failure => {
-                stream.write_all(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 5\r\n\r\nsorry").ok()?;
+                send("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 5\r\n\r\nsorry")?;
             }
             Whim::Message => {
-                stream
-                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}")
-                    .ok()?;
+                send("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}")?;
             }
-            Whim::Nothing => stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").ok()?,
+            Whim::Nothing => send("HTTP/1.1 204 No Content\r\n\r\n")?,
             Whim::NoAnswer => return stream.shutdown(Shutdown::Both).ok(),
             Whim::HalfAHead => {
-                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-le").ok()?;
+                send("HTTP/1.1 200 OK\r\ncontent-le")?;
                 return stream.shutdown(Shutdown::Both).ok();
             }
             Whim::HalfABody => {
-                write!(stream, "{IMAGE}content-length: 8\r\n\r\nan").ok()?;
+                send(&format!("{IMAGE}content-length: 8\r\n\r\nan"))?;
                 memory.wait_for_others(dice.roll(3));
                 return stream.shutdown(Shutdown::Both).ok();
             }
