@@ -211,10 +211,12 @@ pub(super) fn read(path: &Path, seal: &Seal) -> Result<Option<Log>, ReadError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(ReadError::Io(error)),
     };
-    if !is_whole(bytes.len() as u64) {
+    // A file that could not grow as it should has a rest of zeros: nothing is written to a segment that is not whole.
+    let (whole, rest) = bytes.split_at(bytes.len() - bytes.len() % SEGMENT as usize);
+    if whole.is_empty() || rest.iter().any(|byte| *byte != 0) {
         return Err(ReadError::Damaged(format!("it has {} bytes, some are missing", bytes.len())));
     }
-    parse(&bytes, seal)
+    parse(whole, seal)
 }
 
 fn parse(bytes: &[u8], seal: &Seal) -> Result<Option<Log>, ReadError> {
@@ -328,6 +330,22 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_could_not_grow_is_read_and_made_anew() {
+        let folder = Folder::new();
+        let mut journal = folder.journal(GENERATION);
+        journal.append(b"small").unwrap();
+        let mut bytes = folder.bytes();
+        // The disk was full, or the process was killed.
+        bytes.resize(SEGMENT as usize + 700, 0);
+        folder.put(&bytes);
+        assert_eq!(folder.read().unwrap(), log(GENERATION, vec![b"small".to_vec()]));
+        let mut journal = folder.journal(GENERATION + 1);
+        journal.append(b"next").unwrap();
+        assert_eq!(folder.read().unwrap(), log(GENERATION + 1, vec![b"next".to_vec()]));
+        assert_eq!(folder.bytes().len() as u64, SEGMENT);
+    }
+
+    #[test]
     fn a_group_that_was_not_written_whole_is_left_out_whichever_blocks_are_missing() {
         // On a file that was used before, and on a new one.
         for before in [None, Some(GENERATION - 2)] {
@@ -391,9 +409,10 @@ mod tests {
         journal.append(b"one").unwrap();
         assert!(matches!(read(&folder.path(), &Seal::of_ledger(98)), Err(ReadError::Damaged(_))));
         let whole = folder.bytes();
-        for length in [0, BLOCK, 2 * BLOCK, whole.len() - 1] {
-            folder.put(&whole[..length]);
-            assert!(matches!(folder.read(), Err(ReadError::Damaged(_))), "{length}");
+        let grown = [&whole[..], &whole[..BLOCK]].concat();
+        for cut in [&whole[..0], &whole[..BLOCK], &whole[..2 * BLOCK], &whole[..whole.len() - 1], &grown] {
+            folder.put(cut);
+            assert!(matches!(folder.read(), Err(ReadError::Damaged(_))), "{}", cut.len());
         }
     }
 }

@@ -32,7 +32,7 @@ pub(super) struct Records {
 
 /// One record, as it is written.
 #[derive(Serialize)]
-enum Written<'r> {
+pub(super) enum Written<'r> {
     Counter(&'r CounterRow),
     Dropped(&'r CounterName),
     Cover(&'r CoverRow),
@@ -50,6 +50,29 @@ enum Read {
     Ended(CoverName),
     Open(OpenRow),
     ForgetBefore(i64),
+}
+
+impl Written<'_> {
+    /// A checksum of all that a row says. SQLite has none: a bit that flips on the disk would be a count like any other.
+    pub(super) fn seal(&self) -> u32 {
+        struct Checksum(crc32fast::Hasher);
+        impl postcard::ser_flavors::Flavor for Checksum {
+            type Output = u32;
+            fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+                self.0.update(&[byte]);
+                Ok(())
+            }
+            fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+                self.0.update(bytes);
+                Ok(())
+            }
+            fn finalize(self) -> postcard::Result<u32> {
+                Ok(self.0.finalize())
+            }
+        }
+        // Only a flavor can fail, and this one does not.
+        postcard::serialize_with_flavor(self, Checksum(crc32fast::Hasher::new())).unwrap_or_default()
+    }
 }
 
 impl Records {

@@ -11,6 +11,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, params};
 
 use super::file::sync_folder_of;
+use super::records::Written;
 use super::{
     Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, OpenRow, Representation, Row, RowSink, StoreError,
 };
@@ -22,6 +23,7 @@ const APPLICATION_ID: i32 = 0x4558_4754;
 /// Version of the schema (`PRAGMA user_version`).
 const SCHEMA_VERSION: i32 = 4;
 
+/// Each row has a seal: [`Written::seal`].
 const SCHEMA: &str = "
     CREATE TABLE counters (
         meter   TEXT    NOT NULL,
@@ -29,9 +31,10 @@ const SCHEMA: &str = "
         subject TEXT    NOT NULL,
         starts  INTEGER NOT NULL,
         ends    INTEGER NOT NULL,
-        used    INTEGER NOT NULL CHECK (used >= 0),
-        reserved INTEGER NOT NULL CHECK (reserved >= 0),
+        used    INTEGER NOT NULL,
+        reserved INTEGER NOT NULL,
         plan    TEXT    NOT NULL,
+        seal    INTEGER NOT NULL,
         PRIMARY KEY (meter, kind, subject, starts, ends)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE covers (
@@ -42,25 +45,27 @@ const SCHEMA: &str = "
         degraded   TEXT    NOT NULL,
         expires_at INTEGER NOT NULL,
         idle_at    INTEGER,
-        files_left INTEGER NOT NULL CHECK (files_left >= 0),
+        files_left INTEGER NOT NULL,
         version    TEXT,
         validator  TEXT,
         length     INTEGER,
+        seal       INTEGER NOT NULL,
         PRIMARY KEY (kind, user, what)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE open (
         user    TEXT    NOT NULL,
         design  TEXT    NOT NULL,
-        charges INTEGER NOT NULL CHECK (charges > 0),
+        charges INTEGER NOT NULL,
         meters  TEXT    NOT NULL,
+        seal    INTEGER NOT NULL,
         PRIMARY KEY (user, design)
     ) STRICT, WITHOUT ROWID;
     -- One row. The ledger's number, and the last generation of its journal that is in these tables.
     CREATE TABLE journal (
         ledger    INTEGER NOT NULL,
-        compacted INTEGER NOT NULL
+        compacted INTEGER NOT NULL,
+        seal      INTEGER NOT NULL
     ) STRICT;
-    INSERT INTO journal VALUES (random(), 0);
 ";
 
 /// The tables of a ledger.
@@ -77,6 +82,15 @@ pub(super) struct Compacted {
     pub(super) ledger: u64,
     /// The last generation that is in the tables.
     pub(super) generation: u32,
+}
+
+impl Compacted {
+    fn seal(self) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&self.ledger.to_le_bytes());
+        hasher.update(&self.generation.to_le_bytes());
+        hasher.finalize()
+    }
 }
 
 impl Tables {
@@ -99,16 +113,17 @@ impl Tables {
             if found == "ok" {
                 return Ok(());
             }
-            let damaged = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
-            Err(rusqlite::Error::SqliteFailure(damaged, Some(found)))
+            Err(damage(&found))
         })
     }
 
     /// How far they have come.
     pub(super) fn compacted(&self) -> Result<Compacted, StoreError> {
         self.explained(|connection| {
-            connection.query_row("SELECT ledger, compacted FROM journal", [], |row| {
-                Ok(Compacted { ledger: row.get::<_, i64>(0)? as u64, generation: row.get(1)? })
+            connection.query_row("SELECT ledger, compacted, seal FROM journal", [], |row| {
+                let compacted = Compacted { ledger: row.get::<_, i64>(0)? as u64, generation: row.get(1)? };
+                check(row, 2, compacted.seal(), "of the journal")?;
+                Ok(compacted)
             })
         })
     }
@@ -138,7 +153,8 @@ impl Tables {
     ) -> Result<(), StoreError> {
         let absorbed = self.connection.transaction().and_then(|group| {
             write_group(&group, changes)?;
-            group.execute("UPDATE journal SET compacted = ?", params![compacted.generation])?;
+            let update = "UPDATE journal SET compacted = ?, seal = ?";
+            group.execute(update, params![compacted.generation, compacted.seal()])?;
             if let Some(rows) = rows {
                 read_all(&group, rows)?;
             }
@@ -163,19 +179,43 @@ fn connect(path: &Path, is_new: bool) -> rusqlite::Result<Connection> {
         creation.pragma_update(None, "application_id", APPLICATION_ID)?;
         creation.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         creation.execute_batch(SCHEMA)?;
+        let ledger = creation.query_row("SELECT random()", [], |row| row.get::<_, i64>(0))?;
+        let seal = Compacted { ledger: ledger as u64, generation: 0 }.seal();
+        creation.execute("INSERT INTO journal VALUES (?, 0, ?)", params![ledger, seal])?;
         creation.commit()?;
     }
     Ok(connection)
 }
 
 fn explain(path: &Path, error: &rusqlite::Error) -> StoreError {
+    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
     let path = path.display();
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            StoreError::Unreadable(format!("{path} is damaged ({error})"))
-        }
-        _ => StoreError::Unavailable(format!("{path}: {error}")),
+    let code = error.sqlite_error_code();
+    // What is asked is always the same: where it makes no sense, or a constraint stands in its way, the file is not what it was.
+    let is_damage = matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown))
+        || matches!(code, Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch))
+        || matches!(
+            error,
+            FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..)
+        );
+    if is_damage {
+        StoreError::Unreadable(format!("{path} is damaged ({error})"))
+    } else {
+        StoreError::Unavailable(format!("{path}: {error}"))
     }
+}
+
+fn damage(what: &str) -> rusqlite::Error {
+    let damaged = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    rusqlite::Error::SqliteFailure(damaged, Some(what.to_owned()))
+}
+
+/// Whether a row says what was written.
+fn check(row: &rusqlite::Row<'_>, column: usize, seal: u32, of: &str) -> rusqlite::Result<()> {
+    if row.get::<_, u32>(column)? == seal {
+        return Ok(());
+    }
+    Err(damage(&format!("the row {of} is not as it was written")))
 }
 
 /// Looks at the file's header without SQLite, which might mend or truncate what it should not touch. Returns whether the
@@ -216,26 +256,27 @@ fn read_all(snapshot: &Transaction<'_>, rows: &mut RowSink) -> rusqlite::Result<
         row.get::<_, String>(column).map(|names| names.split_whitespace().map(Arc::from).collect::<Vec<Arc<str>>>())
     };
     let mut counters =
-        snapshot.prepare("SELECT meter, kind, subject, starts, ends, used, reserved, plan FROM counters")?;
+        snapshot.prepare("SELECT meter, kind, subject, starts, ends, used, reserved, plan, seal FROM counters")?;
     let mut found = counters.query([])?;
     while let Some(row) = found.next()? {
-        // A kind that this version does not know is counted by no meter here.
-        let Some(kind) = SubjectKind::named(&text(row, 1)?) else { continue };
+        let kind = SubjectKind::named(&text(row, 1)?).ok_or_else(|| damage("a counter's kind is unknown"))?;
         let subject = Subject { kind, id: text(row, 2)? };
         let span = Span { start: row.get(3)?, end: row.get(4)? };
         let name = CounterName { meter: text(row, 0)?, subject, span };
-        rows(Row::Counter(CounterRow { name, used: row.get(5)?, reserved: row.get(6)?, plan: text(row, 7)? }));
+        let counter = CounterRow { name, used: row.get(5)?, reserved: row.get(6)?, plan: text(row, 7)? };
+        check(row, 8, Written::Counter(&counter).seal(), "of a counter")?;
+        rows(Row::Counter(counter));
     }
     let mut covers = snapshot.prepare(
-        "SELECT kind, user, what, meters, degraded, expires_at, idle_at, files_left, version, validator, length FROM covers",
+        "SELECT kind, user, what, meters, degraded, expires_at, idle_at, files_left, version, validator, length, seal
+         FROM covers",
     )?;
     let mut found = covers.query([])?;
     while let Some(row) = found.next()? {
-        // A kind that this version does not know covers nothing here.
-        let Some(kind) = CoverKind::named(&text(row, 0)?) else { continue };
+        let kind = CoverKind::named(&text(row, 0)?).ok_or_else(|| damage("a cover's kind is unknown"))?;
         let optional = |column: usize| row.get::<_, Option<String>>(column).map(|text| text.map(Arc::<str>::from));
         let file = optional(9)?.zip(row.get(10)?);
-        rows(Row::Cover(CoverRow {
+        let cover = CoverRow {
             name: CoverName { kind, user: text(row, 1)?, what: text(row, 2)? },
             meters: words(row, 3)?.iter().filter_map(|word| booked(word)).collect(),
             degraded: words(row, 4)?,
@@ -244,13 +285,17 @@ fn read_all(snapshot: &Transaction<'_>, rows: &mut RowSink) -> rusqlite::Result<
             files_left: row.get(7)?,
             version: optional(8)?,
             file: file.map(|(validator, length): (_, i64)| Representation { validator, length: length as u64 }),
-        }));
+        };
+        check(row, 11, Written::Cover(&cover).seal(), "of a cover")?;
+        rows(Row::Cover(cover));
     }
-    let mut open = snapshot.prepare("SELECT user, design, charges, meters FROM open")?;
+    let mut open = snapshot.prepare("SELECT user, design, charges, meters, seal FROM open")?;
     let mut found = open.query([])?;
     while let Some(row) = found.next()? {
         let meters = words(row, 3)?.iter().filter_map(|word| booked(word)).collect();
-        rows(Row::Open(OpenRow { user: text(row, 0)?, design: text(row, 1)?, charges: row.get(2)?, meters }));
+        let open = OpenRow { user: text(row, 0)?, design: text(row, 1)?, charges: row.get(2)?, meters };
+        check(row, 4, Written::Open(&open).seal(), "of a charge under way")?;
+        rows(Row::Open(open));
     }
     Ok(())
 }
@@ -268,12 +313,16 @@ fn spelled(meters: &[(Arc<str>, u32)]) -> String {
 
 fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
     let mut put_counter = group.prepare_cached(
-        "INSERT INTO counters (meter, kind, subject, starts, ends, used, reserved, plan) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-         ON CONFLICT DO UPDATE SET used = excluded.used, reserved = excluded.reserved, plan = excluded.plan",
+        "INSERT INTO counters (meter, kind, subject, starts, ends, used, reserved, plan, seal)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+         ON CONFLICT DO UPDATE SET used = excluded.used, reserved = excluded.reserved, plan = excluded.plan,
+                                   seal = excluded.seal",
     )?;
-    for CounterRow { name: CounterName { meter, subject, span }, used, reserved, plan } in &batch.counters {
-        let Span { start, end } = span;
-        put_counter.execute(params![meter, subject.kind.as_str(), subject.id, start, end, used, reserved, plan])?;
+    for row in &batch.counters {
+        let seal = Written::Counter(row).seal();
+        let CounterRow { name: CounterName { meter, subject, span: Span { start, end } }, used, reserved, plan } = row;
+        let kind = subject.kind.as_str();
+        put_counter.execute(params![meter, kind, subject.id, start, end, used, reserved, plan, seal])?;
     }
     let mut drop_counter =
         group.prepare_cached("DELETE FROM counters WHERE meter = ? AND kind = ? AND subject = ? AND starts = ?")?;
@@ -282,42 +331,38 @@ fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
     }
     let mut put_cover = group.prepare_cached(
         "INSERT OR REPLACE INTO covers
-         (kind, user, what, meters, degraded, expires_at, idle_at, files_left, version, validator, length)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         (kind, user, what, meters, degraded, expires_at, idle_at, files_left, version, validator, length, seal)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
-    for CoverRow { name, meters, degraded, expires_at_ms, idle_at_ms, files_left, version, file } in &batch.covers {
-        let (meters, degraded) = (spelled(meters), degraded.join(" "));
-        let validator = file.as_ref().map(|file| &file.validator);
-        let length = file.as_ref().map(|file| file.length as i64);
-        let CoverName { kind, user, what } = name;
-        let kind = kind.as_str();
-        let row = params![
-            kind,
-            user,
-            what,
-            meters,
-            degraded,
-            expires_at_ms,
-            idle_at_ms,
-            files_left,
-            version,
-            validator,
-            length
-        ];
-        put_cover.execute(row)?;
+    for row in &batch.covers {
+        put_cover.execute(params![
+            row.name.kind.as_str(),
+            row.name.user,
+            row.name.what,
+            spelled(&row.meters),
+            row.degraded.join(" "),
+            row.expires_at_ms,
+            row.idle_at_ms,
+            row.files_left,
+            row.version,
+            row.file.as_ref().map(|file| &file.validator),
+            row.file.as_ref().map(|file| file.length as i64),
+            Written::Cover(row).seal(),
+        ])?;
     }
     let mut end_cover = group.prepare_cached("DELETE FROM covers WHERE kind = ? AND user = ? AND what = ?")?;
     for name in &batch.ended {
         end_cover.execute(params![name.kind.as_str(), name.user, name.what])?;
     }
-    let mut put_open =
-        group.prepare_cached("INSERT OR REPLACE INTO open (user, design, charges, meters) VALUES (?, ?, ?, ?)")?;
+    let mut put_open = group
+        .prepare_cached("INSERT OR REPLACE INTO open (user, design, charges, meters, seal) VALUES (?, ?, ?, ?, ?)")?;
     let mut end_open = group.prepare_cached("DELETE FROM open WHERE user = ? AND design = ?")?;
     // Nearly all have come and gone since the last time.
     let known = open_names(group)?;
-    for OpenRow { user, design, charges, meters } in &batch.open {
+    for row in &batch.open {
+        let OpenRow { user, design, charges, meters } = row;
         if *charges > 0 {
-            put_open.execute(params![user, design, charges, spelled(meters)])?;
+            put_open.execute(params![user, design, charges, spelled(meters), Written::Open(row).seal()])?;
         } else if known.contains(&(user.clone(), design.clone())) {
             end_open.execute(params![user, design])?;
         }

@@ -1,6 +1,6 @@
 //! The ledger's file: what survives, and what a broken one must not break.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -89,53 +89,6 @@ fn a_request_that_does_not_end_in_time_is_cut_off_and_its_charge_is_flushed() {
     assert!(gate.stop().success());
     assert!(!read_until(&mut client, b"def"), "cut off");
     assert_eq!(setup.start().used("u", "exports"), 1);
-}
-
-#[test]
-fn a_last_flush_that_fails_is_told_by_the_exit_code_and_says_how_much_was_lost() {
-    let (_backend, setup) = stage();
-    let setup =
-        setup.set("EXPORT_GATE__LEDGER__DURABILITY", "periodic").set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", "1h");
-    let gate = setup.start();
-    for _ in 0..3 {
-        assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
-    }
-    // Someone else holds the write lock of the file for as long as the gate is ready to wait.
-    let mut holder = Killed::holding(&setup);
-    gate.signal("TERM");
-    eventually("the log tells", || {
-        gate.log().iter().any(|line| line.contains("3 delivered charges were not written to the ledger"))
-    });
-    assert_eq!(gate.stop_code(), Some(1));
-    holder.end();
-}
-
-struct Killed(std::process::Child);
-
-impl Killed {
-    /// Someone else who holds the write lock of the file.
-    fn holding(setup: &Setup) -> Self {
-        let file = setup.folder.path("export-gate.db");
-        let holds = ["-cmd", ".timeout 5000", "BEGIN IMMEDIATE;", ".shell sleep 20"];
-        let holder = Self(Command::new("sqlite3").arg(&file).args(holds).spawn().unwrap());
-        eventually("it holds the lock", || {
-            let probe = Command::new("sqlite3").arg(&file).arg("BEGIN IMMEDIATE; ROLLBACK;").output();
-            !probe.unwrap().status.success()
-        });
-        holder
-    }
-
-    fn end(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        self.end();
-    }
 }
 
 #[test]
@@ -355,28 +308,6 @@ fn what_is_being_rendered_at_a_kill_counts_and_what_came_to_nothing_does_not() {
 }
 
 #[test]
-fn no_byte_leaves_before_its_charge_is_in_the_file() {
-    let (backend, setup) = strict();
-    let gate = setup.start();
-    let user = Token::of("u").line();
-    assert_eq!(get(gate.address, DOWNLOAD, &[&user]).status, 200);
-    // Someone else holds the file: nothing can be written, for as long as the gate is ready to wait.
-    let mut holder = Killed::holding(&setup);
-    let rendered = backend.seen().len();
-    let answer = get(gate.address, DOWNLOAD, &[&user]);
-    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")));
-    assert_eq!(backend.seen().len(), rendered + 1, "it was rendered while the charge was being written");
-    assert_eq!(get(gate.address, DOWNLOAD, &[&user]).status, 503, "and from now on it is known before");
-    assert_eq!(backend.seen().len(), rendered + 1);
-    // An export that no limit could refuse leaves all the same.
-    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("p").plan("pro").line()]).status, 200);
-    holder.end();
-    eventually("it charges again", || gate.admin("/readyz").0 == 200);
-    assert_eq!(get(gate.address, DOWNLOAD, &[&user]).status, 200);
-    assert_eq!(gate.used("u", "exports"), 2, "what was refused was given back");
-}
-
-#[test]
 fn many_who_wait_share_a_group() {
     let (backend, setup) = strict();
     let gate = setup.set("EXPORT_GATE__LEDGER__SYNC_INTERVAL", "500ms").start();
@@ -398,4 +329,46 @@ fn many_who_wait_share_a_group() {
     }
     let groups = flushes() - before;
     assert!((1.0..=20.0).contains(&groups), "{groups} groups for 40 exports");
+}
+
+#[test]
+fn sigterm_under_load_counts_each_image_once_and_loses_none() {
+    let (backend, setup) = strict();
+    let setup = setup.set("EXPORT_GATE__METERS__EXPORTS__LIMITS__FREE", "1000000");
+    let gate = setup.start();
+    let address = gate.address;
+    let clients: Vec<_> = (0..8)
+        .map(|user| {
+            std::thread::spawn(move || {
+                let token = Token::of(&format!("u{user}")).line();
+                let mut images = 0;
+                // Until the gate is gone.
+                while let Ok(mut stream) = TcpStream::connect(address) {
+                    let design = format!("d{user}-{images}");
+                    let request = format!(
+                        "GET /v1/designs/{design}/download HTTP/1.1\r\nhost: g\r\nconnection: close\r\n{token}\r\n\r\n"
+                    );
+                    let mut answer = Vec::new();
+                    // A connection that was not accepted any more is reset, before anything is asked.
+                    let _ = stream.write_all(request.as_bytes());
+                    let _ = stream.read_to_end(&mut answer);
+                    images += u64::from(answer.starts_with(b"HTTP/1.1 200"));
+                }
+                images
+            })
+        })
+        .collect();
+    let begun = backend.seen().len();
+    eventually("they are at it", || backend.seen().len() > begun + 100);
+    assert!(gate.stop().success());
+    let images: Vec<u64> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+    assert_eq!(
+        file_says(&setup, "SELECT count(*) FROM counters WHERE reserved > 0"),
+        "0",
+        "at a clean end nothing is open"
+    );
+    let gate = setup.start();
+    for (user, images) in images.iter().enumerate() {
+        assert_eq!(gate.used(&format!("u{user}"), "exports"), *images);
+    }
 }

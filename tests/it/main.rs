@@ -7,14 +7,18 @@
 )]
 
 mod architecture;
+mod clocks;
 mod configuration;
 mod contention;
 mod crash;
+mod damage;
 mod delivery;
 mod demo;
 mod designs;
+mod disks;
 mod durability;
 mod exceed;
+mod faults;
 mod forwarding;
 mod identity;
 mod keys;

@@ -16,6 +16,8 @@ pub(crate) enum Reply {
     Silence,
     /// Send the first bytes, wait to be released, send the rest.
     Held(Vec<u8>, Arc<Mutex<Receiver<()>>>, Vec<u8>),
+    /// What the request calls for.
+    By(fn(&Seen) -> Reply),
 }
 
 impl Reply {
@@ -107,7 +109,10 @@ fn converse(mut stream: TcpStream, reply: &Mutex<Reply>, seen: &Mutex<Vec<Seen>>
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     loop {
         let mut request = read_head(&mut reader)?;
-        let reply = reply.lock().unwrap().clone();
+        let reply = match reply.lock().unwrap().clone() {
+            Reply::By(choose) => choose(&request),
+            reply => reply,
+        };
         // A held answer begins before the request has ended.
         if !matches!(reply, Reply::Held(..)) {
             request.body = read_body(&mut reader, &request)?;
@@ -128,6 +133,7 @@ fn converse(mut stream: TcpStream, reply: &Mutex<Reply>, seen: &Mutex<Vec<Seen>>
                 released.lock().unwrap().recv().ok()?;
                 stream.write_all(&rest).ok()?;
             }
+            Reply::By(_) => panic!("a choice of a choice"),
         }
     }
 }

@@ -36,6 +36,8 @@ impl Folder {
 pub(crate) struct Setup {
     pub(crate) folder: Folder,
     environment: Vec<(String, String)>,
+    /// What the gate is started by: a program with its arguments, or nothing.
+    starter: Vec<String>,
 }
 
 impl Setup {
@@ -63,7 +65,7 @@ impl Setup {
     fn configured(config: &Path, backend: SocketAddr) -> Self {
         let folder = Folder::new();
         std::fs::copy(config, folder.path("gate.toml")).unwrap();
-        let setup = Self { folder, environment: Vec::new() };
+        let setup = Self { folder, environment: Vec::new(), starter: Vec::new() };
         setup
             .set("EXPORT_GATE_JWT_SECRET", SECRET)
             .set("EXPORT_GATE__SERVER__LISTEN", "127.0.0.1:0")
@@ -71,11 +73,26 @@ impl Setup {
             .set("EXPORT_GATE__ADMIN__LISTEN", "127.0.0.1:0")
             .set("EXPORT_GATE__UPSTREAMS__RENDERER__ENDPOINTS", &format!("[\"http://{backend}\"]"))
             .set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", "20ms")
+            .set("EXPORT_GATE__LEDGER__COMPACT_INTERVAL", "20ms")
     }
 
     pub(crate) fn set(mut self, variable: &str, value: &str) -> Self {
         self.environment.retain(|(name, _)| name != variable);
         self.environment.push((variable.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Started by strace. The process that the test knows is the gate itself, strace is one beside it.
+    pub(crate) fn traced(self, arguments: &[&str]) -> Self {
+        let found = Command::new("strace").arg("-V").stdout(Stdio::null()).status();
+        assert!(found.is_ok_and(|status| status.success()), "strace is not installed: `tests/run` installs it");
+        let strace = ["strace", "-D", "-f", "-q"];
+        self.started_by(&[&strace, arguments].concat())
+    }
+
+    /// Started by another program, whose process it becomes.
+    pub(crate) fn started_by(mut self, words: &[&str]) -> Self {
+        self.starter = words.iter().map(ToString::to_string).collect();
         self
     }
 
@@ -90,8 +107,10 @@ impl Setup {
 
     /// A command of the binary, in this setup's folder and environment.
     pub(crate) fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_export-gate"));
-        command.arg(name).envs(self.environment.iter().cloned()).env_remove("RUST_LOG");
+        let binary = env!("CARGO_BIN_EXE_export-gate");
+        let mut words = self.starter.iter().map(String::as_str).chain([binary, name]);
+        let mut command = Command::new(words.next().unwrap_or(binary));
+        command.args(words).envs(self.environment.iter().cloned()).env_remove("RUST_LOG");
         command
     }
 
@@ -114,7 +133,23 @@ impl Setup {
         self.start_reading(|_| false)
     }
 
+    /// Starts it and waits until it can charge, or how it has ended before that.
+    pub(crate) fn try_start(&self) -> Result<Gate, Ended> {
+        let mut gate = self.spawn(|_| false)?;
+        let mut ended = None;
+        eventually("the gate is ready, or has ended", || {
+            ended = gate.child.try_wait().unwrap();
+            ended.is_some() || gate.log().iter().any(|line| line.contains("the ledger is ready"))
+        });
+        ended.map_or(Ok(()), |status| Err(Ended { status, log: gate.log() }))?;
+        Ok(gate)
+    }
+
     fn start_reading(&self, until: fn(&str) -> bool) -> Gate {
+        self.spawn(until).unwrap_or_else(|ended| panic!("the gate has ended: {ended:?}"))
+    }
+
+    fn spawn(&self, until: fn(&str) -> bool) -> Result<Gate, Ended> {
         let mut command = self.command("serve");
         command.arg("--config").arg(self.config()).stderr(Stdio::piped()).stdout(Stdio::null());
         let mut child = command.spawn().unwrap();
@@ -130,16 +165,16 @@ impl Setup {
                 }
             }
         });
-        let mut found = None;
+        let (mut found, mut ended) = (None, None);
         eventually("the gate listens", || {
-            let log = log.lock().unwrap();
-            found = log.iter().find_map(|line| listening(line));
-            let ended = child.try_wait().unwrap();
-            assert!(ended.is_none() || found.is_some(), "the gate has ended: {log:?}");
-            found.is_some()
+            ended = child.try_wait().unwrap();
+            found = log.lock().unwrap().iter().find_map(|line| listening(line));
+            found.is_some() || ended.is_some()
         });
-        let (address, admin) = found.unwrap();
-        Gate { child, address, admin_address: admin, log, setup: self.clone() }
+        match (found, ended) {
+            (Some((address, admin_address)), _) => Ok(Gate { child, address, admin_address, log, setup: self.clone() }),
+            (None, ended) => Err(Ended { status: ended.unwrap(), log: log.lock().unwrap().clone() }),
+        }
     }
 }
 
@@ -147,6 +182,15 @@ impl Setup {
 pub(crate) fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
     let line: Value = serde_json::from_str(line).ok()?;
     Some((line["clients"].as_str()?.parse().ok()?, line["operators"].as_str()?.parse().ok()?))
+}
+
+/// How a gate ended before it could charge.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    /// Read by whoever reads why a test has failed.
+    #[expect(dead_code, reason = "shown by Debug")]
+    pub(crate) log: Vec<String>,
 }
 
 /// A running gate; killed when dropped.
@@ -205,6 +249,10 @@ impl Gate {
     pub(crate) fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([format!("-{signal}"), self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Ends it as an operator would, and returns how it ended.

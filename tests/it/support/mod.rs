@@ -6,7 +6,7 @@ mod gate;
 mod token;
 mod web;
 
-pub(crate) use backend::{Backend, Reply};
+pub(crate) use backend::{Backend, Reply, Seen};
 pub(crate) use client::{Answer, get, post, read_until, request, send_raw};
 pub(crate) use gate::{Folder, Gate, Setup, listening, shipped_config};
 pub(crate) use token::{SECRET, Token};

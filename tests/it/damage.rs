@@ -1,0 +1,207 @@
+//! Damaged ledgers: a file of which a bit has flipped, a part is missing, or a sector was lost is refused, or read to a point that
+//! counts no less than was promised to be safe.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use export_gate::clock::SystemClock;
+use export_gate::policy::{Span, Subject};
+use export_gate::store::{
+    Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, Embedded, OpenRow, Options, Row, Store, StoreError,
+};
+use tempfile::TempDir;
+
+use crate::support::eventually;
+
+/// Generations that are in the tables, the write-ahead log or a journal when the gate is killed.
+const WRITES: u32 = 40;
+
+/// What each user has used, or may have.
+type Counts = BTreeMap<String, u64>;
+
+fn options(folder: &Path, compact_interval: Duration) -> Options {
+    Options { path: folder.join("ledger.db"), compact_interval }
+}
+
+fn batch(write: u32) -> Batch {
+    let counter = |user: u32| {
+        let span = Span { start: 1_763_942_400, end: 1_764_547_200 };
+        let name = CounterName { meter: "exports".into(), subject: Subject::user(format!("user-{user}")), span };
+        CounterRow { name, used: write, reserved: 1, plan: "free".into() }
+    };
+    let cover = CoverRow {
+        name: CoverName { kind: CoverKind::Session, user: "user-1".into(), what: format!("design-{write}").into() },
+        meters: vec![("exports".into(), 1)],
+        degraded: Vec::new(),
+        expires_at_ms: 1_800_000_000_000,
+        idle_at_ms: None,
+        files_left: 3,
+        version: None,
+        file: None,
+    };
+    let open = |design: u32, charges| OpenRow {
+        user: "user-1".into(),
+        design: format!("design-{design}").into(),
+        charges,
+        meters: vec![("exports".into(), 1)],
+    };
+    Batch {
+        counters: (0..=write % 7).map(|user| counter(user * 3)).collect(),
+        covers: vec![cover],
+        open: vec![open(write, 1), open(write.saturating_sub(3), 0)],
+        ..Batch::default()
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+fn open(options: Options) -> Result<(Embedded, Counts), StoreError> {
+    let mut store = Embedded::new(options, Arc::new(SystemClock::new())).unwrap();
+    let counts = Arc::new(Mutex::new(Counts::new()));
+    let into = counts.clone();
+    runtime().block_on(store.open(Box::new(move |row| {
+        if let Row::Counter(row) = row {
+            let count = u64::from(row.used) + u64::from(row.reserved);
+            into.lock().unwrap().insert(row.name.subject.id.to_string(), count);
+        }
+    })))?;
+    let counts = std::mem::take(&mut *counts.lock().unwrap());
+    Ok((store, counts))
+}
+
+/// What a kill leaves after many groups, and what they have promised.
+fn killed(compact_interval: Duration) -> (TempDir, Counts) {
+    let (folder, left) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut store, _) = open(options(folder.path(), compact_interval)).unwrap();
+    let runtime = runtime();
+    let mut promised = Counts::new();
+    for write in 1..=WRITES {
+        let batch = batch(write);
+        for row in &batch.counters {
+            promised.insert(row.name.subject.id.to_string(), u64::from(row.used) + u64::from(row.reserved));
+        }
+        runtime.block_on(store.write(Arc::new(batch))).unwrap();
+        // So that there is something in every kind of file.
+        if write == WRITES - 5 && compact_interval < Duration::from_secs(1) {
+            let log = folder.path().join("ledger.db-wal");
+            eventually("the tables have taken some", || std::fs::metadata(&log).is_ok_and(|log| log.len() > 0));
+        }
+    }
+    for name in files(folder.path()) {
+        std::fs::copy(folder.path().join(&name), left.path().join(&name)).unwrap();
+    }
+    drop(store);
+    (left, promised)
+}
+
+/// The files that are written to; not the memory that SQLite's processes share.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| PathBuf::from(entry.unwrap().file_name()));
+    names.filter(|name| !name.to_string_lossy().ends_with("-shm")).collect()
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    refused: u32,
+    read: u32,
+}
+
+/// Opens what is left of a ledger with one file damaged.
+fn damaged(
+    left: &Path,
+    promised: &Counts,
+    name: &Path,
+    what: &str,
+    damage: impl FnOnce(&mut Vec<u8>),
+    tally: &mut Tally,
+) {
+    let folder = tempfile::tempdir().unwrap();
+    for file in files(left) {
+        if file != *name {
+            std::fs::copy(left.join(&file), folder.path().join(&file)).unwrap();
+        }
+    }
+    let mut bytes = std::fs::read(left.join(name)).unwrap();
+    damage(&mut bytes);
+    std::fs::write(folder.path().join(name), &bytes).unwrap();
+    match open(options(folder.path(), Duration::from_secs(60))) {
+        Err(StoreError::Unreadable(why)) => {
+            tally.refused += 1;
+            assert!(why.contains("left as it is") || why.contains("ledger"), "{why}");
+            // It may yet be mended by someone who knows how.
+            let now = std::fs::read(folder.path().join(name)).unwrap();
+            assert!(now == bytes, "{name:?}, {what}: was touched, {why}");
+        }
+        Err(error) => panic!("{name:?}, {what}: {error}"),
+        Ok((_, counts)) => {
+            tally.read += 1;
+            for (user, count) in promised {
+                let read = counts.get(user).copied().unwrap_or(0);
+                assert!(read >= *count, "{name:?}, {what}: {user} has {read}, and {count} were safe");
+            }
+        }
+    }
+}
+
+/// A generator of numbers that look random, the same at each run.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((self.0 >> 33) % below as u64) as usize
+    }
+}
+
+/// How far a file is written: a journal is made of zeros beforehand.
+fn written(path: &Path) -> usize {
+    let bytes = std::fs::read(path).unwrap();
+    bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
+}
+
+#[test]
+fn a_damaged_ledger_is_refused_or_counts_no_less_than_was_safe() {
+    let times: usize = std::env::var("FLIPS").ok().and_then(|number| number.parse().ok()).unwrap_or(60);
+    let mut dice = Dice(11);
+    let mut tally = Tally::default();
+    for compact_interval in [Duration::from_millis(2), Duration::from_secs(60)] {
+        let (left, promised) = killed(compact_interval);
+        let folder = left.path();
+        // Unharmed, all of it is there.
+        let unharmed = open(options(folder, Duration::from_secs(60))).map(|(_, counts)| counts);
+        assert_eq!(unharmed, Ok(promised.clone()));
+        let (left, promised) = killed(compact_interval);
+        let folder = left.path();
+        for name in files(folder) {
+            let length = written(&folder.join(&name));
+            if length == 0 {
+                continue;
+            }
+            for _ in 0..times {
+                let (at, bit) = (dice.roll(length), dice.roll(8));
+                let flip = |bytes: &mut Vec<u8>| bytes[at] ^= 1 << bit;
+                damaged(folder, &promised, &name, &format!("bit {bit} of byte {at}"), flip, &mut tally);
+            }
+            for _ in 0..times / 4 {
+                let length = dice.roll(length);
+                let cut = |bytes: &mut Vec<u8>| bytes.truncate(length);
+                damaged(folder, &promised, &name, &format!("cut off at {length}"), cut, &mut tally);
+                // A journal's last group looks the same when the disk has not written it yet: `journal.rs` tests the others.
+                if name.to_string_lossy().contains("journal") {
+                    continue;
+                }
+                let sector = length / 512 * 512;
+                let lose = |bytes: &mut Vec<u8>| {
+                    let end = bytes.len().min(sector + 512);
+                    bytes[sector..end].fill(0);
+                };
+                damaged(folder, &promised, &name, &format!("sector at {sector} lost"), lose, &mut tally);
+            }
+        }
+    }
+    assert!(tally.refused > 100 && tally.read > 10, "{tally:?}");
+}

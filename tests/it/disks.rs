@@ -1,0 +1,223 @@
+//! A disk that fails, is full, or may only be read: exports stop, or go on where they safely can; all else flows; and it ends by itself.
+
+use std::path::PathBuf;
+
+use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, request};
+
+const DOWNLOAD: &str = "/v1/designs/d1/download";
+
+/// A gate whose groups are written for nobody but those who wait.
+fn stage() -> (Backend, Setup) {
+    let backend = Backend::start(Reply::image());
+    let setup = Setup::before(backend.address)
+        .set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", "1h")
+        .set("EXPORT_GATE__METERS__EXPORTS__LIMITS__FREE", "1000000");
+    (backend, setup)
+}
+
+/// Some syncs of the gate fail: of a call, those that `when` says, counted in each of its threads, on files of these names.
+fn failing(setup: &Setup, call: &str, when: &str, names: &[&str]) -> Setup {
+    let (trace, inject) = (format!("trace={call}"), format!("inject={call}:error=EIO:when={when}"));
+    let paths: Vec<String> = names.iter().map(|name| setup.folder.path(name).to_str().unwrap().to_owned()).collect();
+    let paths = paths.iter().flat_map(|path| ["-P", path]);
+    let options = ["--seccomp-bpf", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+    setup.clone().traced(&options.into_iter().chain(paths).collect::<Vec<_>>())
+}
+
+/// One export of a user; its status.
+fn export(gate: &Gate, user: &str) -> u16 {
+    get(gate.address, DOWNLOAD, &[&Token::of(user).line()]).status
+}
+
+/// Saves, links and all that no route knows are answered, and so are exports that no limit could refuse.
+fn all_else_flows(gate: &Gate) {
+    for (method, target) in [("PUT", "/v1/designs/d1"), ("POST", "/v1/designs/d1/link"), ("GET", "/anything")] {
+        assert_eq!(request(gate.address, method, target, &[], b"").status, 200, "{method} {target}");
+    }
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("p").plan("pro").line()]).status, 200);
+    assert_eq!(gate.admin("/healthz").0, 200);
+}
+
+#[test]
+fn a_new_ledger_is_ready_without_trouble() {
+    let (_backend, setup) = stage();
+    let gate = setup.start();
+    assert!(gate.log().iter().all(|line| !line.contains("ERROR") && !line.contains("WARN")), "{:?}", gate.log());
+}
+
+#[test]
+fn a_sync_that_fails_stops_the_charging_until_the_store_was_opened_anew() {
+    let (backend, setup) = stage();
+    // The journal is synced by fdatasync, and nothing else is. The first try after it has failed fails as well.
+    let gate = failing(&setup, "fdatasync", "4..5", &[]).start();
+    let mut images = 0;
+    let refused = loop {
+        let answer = get(gate.address, DOWNLOAD, &[&Token::of("u").line()]);
+        if answer.status != 200 {
+            break answer;
+        }
+        images += 1;
+        assert!(images < 10, "no sync has failed");
+    };
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("5")));
+    assert!(!String::from_utf8_lossy(&refused.body).contains("PNG"), "not a byte of the image has left");
+    let rendered = backend.seen().len();
+    assert_eq!(rendered, images + 1, "it was rendered while its charge was being written");
+    assert_eq!(export(&gate, "u"), 503, "and from now on it is known before");
+    assert_eq!(backend.seen().len(), rendered);
+    all_else_flows(&gate);
+    assert!(gate.log().iter().any(|line| line.contains("ERROR") && line.contains("Input/output error")));
+    eventually("it charges again", || gate.admin("/readyz").0 == 200);
+    assert_eq!(export(&gate, "u"), 200);
+    assert_eq!(gate.used("u", "exports"), images as u64 + 1, "what was refused was given back");
+    gate.signal("KILL");
+    drop(gate);
+    assert_eq!(setup.start().used("u", "exports"), images as u64 + 1);
+}
+
+#[test]
+fn tables_that_cannot_be_synced_hold_nobody_up() {
+    let (_backend, setup) = stage();
+    // SQLite syncs by fsync. Each try to bring the journal in is a thread of its own, and fails; so does the first try to start.
+    let gate = failing(&setup, "fsync", "1", &["export-gate.db-wal"]).start();
+    let mut images = 0;
+    eventually("a sync fails", || {
+        assert_eq!(export(&gate, "u"), 200);
+        images += 1;
+        gate.log().iter().any(|line| line.contains("charges are safe in its journal"))
+    });
+    for _ in 0..20 {
+        assert_eq!(export(&gate, "u"), 200);
+        images += 1;
+    }
+    assert_eq!(gate.admin("/readyz").0, 200);
+    gate.signal("KILL");
+    drop(gate);
+    assert_eq!(setup.start().used("u", "exports"), images);
+}
+
+#[test]
+fn a_last_flush_that_fails_is_told_by_the_exit_code_and_says_how_much_was_lost() {
+    let (_backend, setup) = stage();
+    let setup = setup.set("EXPORT_GATE__LEDGER__DURABILITY", "periodic");
+    let gate = failing(&setup, "fdatasync", "1+", &[]).start();
+    for _ in 0..3 {
+        assert_eq!(export(&gate, "u"), 200);
+    }
+    gate.signal("TERM");
+    eventually("the log tells", || {
+        gate.log().iter().any(|line| line.contains("3 delivered charges were not written to the ledger"))
+    });
+    assert_eq!(gate.stop_code(), Some(1));
+}
+
+/// A small disk of the gate's own.
+struct Disk {
+    setup: Setup,
+}
+
+impl Disk {
+    /// `before` is what a shell does on it before the gate starts, `later` what it does once it is told to. Its folder is `$DISK`.
+    fn of(megabytes: u32, setup: Setup, before: &str, later: &str) -> Self {
+        let folder = setup.folder.path("disk");
+        std::fs::create_dir(&folder).unwrap();
+        let (disk, signal) = (folder.display(), setup.folder.path("now"));
+        let script = format!(
+            "DISK='{disk}'; mount -t tmpfs -o size={megabytes}m none \"$DISK\" || exit 9; {before}; \
+             (while [ ! -e '{}' ]; do sleep 0.05; done; {later}) >&- 2>&- & exec \"$0\" \"$@\"",
+            signal.display()
+        );
+        let ledger = folder.join("ledger.db");
+        let setup = setup.set("EXPORT_GATE__LEDGER__PATH", ledger.to_str().unwrap());
+        Self { setup: setup.started_by(&["unshare", "-rm", "sh", "-c", &script]) }
+    }
+
+    /// Has the shell do the rest.
+    fn go_on(&self) {
+        std::fs::write(self.setup.folder.path("now"), "").unwrap();
+    }
+
+    /// The disk, as the gate sees it.
+    fn path(&self, gate: &Gate) -> PathBuf {
+        let inside = self.setup.folder.path("disk");
+        PathBuf::from(format!("/proc/{}/root{}", gate.pid(), inside.display()))
+    }
+}
+
+const FILL: &str = "dd if=/dev/zero of=\"$DISK/filler\" bs=4k 2>&-";
+const FREE: &str = "rm \"$DISK/filler\"";
+
+#[test]
+fn a_disk_that_is_full_from_the_beginning_is_waited_for() {
+    let (_backend, setup) = stage();
+    let disk = Disk::of(16, setup, FILL, FREE);
+    let gate = disk.setup.start_unready();
+    eventually("readiness says why", || {
+        let (status, text) = gate.admin("/readyz");
+        status == 503 && (text.contains("full") || text.contains("No space left"))
+    });
+    assert_eq!(export(&gate, "u"), 503);
+    all_else_flows(&gate);
+    disk.go_on();
+    eventually("there is room again", || gate.admin("/readyz").0 == 200);
+    assert_eq!((export(&gate, "u"), gate.used("u", "exports")), (200, 1));
+}
+
+#[test]
+fn a_disk_that_fills_up_stops_nobody_until_the_journal_is_full_and_all_is_well_when_there_is_room() {
+    let (_backend, setup) = stage();
+    let disk = Disk::of(16, setup, "true", FREE);
+    let gate = disk.setup.start();
+    assert_eq!(export(&gate, "u"), 200);
+    let filler = disk.path(&gate).join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while std::io::Write::write_all(&mut file, &[0; 4_096]).is_ok() {}
+    drop(file);
+    // Long names, so that it does not take too many.
+    let user = Token::of(&"u".repeat(1_000)).line();
+    let mut images = 0;
+    let status = loop {
+        let target = format!("/v1/designs/{}{images}/download", "d".repeat(1_000));
+        let answer = get(gate.address, &target, &[&user]);
+        if answer.status != 200 {
+            break answer.status;
+        }
+        images += 1;
+        assert!(images < 20_000, "the journal is never full");
+    };
+    assert_eq!(status, 503);
+    assert!(images > 200, "{images}: the journal was made beforehand, to be used");
+    assert!(gate.log().iter().any(|line| line.contains("charges are safe in its journal")));
+    assert_eq!(export(&gate, "u"), 503);
+    all_else_flows(&gate);
+    disk.go_on();
+    eventually("there is room again", || gate.admin("/readyz").0 == 200);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&user]).status, 200);
+    assert_eq!(gate.used(&"u".repeat(1_000), "exports"), images + 1);
+    // What is on the disk is whole: another gate reads it. The disk goes with its gate, so it is copied.
+    gate.signal("STOP");
+    let (_other, after) = stage();
+    for name in ["ledger.db", "ledger.db-wal", "ledger.db.journal-0", "ledger.db.journal-1"] {
+        // There may be no log just now.
+        let _ = std::fs::copy(disk.path(&gate).join(name), after.folder.path(name));
+    }
+    gate.signal("KILL");
+    let after = after.set("EXPORT_GATE__LEDGER__PATH", "ledger.db").start();
+    assert_eq!(after.used(&"u".repeat(1_000), "exports"), images + 1);
+}
+
+#[test]
+fn a_folder_that_may_only_be_read_is_waited_for() {
+    let (_backend, setup) = stage();
+    let disk = Disk::of(16, setup, "mount -o remount,ro \"$DISK\"", "mount -o remount,rw \"$DISK\"");
+    let gate = disk.setup.start_unready();
+    eventually("readiness says why", || {
+        let (status, text) = gate.admin("/readyz");
+        status == 503 && text.contains("Read-only file system")
+    });
+    assert_eq!(export(&gate, "u"), 503);
+    all_else_flows(&gate);
+    disk.go_on();
+    eventually("it may be written", || gate.admin("/readyz").0 == 200);
+    assert_eq!(export(&gate, "u"), 200);
+}
