@@ -25,10 +25,10 @@
 //! | [`net`] | outbound HTTP connections, TLS, small documents | `clock` |
 //! | [`identity`] | from token to [`identity::Caller`] | `policy`, `clock`, `json`, `net` |
 //! | [`design`] | from design to AI features | `identity`, `policy`, `clock`, `json`, `net` |
-//! | [`store`] | the [`store::Store`] trait; the journal and the SQLite file | `policy`, `clock` |
-//! | [`ledger`] | counters, charges, covers, the flusher | `policy`, `clock`, `store` |
-//! | `seeded` | bugs to be switched on for the crash harness, with a feature that no release has | nothing of ours |
-//! | [`gate`] | the tower [`gate::ExportGateLayer`], its body, its refusals | `policy`, `identity`, `design`, `ledger`, `clock` |
+//! | `seeded` | bugs that the crash harness must find; a feature that no release has switches them on | nothing of ours |
+//! | [`store`] | the [`store::Store`] trait; the journal and the SQLite file | `policy`, `clock`, `seeded` |
+//! | [`ledger`] | counters, charges, covers, the flusher | `policy`, `clock`, `store`, `seeded` |
+//! | [`gate`] | the tower [`gate::ExportGateLayer`], its body, its refusals | `policy`, `identity`, `design`, `ledger`, `clock`, `seeded` |
 //! | [`proxy`] | forwarding as a plain tower service | `net`, `clock` |
 //! | [`admin`] | health, readiness, metrics, usage | `policy`, `identity`, `design`, `ledger` |
 //! | [`config`] | the TOML file, and each part's options | all options |

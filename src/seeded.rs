@@ -1,4 +1,4 @@
-//! Bugs that can be switched on, for the test of the crash harness (`tests/it/crash`): it has to find each of them.
+//! Bugs that can be switched on, to test the crash harness (`tests/it/crash`) by: it has to find each of them.
 //!
 //! Only with the feature `seeded-bugs`, which no release has, and only the one that `EXPORT_GATE_SEEDED_BUG` names. Without the
 //! feature every switch is the constant `false`.

@@ -1,6 +1,6 @@
 //! The driver's own books: what was asked for and what has come, and what the gate may have counted of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::store::Counts;
@@ -126,8 +126,8 @@ impl Books {
             self.close_for(user, life, store).map_err(|wrong| format!("{}: {wrong}", user.name))?;
         }
         // Nobody has touched the others.
-        for ((user, meter), count) in store.iter().filter(|((name, _), _)| users.iter().all(|user| user.name != *name))
-        {
+        let names: BTreeSet<&str> = users.iter().map(|user| user.name.as_str()).collect();
+        for ((user, meter), count) in store.iter().filter(|((name, _), _)| !names.contains(name.as_str())) {
             let used = self.accounts.get(user).map_or(0, |account| account.used.iter().copied().max().unwrap_or(0));
             if count.sum() != used {
                 return Err(format!("{user} has asked for nothing, and has now {count:?} {meter} instead of {used}"));

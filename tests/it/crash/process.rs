@@ -67,7 +67,7 @@ impl Process {
 
     /// Its addresses for clients and operators, once it listens; `None` if it ends before.
     pub(super) fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
-        self.log.find(|line| listening(line))
+        self.log.find(listening)
     }
 
     /// Waits until it can charge; whether it can.
