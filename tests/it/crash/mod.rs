@@ -44,7 +44,7 @@ fn no_image_leaves_uncounted_over_many_kills() {
     println!("{summary:?}");
     assert!(summary.images > kills * 10, "too few images to tell: {summary:?}");
     let covered = [summary.by_session, summary.by_key, summary.redelivered];
-    assert!(covered.iter().all(|covered| *covered > kills / 5), "too few are covered to tell: {summary:?}");
+    assert!(covered.iter().all(|covered| *covered > kills / 25), "too few are covered to tell: {summary:?}");
     assert!(summary.refused > kills && summary.others > kills * 10, "too few to tell: {summary:?}");
 }
 
