@@ -52,7 +52,7 @@ fn no_image_leaves_uncounted_over_many_kills() {
 #[test]
 fn the_harness_turns_red_on_each_seeded_bug() {
     use export_gate::seeded::{Bug, VARIABLE};
-    const KILLS: u64 = 40;
+    const KILLS: u64 = 100;
     let seed = seed();
     let green = Bug::ALL.into_iter().filter(|bug| {
         let found = run(seed, KILLS, |setup| setup.set(VARIABLE, &format!("{bug:?}")));
