@@ -23,6 +23,7 @@ pub(crate) struct Settings {
     pub(crate) connections: usize,
     pub(crate) body_bytes: usize,
     pub(crate) delay_ms: u64,
+    pub(crate) rate: Option<u32>,
     pub(crate) durability: Durability,
 }
 
@@ -135,7 +136,7 @@ async fn take_turns(
     }
 
     let slower = of_bare.median_per_second().min(of_gate.median_per_second());
-    let open_rate = (slower / 2.0).ceil() as u32;
+    let open_rate = settings.rate.unwrap_or((slower / 2.0).ceil() as u32);
     let open = Load::Open { per_second: open_rate, lasts: settings.lasts };
     let bare_latency = bare.run(open, Expected::Images).await?.latency;
     let gate_latency = gate.run(open, from_gate).await?.latency;

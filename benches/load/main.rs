@@ -40,6 +40,7 @@
 //! cargo bench --bench load -- --quick                   a few seconds, for CI: is it right, roughly how fast?
 //! cargo bench --bench load -- charged                   only the cases whose name contains "charged"
 //! cargo bench --bench load -- --durability strict       the gate syncs every charge before it delivers
+//! cargo bench --bench load -- charged --rate 500 --delay-ms 50 --connections 400     latency at a rate, with a render
 //! cargo bench --bench load -- --enforce                 fail when a promised ratio is missed, too (not for --quick: noisy)
 //! cargo bench --bench load -- --help                    rounds, seconds, connections, body size, backend delay
 //! ```
@@ -94,6 +95,9 @@ struct Args {
     /// Milliseconds the backend takes for each answer
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,
+    /// Requests per second of the open loop [default: half of what the slower one manages]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
     /// When the gate syncs its charges
     #[arg(long, value_enum, default_value_t = Durability::Periodic)]
     durability: Durability,
@@ -170,6 +174,7 @@ fn settings(args: &Args) -> Settings {
         connections: usize::from(args.connections),
         body_bytes: args.body_bytes,
         delay_ms: args.delay_ms,
+        rate: args.rate,
         durability: args.durability,
     }
 }

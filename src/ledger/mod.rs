@@ -14,16 +14,47 @@
 //!   are reserved. No lock is ever held across an await, and no map guard while another is taken.
 //! * A [`Charge`] settles exactly once (`settle.rs`), however many retries share it (`reservation.rs`). While it is under way it is `reserved`; only
 //!   what is delivered is ever written.
-//! * The [flusher](run) is one task. It writes marked counters and covers as absolute values, one transaction an interval and one
-//!   at the end. With durability `periodic` a crash loses what was delivered since the last one, and never anything before it.
-//! * With durability `strict` a charge is marked as soon as it is reserved, and the flusher is woken; while it writes, the next group
-//!   gathers. A row holds `used` and `reserved` as they were at one instant. Nothing of the image leaves before the row that holds its
-//!   reservation is synced ([`Charge::durable`]); that it was delivered, or came to nothing, is written with a later group. A crash
-//!   before the sync: the image has not left, nothing is counted. After it: `reserved` counts as used, and its user gets that design
-//!   once more for nothing, for 15 min (the store's table `open`). All values are absolute, so writing a group again, or
-//!   crashing while the store is read, changes nothing.
+//! * The [flusher](run) is one task. It writes what has changed as absolute values, one group after the other. While one is written
+//!   the next gathers; whoever waits for a group is woken when it is safe.
 //! * Until the store has been read, and whenever it cannot be written, the ledger does not charge: [`Admission::Unavailable`].
 //!   A subject seen first after a restart never counts as zero.
+//!
+//! # What is written when, and why that is right
+//!
+//! With [durability](Durability) `strict`, the default, a charge goes through these states. `U` and `R` are what its counter has
+//! under `used` and `reserved`; a row holds both as they were at one instant.
+//!
+//! | state | memory | what the store may say | a crash now leaves |
+//! | --- | --- | --- | --- |
+//! | asked for | - | - | nothing |
+//! | reserved, the backend renders | R | nothing, or R | no image has left. In the store: counted, and owed (below). Not in it: as if it had never been |
+//! | reserved, and its group synced | R | R | the same, counted for sure. **Only from here on may the image leave** ([`Charge::durable`]) |
+//! | delivered: the first byte was taken | U | R, then U | counted. Still R: owed as well, for nobody can tell |
+//! | void: it came to nothing | - | R, then nothing | not counted. Still R: counted, and owed |
+//!
+//! Three invariants follow:
+//!
+//! 1. *Delivered means counted.* Bytes leave only after the sync of a group that was built after the reservation; a later group says R
+//!    or U, until the charge is void, and what is void has delivered nothing.
+//! 2. *Counted means asked for.* A row never says more than memory did at some instant, and memory counts nothing that was not asked for.
+//! 3. *What a crash has cut short is made good.* R after a crash counts as used: nobody knows whether it was delivered. With each R goes
+//!    a row of the store's table `open`, in the same group: after the crash its user gets that design once more for nothing, for 15 min.
+//!    Both are gone once a later group says U or nothing.
+//!
+//! Delivered and void are written with whatever group comes next: nobody waits for them. What is taken from a cover of few deliveries
+//! (a retry, what a crash owes) is safe before it leaves, as a charge is; sessions have files to spare, and the rest of a file is
+//! the same file each time.
+//!
+//! All values are absolute: to write a group again, after an outcome that nobody knows, changes nothing, and neither does a crash
+//! while the store is read. If a sync fails, nobody knows what is on the disk: the ledger stops charging, the store is opened anew, and
+//! all that was in the failed group is written once more, with the values of then. Whoever waited gets [`NotDurable`], and gives the
+//! charge back.
+//!
+//! A busy store paces its groups (`sync_interval`, 1 ms): the syncs and wake-ups are what costs, not the rows, and all of it is hidden
+//! behind a render that takes longer. An idle one syncs at once.
+//!
+//! With durability `periodic` nobody waits: a group is written each `flush_interval`, `reserved` is never written, and a crash loses what
+//! was delivered since the last one, and never anything before it. Nothing is owed then: what was under way is not counted.
 
 mod admit;
 mod cell;

@@ -1,21 +1,6 @@
 //! The embedded store: a journal that makes groups safe, and tables that they are brought into later.
-//!
-//! ```text
-//!   write ──> journal (FILE.journal-0 or -1)        one write, one sync: someone waits for it
-//!                │ full, or some seconds old: the other one is written to from now on
-//!                └──> tables (FILE, SQLite)         one transaction, in a thread of its own: nobody waits
-//! ```
-//!
-//! The journal takes what is written as it comes, one group behind the other. The tables take the last word about each row only:
-//! a counter that changed a thousand times is written once.
-//!
-//! | a crash or power cut | what is left | what the next start does |
-//! | --- | --- | --- |
-//! | before a group is synced | it is there or it is not | either is right: nobody was told that it is safe |
-//! | after that | it is in the journal | brings it into the tables, and reads them |
-//! | while the tables take a journal | the tables as before, the journal | the same again: rows are absolute |
-//! | after that, before the journal is used again | both | leaves it alone: the tables say which generations they have |
-//! | while the next start does this | as before it | the same again |
+//! The [module above](super) says what is where after a crash. Here is who does it: one thread that opens and writes, and one more for as
+//! long as the tables take a journal.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::RecvTimeoutError;

@@ -3,7 +3,34 @@
 //! The ledger's memory is the truth for admission; a [`Store`] keeps what it would need after a restart. Everything written
 //! is absolute ("used is 7", never "one more"), so writing a group again, or after an unknown outcome, changes nothing.
 //!
-//! There is one store, [`Embedded`]; the trait is the seam for a shared one.
+//! There is one store, [`Embedded`]; the trait is the seam for a shared one. It appends groups to a journal, which makes them safe, and
+//! brings the journal into SQLite tables now and then:
+//!
+//! ```text
+//!   write ──> FILE.journal-0 or -1        one write, one sync: someone waits for it
+//!                │ full, or some seconds old: the other one is written to from now on
+//!                └──> FILE (SQLite)       one transaction, in a thread of its own: nobody waits
+//! ```
+//!
+//! The tables take the last word about each row only: a counter that changed a thousand times is written once, and a charge that was
+//! begun and ended between two times is not written at all. Operators may read FILE with `sqlite3` while the gate runs; it is a few
+//! seconds behind. After a clean end it is whole, and the journals are gone.
+//!
+//! | a crash or power cut | what is left | what the next start does |
+//! | --- | --- | --- |
+//! | before a group is synced | it is there, in parts, or not at all | a part is left out. Either is right: nobody was told that it is safe |
+//! | after that | it is in the journal | brings the journal into the tables, and reads them |
+//! | while the tables take a journal | the tables as before, and the journal | the same: one transaction, and rows are absolute |
+//! | after that, before that journal is used again | both | leaves the journal alone: the tables say which generation they have |
+//! | while the next start does this | as before it | the same again |
+//!
+//! Blocks of the journal and rows of the tables carry checksums, and journals a generation. A file that says something else than
+//! was written, or of which a part is missing, is refused and left as it is: it could hide charges. The one thing that looks
+//! like an unfinished write is damage to the last group before a crash.
+//!
+//! If the tables cannot be written (locked by someone, no room), the journal goes on, up to 256 MiB; that is said in the log. If the journal
+//! cannot be written or synced, nothing is charged until the store was opened anew: what a failed sync has left is unknown, so that
+//! journal is read once more, brought into the tables, and the other one is begun.
 
 mod embedded;
 mod file;
