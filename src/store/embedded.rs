@@ -145,14 +145,14 @@ impl Writer {
     }
 
     /// The tables, with all that the journals have.
-    fn tables(&self, mut rows: Option<&mut RowSink>) -> Result<(Tables, Compacted), StoreError> {
+    fn tables(&self, rows: Option<&mut RowSink>) -> Result<(Tables, Compacted), StoreError> {
         let mut tables = Tables::open(&self.path)?;
         if rows.is_some() {
             tables.check_pages()?;
         }
         let (changes, compacted) = read_journals(&tables, &journal_paths(&self.path))?;
         tables.prepare_to_write()?;
-        tables.absorb(&changes, compacted, rows.as_deref_mut())?;
+        tables.absorb(&changes, compacted, rows)?;
         Ok((tables, compacted))
     }
 
