@@ -25,9 +25,10 @@
 //! | [`net`] | outbound HTTP connections, TLS, small documents | `clock` |
 //! | [`identity`] | from token to [`identity::Caller`] | `policy`, `clock`, `json`, `net` |
 //! | [`design`] | from design to AI features | `identity`, `policy`, `clock`, `json`, `net` |
-//! | [`store`] | the [`store::Store`] trait; the journal and the SQLite file | `policy`, `clock` |
-//! | [`ledger`] | counters, charges, covers, the flusher | `policy`, `clock`, `store` |
-//! | [`gate`] | the tower [`gate::ExportGateLayer`], its body, its refusals | `policy`, `identity`, `design`, `ledger`, `clock` |
+//! | `seeded` | bugs that the crash harness must find; a feature that no release has switches them on | nothing of ours |
+//! | [`store`] | the [`store::Store`] trait; the journal and the SQLite file | `policy`, `clock`, `seeded` |
+//! | [`ledger`] | counters, charges, covers, the flusher | `policy`, `clock`, `store`, `seeded` |
+//! | [`gate`] | the tower [`gate::ExportGateLayer`], its body, its refusals | `policy`, `identity`, `design`, `ledger`, `clock`, `seeded` |
 //! | [`proxy`] | forwarding as a plain tower service | `net`, `clock` |
 //! | [`admin`] | health, readiness, metrics, usage | `policy`, `identity`, `design`, `ledger` |
 //! | [`config`] | the TOML file, and each part's options | all options |
@@ -110,5 +111,7 @@ pub mod ledger;
 pub mod net;
 pub mod policy;
 pub mod proxy;
+#[doc(hidden)]
+pub mod seeded;
 pub mod server;
 pub mod store;

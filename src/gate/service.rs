@@ -30,6 +30,7 @@ use super::upload::Upload;
 use crate::identity::TokenError;
 use crate::ledger::{Admission, Charge, ChargeRequest, Standing, Why};
 use crate::policy::{Action, Delivers, Found, Match, MeterId, RouteId, TooLong};
+use crate::seeded::{self, Bug};
 
 /// Below this path the gate answers itself.
 const OWN_PATH: &str = "/.export-gate/";
@@ -73,6 +74,9 @@ where
             let gate = gate.clone();
             let (mut head, _) = request.into_parts();
             return ResponseFuture::export(async move { Ok(gate.own_page(&mut head).await.map(GateBody::own)) });
+        }
+        if seeded::bug(Bug::OthersWaitForTheLedger) && gate.parts.ledger.availability().is_err() {
+            return ResponseFuture::own(gate.refuse(&Refusal::LedgerUnavailable, &Asker::of(request.headers())));
         }
         let found = match gate.parts.routes.find(request.method(), request.uri(), request.headers()) {
             Match::Unmatched => {
@@ -300,7 +304,7 @@ impl Gate {
     /// this is true then.
     async fn not_durable(&self, delivery: &mut Delivery) -> bool {
         let Some(charge) = delivery.charge() else { return false };
-        if charge.durable().await.is_ok() {
+        if seeded::bug(Bug::SyncAfterFirstByte) || charge.durable().await.is_ok() {
             return false;
         }
         let limited = charge.standings().iter().any(Standing::is_enforced);

@@ -13,6 +13,7 @@ use super::covers::{Asked, Cover, CoverUse, Wanted};
 use super::reservation::{Booked, Meters, Opening, Place, Reservation};
 use super::{Count, Ledger, MeterState, RETRY_SOON, history};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId, SessionUse, Span};
+use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, CoverName};
 
 /// Locks that serialise charges on a counter. More than there are cores, so that strangers rarely meet.
@@ -80,7 +81,7 @@ impl Ledger {
         // Check all and reserve all while nobody else can charge these counts: what is reserved here is never taken back because
         // another meter is full, so it cannot have refused a bystander. Two requests with one key come one after the other.
         let key = retry.as_ref().map(|retry| self.stripe_of(retry));
-        let stripes = self.lock(planned.iter().map(Planned::stripe).chain(key));
+        let mut stripes = self.lock(planned.iter().map(Planned::stripe).chain(key));
 
         let mut covered_by = self.covers_for(request, retry.as_ref());
         self.announce_uses(&mut covered_by);
@@ -104,6 +105,10 @@ impl Ledger {
             // Dropping the charge gives the covers back that it has taken, and may lock what is locked here.
             drop(stripes);
             return Admission::Refused(denial(refusing, time.as_second()));
+        }
+        if seeded::bug(Bug::CheckThenAdd) {
+            stripes.clear();
+            std::thread::yield_now();
         }
         let mut own = Reservation::new(self.next_serial(), request.user.clone());
         for (index, planned) in planned.iter().enumerate().filter(|(index, _)| rulings[*index] == Ruling::Book) {
@@ -210,7 +215,7 @@ impl Ledger {
         let (booked, count) = match planned.spot {
             Spot::Counter { key, span } => {
                 // Looked at before, under the same lock: only what nobody can refuse may be over the limit.
-                let limit = planned.demand.is_enforced().then_some(limit);
+                let limit = Some(limit).filter(|_| planned.demand.is_enforced() && !seeded::bug(Bug::CheckThenAdd));
                 let count = self.counters.with(key, |cell| cell.reserve(cost, limit, plan))?;
                 (booked(Place::Counter(key), span), count)
             }

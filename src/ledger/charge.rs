@@ -10,6 +10,7 @@ use super::Ledger;
 use super::covers::CoverUse;
 use super::reservation::{Meters, Reservation};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId};
+use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, CoverName, Representation};
 
 /// What is to be charged, and for whom.
@@ -120,7 +121,8 @@ impl Standing {
     }
 
     pub(super) fn why_not(&self) -> Option<Why> {
-        if self.count.has_room(self.cost, self.limit) {
+        let cost = self.cost + u32::from(seeded::bug(Bug::RefusesTheLast));
+        if self.count.has_room(cost, self.limit) {
             None
         } else if self.cost > self.limit {
             Some(Why::AboveLimit)

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use super::reservation::{Meters, Reservation};
 use crate::policy::{Demand, MeterId};
+use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, CoverName, Representation};
 
 /// How many covers of a kind a user can have.
@@ -159,6 +160,8 @@ impl Covers {
         let held = || wanted.asked.iter().filter(|asked| cover.holds_for(name.kind, asked));
         let files = match name.kind {
             CoverKind::Session => held().map(|asked| asked.cost).max().unwrap_or(0),
+            CoverKind::Redelivery if seeded::bug(Bug::RedeliveryNeverUsedUp) => 0,
+            CoverKind::Retry if seeded::bug(Bug::KeyNeverUsedUp) => 0,
             CoverKind::Retry | CoverKind::Redelivery => 1,
             // However often it breaks off, it is one file.
             CoverKind::Resume => 0,

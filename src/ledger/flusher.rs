@@ -13,6 +13,7 @@ use super::reservation::{Meters, Place, Reservation};
 use super::unflushed::{Open, OpenName, Unflushed};
 use super::{Count, Durability, KEEP_CLOSED_WINDOWS, Ledger, MeterState, Options, REDELIVERY};
 use crate::policy::{MeterId, PlanId};
+use crate::seeded::{self, Bug};
 use crate::store::{
     Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, OpenRow, Row, RowSink, Store, StoreError,
 };
@@ -164,7 +165,7 @@ async fn flush(ledger: &Ledger, store: &mut dyn Store, forget_before: Option<i64
 impl Ledger {
     /// Marks a charge that must be durable before it is delivered, and wakes the flusher.
     pub(super) fn announce(&self, charge: &mut Reservation, design: &Arc<str>) {
-        if self.options.durability == Durability::Periodic || charge.booked.is_empty() {
+        if self.options.durability == Durability::Periodic || charge.booked.is_empty() || seeded::bug(Bug::NoIntent) {
             return;
         }
         let name = OpenName { user: charge.user.clone(), design: design.clone() };
@@ -237,7 +238,8 @@ impl Ledger {
         let Some((_, state)) = self.meter_named(meter) else { return false };
         let plan = self.plans.find(&row.plan);
         // What was under way at the end of the last process may have been delivered.
-        let used = row.used.saturating_add(row.reserved);
+        let reserved = if seeded::bug(Bug::RecoveryForgetsReserved) { 0 } else { row.reserved };
+        let used = row.used.saturating_add(reserved);
         if state.window.starts_with_subject() {
             self.histories.restore(self.digests.history(meter, subject), span.start, used, plan);
         } else {
@@ -304,7 +306,9 @@ impl Ledger {
         self.owes_redeliveries.store(true, Ordering::Relaxed);
         // In one group: it is under way no more, and owed.
         unflushed.opened(digest, name.clone(), cover.ends());
-        unflushed.closed(Some(&OpenName { user: row.user, design: row.design }));
+        if !seeded::bug(Bug::OwedAfterEachCrash) {
+            unflushed.closed(Some(&OpenName { user: row.user, design: row.design }));
+        }
         if let Some(surplus) = self.covers.open(&name, cover) {
             unflushed.changed(self.digests.of(&surplus), surplus);
         }
@@ -333,7 +337,7 @@ impl Ledger {
             (marks, covers, ended, open)
         };
         let (mut counters, mut dropped) = (Vec::new(), Vec::new());
-        let is_strict = self.options.durability == Durability::Strict;
+        let is_strict = self.options.durability == Durability::Strict && !seeded::bug(Bug::OwedButNotReserved);
         let tells = |count: Count| count.used > 0 || (is_strict && count.reserved > 0);
         for (place, dirty) in &marks.counters {
             let Some(MeterState { name, window, .. }) = self.meter(dirty.meter) else { continue };

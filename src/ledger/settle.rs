@@ -11,6 +11,7 @@ use super::charge::Settlement;
 use super::covers::{Cover, CoverUse};
 use super::reservation::{Booked, Delivered, Place, Reservation};
 use crate::policy::MeterId;
+use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, CoverName, Representation};
 
 impl Ledger {
@@ -84,9 +85,12 @@ impl Ledger {
     fn void(&self, charge: &Reservation) {
         for booked in &charge.booked {
             self.settle_count(booked, 0);
+            if seeded::bug(Bug::RefundTwice) {
+                self.settle_count(booked, 0);
+            }
             self.stats.voided(booked.meter);
         }
-        if charge.group > 0 {
+        if charge.group > 0 && !seeded::bug(Bug::VoidNotWritten) {
             // The store may know of the reservation.
             let mut unflushed = self.unflushed();
             unflushed.booked(&charge.booked);

@@ -16,6 +16,7 @@ use super::records::{Changes, Records, Undecodable};
 use super::tables::{Compacted, Tables};
 use super::{Batch, Options, Reply, RowSink, Store, StoreError};
 use crate::clock::Clock;
+use crate::seeded::{self, Bug};
 
 /// How long a journal becomes before the tables take it, in bytes.
 const LONG: u64 = 8 << 20;
@@ -144,14 +145,14 @@ impl Writer {
     }
 
     /// The tables, with all that the journals have.
-    fn tables(&self, mut rows: Option<&mut RowSink>) -> Result<(Tables, Compacted), StoreError> {
+    fn tables(&self, rows: Option<&mut RowSink>) -> Result<(Tables, Compacted), StoreError> {
         let mut tables = Tables::open(&self.path)?;
         if rows.is_some() {
             tables.check_pages()?;
         }
         let (changes, compacted) = read_journals(&tables, &journal_paths(&self.path))?;
         tables.prepare_to_write()?;
-        tables.absorb(&changes, compacted, rows.as_deref_mut())?;
+        tables.absorb(&changes, compacted, rows)?;
         Ok((tables, compacted))
     }
 
@@ -304,6 +305,9 @@ fn read_journals(tables: &Tables, paths: &[PathBuf]) -> Result<(Batch, Compacted
         logs.extend(log.filter(|log| log.generation > compacted.generation).map(|log| (path, log)));
     }
     logs.sort_by_key(|(_, log)| log.generation);
+    if seeded::bug(Bug::RecoveryDropsLastGroup) {
+        logs.last_mut().map(|(_, log)| log.groups.pop());
+    }
     let mut changes = Changes::default();
     let undecodable = || StoreError::Unreadable(format!("the journals {paths:?} have what nobody can have written"));
     for (path, log) in &logs {

@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A part, and the parts it may import.
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
     ("policy", &[]),
     ("clock", &[]),
     ("json", &[]),
+    ("seeded", &[]),
     ("net", &["clock"]),
     ("identity", &["policy", "clock", "json", "net"]),
     ("design", &["identity", "policy", "clock", "json", "net"]),
-    ("store", &["policy", "clock"]),
-    ("ledger", &["policy", "clock", "store"]),
-    ("gate", &["policy", "identity", "design", "ledger", "clock"]),
+    ("store", &["policy", "clock", "seeded"]),
+    ("ledger", &["policy", "clock", "store", "seeded"]),
+    ("gate", &["policy", "identity", "design", "ledger", "clock", "seeded"]),
     ("proxy", &["net", "clock"]),
     ("admin", &["policy", "identity", "design", "ledger"]),
     ("config", &["admin", "design", "gate", "identity", "ledger", "net", "policy", "proxy", "server", "store"]),

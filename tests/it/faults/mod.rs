@@ -1,4 +1,4 @@
-//! The ledger's folder after kills and power cuts at chosen instants, by strace: not by luck, as in `crash.rs`.
+//! The ledger's folder after kills and power cuts at chosen instants, by strace: not by luck, as in `crash`.
 //!
 //! * `kills.rs`: the gate is killed as it enters a system call for the Nth time.
 //! * `power.rs`: what a gate has written is recorded (`trace.rs`), and a disk (`disk.rs`) says what a power cut would have left of

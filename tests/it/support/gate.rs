@@ -179,7 +179,7 @@ impl Setup {
 }
 
 /// The two addresses in the line that says so.
-fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+pub(crate) fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
     let line: Value = serde_json::from_str(line).ok()?;
     Some((line["clients"].as_str()?.parse().ok()?, line["operators"].as_str()?.parse().ok()?))
 }

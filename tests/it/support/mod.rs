@@ -8,7 +8,7 @@ mod web;
 
 pub(crate) use backend::{Backend, Reply, Seen};
 pub(crate) use client::{Answer, get, post, read_until, request, send_raw};
-pub(crate) use gate::{Folder, Gate, Setup, shipped_config};
+pub(crate) use gate::{Folder, Gate, Setup, listening, shipped_config};
 pub(crate) use token::{SECRET, Token};
 pub(crate) use web::{WebServer, nginx};
 
