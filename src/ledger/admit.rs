@@ -126,20 +126,22 @@ impl Ledger {
                 }
             }
         }
-        let covered = charge.covered_by.first().map(|by| by.name.kind);
-        if own.booked.is_empty() && (charge.degraded.is_empty() || covered.is_some()) {
-            return match covered {
-                Some(kind) => Admission::Covered(kind, charge),
-                None => Admission::Charged(charge),
-            };
-        }
         own.degraded.clone_from(&charge.degraded);
-        let is_retry = charge.covered_by.iter().any(|by| by.name.kind == CoverKind::Retry);
-        (own.retry, own.extends) = if is_retry { (None, retry) } else { (retry, None) };
-        own.opens = opening(request, &own);
-        self.announce(&mut own, request.design);
-        charge.own = Some(self.under_way(own));
-        Admission::Charged(charge)
+        own.opens = opening(request, &own, &charge.covered_by);
+        let covered = charge.covered_by.first().map(|by| by.name.kind);
+        let books = !own.booked.is_empty() || (!charge.degraded.is_empty() && covered.is_none());
+        if books {
+            let is_retry = charge.covered_by.iter().any(|by| by.name.kind == CoverKind::Retry);
+            (own.retry, own.extends) = if is_retry { (None, retry) } else { (retry, None) };
+            self.announce(&mut own, request.design);
+        }
+        if books || own.opens.is_some() {
+            charge.own = Some(self.under_way(own));
+        }
+        match covered {
+            Some(kind) if !books => Admission::Covered(kind, charge),
+            _ => Admission::Charged(charge),
+        }
     }
 
     /// Where a demand's count is kept. `None` for a demand that no meter of this ledger knows how to count.
@@ -209,9 +211,8 @@ impl Ledger {
     }
 
     fn book(&self, planned: &Planned<'_>, now: i64, plan: PlanId) -> Result<(Booked, Count), Count> {
-        let Demand { meter, ref subject, cost, limit, session, .. } = *planned.demand;
-        let opens = session == SessionUse::Opens;
-        let booked = |place, span| Booked { meter, subject: subject.clone(), place, span, cost, opens };
+        let Demand { meter, ref subject, cost, limit, .. } = *planned.demand;
+        let booked = |place, span| Booked { meter, subject: subject.clone(), place, span, cost };
         let (booked, count) = match planned.spot {
             Spot::Counter { key, span } => {
                 // Looked at before, under the same lock: only what nobody can refuse may be over the limit.
@@ -255,13 +256,19 @@ pub(super) fn cover(kind: CoverKind, user: &Arc<str>, what: &Arc<str>) -> CoverN
     CoverName { kind, user: user.clone(), what: what.clone() }
 }
 
-/// The session that a charge opens: for what it has booked, or is degraded by, on meters with sessions.
-fn opening(request: &ChargeRequest<'_>, own: &Reservation) -> Option<Opening> {
-    let with_sessions = request.demands.iter().filter(|demand| demand.session == SessionUse::Opens);
-    let degraded = with_sessions.map(|demand| demand.meter).filter(|meter| own.degraded.contains(meter)).collect();
+/// The session that an export opens: for what it has booked, or is degraded by, on meters with sessions. What a crash has cut short was
+/// booked before it.
+fn opening(request: &ChargeRequest<'_>, own: &Reservation, covered_by: &[CoverUse]) -> Option<Opening> {
+    let with_sessions = || request.demands.iter().filter(|demand| demand.session == SessionUse::Opens);
+    let degraded = with_sessions().map(|demand| demand.meter).filter(|meter| own.degraded.contains(meter)).collect();
+    let is_booked = |meter: MeterId| {
+        let mut owed = covered_by.iter().filter(|by| by.name.kind == CoverKind::Redelivery);
+        own.booked.iter().any(|booked| booked.meter == meter) || owed.any(|by| by.meters.contains(&meter))
+    };
+    let booked = with_sessions().filter(|demand| is_booked(demand.meter));
+    let meters: SmallVec<_> = booked.map(|demand| (demand.meter, demand.cost)).collect();
     let session = cover(CoverKind::Session, request.user, request.session);
-    let opens = own.booked.iter().any(|booked| booked.opens);
-    opens.then(|| Opening { session, version: request.version.cloned(), degraded })
+    (!meters.is_empty()).then(|| Opening { session, version: request.version.cloned(), meters, degraded })
 }
 
 /// Decides about one demand; deny beats degrade.

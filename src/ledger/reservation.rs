@@ -38,6 +38,8 @@ pub(super) struct Opening {
     pub(super) session: CoverName,
     /// The only version of the design that it covers, if it is known.
     pub(super) version: Option<Arc<str>>,
+    /// What it covers from now on, and how much the opening has cost.
+    pub(super) meters: SmallVec<[(MeterId, u32); 2]>,
     /// What it covers is degraded by these meters.
     pub(super) degraded: Meters,
 }
@@ -50,8 +52,6 @@ pub(super) struct Booked {
     pub(super) place: Place,
     pub(super) span: Span,
     pub(super) cost: u32,
-    /// Whether a session covers this meter from now on.
-    pub(super) opens: bool,
 }
 
 /// Where a count is kept.

@@ -56,7 +56,7 @@ impl Ledger {
             && self.covers.opened(&opening.session, charge.serial)
         {
             let cover = Cover {
-                meters: charge.booked.iter().filter(|b| b.opens).map(|b| (b.meter, b.cost)).collect(),
+                meters: opening.meters.clone(),
                 degraded: opening.degraded.clone(),
                 files_left: self.options.session_files,
                 idle_until: self.options.session_idle.map(|idle| now.saturating_add(idle)),

@@ -372,3 +372,29 @@ fn sigterm_under_load_counts_each_image_once_and_loses_none() {
         assert_eq!(gate.used(&format!("u{user}"), "exports"), *images);
     }
 }
+
+#[test]
+fn an_opening_that_a_crash_has_cut_short_opens_its_session_when_it_is_repeated() {
+    let (backend, setup) = strict();
+    let gate = setup.start();
+    let token = Token::of("u").ai().on("ios").line();
+    backend.will(Reply::Silence);
+    let (address, line) = (gate.address, token.clone());
+    let waiting = std::thread::spawn(move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let open = format!("POST /v1/designs/d1/export-screen HTTP/1.1\r\nhost: gate.test\r\n{line}\r\n\r\n");
+        stream.write_all(open.as_bytes()).unwrap();
+        // Until the gate is killed.
+        read_until(&mut stream, b"never")
+    });
+    eventually("the reservation is safe", || file_says(&setup, "SELECT used, reserved FROM counters") == "0|1");
+    gate.signal("KILL");
+    drop(gate);
+    assert!(!waiting.join().unwrap());
+    backend.will(Reply::image());
+    let gate = setup.start();
+    for what in ["export-screen", "share", "share"] {
+        assert_eq!(request(gate.address, "POST", &format!("/v1/designs/d1/{what}"), &[&token], b"").status, 200);
+        assert_eq!(gate.used("u", "ai-exports"), 1, "{what}: one visit of the screen, one charge");
+    }
+}
