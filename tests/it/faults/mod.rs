@@ -115,10 +115,7 @@ impl Tally {
     }
 
     fn ask(&self, mut stream: TcpStream, user: &str, design: &str, token: &Token) -> bool {
-        let token = token.line();
-        let request =
-            format!("GET /v1/designs/{design}/download HTTP/1.1\r\nhost: g\r\nconnection: close\r\n{token}\r\n\r\n");
-        if stream.write_all(request.as_bytes()).is_err() {
+        if Self::send(&mut stream, design, token).is_err() {
             return false;
         }
         let mut answer = Vec::new();
@@ -130,5 +127,10 @@ impl Tally {
             self.note(user, |seen| seen.images += 1);
         }
         whole && !answer.is_empty()
+    }
+
+    fn send(stream: &mut TcpStream, design: &str, token: &Token) -> std::io::Result<()> {
+        let head = format!("GET /v1/designs/{design}/download HTTP/1.1\r\nhost: g\r\nconnection: close\r\n");
+        write!(stream, "{head}{}\r\n\r\n", token.line())
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// The calls that change files or make them safe, and those that bring a request or let an answer out. Those that nobody makes are
 /// recorded so that it is noticed if somebody does.
-pub(super) const CALLS: &str = "trace=openat,open,creat,pwrite64,write,writev,pwritev,pwritev2,ftruncate,truncate,fallocate,\
+pub(super) const CALLS: &str = "trace=openat,open,creat,close,pwrite64,write,writev,pwritev,pwritev2,ftruncate,truncate,fallocate,\
                                 rename,renameat,renameat2,unlink,unlinkat,link,linkat,symlink,symlinkat,mkdir,\
                                 fsync,fdatasync,sync,syncfs,sync_file_range,copy_file_range,sendfile,splice,\
                                 recvfrom,recvmsg,read,readv,sendto,sendmsg,dup,dup2,dup3";
@@ -90,6 +90,11 @@ impl Call {
     /// The file descriptor that is its first argument.
     pub(super) fn descriptor(&self) -> i32 {
         leading_number(&self.arguments).unwrap_or_else(|| panic!("{self:?}")) as i32
+    }
+
+    /// The same with strings as text, as far as they are.
+    pub(super) fn arguments_plain(&self) -> String {
+        String::from_utf8_lossy(&unescaped(&self.arguments)).into_owned()
     }
 
     /// The number that it returned, and the path of it if it is a file descriptor.
