@@ -104,6 +104,17 @@ impl Luck {
 }
 
 impl Disk {
+    /// A disk that has this folder, and all of it safe.
+    pub(super) fn of(folder: &Folder) -> Self {
+        let mut disk = Self::default();
+        for (name, content) in &folder.0 {
+            disk.names.insert(name.clone(), FileId(disk.files.len()));
+            disk.files.push(OnDisk { safe: content.clone(), changes: Vec::new() });
+        }
+        disk.safe_names = disk.names.clone();
+        disk
+    }
+
     /// The file of this name; makes it if there is none.
     pub(super) fn create(&mut self, name: &str) -> FileId {
         if let Some(file) = self.names.get(name) {
@@ -279,7 +290,6 @@ impl Content {
     }
 
     /// As a file has it.
-    #[cfg(test)]
     pub(super) fn of(bytes: &[u8]) -> Self {
         let mut content = Self { length: bytes.len() as u64, sectors: BTreeMap::new() };
         for (sector, piece) in (0..).zip(bytes.chunks(SECTOR)) {
@@ -384,6 +394,7 @@ fn assert_outcomes(disk: &Disk, expected: &[Folder]) {
 fn what_is_synced_survives() {
     let (disk, _) = with_a_safe_file();
     assert!(disk.is_safe());
+    assert_eq!(Disk::of(&disk.cut(Luck::None)).cut(Luck::None), disk.cut(Luck::Full));
     assert_outcomes(&disk, &[file_of(&[&[b'a'; 2 * SECTOR]])]);
 }
 

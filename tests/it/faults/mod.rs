@@ -84,7 +84,11 @@ fn setup(backend: &Backend) -> Setup {
 
 /// What clients have seen of each user, over all gates.
 #[derive(Default)]
-struct Tally(Mutex<BTreeMap<String, Seens>>);
+struct Tally {
+    users: Mutex<BTreeMap<String, Seens>>,
+    /// What the names of their designs have that no other tally's have.
+    label: &'static str,
+}
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Seens {
@@ -95,11 +99,11 @@ struct Seens {
 
 impl Tally {
     fn of(&self, user: &str) -> Seens {
-        self.0.lock().unwrap().get(user).copied().unwrap_or_default()
+        self.users.lock().unwrap().get(user).copied().unwrap_or_default()
     }
 
     fn note(&self, user: &str, note: impl FnOnce(&mut Seens)) -> u64 {
-        let mut users = self.0.lock().unwrap();
+        let mut users = self.users.lock().unwrap();
         let seen = users.entry(user.to_owned()).or_default();
         note(seen);
         seen.attempts
@@ -111,7 +115,7 @@ impl Tally {
         let Ok(stream) = TcpStream::connect(gate) else { return false };
         let attempt = self.note(user, |seen| seen.attempts += 1);
         let end = if attempt % 4 == 3 { "-void" } else { "" };
-        self.ask(stream, user, &format!("{user}-{attempt}{end}"), token)
+        self.ask(stream, user, &format!("{user}-{}{attempt}{end}", self.label), token)
     }
 
     fn ask(&self, mut stream: TcpStream, user: &str, design: &str, token: &Token) -> bool {

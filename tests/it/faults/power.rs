@@ -30,6 +30,10 @@ type Bounds = BTreeMap<String, Seens>;
 /// What gates did, one after the other, in one folder.
 struct Recording {
     folder: PathBuf,
+    /// What was there before the first.
+    before: Folder,
+    /// What clients had seen by then.
+    bounds: Bounds,
     runs: Vec<Run>,
 }
 
@@ -45,23 +49,26 @@ static LIFE: LazyLock<Recording> = LazyLock::new(|| {
     let mut runs = Vec::new();
 
     let gate = stage.start("20ms", "20ms", 0);
-    stage.export(&gate, 12);
+    // However fast it is: both journals are used a second time.
+    while stage.compactions(0) < 5 {
+        stage.export(&gate, 3);
+    }
     let held: Vec<_> = (0..3).map(|user| stage.ask_and_leave(&gate, user)).collect();
     let is_held =
         |backend: &Backend| backend.seen().iter().filter(|seen| seen.line.contains("-held")).count() == held.len();
     eventually("three are being rendered", || is_held(&stage.backend));
-    runs.push(stage.end(gate, End::KillIdle));
+    runs.push(stage.end(gate, 0, End::KillIdle));
     drop(held);
 
     // The first group after the start is long, and nothing but exports makes the gate write.
     let gate = stage.start("1h", "60ms", 1);
     stage.export(&gate, 8);
-    runs.push(stage.end(gate, End::Clean));
+    runs.push(stage.end(gate, 1, End::Clean));
 
     let gate = stage.start("20ms", "30ms", 2);
     stage.export(&gate, 4);
-    runs.push(stage.end(gate, End::KillBusy));
-    Recording { folder: stage.setup.folder.path(""), runs }
+    runs.push(stage.end(gate, 2, End::KillBusy));
+    stage.recorded(runs)
 });
 
 /// So many groups that a journal grows beyond what was made beforehand.
@@ -69,10 +76,10 @@ static GROWTH: LazyLock<Recording> = LazyLock::new(|| {
     let stage = Stage::new(5_000);
     let gate = stage.start("1h", "1h", 0);
     stage.export(&gate, 120);
-    let run = stage.end(gate, End::KillIdle);
+    let run = stage.end(gate, 0, End::KillIdle);
     let length = std::fs::metadata(stage.setup.folder.path("export-gate.db.journal-0")).unwrap().len();
     assert!(length > MADE, "{length}: it has not grown");
-    Recording { folder: stage.setup.folder.path(""), runs: vec![run] }
+    stage.recorded(vec![run])
 });
 
 struct Stage {
@@ -99,11 +106,16 @@ impl Stage {
     }
 
     fn start(&self, flush_interval: &str, compact_interval: &str, run: usize) -> Gate {
-        let trace = self.setup.folder.path(&format!("trace-{run}"));
-        let trace = trace.display().to_string();
+        let trace = self.trace(run).display().to_string();
         let setup = self.setup.clone().set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", flush_interval);
         let setup = setup.set("EXPORT_GATE__LEDGER__COMPACT_INTERVAL", compact_interval);
         setup.traced(&["--seccomp-bpf", "-y", "-xx", "-s", SHOWN, "-o", &trace, "-e", CALLS]).start()
+    }
+
+    /// The runs of a new ledger.
+    fn recorded(&self, runs: Vec<Run>) -> Recording {
+        let folder = self.setup.folder.path("");
+        Recording { folder, before: Folder::default(), bounds: Bounds::new(), runs }
     }
 
     fn token(&self, user: usize) -> Token {
@@ -128,10 +140,20 @@ impl Stage {
         stream
     }
 
-    fn end(&self, gate: Gate, end: End) -> Run {
-        let trace = self.setup.folder.path("").read_dir().unwrap().map(|entry| entry.unwrap().path());
-        let trace = trace.filter(|path| path.to_string_lossy().contains("/trace-")).max().unwrap();
-        let pid = gate.pid();
+    fn trace(&self, run: usize) -> PathBuf {
+        self.setup.folder.path(&format!("trace-{run}"))
+    }
+
+    /// How often the tables have taken a journal so far.
+    fn compactions(&self, run: usize) -> usize {
+        // `-wal`, as the trace has it.
+        let log = r"\x2d\x77\x61\x6c>";
+        let trace = std::fs::read_to_string(self.trace(run)).unwrap();
+        trace.lines().filter(|line| line.contains(" fsync(") && line.contains(log)).count()
+    }
+
+    fn end(&self, gate: Gate, run: usize, end: End) -> Run {
+        let (trace, pid) = (self.trace(run), gate.pid());
         match end {
             End::Clean => assert!(gate.stop().success()),
             End::KillIdle => {
@@ -192,15 +214,15 @@ struct Replay<'r> {
 }
 
 impl<'r> Replay<'r> {
-    fn new(folder: &'r Path, is_void: fn(&str) -> bool) -> Self {
+    fn new(recording: &'r Recording, is_void: fn(&str) -> bool) -> Self {
         Self {
-            folder,
+            folder: &recording.folder,
             is_void,
-            disk: Disk::default(),
+            disk: Disk::of(&recording.before),
             files: HashMap::new(),
             folders: HashSet::new(),
             syncs: HashMap::new(),
-            bounds: Bounds::new(),
+            bounds: recording.bounds.clone(),
         }
     }
 
@@ -364,10 +386,10 @@ struct Cut {
 
 /// The cuts of a recording, none twice. `number` says how many are made up for an instant besides the one that leaves only what is
 /// safe, or that it is passed over.
-fn cuts(recording: &Recording, is_void: fn(&str) -> bool, number: impl Fn(&str) -> Option<u64>) -> Vec<Cut> {
+fn cuts(recording: &Recording, is_void: fn(&str) -> bool, mut number: impl FnMut(&str) -> Option<u64>) -> Vec<Cut> {
     let mut cuts: HashMap<u64, Cut> = HashMap::new();
     let mut dice = Dice::of(11);
-    Replay::new(&recording.folder, is_void).play(recording, |replay, when| {
+    Replay::new(recording, is_void).play(recording, |replay, when| {
         let Some(number) = number(when) else { return };
         let mut cut = |luck: Luck| {
             let folder = replay.disk.cut(luck);
@@ -387,7 +409,9 @@ fn cuts(recording: &Recording, is_void: fn(&str) -> bool, number: impl Fn(&str) 
             (0..number).for_each(|_| cut(Luck::Mixed(Dice::of(dice.roll(1 << 30)))));
         }
     });
-    cuts.into_values().collect()
+    let mut cuts: Vec<Cut> = cuts.into_values().collect();
+    cuts.sort_by(|a, b| a.when.cmp(&b.when));
+    cuts
 }
 
 /// What is wrong with a ledger that a power cut has left.
@@ -503,6 +527,41 @@ fn no_power_cut_while_a_journal_grows_makes_it_unreadable() {
     let grows = |when: &str| when.contains(" fsync of") && when.contains(".journal-0>");
     let number = |when: &str| grows(when).then_some(if all() { 100 } else { 10 });
     assert_holds(cuts(&GROWTH, |_| false, number), 5);
+}
+
+/// What a power cut has left is a ledger like any other: kept, started with, and cut off again.
+#[test]
+fn no_power_cut_after_another_loses_or_makes_up_anything() {
+    // The first groups of a process: some of the first group may be left of the one before.
+    let groups = if all() { 4 } else { 1 };
+    let mut synced = HashMap::<String, u64>::new();
+    let number = |when: &str| {
+        let run = when.split(',').next().unwrap_or_default();
+        let is_group = when.contains("before fdatasync");
+        let so_far = synced.entry(run.to_owned()).or_default();
+        *so_far += u64::from(is_group);
+        (is_group && *so_far <= groups).then_some(2)
+    };
+    let left = cuts(&LIFE, |_| false, number);
+    let number = left.len();
+    assert!(number >= 3, "{number} power cuts are too few to go on from");
+    let again = left.into_iter().flat_map(|cut| {
+        let recording = go_on_from(cut);
+        cuts(&recording, |_| false, |when| (all() || when.contains("before")).then_some(1))
+    });
+    assert_holds(again.collect(), 30);
+}
+
+/// Exports from a ledger that a power cut has left.
+fn go_on_from(Cut { when, folder, bounds }: Cut) -> Recording {
+    let mut stage = Stage::new(300);
+    stage.tally.label = "again-";
+    folder.write_to(&stage.setup.folder.path("")).unwrap();
+    let gate = stage.start("1h", "30ms", 0);
+    stage.export(&gate, 3);
+    let run = stage.end(gate, 0, End::KillIdle);
+    assert!(run.left.is_some(), "{when:?}");
+    Recording { before: folder, bounds, ..stage.recorded(vec![run]) }
 }
 
 fn assert_holds(cuts: Vec<Cut>, at_least: usize) {
