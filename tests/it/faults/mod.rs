@@ -31,7 +31,7 @@ fn shared_out<J: Send>(jobs: Vec<J>, work: impl Fn(J) + Sync) {
         let workers = [(); 2].map(|()| {
             scope.spawn(|| {
                 while let Some(job) = next() {
-                    work(job)
+                    work(job);
                 }
             })
         });

@@ -21,6 +21,9 @@ use crate::support::{Backend, Gate, Setup, Token, eventually};
 
 const LEDGER: &str = "export-gate.db";
 
+/// How the folder is called where files have their names.
+const FOLDER: &str = "the folder";
+
 /// How much of a journal is made beforehand, in bytes.
 const MADE: u64 = 4 << 20;
 
@@ -199,11 +202,13 @@ fn is_of_the_ledger(name: &str) -> bool {
     name.starts_with(LEDGER) && !name.ends_with("-shm")
 }
 
+/// Which syncs shall do nothing, by the name of what is synced; to see that it is noticed.
+type IsVoid = fn(&str) -> bool;
+
 /// A disk that a recording is played to.
 struct Replay<'r> {
     folder: &'r Path,
-    /// Which syncs do nothing; to see that it is noticed.
-    is_void: fn(&str) -> bool,
+    is_void: IsVoid,
     disk: Disk,
     /// By file descriptor.
     files: HashMap<i32, FileId>,
@@ -214,7 +219,7 @@ struct Replay<'r> {
 }
 
 impl<'r> Replay<'r> {
-    fn new(recording: &'r Recording, is_void: fn(&str) -> bool) -> Self {
+    fn new(recording: &'r Recording, is_void: IsVoid) -> Self {
         Self {
             folder: &recording.folder,
             is_void,
@@ -319,7 +324,7 @@ impl<'r> Replay<'r> {
             "fsync" | "fdatasync" => {
                 let sync = self.syncs.remove(&index)?;
                 assert_eq!(result, 0, "{call:?}");
-                if (self.is_void)(&call.arguments_plain()) {
+                if (self.is_void)(&self.synced_name(call)) {
                     return None;
                 }
                 match file() {
@@ -358,10 +363,16 @@ impl<'r> Replay<'r> {
         is_of_the_ledger(name).then(|| name.to_owned())
     }
 
+    /// What a sync is for.
+    fn synced_name(&self, call: &Call) -> String {
+        let path = call.arguments_plain();
+        let path = path.split_once('<').map_or("", |(_, path)| path.trim_end_matches('>'));
+        let name = Path::new(path).strip_prefix(self.folder).unwrap().display().to_string();
+        if name.is_empty() { FOLDER.to_owned() } else { name }
+    }
+
     fn told(&self, call: &Call) -> String {
-        let arguments = call.arguments_plain();
-        let folder = self.folder.to_string_lossy();
-        format!("{} of {}", call.name, arguments.replace(&*folder, ""))
+        format!("{} of {}", call.name, self.synced_name(call))
     }
 }
 
@@ -386,7 +397,7 @@ struct Cut {
 
 /// The cuts of a recording, none twice. `number` says how many are made up for an instant besides the one that leaves only what is
 /// safe, or that it is passed over.
-fn cuts(recording: &Recording, is_void: fn(&str) -> bool, mut number: impl FnMut(&str) -> Option<u64>) -> Vec<Cut> {
+fn cuts(recording: &Recording, is_void: IsVoid, mut number: impl FnMut(&str) -> Option<u64>) -> Vec<Cut> {
     let mut cuts: HashMap<u64, Cut> = HashMap::new();
     let mut dice = Dice::of(11);
     Replay::new(recording, is_void).play(recording, |replay, when| {
@@ -423,7 +434,9 @@ fn violations(cuts: Vec<Cut>) -> Vec<String> {
             Err(error) => Some(error),
         };
         if let Some(found) = found {
-            violations.lock().unwrap().push(format!("{}: {found}", when.join(" .. ")));
+            let [first, last] = when;
+            let until = if first == last { String::new() } else { format!(" .. {last}") };
+            violations.lock().unwrap().push(format!("{first}{until}: {found}"));
         }
     });
     let mut violations = violations.into_inner().unwrap();
@@ -445,20 +458,21 @@ fn wrong(used: &BTreeMap<String, u64>, bounds: &Bounds) -> Option<String> {
 fn open_twice(folder: &Folder) -> Result<BTreeMap<String, u64>, String> {
     let (first, second) = (scratch(), scratch());
     folder.write_to(first.path()).unwrap();
-    let (mut ledger, used) = open(first.path()).map_err(|error| format!("it does not open: {error}"))?;
+    let (mut ledger, used) = open(first.path()).map_err(|error| told(&first, "it does not open", &error))?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let span = Span { start: 0, end: 1 << 40 };
     let name = CounterName { meter: "exports".into(), subject: Subject::user("probe"), span };
     let row = CounterRow { name, used: 1, reserved: 0, plan: "free".into() };
     let batch = Arc::new(Batch { counters: vec![row], ..Batch::default() });
-    runtime.block_on(ledger.write(batch)).map_err(|error| format!("it cannot be written: {error}"))?;
+    runtime.block_on(ledger.write(batch)).map_err(|error| told(&first, "it cannot be written", &error))?;
     for entry in first.path().read_dir().unwrap().map(Result::unwrap) {
         std::fs::copy(entry.path(), second.path().join(entry.file_name())).unwrap();
     }
     // It would bring all into the tables at its end, and that is not asked.
     drop(first);
     drop(ledger);
-    let (ledger, again) = open(second.path()).map_err(|error| format!("it does not open a second time: {error}"))?;
+    let (ledger, again) =
+        open(second.path()).map_err(|error| told(&second, "it does not open a second time", &error))?;
     drop(second);
     drop(ledger);
     let expected = BTreeMap::from_iter(used.clone().into_iter().chain([("probe".to_owned(), 1)]));
@@ -466,6 +480,10 @@ fn open_twice(folder: &Folder) -> Result<BTreeMap<String, u64>, String> {
         return Err(format!("{used:?} at first, and {again:?} the second time"));
     }
     Ok(used)
+}
+
+fn told(folder: &TempDir, what: &str, error: &StoreError) -> String {
+    format!("{what}: {error}").replace(&format!("{}/", folder.path().display()), "")
 }
 
 /// Not on a real disk, if that can be had: syncs take their time there.
@@ -524,7 +542,7 @@ fn no_power_cut_loses_an_image_that_has_left_or_makes_one_up() {
 
 #[test]
 fn no_power_cut_while_a_journal_grows_makes_it_unreadable() {
-    let grows = |when: &str| when.contains(" fsync of") && when.contains(".journal-0>");
+    let grows = |when: &str| when.ends_with(" fsync of export-gate.db.journal-0");
     let number = |when: &str| grows(when).then_some(if all() { 100 } else { 10 });
     assert_holds(cuts(&GROWTH, |_| false, number), 5);
 }
@@ -574,14 +592,11 @@ fn assert_holds(cuts: Vec<Cut>, at_least: usize) {
 /// Whoever is told that all is well should know that the contrary would be told too.
 #[test]
 fn a_sync_that_does_nothing_is_noticed_whichever_file_it_is_for() {
-    fn is_folder(synced: &str) -> bool {
-        !synced.contains(LEDGER)
-    }
-    let cases: [(&str, fn(&str) -> bool); 4] = [
+    let cases: [(&str, IsVoid); 4] = [
         ("journals", |synced| synced.contains(".journal-")),
-        ("log of the tables", |synced| synced.contains("-wal>")),
-        ("tables", |synced| synced.contains(".db>")),
-        ("folder", is_folder),
+        ("log of the tables", |synced| synced.ends_with("-wal")),
+        ("tables", |synced| synced == LEDGER),
+        ("folder", |synced| synced == FOLDER),
     ];
     for (what, is_void) in cases {
         let cuts = cuts(&LIFE, is_void, |when| when.contains("leaves").then_some(1));
