@@ -7,9 +7,9 @@
 //!   power cut            what is safe; and of the rest whatever has reached the disk by then, in any order
 //! ```
 //!
-//! The disk writes 512 bytes at once or not at all. A sector that has reached it is as memory had it at some instant: with all earlier
-//! writes to it. A file's length is a thing of its own: it may have grown only in part, and what is missing before its end is zeros.
-//! Names come and go one by one; a rename is seen whole or not at all.
+//! The disk writes 512 bytes at once or not at all. A sector that has reached it is as memory had it at some instant:
+//! with all earlier writes to it. A file's length is a thing of its own: it may have grown only in part, and what is
+//! missing before its end is zeros. Names come and go one by one; a rename is seen whole or not at all.
 
 use std::collections::BTreeMap;
 use std::fs::File;

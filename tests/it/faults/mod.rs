@@ -1,14 +1,16 @@
 //! The ledger's folder after kills and power cuts at chosen instants, by strace: not by luck, as in `crash`.
 //!
 //! * `kills.rs`: the gate is killed as it enters a system call for the Nth time.
-//! * `power.rs`: what a gate has written is recorded (`trace.rs`), and a disk (`disk.rs`) says what a power cut would have left of
-//!   it at each instant. Each such folder is opened as a gate would.
+//! * `power.rs`: what a gate has written is recorded (`trace.rs`), and a disk (`disk.rs`) says what a power cut would
+//!   have left of it at each instant. Each such folder is opened as a gate would.
 //!
 //! `FAULTS=all cargo test --test it faults` tries all instants; without it a choice that is the same each time.
 
 mod disk;
 mod kills;
 mod power;
+mod record;
+mod replay;
 mod trace;
 
 use std::collections::BTreeMap;
@@ -59,7 +61,8 @@ impl Dice {
     }
 }
 
-/// A backend whose images say of which design they are. The design's name begins with its user's, and says if it comes to nothing.
+/// A backend whose images say of which design they are. The design's name begins with its user's, and says if it comes
+/// to nothing.
 fn backend() -> Backend {
     Backend::start(Reply::By(render))
 }
@@ -109,8 +112,8 @@ impl Tally {
         seen.attempts
     }
 
-    /// Exports a design that nobody has exported before; a cover could not hold. Every fourth comes to nothing. Whether the gate is
-    /// still there.
+    /// Exports a design that nobody has exported before; a cover could not hold. Every fourth comes to nothing. Whether
+    /// the gate is still there.
     fn export(&self, gate: SocketAddr, user: &str, token: &Token) -> bool {
         let Ok(stream) = TcpStream::connect(gate) else { return false };
         let attempt = self.note(user, |seen| seen.attempts += 1);

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-/// The calls that change files or make them safe, and those that bring a request or let an answer out. Those that nobody makes are
-/// recorded so that it is noticed if somebody does.
-pub(super) const CALLS: &str = "trace=openat,open,creat,close,pwrite64,write,writev,pwritev,pwritev2,ftruncate,truncate,fallocate,\
+/// The calls that change files or make them safe, and those that bring a request or let an answer out. Those that
+/// nobody makes are recorded so that it is noticed if somebody does.
+pub(super) const CALLS: &str = "trace=openat,open,creat,close,pwrite64,write,writev,pwritev,pwritev2,\
+                                ftruncate,truncate,fallocate,\
                                 rename,renameat,renameat2,unlink,unlinkat,link,linkat,symlink,symlinkat,mkdir,\
                                 fsync,fdatasync,sync,syncfs,sync_file_range,copy_file_range,sendfile,splice,\
                                 recvfrom,recvmsg,read,readv,sendto,sendmsg,dup,dup2,dup3";
