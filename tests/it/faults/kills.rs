@@ -1,7 +1,8 @@
-//! kill -9 as the gate enters a system call for the Nth time, for each call that makes something safe or lets something out.
+//! kill -9 as the gate enters a system call for the Nth time, for each call that makes something safe or lets something
+//! out.
 //!
-//! strace counts the calls of each thread for itself. A compaction has a thread of its own, so its calls are reached by naming the
-//! file as well: no other thread calls that often for that file.
+//! strace counts the calls of each thread for itself. A compaction has a thread of its own, so its calls are reached by
+//! naming the file as well: no other thread calls that often for that file.
 
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,7 +55,8 @@ fn a_kill_at_any_call_loses_no_image_and_makes_none_up() {
     assert!(kills > 60, "{kills} kills are too few to tell");
 }
 
-/// Kills at the first call, the second, and so on until a run ends without having been killed. Returns how many there were.
+/// Kills at the first call, the second, and so on until a run ends without having been killed. Returns how many there
+/// were.
 fn kill_at_each(target: Target, start: Start) -> u64 {
     let backend = backend();
     let mut stage = Stage::new(&backend);

@@ -1,14 +1,16 @@
 //! The ledger's folder after kills and power cuts at chosen instants, by strace: not by luck, as in `crash`.
 //!
 //! * `kills.rs`: the gate is killed as it enters a system call for the Nth time.
-//! * `power.rs`: what a gate has written is recorded (`trace.rs`), and a disk (`disk.rs`) says what a power cut would have left of
-//!   it at each instant. Each such folder is opened as a gate would.
+//! * `power.rs`: what a gate has written is recorded (`trace.rs`), and a disk (`disk.rs`) says what a power cut would
+//!   have left of it at each instant. Each such folder is opened as a gate would.
 //!
 //! `FAULTS=all cargo test --test it faults` tries all instants; without it a choice that is the same each time.
 
 mod disk;
 mod kills;
 mod power;
+mod record;
+mod replay;
 mod trace;
 
 use std::collections::BTreeMap;
@@ -31,7 +33,7 @@ fn shared_out<J: Send>(jobs: Vec<J>, work: impl Fn(J) + Sync) {
         let workers = [(); 2].map(|()| {
             scope.spawn(|| {
                 while let Some(job) = next() {
-                    work(job)
+                    work(job);
                 }
             })
         });
@@ -59,7 +61,8 @@ impl Dice {
     }
 }
 
-/// A backend whose images say of which design they are. The design's name begins with its user's, and says if it comes to nothing.
+/// A backend whose images say of which design they are. The design's name begins with its user's, and says if it comes
+/// to nothing.
 fn backend() -> Backend {
     Backend::start(Reply::By(render))
 }
@@ -84,7 +87,11 @@ fn setup(backend: &Backend) -> Setup {
 
 /// What clients have seen of each user, over all gates.
 #[derive(Default)]
-struct Tally(Mutex<BTreeMap<String, Seens>>);
+struct Tally {
+    users: Mutex<BTreeMap<String, Seens>>,
+    /// What the names of their designs have that no other tally's have.
+    label: &'static str,
+}
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Seens {
@@ -95,30 +102,27 @@ struct Seens {
 
 impl Tally {
     fn of(&self, user: &str) -> Seens {
-        self.0.lock().unwrap().get(user).copied().unwrap_or_default()
+        self.users.lock().unwrap().get(user).copied().unwrap_or_default()
     }
 
     fn note(&self, user: &str, note: impl FnOnce(&mut Seens)) -> u64 {
-        let mut users = self.0.lock().unwrap();
+        let mut users = self.users.lock().unwrap();
         let seen = users.entry(user.to_owned()).or_default();
         note(seen);
         seen.attempts
     }
 
-    /// Exports a design that nobody has exported before; a cover could not hold. Every fourth comes to nothing. Whether the gate is
-    /// still there.
+    /// Exports a design that nobody has exported before; a cover could not hold. Every fourth comes to nothing. Whether
+    /// the gate is still there.
     fn export(&self, gate: SocketAddr, user: &str, token: &Token) -> bool {
         let Ok(stream) = TcpStream::connect(gate) else { return false };
         let attempt = self.note(user, |seen| seen.attempts += 1);
         let end = if attempt % 4 == 3 { "-void" } else { "" };
-        self.ask(stream, user, &format!("{user}-{attempt}{end}"), token)
+        self.ask(stream, user, &format!("{user}-{}{attempt}{end}", self.label), token)
     }
 
     fn ask(&self, mut stream: TcpStream, user: &str, design: &str, token: &Token) -> bool {
-        let token = token.line();
-        let request =
-            format!("GET /v1/designs/{design}/download HTTP/1.1\r\nhost: g\r\nconnection: close\r\n{token}\r\n\r\n");
-        if stream.write_all(request.as_bytes()).is_err() {
+        if Self::send(&mut stream, design, token).is_err() {
             return false;
         }
         let mut answer = Vec::new();
@@ -130,5 +134,10 @@ impl Tally {
             self.note(user, |seen| seen.images += 1);
         }
         whole && !answer.is_empty()
+    }
+
+    fn send(stream: &mut TcpStream, design: &str, token: &Token) -> std::io::Result<()> {
+        let head = format!("GET /v1/designs/{design}/download HTTP/1.1\r\nhost: g\r\nconnection: close\r\n");
+        write!(stream, "{head}{}\r\n\r\n", token.line())
     }
 }
