@@ -204,7 +204,7 @@ impl<'b> Block<'b> {
     }
 }
 
-/// Reads a journal. `None` if there is none, or nothing was ever synced of it.
+/// Reads a journal. `None` if there is none, or nothing was ever written to it.
 pub(super) fn read(path: &Path, seal: &Seal) -> Result<Option<Log>, ReadError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
@@ -223,7 +223,9 @@ fn parse(bytes: &[u8], seal: &Seal) -> Result<Option<Log>, ReadError> {
     let blocks: Vec<_> = bytes.chunks_exact(BLOCK).map(|block| Block::parse(block, seal)).collect();
     let valid = || blocks.iter().flatten().flatten();
     let generation = valid().map(|block| block.generation).max().unwrap_or(0);
-    let damaged = |at: usize| ReadError::Damaged(format!("the block at byte {} is not as it was written", at * BLOCK));
+    let damaged = |at: usize| {
+        ReadError::Damaged(format!("the block at byte {} is not as it was written, or of another ledger", at * BLOCK))
+    };
     let (mut groups, mut group, mut following) = (Vec::new(), Vec::new(), None);
     for (at, block) in blocks.iter().enumerate() {
         // What an earlier generation has left, or nothing: all groups have been read.
@@ -242,7 +244,8 @@ fn parse(bytes: &[u8], seal: &Seal) -> Result<Option<Log>, ReadError> {
     if valid().any(|block| block.generation == generation && block.group as usize > groups.len()) {
         return Err(ReadError::Damaged(format!("of group {} a block is missing", groups.len())));
     }
-    Ok((!groups.is_empty()).then_some(Log { generation, groups }))
+    // Also if its first group is torn: a generation of which anything was written is not written again, or blocks of both would mix.
+    Ok((generation > 0).then_some(Log { generation, groups }))
 }
 
 #[cfg(test)]
@@ -369,6 +372,18 @@ mod tests {
                 assert_eq!(parse(&torn, &seal()).unwrap(), log(GENERATION, expected), "{before:?} {written:04b}");
             }
         }
+    }
+
+    #[test]
+    fn a_generation_whose_first_group_is_torn_is_used_up() {
+        let folder = Folder::new();
+        folder.journal(GENERATION).append(&vec![3; 4 * PIECE]).unwrap();
+        let mut torn = folder.bytes();
+        torn[..BLOCK].fill(0);
+        folder.put(&torn);
+        assert_eq!(folder.read().unwrap(), log(GENERATION, Vec::new()));
+        folder.journal(GENERATION + 1).append(b"x").unwrap();
+        assert_eq!(folder.read().unwrap(), log(GENERATION + 1, vec![b"x".to_vec()]));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, params};
 
-use super::file::sync_folder_of;
+use super::file::{beside, sync_folder_of};
 use super::records::Written;
 use super::{
     Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, OpenRow, Representation, Row, RowSink, StoreError,
@@ -97,12 +97,10 @@ impl Tables {
     /// Opens the file at `path`, or makes one. A file that is no ledger is not touched; nor is any until
     /// [`prepare_to_write`](Self::prepare_to_write) is called.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        let is_new = inspect(path)?;
-        let connection = connect(path, is_new).map_err(|error| explain(path, &error))?;
-        if is_new {
-            let synced = sync_folder_of(path);
-            synced.map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
+        if inspect(path)? {
+            make(path)?;
         }
+        let connection = connect(path).map_err(|error| explain(path, &error))?;
         Ok(Self { path: path.to_owned(), connection })
     }
 
@@ -168,23 +166,40 @@ impl Tables {
     }
 }
 
-fn connect(path: &Path, is_new: bool) -> rusqlite::Result<Connection> {
+/// Makes a file that has its name only once it is whole: SQLite would mend a half-made one by making it empty.
+fn make(path: &Path) -> Result<(), StoreError> {
+    let new = beside(path, ".new");
+    let unavailable = |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", new.display()));
+    // From an attempt that broke off; and of a file that is gone: SQLite would take its log for one of the new file.
+    for left in [new.clone(), beside(&new, "-journal"), beside(path, "-journal"), beside(path, "-wal")] {
+        match std::fs::remove_file(left) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(unavailable(error)),
+            _ => {}
+        }
+    }
+    connect(&new).and_then(create).map_err(|error| explain(&new, &error))?;
+    std::fs::rename(&new, path).map_err(unavailable)?;
+    sync_folder_of(path).map_err(unavailable)
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut connection = Connection::open_with_flags(path, flags)?;
+    let connection = Connection::open_with_flags(path, flags)?;
     // Closing the last connection writes the log back into the file: not into one that turns out to be damaged.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.busy_timeout(Duration::from_secs(5))?;
-    if is_new {
-        let creation = connection.transaction()?;
-        creation.pragma_update(None, "application_id", APPLICATION_ID)?;
-        creation.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-        creation.execute_batch(SCHEMA)?;
-        let ledger = creation.query_row("SELECT random()", [], |row| row.get::<_, i64>(0))?;
-        let seal = Compacted { ledger: ledger as u64, generation: 0 }.seal();
-        creation.execute("INSERT INTO journal VALUES (?, 0, ?)", params![ledger, seal])?;
-        creation.commit()?;
-    }
     Ok(connection)
+}
+
+fn create(mut connection: Connection) -> rusqlite::Result<()> {
+    let creation = connection.transaction()?;
+    creation.pragma_update(None, "application_id", APPLICATION_ID)?;
+    creation.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    creation.execute_batch(SCHEMA)?;
+    let ledger = creation.query_row("SELECT random()", [], |row| row.get::<_, i64>(0))?;
+    let seal = Compacted { ledger: ledger as u64, generation: 0 }.seal();
+    creation.execute("INSERT INTO journal VALUES (?, 0, ?)", params![ledger, seal])?;
+    creation.commit()
 }
 
 fn explain(path: &Path, error: &rusqlite::Error) -> StoreError {
