@@ -32,6 +32,10 @@ use jiff::tz::TimeZone;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+/// The allocator of the gate.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// As short as makes sense: more work than users will have.
 const COMPACT_INTERVAL: Duration = Duration::from_secs(1);
 
