@@ -1,47 +1,51 @@
 //! The composition root: parts, listeners, the order they start and end in.
 
-use std::convert::Infallible;
+mod activity;
+mod backends;
+mod connection;
+mod front;
+mod listener;
+mod places;
+mod stream;
+mod tls;
+
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::{Pin, pin};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use http_body_util::{Either, Full};
+use arc_swap::ArcSwap;
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
-use tower::{Service, ServiceBuilder};
+use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
 use crate::admin::Admin;
 use crate::clock::Clock;
-use crate::config::{Config, Upstream};
+use crate::config::Config;
 use crate::design::Designs;
-use crate::gate::{Answers, Asker, ExportGateLayer, Paced, Parts, Upload};
+use crate::gate::{ExportGateLayer, Parts};
 use crate::identity::Verifier;
 use crate::ledger::{self, LastFlushFailed, Ledger};
-use crate::net::PooledBody;
-use crate::policy::RouteId;
-use crate::proxy::{Proxy, ProxyError};
 use crate::store::Embedded;
+use backends::Backends;
+use connection::Common;
+use front::{Current, InFlight};
+use listener::ACCEPT_PAUSE;
+use places::Places;
 
-/// How long to wait before accepting again when the machine has no more file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub use activity::Patience;
+pub use connection::Options as ConnectionOptions;
+pub use tls::{BadCertificate, Certificate};
 
 /// What can be set about the main listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,8 +54,16 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Threads that serve requests; `None` for one a core.
     pub worker_threads: Option<usize>,
-    /// How long a client may take to send a request's head.
-    pub header_read_timeout: Duration,
+    /// The certificate that is shown; without one there is no TLS.
+    pub certificate: Option<Certificate>,
+    /// What clients may do with a connection.
+    pub connections: ConnectionOptions,
+    /// How many connections there may be at once; more wait to be accepted.
+    pub max_connections: usize,
+    /// How many of them one address may have (of IPv6, one /64); more are closed at once.
+    pub max_connections_per_address: Option<u32>,
+    /// How many requests may be under way at once; one more is answered with 503.
+    pub max_in_flight: usize,
     /// How long requests may go on once the gate is to end.
     pub drain_timeout: Duration,
 }
@@ -62,8 +74,8 @@ pub struct Server {
     options: Options,
     listener: TcpListener,
     admin_listener: TcpListener,
-    layer: ExportGateLayer,
-    backends: Backends,
+    current: Arc<ArcSwap<Current>>,
+    clock: Arc<dyn Clock>,
     admin: Arc<Admin>,
     ledger: Arc<Ledger>,
     store: Embedded,
@@ -122,7 +134,7 @@ impl Server {
             verifier: verifier.clone(),
             designs: designs.clone(),
             ledger: ledger.clone(),
-            clock,
+            clock: clock.clone(),
             answers: config.answers,
             options: config.gate,
         });
@@ -135,7 +147,15 @@ impl Server {
         registry.register("exportgate_config_generation", "How often configuration was taken over", generation);
         let (own_ledger, own_verifier) = (ledger.clone(), verifier.clone());
         let admin = Arc::new(Admin::new(&config.admin, config.policy, own_ledger, own_verifier, designs, registry));
-        Ok(Self { options: config.server, listener, admin_listener, layer, backends, admin, ledger, store, verifier })
+        let current = Current {
+            layer,
+            backends,
+            tls: config.server.certificate.as_ref().map(tls::acceptor),
+            connections: config.server.connections.clone(),
+            max_in_flight: config.server.max_in_flight,
+        };
+        let current = Arc::new(ArcSwap::from_pointee(current));
+        Ok(Self { options: config.server, listener, admin_listener, current, clock, admin, ledger, store, verifier })
     }
 
     /// Where clients connect.
@@ -176,7 +196,12 @@ impl Server {
         }
 
         // In a task of its own: should it panic, the ledger is flushed all the same.
-        let served = tokio::spawn(serve(self.options, self.listener, self.layer, self.backends, shutdown)).await;
+        let places = Places::new(self.options.max_connections, self.options.max_connections_per_address);
+        let (end, ending) = watch::channel(false);
+        let common =
+            Arc::new(Common { current: self.current, in_flight: InFlight::default(), clock: self.clock, ending });
+        let served = listener::serve(self.listener, places, common, end, self.options.drain_timeout, shutdown);
+        let served = tokio::spawn(served).await;
         drop(flush_last);
         let flushed = flusher.await;
         for died in [served.as_ref().err(), flushed.as_ref().err()].into_iter().flatten() {
@@ -187,68 +212,6 @@ impl Server {
             (Err(died), _) | (_, Err(died)) => std::panic::resume_unwind(died.into_panic()),
         }
     }
-}
-
-/// Accepts and serves connections until `shutdown`; returns when all have ended, and with them every charge.
-async fn serve(
-    options: Options,
-    listener: TcpListener,
-    layer: ExportGateLayer,
-    backends: Backends,
-    shutdown: impl Future<Output = ()>,
-) {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(options.header_read_timeout);
-    let graceful = GracefulShutdown::new();
-    let mut connections = JoinSet::new();
-    let mut shutdown = pin!(shutdown);
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            Some(ended) = connections.join_next() => {
-                report(ended);
-                continue;
-            }
-            () = &mut shutdown => break,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let stream = Paced::new(no_delay(stream));
-        let stack = ServiceBuilder::new()
-            .layer(layer.for_client(peer.ip(), stream.pace()))
-            .service(backends.for_peer(peer.ip()));
-        let service = TowerToHyperService::new(stack);
-        let connection = http.serve_connection(TokioIo::new(stream), service);
-        connections.spawn(graceful.watch(connection));
-    }
-    drop(listener);
-    tracing::info!("ending: no new connections, requests under way may end");
-    if tokio::time::timeout(options.drain_timeout, graceful.shutdown()).await.is_err() {
-        tracing::warn!("requests under way did not end in time and are cut off");
-    }
-    // Cutting a connection off drops its charges, which settles them.
-    connections.shutdown().await;
-}
-
-fn report(ended: Result<Result<(), hyper::Error>, tokio::task::JoinError>) {
-    match ended {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "a client's connection ended"),
-        Err(died) => tracing::error!(error = %died, "a connection's task died"),
-    }
-}
-
-fn no_delay(stream: TcpStream) -> TcpStream {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "cannot set TCP_NODELAY");
-    }
-    stream
 }
 
 async fn serve_admin(listener: TcpListener, admin: Arc<Admin>) {
@@ -274,86 +237,5 @@ async fn serve_admin(listener: TcpListener, admin: Arc<Admin>) {
             .service_fn(move |request: Request<Incoming>| admin.clone().answer(request));
         let service = TowerToHyperService::new(pages);
         connections.spawn(http.serve_connection(TokioIo::new(stream), service));
-    }
-}
-
-/// All upstreams as one service: the innermost of the stack. Chooses by the route that the gate has found.
-#[derive(Debug, Clone)]
-struct Backends {
-    shared: Arc<BackendsShared>,
-    proxies: Arc<[Proxy<Upload<Incoming>>]>,
-}
-
-#[derive(Debug)]
-struct BackendsShared {
-    default: usize,
-    by_route: Vec<usize>,
-    answers: Answers,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct UpstreamLabels {
-    upstream: String,
-}
-
-impl Backends {
-    fn new(
-        upstreams: Vec<Upstream>,
-        default: usize,
-        by_route: Vec<usize>,
-        answers: Answers,
-        clock: &Arc<dyn Clock>,
-        registry: &mut Registry,
-    ) -> Self {
-        let durations = Family::<UpstreamLabels, Histogram>::new_with_constructor(|| {
-            Histogram::new(exponential_buckets(0.001, 2.5, 12))
-        });
-        let proxy = |upstream: Upstream| {
-            let duration = durations.get_or_create_owned(&UpstreamLabels { upstream: upstream.name });
-            Proxy::new(upstream.proxy, clock.clone(), duration)
-        };
-        let proxies = upstreams.into_iter().map(proxy).collect();
-        let help = "Time from a request to the head of a backend's answer";
-        registry.register("exportgate_upstream_duration_seconds", help, durations.clone());
-        Self { shared: Arc::new(BackendsShared { default, by_route, answers }), proxies }
-    }
-
-    fn for_peer(&self, peer: IpAddr) -> Self {
-        let proxies = self.proxies.iter().map(|proxy| proxy.for_peer(peer)).collect();
-        Self { shared: self.shared.clone(), proxies }
-    }
-}
-
-impl Service<Request<Upload<Incoming>>> for Backends {
-    type Response = Response<Either<PooledBody<Upload<Incoming>>, Full<Bytes>>>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Upload<Incoming>>) -> Self::Future {
-        let Self { shared, proxies } = self.clone();
-        Box::pin(async move {
-            let route = request.extensions().get::<RouteId>();
-            let index = route.and_then(|route| shared.by_route.get(usize::from(route.0))).copied();
-            let asker = Asker::of(request.headers());
-            let proxy = &proxies[index.unwrap_or(shared.default)];
-            let answer = proxy.forward(request).await.map(|answer| answer.map(Either::Left));
-            Ok(answer.unwrap_or_else(|error| shared.in_place_of(&error, &asker).map(Either::Right)))
-        })
-    }
-}
-
-impl BackendsShared {
-    fn in_place_of(&self, error: &ProxyError, asker: &Asker) -> Response<Full<Bytes>> {
-        let (status, detail) = match error {
-            ProxyError::Unreachable(_) => (StatusCode::BAD_GATEWAY, "The backend cannot be reached."),
-            ProxyError::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "The backend did not answer in time."),
-            ProxyError::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "This method is not forwarded."),
-        };
-        tracing::warn!(%error, request_id = ?asker.request_id(), "not forwarded");
-        self.answers.bad_backend(status, detail, asker)
     }
 }

@@ -5,6 +5,7 @@ mod designs;
 mod identity;
 mod meters;
 mod routes;
+mod server;
 mod windows;
 
 use std::net::SocketAddr;
@@ -17,13 +18,13 @@ use super::Environment;
 use super::problem::Problem;
 use super::raw;
 use crate::policy::{Policy, RouteId, Routes};
-use crate::{admin, design, gate, ledger, net, proxy, server, store};
+use crate::{admin, design, gate, ledger, net, proxy, store};
 
 /// Everything that the parts need to know.
 #[derive(Debug)]
 pub struct Config {
     /// Where clients connect.
-    pub server: server::Options,
+    pub server: crate::server::Options,
     /// Where operators connect.
     pub admin: admin::Options,
     /// The backends.
@@ -148,7 +149,7 @@ pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> 
     identity::token_query(&raw, &mut problems);
     identity.claims.plans = identity::plans(&raw.identity, &policy.plans, &mut problems);
     let config = Config {
-        server: server_options(&raw.server, &mut problems),
+        server: server::options(&raw.server, surroundings, &mut problems),
         admin: admin_options(&raw.admin, surroundings, &mut problems),
         upstreams,
         default_upstream,
@@ -244,19 +245,6 @@ impl Surroundings<'_> {
                 Vec::new()
             }
         }
-    }
-}
-
-fn server_options(raw: &raw::Server, problems: &mut Problems) -> server::Options {
-    if raw.worker_threads.is_some_and(|threads| !(1..=1024).contains(&threads)) {
-        let problem = Problem::at(&["server", "worker_threads"], "this is no number of threads");
-        problems.add(problem.help("write 1 to 1024, or leave it out to have one thread a core"));
-    }
-    server::Options {
-        listen: address(&raw.listen, &["server", "listen"], problems),
-        worker_threads: raw.worker_threads,
-        header_read_timeout: positive(raw.header_read_timeout, &["server", "header_read_timeout"], problems),
-        drain_timeout: raw.drain_timeout.0,
     }
 }
 

@@ -71,8 +71,27 @@ pub(super) struct Server {
     pub(super) listen: String,
     /// Threads that serve requests; as many as there are cores if left out.
     pub(super) worker_threads: Option<usize>,
+    /// TLS towards clients; without it, plain text.
+    pub(super) tls: Option<ServerTls>,
+    /// Whether HTTP/2 is understood without TLS, from clients that begin with it outright.
+    pub(super) h2c: bool,
     /// How long a client may take to send the head of a request.
     pub(super) header_read_timeout: DurationText,
+    /// How long a connection is kept between requests.
+    pub(super) idle_timeout: DurationText,
+    /// How long an upload may stand still, and how long a client may take nothing of its answer.
+    pub(super) body_timeout: DurationText,
+    /// How many connections there may be at once; more wait to be accepted.
+    pub(super) max_connections: u32,
+    /// How many of them one address may have (of IPv6, one /64); as many as there may be if left out. Not for a gate behind a load
+    /// balancer.
+    pub(super) max_connections_per_address: Option<u32>,
+    /// How many requests may be under way at once; one more is answered with 503.
+    pub(super) max_in_flight: u32,
+    /// How many of them on one HTTP/2 connection.
+    pub(super) max_streams: u32,
+    /// The longest head of a request, in bytes; a longer one is answered with 431. More than 100 fields are, too.
+    pub(super) max_header_bytes: u32,
     /// How long requests may go on after SIGTERM.
     pub(super) drain_timeout: DurationText,
     /// How many bytes of a JSON body are read at most to know what an export costs; a longer one is answered with 413.
@@ -86,12 +105,31 @@ impl Default for Server {
         Self {
             listen: "127.0.0.1:8080".into(),
             worker_threads: None,
+            tls: None,
+            h2c: false,
             header_read_timeout: seconds(10),
+            idle_timeout: seconds(75),
+            body_timeout: seconds(30),
+            max_connections: 10_000,
+            max_connections_per_address: None,
+            max_in_flight: 10_000,
+            max_streams: 100,
+            max_header_bytes: 32_768,
             drain_timeout: seconds(30),
             counted_body_limit: 65_536,
             counted_body_timeout: seconds(10),
         }
     }
+}
+
+/// TLS towards clients: 1.2 and 1.3, HTTP/2 and HTTP/1.1.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServerTls {
+    /// File with the certificate in PEM, and those that it hangs from.
+    pub(super) cert_file: String,
+    /// File with its private key in PEM.
+    pub(super) key_file: String,
 }
 
 /// Health, metrics and usage.

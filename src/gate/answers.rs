@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
-    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONTENT_TYPE, ORIGIN, RETRY_AFTER, VARY,
-    WWW_AUTHENTICATE,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, ORIGIN,
+    RETRY_AFTER, VARY, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
@@ -24,6 +24,7 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const QUOTA_EXCEEDED: &str = "https://iana.org/assignments/http-problem-types#quota-exceeded";
 const ABNORMAL_USAGE: &str = "https://iana.org/assignments/http-problem-types#abnormal-usage-detected";
 const RETRY_LEDGER: Duration = Duration::from_secs(5);
+const RETRY_OVERLOAD: Duration = Duration::from_secs(1);
 
 /// Which web apps may read the gate's own answers (Fetch standard, CORS protocol).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,6 +98,8 @@ impl Answers {
             Refusal::UnknownDesign => "It is not known yet what this design is made of. Try again.".to_owned(),
             Refusal::LedgerUnavailable => "Exports cannot be counted right now. Try again in a moment.".to_owned(),
             Refusal::NotFound => "Nothing is here.".to_owned(),
+            Refusal::Malformed(malformed) => malformed.to_string(),
+            Refusal::Overloaded => "Too much is going on at once. Try again in a moment.".to_owned(),
             Refusal::OverLimit { denial, plan, abuse } => {
                 fields::put_rate_limit(&mut headers, policy, &denial.violated, now);
                 members = self.quota_members(denial, plan, policy, *abuse);
@@ -106,9 +109,14 @@ impl Answers {
         let retry_after = match refusal {
             Refusal::OverLimit { denial, .. } => denial.retry_after,
             Refusal::LedgerUnavailable | Refusal::UnknownDesign | Refusal::KeysUnavailable => Some(RETRY_LEDGER),
+            Refusal::Overloaded => Some(RETRY_OVERLOAD),
             _ => None,
         };
         headers.extend(retry_after.map(|wait| (RETRY_AFTER, HeaderValue::from(wait.as_secs()))));
+        if matches!(refusal, Refusal::Malformed(_)) {
+            // Where the next request begins is anybody's guess (RFC 9112, section 11.2).
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         let kind = match refusal {
             Refusal::OverLimit { abuse: true, .. } => ABNORMAL_USAGE,
             Refusal::OverLimit { .. } => QUOTA_EXCEEDED,

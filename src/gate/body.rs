@@ -55,7 +55,11 @@ where
         match self.project().kind.project() {
             KindProjection::Forwarded { body } => body.poll_frame(cx),
             KindProjection::Export { mut body, delivery } => {
-                let frame = ready!(body.as_mut().poll_frame(cx));
+                delivery.asked();
+                let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else {
+                    delivery.waits();
+                    return Poll::Pending;
+                };
                 match &frame {
                     Some(Ok(frame)) if frame.data_ref().is_some_and(Buf::has_remaining) => delivery.due(),
                     Some(Ok(_)) => {}

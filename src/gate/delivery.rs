@@ -3,7 +3,7 @@
 use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, StatusCode, response};
 
-use super::pace::Pace;
+use super::pace::Taking;
 use super::record::Record;
 use super::upload::UploadBroken;
 use crate::ledger::{Charge, Settlement};
@@ -131,29 +131,21 @@ pub(super) struct Delivery {
     record: Record,
     client: Client,
     progress: Progress,
-    /// Stalls of the client's connection when the last piece was handed over.
-    stalls: u64,
     ended: bool,
 }
 
 /// What can be seen of the client while its answer is on the way.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug)]
 pub(super) struct Client {
     /// Whether it has broken its own upload off.
     pub(super) upload: Option<UploadBroken>,
     /// Whether it takes what it is sent.
-    pub(super) pace: Option<Pace>,
-}
-
-impl Client {
-    fn stalls(&self) -> u64 {
-        self.pace.as_ref().map_or(0, Pace::stalls)
-    }
+    pub(super) taking: Taking,
 }
 
 impl Delivery {
     pub(super) fn new(charge: Option<Charge>, record: Record, client: Client) -> Self {
-        Self { charge, record, client, progress: Progress::Nothing, stalls: 0, ended: false }
+        Self { charge, record, client, progress: Progress::Nothing, ended: false }
     }
 
     pub(super) fn charge(&mut self) -> Option<&mut Charge> {
@@ -183,7 +175,17 @@ impl Delivery {
     /// The client is given something to receive.
     pub(super) fn due(&mut self) {
         self.progress = Progress::Due;
-        self.stalls = self.client.stalls();
+        self.client.taking.handed();
+    }
+
+    /// The client can take more, and there may be more or not: see [`Taking`].
+    pub(super) fn asked(&mut self) {
+        self.client.taking.asked();
+    }
+
+    /// There is nothing for it yet.
+    pub(super) fn waits(&mut self) {
+        self.client.taking.waits();
     }
 
     /// The answer was handed over to its end.
@@ -193,8 +195,7 @@ impl Delivery {
 
     /// The answer broke off: by the backend, unless it was the client that broke the exchange, or has not taken what it was given.
     pub(super) fn broken_off(&mut self) {
-        let stalled = self.client.stalls() != self.stalls;
-        let by_client = self.client.upload.as_ref().is_some_and(UploadBroken::is_set) || stalled;
+        let by_client = self.client.upload.as_ref().is_some_and(UploadBroken::is_set) || self.client.taking.held_up();
         self.end(if by_client { Ending::Dropped } else { Ending::BrokenOff });
     }
 

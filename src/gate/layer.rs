@@ -4,14 +4,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, Response};
 use prometheus_client::registry::Registry;
 use tower::Layer;
 
-use super::answers::Answers;
+use super::answers::{Answers, Asker};
+use super::body::GateBody;
 use super::leaks::Leaks;
 use super::metrics::Metrics;
 use super::pace::Pace;
+use super::refusal::Refusal;
 use super::service::ExportGate;
 use crate::clock::Clock;
 use crate::design::Designs;
@@ -109,11 +111,18 @@ impl ExportGateLayer {
     }
 
     /// The same gate for requests of one connection. Headers of [trusted hops](crate::design) are believed by `peer`; without a
-    /// peer nobody is trusted. `pace` tells a client that takes nothing from a backend that sends nothing; without one every
-    /// client is taken to be fast.
+    /// peer nobody is trusted. `pace` tells a client that takes nothing from a backend that sends nothing, on a connection with one
+    /// answer at a time. What comes by a connection must name a host (RFC 9112, section 3.2).
     #[must_use]
-    pub fn for_client(&self, peer: IpAddr, pace: Pace) -> Self {
-        Self { gate: self.gate.clone(), peer: Some(peer), pace: Some(pace) }
+    pub fn for_client(&self, peer: IpAddr, pace: Option<Pace>) -> Self {
+        Self { gate: self.gate.clone(), peer: Some(peer), pace }
+    }
+
+    /// The answer to a request that is one too many: for a server that bounds how many are under way.
+    pub fn overloaded<R>(&self, headers: &HeaderMap) -> Response<GateBody<R>> {
+        let refusal = Refusal::Overloaded;
+        self.gate.metrics.count(None, refusal.outcome());
+        self.gate.refuse(&refusal, &Asker::of(headers)).map(GateBody::own)
     }
 
     /// Adds the gate's metrics to a registry.

@@ -10,6 +10,7 @@ mod asked;
 mod body;
 mod delivery;
 mod fields;
+mod framing;
 mod layer;
 mod leaks;
 mod metrics;
@@ -23,6 +24,7 @@ mod upload;
 
 pub use answers::{Answers, Asker, Cors, REQUEST_ID};
 pub use body::GateBody;
+pub use framing::Malformed;
 pub use layer::{ExportGateLayer, Options, Parts, UnclassifiedFiles};
 pub use pace::{Pace, Paced};
 pub use refusal::{Outcome, Refusal};

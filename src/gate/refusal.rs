@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
+use super::framing::Malformed;
 use crate::identity::TokenError;
 use crate::ledger::{CoverKind, Denial, Why};
 use crate::policy::{BadCost, Misread};
@@ -52,6 +53,10 @@ pub enum Refusal {
     Unclassified,
     /// Nothing is there, below the gate's own path.
     NotFound,
+    /// Two readers could read it as different requests.
+    Malformed(Malformed),
+    /// Too many requests are under way.
+    Overloaded,
 }
 
 impl From<TokenError> for Refusal {
@@ -79,6 +84,8 @@ impl Refusal {
             Self::OverLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::KeysUnavailable | Self::UnknownDesign | Self::LedgerUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -104,6 +111,8 @@ impl Refusal {
             // Counted when it came: nobody knew of the file then.
             Self::Unclassified => Outcome::Unmatched,
             Self::NotFound => Outcome::Answered,
+            Self::Malformed(_) => Outcome::Malformed,
+            Self::Overloaded => Outcome::Overloaded,
         }
     }
 
@@ -188,11 +197,15 @@ pub enum Outcome {
     LedgerUnavailable,
     /// The gate's own page.
     Answered,
+    /// See [`Refusal::Malformed`].
+    Malformed,
+    /// See [`Refusal::Overloaded`].
+    Overloaded,
 }
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 33] = [
         Self::Unmatched,
         Self::NotAnExport,
         Self::Uncounted,
@@ -224,6 +237,8 @@ impl Outcome {
         Self::ExportUnderWay,
         Self::LedgerUnavailable,
         Self::Answered,
+        Self::Malformed,
+        Self::Overloaded,
     ];
 
     /// An export that an earlier charge covers.
@@ -287,6 +302,8 @@ impl Outcome {
             Self::ExportUnderWay => "export-under-way",
             Self::LedgerUnavailable => "ledger-unavailable",
             Self::Answered => "own-page",
+            Self::Malformed => "malformed",
+            Self::Overloaded => "overloaded",
         }
     }
 }

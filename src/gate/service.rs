@@ -19,9 +19,10 @@ use super::asked::Asked;
 use super::body::GateBody;
 use super::delivery::{Client, Delivery, Promise, promise};
 use super::fields;
+use super::framing;
 use super::layer::{Gate, Parts};
 use super::leaks::Unclassified;
-use super::pace::Pace;
+use super::pace::{Pace, Taking};
 use super::record::Record;
 use super::refusal::{Outcome, Refusal};
 use super::resume::{Pending, Target, beginning_of};
@@ -70,6 +71,9 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let gate = &self.gate;
+        if let Err(malformed) = framing::settle(&mut request, self.peer.is_some()) {
+            return ResponseFuture::own(gate.refuse_outright(Refusal::Malformed(malformed), request.headers_mut()));
+        }
         if request.uri().path().starts_with(OWN_PATH) {
             let gate = gate.clone();
             let (mut head, _) = request.into_parts();
@@ -88,10 +92,7 @@ where
                 );
             }
             Match::Misread(misread) => {
-                ensure_request_id(request.headers_mut());
-                let refusal = Refusal::Misread(misread);
-                gate.metrics.count(None, refusal.outcome());
-                return ResponseFuture::own(gate.refuse(&refusal, &Asker::of(request.headers())));
+                return ResponseFuture::own(gate.refuse_outright(Refusal::Misread(misread), request.headers_mut()));
             }
             Match::Route(found) => found,
         };
@@ -166,7 +167,7 @@ where
     }
 
     // From here on every way out settles: an error, a client that hangs up and a panic all drop the delivery.
-    let client = Client { upload: body.watch(), pace };
+    let client = Client { upload: body.watch(), taking: Taking::new(pace, &gate.parts.clock) };
     let delivery = Delivery::new(charge, record, client);
     let answer = inner.call(Request::from_parts(head, body)).await?;
     Ok(gate.settle(answer, found.route.delivers, delivery, pending, &target, &asker).await)
@@ -333,6 +334,13 @@ impl Gate {
         near_limit().for_each(|standing| self.metrics.near_limit(standing.meter));
         fields::put_warning(headers, policy, near_limit());
         fields::put_degraded(headers, policy, charge.degraded());
+    }
+
+    /// Refuses a request before anything is known of it.
+    fn refuse_outright(&self, refusal: Refusal, headers: &mut HeaderMap) -> Response<Full<Bytes>> {
+        ensure_request_id(headers);
+        self.metrics.count(None, refusal.outcome());
+        self.refuse(&refusal, &Asker::of(headers))
     }
 
     pub(super) fn refuse(&self, refusal: &Refusal, asker: &Asker) -> Response<Full<Bytes>> {

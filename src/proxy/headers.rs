@@ -70,20 +70,32 @@ pub(super) fn frame(headers: &mut HeaderMap, body: &impl Body) {
 pub(super) struct Hop {
     address: HeaderValue,
     forwarded: HeaderValue,
+    proto: HeaderValue,
     trusted: bool,
 }
 
 impl Hop {
     pub(super) fn unknown() -> Self {
         let unknown = HeaderValue::from_static("unknown");
-        Self { address: unknown, forwarded: HeaderValue::from_static("for=unknown;proto=http"), trusted: false }
+        Self {
+            address: unknown,
+            forwarded: HeaderValue::from_static("for=unknown;proto=http"),
+            proto: HeaderValue::from_static("http"),
+            trusted: false,
+        }
     }
 
-    pub(super) fn new(peer: IpAddr, trusted: bool) -> Self {
+    pub(super) fn new(peer: IpAddr, trusted: bool, is_secure: bool) -> Self {
+        let proto = if is_secure { "https" } else { "http" };
         let peer = peer.to_canonical();
         let node = if peer.is_ipv6() { format!("\"[{peer}]\"") } else { peer.to_string() };
         let value = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("unknown"));
-        Self { address: value(peer.to_string()), forwarded: value(format!("for={node};proto=http")), trusted }
+        Self {
+            address: value(peer.to_string()),
+            forwarded: value(format!("for={node};proto={proto}")),
+            proto: HeaderValue::from_static(proto),
+            trusted,
+        }
     }
 
     /// Says where the request came from. What a stranger says about it is replaced, what a trusted hop says is added to.
@@ -95,7 +107,7 @@ impl Hop {
         add(headers, FORWARDED, &self.forwarded);
         add(headers, VIA, &HeaderValue::from_static("1.1 export-gate"));
         if let Entry::Vacant(proto) = headers.entry(X_FORWARDED_PROTO) {
-            proto.insert(HeaderValue::from_static("http"));
+            proto.insert(self.proto.clone());
         }
         if let Some(host) = headers.get(HOST).cloned()
             && let Entry::Vacant(forwarded_host) = headers.entry(X_FORWARDED_HOST)
@@ -207,12 +219,12 @@ mod tests {
             ("x_design_ai_features", ""),
             ("accept", "*/*"),
         ]);
-        Hop::new([192, 0, 2, 7].into(), false).put(&mut sent, &[HeaderName::from_static("x-design-ai-features")]);
+        Hop::new([192, 0, 2, 7].into(), false, true).put(&mut sent, &[HeaderName::from_static("x-design-ai-features")]);
         let expected =
             ["accept", "forwarded", "host", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
         assert_eq!(names(&sent), expected);
         assert_eq!(sent.get("x-forwarded-for").unwrap(), "192.0.2.7");
-        assert_eq!(sent.get("forwarded").unwrap(), "for=192.0.2.7;proto=http");
+        assert_eq!(sent.get("forwarded").unwrap(), "for=192.0.2.7;proto=https");
         assert_eq!(sent.get("x-forwarded-host").unwrap(), "a.example");
     }
 
@@ -223,7 +235,7 @@ mod tests {
             ("x-forwarded-proto", "https"),
             ("x-design-ai-features", "logo"),
         ]);
-        Hop::new([10, 0, 0, 1].into(), true).put(&mut sent, &[HeaderName::from_static("x-design-ai-features")]);
+        Hop::new([10, 0, 0, 1].into(), true, false).put(&mut sent, &[HeaderName::from_static("x-design-ai-features")]);
         let all: Vec<_> = sent.get_all("x-forwarded-for").iter().collect();
         assert_eq!(all, ["192.0.2.7", "10.0.0.1"]);
         assert_eq!(sent.get("x-forwarded-proto").unwrap(), "https");
@@ -232,7 +244,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_peer_is_quoted_in_forwarded() {
-        let hop = Hop::new("2001:db8::1".parse().unwrap(), false);
+        let hop = Hop::new("2001:db8::1".parse().unwrap(), false, false);
         assert_eq!(hop.forwarded, "for=\"[2001:db8::1]\";proto=http");
     }
 }

@@ -92,12 +92,12 @@ where
         Self { upstream: Arc::new(upstream), hop: Arc::new(Hop::unknown()) }
     }
 
-    /// The same proxy for requests that come from `peer`.
+    /// The same proxy for requests that come from `peer`, by TLS or not.
     #[must_use]
-    pub fn for_peer(&self, peer: IpAddr) -> Self {
+    pub fn for_client(&self, peer: IpAddr, is_secure: bool) -> Self {
         let hops = &self.upstream.options.trusted_hops;
         let trusted = hops.iter().any(|net| net.contains(&peer.to_canonical()));
-        Self { upstream: self.upstream.clone(), hop: Arc::new(Hop::new(peer, trusted)) }
+        Self { upstream: self.upstream.clone(), hop: Arc::new(Hop::new(peer, trusted, is_secure)) }
     }
 
     /// Forwards a request.

@@ -266,6 +266,7 @@ fn an_address_that_is_too_long_to_be_degraded_is_refused_and_not_let_through_as_
     let backend = backend();
     let gate = Setup::example("b-watermark-and-seats", backend.address)
         .set("EXPORT_GATE__METERS__EXPORTS__LIMITS__FREE", "0")
+        .set("EXPORT_GATE__SERVER__MAX_HEADER_BYTES", "100000")
         .start();
     let target = format!("{DOWNLOAD}?x={}", "a".repeat(65_502));
     assert_eq!(get(gate.address, &target, &[&Token::of("u").line()]).status, 414);

@@ -198,10 +198,13 @@ fn a_backend_that_speaks_http_1_0_does_not_make_the_gate_speak_it() {
 }
 
 #[test]
-fn an_absolute_target_wins_over_the_host_field() {
+fn an_absolute_target_is_forwarded_as_a_path_if_the_host_field_agrees() {
     let backend = Backend::start(Reply::json("200 OK"));
     let gate = Setup::before(backend.address).start();
-    let raw = b"GET http://real.test/x?y HTTP/1.1\r\nhost: other.test\r\nconnection: close\r\n\r\n";
+    let raw = b"GET http://real.test/x?y HTTP/1.1\r\nhost: other.test\r\n\r\n";
+    assert_eq!(send_raw(gate.address, raw).unwrap().status, 400);
+    assert!(backend.seen().is_empty());
+    let raw = b"GET http://real.test/x?y HTTP/1.1\r\nhost: real.test\r\nconnection: close\r\n\r\n";
     assert_eq!(send_raw(gate.address, raw).unwrap().status, 200);
     assert_eq!((backend.last().line.as_str(), backend.last().header("host")), ("GET /x?y HTTP/1.1", Some("real.test")));
 }

@@ -30,10 +30,16 @@ const CONFIG: &str = r#"
 "#;
 
 fn gate() -> (ExportGateLayer, Arc<Ledger>) {
+    let (layer, ledger, _) = gate_and_clock();
+    (layer, ledger)
+}
+
+fn gate_and_clock() -> (ExportGateLayer, Arc<Ledger>, Arc<ManualClock>) {
     let environment = [("S".to_owned(), SECRET.to_owned())].into();
     let config = export_gate::config::parse("test", CONFIG, Path::new("."), &environment).unwrap();
     // Tokens are made by the machine's clock.
-    let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(export_gate::clock::SystemClock::new().now()));
+    let manual = Arc::new(ManualClock::at(export_gate::clock::SystemClock::new().now()));
+    let clock: Arc<dyn Clock> = manual.clone();
     let ledger = Ledger::in_memory(&config.policy, config.ledger, clock.clone());
     let layer = ExportGateLayer::new(Parts {
         routes: config.routes,
@@ -45,12 +51,12 @@ fn gate() -> (ExportGateLayer, Arc<Ledger>) {
         answers: config.answers,
         options: config.gate,
     });
-    (layer, ledger)
+    (layer, ledger, manual)
 }
 
 fn download<B>(body: B) -> Request<B> {
     let (name, value) = ("authorization", format!("Bearer {}", Token::of("u").signed_by(SECRET)));
-    Request::get("/designs/d1").header(name, value).body(body).unwrap()
+    Request::get("/designs/d1").header("host", "a").header(name, value).body(body).unwrap()
 }
 
 fn count(ledger: &Ledger) -> (u32, u32) {
@@ -161,7 +167,7 @@ async fn a_backend_that_breaks_off_is_not_charged_unless_the_client_held_it_up()
         // A connection whose client reads nothing: four bytes fit.
         let (connection, _client) = tokio::io::duplex(4);
         let mut connection = Paced::new(connection);
-        let layer = layer.for_client([127, 0, 0, 1].into(), connection.pace());
+        let layer = layer.for_client([127, 0, 0, 1].into(), Some(connection.pace()));
         let (pieces, body) = tokio::sync::mpsc::unbounded_channel();
         let body = Arc::new(std::sync::Mutex::new(Some(Scripted(body))));
         let service = layer.layer(service_fn(move |_: Request<Upload<Empty<Bytes>>>| {
@@ -178,5 +184,32 @@ async fn a_backend_that_breaks_off_is_not_charged_unless_the_client_held_it_up()
         pieces.send(Err("broken off")).unwrap();
         assert!(answer.frame().await.unwrap().is_err());
         assert_eq!(count(&ledger), (u32::from(stalls), 0));
+    }
+}
+
+#[tokio::test]
+async fn where_answers_share_a_connection_a_client_that_asks_for_more_late_has_held_the_answer_up() {
+    let (early, late) = (std::time::Duration::from_millis(900), std::time::Duration::from_secs(1));
+    for (before_more, has_caught_up, counted) in [(early, false, 0), (late, false, 1), (late, true, 0)] {
+        let (layer, ledger, clock) = gate_and_clock();
+        let (pieces, body) = tokio::sync::mpsc::unbounded_channel();
+        let body = Arc::new(std::sync::Mutex::new(Some(Scripted(body))));
+        let service = layer.layer(service_fn(move |_: Request<Upload<Empty<Bytes>>>| {
+            let body = body.lock().unwrap().take().unwrap();
+            async move { Ok::<_, Infallible>(Response::new(body)) }
+        }));
+        let mut answer = service.oneshot(download(Empty::new())).await.unwrap();
+        pieces.send(Ok("an image".into())).unwrap();
+        assert!(answer.frame().await.unwrap().is_ok());
+        clock.advance(before_more);
+        if has_caught_up {
+            let nothing_yet = std::future::poll_fn(|cx| {
+                std::task::Poll::Ready(http_body::Body::poll_frame(std::pin::Pin::new(&mut answer), cx).is_pending())
+            });
+            assert!(nothing_yet.await);
+        }
+        pieces.send(Err("broken off")).unwrap();
+        assert!(answer.frame().await.unwrap().is_err());
+        assert_eq!(count(&ledger), (counted, 0), "{before_more:?} {has_caught_up}");
     }
 }

@@ -9,6 +9,7 @@
 mod architecture;
 mod clocks;
 mod configuration;
+mod connections;
 mod contention;
 mod crash;
 mod damage;

@@ -10,7 +10,7 @@ pub(crate) use backend::{Backend, Reply, Seen};
 pub(crate) use client::{Answer, get, post, read_until, request, send_raw};
 pub(crate) use gate::{Folder, Gate, Setup, listening, shipped_config};
 pub(crate) use token::{SECRET, Token};
-pub(crate) use web::{WebServer, nginx};
+pub(crate) use web::{WebServer, certify, nginx};
 
 use std::time::{Duration, Instant};
 

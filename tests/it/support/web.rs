@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use super::{Folder, eventually};
 
@@ -72,8 +72,10 @@ pub(crate) fn nginx(folder: &Folder, address: SocketAddr, config: &str) -> Child
 }
 
 /// A root of its own, and a certificate for `localhost` by it.
-fn certify(folder: &Folder) {
+pub(crate) fn certify(folder: &Folder) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
+    // Another name than the certificate's, or it looks as if that one had signed itself.
+    params.distinguished_name.push(DnType::CommonName, "a root");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();

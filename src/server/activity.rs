@@ -1,0 +1,330 @@
+//! What a client does with its connection, and when that is too little.
+//!
+//! Reads, writes and bodies note what they do here, a few relaxed stores each; one timer a connection asks from time to time what
+//! to make of it. So no read, write or body needs a timer of its own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::clock::Clock;
+
+/// How long a client may take for what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Patience {
+    /// For the head of a request, from its first byte on; for the first request, from the connection's begin on.
+    pub head: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    /// How long an upload may stand still, and how long nothing may be taken of an answer.
+    pub body: Duration,
+}
+
+/// What to make of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nothing can be wrong with it for this long.
+    Fine(Duration),
+    /// It is not used: to be closed as soon as nothing is under way.
+    Idle,
+    /// The client does not do its part: to be cut off.
+    Stuck(&'static str),
+}
+
+/// What happens on one connection. Times are milliseconds of the monotonic clock.
+#[derive(Debug)]
+pub(super) struct Activity {
+    clock: Arc<dyn Clock>,
+    /// Requests whose answers have not ended.
+    in_flight: AtomicUsize,
+    /// When the last one ended; before the first, when the connection began.
+    ended: AtomicU64,
+    /// When the head that is being read began, plus one; 0 between requests.
+    head: AtomicU64,
+    /// When something was last read and written.
+    read: AtomicU64,
+    written: AtomicU64,
+    /// Whether the operating system has no room for what is to be written.
+    is_full: AtomicBool,
+    /// Uploads that wait for the client, and answers that it has yet to take.
+    uploads_waiting: AtomicUsize,
+    answers_waiting: AtomicUsize,
+    /// Whether frames are read that are no request: then a read begins no head.
+    multiplexed: AtomicBool,
+}
+
+impl Activity {
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
+        let now = milliseconds(clock.monotonic());
+        Self {
+            clock,
+            in_flight: AtomicUsize::new(0),
+            ended: AtomicU64::new(now),
+            head: AtomicU64::new(now + 1),
+            read: AtomicU64::new(now),
+            written: AtomicU64::new(now),
+            is_full: AtomicBool::new(false),
+            uploads_waiting: AtomicUsize::new(0),
+            answers_waiting: AtomicUsize::new(0),
+            multiplexed: AtomicBool::new(false),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        milliseconds(self.clock.monotonic())
+    }
+
+    /// HTTP/2 is spoken.
+    pub(super) fn multiplexed(&self) {
+        self.multiplexed.store(true, Relaxed);
+    }
+
+    pub(super) fn has_read(&self) {
+        let now = self.now();
+        self.read.store(now, Relaxed);
+        let begins_a_head = self.in_flight.load(Relaxed) == 0 && !self.multiplexed.load(Relaxed);
+        if begins_a_head && self.head.load(Relaxed) == 0 {
+            self.head.store(now + 1, Relaxed);
+        }
+    }
+
+    pub(super) fn has_written(&self) {
+        self.written.store(self.now(), Relaxed);
+        self.is_full.store(false, Relaxed);
+    }
+
+    pub(super) fn has_no_room(&self) {
+        self.is_full.store(true, Relaxed);
+    }
+
+    fn request_begins(&self) {
+        self.in_flight.fetch_add(1, Relaxed);
+        self.head.store(0, Relaxed);
+    }
+
+    fn request_ends(&self) {
+        self.ended.store(self.now(), Relaxed);
+        self.in_flight.fetch_sub(1, Relaxed);
+    }
+
+    /// What to make of the connection now.
+    pub(super) fn verdict(&self, patience: &Patience) -> Verdict {
+        let now = self.now();
+        let left =
+            |since: u64, patience: Duration| patience.saturating_sub(Duration::from_millis(now.saturating_sub(since)));
+        // What begins right after this look is seen by the next.
+        let mut fine = patience.head.min(patience.body).min(patience.idle);
+        let mut stuck = None;
+        let mut within = |left: Duration, why| {
+            if left.is_zero() {
+                stuck = stuck.or(Some(why));
+            }
+            fine = fine.min(left);
+        };
+        if self.is_full.load(Relaxed) || self.answers_waiting.load(Relaxed) > 0 {
+            within(left(self.written.load(Relaxed), patience.body), "the client takes nothing of its answer");
+        }
+        if self.uploads_waiting.load(Relaxed) > 0 {
+            within(left(self.read.load(Relaxed), patience.body), "an upload stands still");
+        }
+        let between_requests = self.in_flight.load(Relaxed) == 0 && !self.is_full.load(Relaxed);
+        if let Some(began) = self.head.load(Relaxed).checked_sub(1).filter(|_| between_requests) {
+            within(left(began, patience.head), "no whole head of a request came");
+        } else if between_requests {
+            let left = left(self.ended.load(Relaxed), patience.idle);
+            if left.is_zero() && stuck.is_none() {
+                return Verdict::Idle;
+            }
+            fine = fine.min(left);
+        }
+        stuck.map_or(Verdict::Fine(fine), Verdict::Stuck)
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX - 1)
+}
+
+/// A request that is under way, until it is dropped.
+#[derive(Debug)]
+pub(super) struct UnderWay {
+    activity: Arc<Activity>,
+    answer_waits: bool,
+}
+
+impl UnderWay {
+    pub(super) fn new(activity: Arc<Activity>) -> Self {
+        activity.request_begins();
+        Self { activity, answer_waits: false }
+    }
+
+    /// Whether the client has yet to take what it was handed.
+    pub(super) fn answer_waits(&mut self, waits: bool) {
+        if waits && !self.answer_waits {
+            // The client's time starts now.
+            self.activity.written.store(self.activity.now(), Relaxed);
+        }
+        toggle(&self.activity.answers_waiting, &mut self.answer_waits, waits);
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        toggle(&self.activity.answers_waiting, &mut self.answer_waits, false);
+        self.activity.request_ends();
+    }
+}
+
+/// The upload of a request, until it is dropped.
+#[derive(Debug)]
+pub(super) struct UploadUnderWay {
+    activity: Arc<Activity>,
+    waits: bool,
+}
+
+impl UploadUnderWay {
+    pub(super) const fn new(activity: Arc<Activity>) -> Self {
+        Self { activity, waits: false }
+    }
+
+    /// Whether the client is waited for.
+    pub(super) fn waits(&mut self, waits: bool) {
+        if waits && !self.waits {
+            self.activity.read.store(self.activity.now(), Relaxed);
+        }
+        toggle(&self.activity.uploads_waiting, &mut self.waits, waits);
+    }
+}
+
+impl Drop for UploadUnderWay {
+    fn drop(&mut self) {
+        toggle(&self.activity.uploads_waiting, &mut self.waits, false);
+    }
+}
+
+fn toggle(count: &AtomicUsize, is_in: &mut bool, shall: bool) {
+    match (*is_in, shall) {
+        (false, true) => drop(count.fetch_add(1, Relaxed)),
+        (true, false) => drop(count.fetch_sub(1, Relaxed)),
+        _ => {}
+    }
+    *is_in = shall;
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::clock::ManualClock;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const PATIENCE: Patience =
+        Patience { head: Duration::from_secs(10), idle: Duration::from_secs(75), body: Duration::from_secs(30) };
+
+    fn connection() -> (Arc<ManualClock>, Arc<Activity>) {
+        let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
+        let activity = Arc::new(Activity::new(clock.clone()));
+        (clock, activity)
+    }
+
+    fn stuck(activity: &Activity) -> bool {
+        matches!(activity.verdict(&PATIENCE), Verdict::Stuck(_))
+    }
+
+    #[test]
+    fn the_first_head_has_to_be_there_in_time() {
+        let (clock, activity) = connection();
+        clock.advance(6 * SECOND);
+        activity.has_read();
+        assert_eq!(activity.verdict(&PATIENCE), Verdict::Fine(4 * SECOND));
+        clock.advance(4 * SECOND);
+        assert!(stuck(&activity), "a byte now and then does not help");
+    }
+
+    #[test]
+    fn a_connection_may_rest_between_requests_but_a_head_that_has_begun_must_end() {
+        let (clock, activity) = connection();
+        drop(UnderWay::new(activity.clone()));
+        clock.advance(70 * SECOND);
+        assert_eq!(activity.verdict(&PATIENCE), Verdict::Fine(5 * SECOND));
+        activity.has_read();
+        clock.advance(9 * SECOND);
+        assert_eq!(activity.verdict(&PATIENCE), Verdict::Fine(SECOND));
+        clock.advance(SECOND);
+        assert!(stuck(&activity));
+        drop(UnderWay::new(activity.clone()));
+        clock.advance(75 * SECOND);
+        assert_eq!(activity.verdict(&PATIENCE), Verdict::Idle);
+    }
+
+    #[test]
+    fn pings_neither_begin_a_head_nor_keep_a_connection() {
+        let (clock, activity) = connection();
+        activity.multiplexed();
+        drop(UnderWay::new(activity.clone()));
+        for _ in 0..15 {
+            activity.has_read();
+            activity.has_written();
+            assert!(matches!(activity.verdict(&PATIENCE), Verdict::Fine(_)));
+            clock.advance(5 * SECOND);
+        }
+        assert_eq!(activity.verdict(&PATIENCE), Verdict::Idle);
+    }
+
+    #[test]
+    fn a_backend_may_take_its_time() {
+        let (clock, activity) = connection();
+        let _request = UnderWay::new(activity.clone());
+        clock.advance(500 * SECOND);
+        assert_eq!(activity.verdict(&PATIENCE), Verdict::Fine(10 * SECOND));
+    }
+
+    #[test]
+    fn who_takes_nothing_of_an_answer_is_cut_off() {
+        let (clock, activity) = connection();
+        let mut request = UnderWay::new(activity.clone());
+        clock.advance(100 * SECOND);
+        request.answer_waits(true);
+        clock.advance(29 * SECOND);
+        assert_eq!(activity.verdict(&PATIENCE), Verdict::Fine(SECOND));
+        activity.has_written();
+        clock.advance(29 * SECOND);
+        assert_eq!(activity.verdict(&PATIENCE), Verdict::Fine(SECOND), "slow is not stuck");
+        clock.advance(SECOND);
+        assert!(stuck(&activity));
+        request.answer_waits(false);
+        assert!(!stuck(&activity));
+    }
+
+    #[test]
+    fn the_rest_of_an_answer_may_take_its_time_after_its_body_has_ended() {
+        let (clock, activity) = connection();
+        drop(UnderWay::new(activity.clone()));
+        for _ in 0..10 {
+            activity.has_written();
+            activity.has_no_room();
+            clock.advance(20 * SECOND);
+            assert!(matches!(activity.verdict(&PATIENCE), Verdict::Fine(_)));
+        }
+        clock.advance(10 * SECOND);
+        assert!(stuck(&activity));
+    }
+
+    #[test]
+    fn an_upload_that_stands_still_is_cut_off_and_one_that_nobody_reads_is_not() {
+        let (clock, activity) = connection();
+        let _request = UnderWay::new(activity.clone());
+        let mut upload = UploadUnderWay::new(activity.clone());
+        clock.advance(100 * SECOND);
+        assert!(!stuck(&activity), "the backend does not ask for more");
+        upload.waits(true);
+        clock.advance(30 * SECOND);
+        assert!(stuck(&activity));
+        activity.has_read();
+        assert!(!stuck(&activity));
+        upload.waits(false);
+        clock.advance(30 * SECOND);
+        assert!(!stuck(&activity));
+    }
+}

@@ -1,0 +1,169 @@
+//! One connection, from its first byte to its end.
+
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::activity::{Activity, Patience, Verdict};
+use super::front::{Client, Current, Front, InFlight};
+use super::places::Place;
+use super::stream::ClientStream;
+use crate::clock::Clock;
+use crate::gate::Paced;
+
+/// How long a connection that is not used may take to say good-bye.
+const GOOD_BYE: Duration = Duration::from_secs(5);
+/// What a stream may send ahead of the backend taking it, and what an answer may be ahead of its client, in bytes (RFC 9113, section
+/// 6.9): so much memory, at most, may one stream take.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+const SEND_BUFFER: usize = 64 * 1024;
+/// How many streams a client may open and reset before the gate has seen them (CVE-2023-44487), and how many faulty ones it may send.
+const MAX_RESETS: usize = 20;
+const MAX_FAULTS: usize = 64;
+
+/// What can be set about clients' connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// How long a client may take.
+    pub patience: Patience,
+    /// Whether HTTP/2 is understood without TLS (RFC 9113, section 3.3).
+    pub h2c: bool,
+    /// The longest head of a request, in bytes.
+    pub max_header_bytes: usize,
+    /// How many requests may be under way at once on one connection.
+    pub max_streams: u32,
+}
+
+/// What all connections have in common.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) current: Arc<ArcSwap<Current>>,
+    pub(super) in_flight: InFlight,
+    pub(super) clock: Arc<dyn Clock>,
+    /// True once the gate is to end.
+    pub(super) ending: watch::Receiver<bool>,
+}
+
+/// Serves a client until it leaves, does not do its part, or the gate ends.
+pub(super) async fn serve(common: Arc<Common>, socket: TcpStream, from: SocketAddr, place: Place) {
+    let peer = from.ip();
+    // As they are now; requests may see later ones.
+    let (tls, options) = {
+        let current = common.current.load();
+        (current.tls.clone(), current.connections.clone())
+    };
+    let activity = Arc::new(Activity::new(common.clock.clone()));
+    let stream = ClientStream::new(socket, activity.clone(), place);
+    let client = Client { peer, is_secure: tls.is_some(), pace: None };
+    let connection = Connection { options, activity, client, common };
+    let Some(tls) = tls else { return connection.plain(stream).await };
+    match timeout(connection.options.patience.head, tls.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            connection.speak(stream, is_http2).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS with a client"),
+        Err(_) => tracing::debug!(%peer, "a client did not get to TLS in time"),
+    }
+}
+
+struct Connection {
+    options: Options,
+    common: Arc<Common>,
+    activity: Arc<Activity>,
+    client: Client,
+}
+
+impl Connection {
+    async fn plain(self, mut stream: ClientStream<TcpStream>) {
+        if !self.options.h2c {
+            return self.speak(stream, false).await;
+        }
+        match timeout(self.options.patience.head, stream.begins_with_preface()).await {
+            Ok(Ok(is_http2)) => self.speak(stream, is_http2).await,
+            Ok(Err(error)) => tracing::debug!(peer = %self.client.peer, %error, "a client left"),
+            Err(_) => tracing::debug!(peer = %self.client.peer, "a client said nothing"),
+        }
+    }
+
+    async fn speak<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: IO, is_http2: bool) {
+        let options = &self.options;
+        if is_http2 {
+            self.activity.multiplexed();
+            let mut http = http2::Builder::new(TokioExecutor::new());
+            http.timer(TokioTimer::new())
+                .max_header_list_size(u32::try_from(options.max_header_bytes).unwrap_or(u32::MAX))
+                .max_concurrent_streams(options.max_streams)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_send_buf_size(SEND_BUFFER)
+                .max_pending_accept_reset_streams(MAX_RESETS)
+                .max_local_error_reset_streams(MAX_FAULTS);
+            let connection = http.serve_connection(TokioIo::new(stream), self.front(None));
+            self.watch(connection, http2::Connection::graceful_shutdown).await;
+        } else {
+            let mut http = http1::Builder::new();
+            // The activity keeps time, also between requests.
+            http.header_read_timeout(None).max_header_size(options.max_header_bytes);
+            let stream = Paced::new(stream);
+            let pace = stream.pace();
+            let connection = http.serve_connection(TokioIo::new(stream), self.front(Some(pace))).with_upgrades();
+            self.watch(connection, http1::UpgradeableConnection::graceful_shutdown).await;
+        }
+    }
+
+    fn front(&self, pace: Option<crate::gate::Pace>) -> Front {
+        let client = Client { pace, ..self.client.clone() };
+        Front::new(self.common.current.clone(), self.common.in_flight.clone(), self.activity.clone(), client)
+    }
+
+    async fn watch<C: Future<Output = hyper::Result<()>>>(&self, connection: C, say_good_bye: fn(Pin<&mut C>)) {
+        let peer = self.client.peer;
+        let mut connection = pin!(connection);
+        let mut ending = self.common.ending.clone();
+        let mut is_leaving = false;
+        let patience = &self.options.patience;
+        let mut check = pin!(sleep(patience.head.min(patience.idle)));
+        loop {
+            tokio::select! {
+                biased;
+                ended = &mut connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%peer, %error, "a client's connection ended");
+                    }
+                    return;
+                }
+                _ = ending.wait_for(|ending| *ending), if !is_leaving => {
+                    say_good_bye(connection.as_mut());
+                    is_leaving = true;
+                }
+                () = &mut check => {
+                    let next = match self.activity.verdict(patience) {
+                        Verdict::Fine(next) => next,
+                        Verdict::Idle if is_leaving => return,
+                        Verdict::Idle => {
+                            say_good_bye(connection.as_mut());
+                            is_leaving = true;
+                            GOOD_BYE
+                        }
+                        Verdict::Stuck(why) => {
+                            tracing::debug!(%peer, why, "a client is cut off");
+                            return;
+                        }
+                    };
+                    check.set(sleep(next));
+                }
+            }
+        }
+    }
+}

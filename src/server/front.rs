@@ -1,0 +1,245 @@
+//! What stands between a connection and the stack: the configuration that counts now, how much may be under way at once, and notes
+//! of what is.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::fmt;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use pin_project_lite::pin_project;
+use tokio_rustls::TlsAcceptor;
+use tower::{Layer, Service};
+
+use super::activity::{Activity, UnderWay, UploadUnderWay};
+use super::backends::{AnswerBody, Backends};
+use super::connection::Options as ConnectionOptions;
+use crate::gate::{ExportGate, ExportGateLayer, GateBody, Pace};
+
+type Stack = ExportGate<Backends>;
+
+/// What a configuration makes of connections and requests.
+pub(super) struct Current {
+    pub(super) layer: ExportGateLayer,
+    pub(super) backends: Backends,
+    /// For new connections.
+    pub(super) tls: Option<TlsAcceptor>,
+    pub(super) connections: ConnectionOptions,
+    /// How many requests may be under way at once.
+    pub(super) max_in_flight: usize,
+}
+
+impl fmt::Debug for Current {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Current").field("connections", &self.connections).finish_non_exhaustive()
+    }
+}
+
+/// Requests that are under way on all connections.
+#[derive(Debug, Clone, Default)]
+pub(super) struct InFlight(Arc<AtomicUsize>);
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+struct OneInFlight(InFlight);
+
+impl InFlight {
+    fn enter(&self, most: usize) -> Option<OneInFlight> {
+        // Whoever is one too many leaves at once, by the guard.
+        let one = OneInFlight(self.clone());
+        (self.0.fetch_add(1, Ordering::Relaxed) < most).then_some(one)
+    }
+}
+
+impl Drop for OneInFlight {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Who has connected.
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    pub(super) peer: IpAddr,
+    pub(super) is_secure: bool,
+    /// How fast it takes its answer; `None` if it may take several at once.
+    pub(super) pace: Option<Pace>,
+}
+
+/// The service of one connection.
+#[derive(Debug)]
+pub(super) struct Front {
+    latest: Arc<ArcSwap<Current>>,
+    in_flight: InFlight,
+    activity: Arc<Activity>,
+    client: Client,
+    /// The stack for this client, and what it was made of.
+    stack: RefCell<(Arc<Current>, Stack)>,
+}
+
+impl Front {
+    pub(super) fn new(
+        latest: Arc<ArcSwap<Current>>,
+        in_flight: InFlight,
+        activity: Arc<Activity>,
+        client: Client,
+    ) -> Self {
+        let current = latest.load_full();
+        let stack = RefCell::new((current.clone(), client.stack(&current)));
+        Self { latest, in_flight, activity, client, stack }
+    }
+
+    /// The stack of the configuration that counts now, which may be another than for the last request.
+    fn stack(&self) -> (Arc<Current>, Stack) {
+        let latest = self.latest.load();
+        let mut stack = self.stack.borrow_mut();
+        if !Arc::ptr_eq(&latest, &stack.0) {
+            *stack = (latest.clone(), self.client.stack(&latest));
+        }
+        stack.clone()
+    }
+}
+
+impl Client {
+    fn stack(&self, current: &Current) -> Stack {
+        let backends = current.backends.for_client(self.peer, self.is_secure);
+        current.layer.for_client(self.peer, self.pace.clone()).layer(backends)
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for Front {
+    type Response = Response<Tracked<GateBody<AnswerBody>>>;
+    type Error = Infallible;
+    type Future = ResponseFuture<<Stack as Service<Request<ClientBody>>>::Future>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let under_way = UnderWay::new(self.activity.clone());
+        let (current, mut stack) = self.stack();
+        let state = match self.in_flight.enter(current.max_in_flight) {
+            Some(one) => {
+                let request = request.map(|body| ClientBody::new(body, &self.activity));
+                State::Admitted { future: stack.call(request), one: Some(one) }
+            }
+            None => State::Shed { answer: Some(current.layer.overloaded(request.headers())) },
+        };
+        ResponseFuture { state, under_way: Some(under_way) }
+    }
+}
+
+pin_project! {
+    /// The answer to come.
+    pub(super) struct ResponseFuture<F> {
+        #[pin]
+        state: State<F>,
+        under_way: Option<UnderWay>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<F> {
+        Admitted { #[pin] future: F, one: Option<OneInFlight> },
+        Shed { answer: Option<Response<GateBody<AnswerBody>>> },
+    }
+}
+
+impl<F> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<Response<GateBody<AnswerBody>>, Infallible>>,
+{
+    type Output = Result<Response<Tracked<GateBody<AnswerBody>>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let (answer, one) = match this.state.project() {
+            StateProjection::Admitted { future, one } => {
+                let Ok(answer) = ready!(future.poll(cx));
+                (Some(answer), one.take())
+            }
+            StateProjection::Shed { answer } => (answer.take(), None),
+        };
+        let (Some(answer), Some(under_way)) = (answer, this.under_way.take()) else {
+            unreachable!("polled after it was ready")
+        };
+        Poll::Ready(Ok(answer.map(|body| Tracked { body, under_way, _one: one })))
+    }
+}
+
+pin_project! {
+    /// The body of an answer that is under way until it is dropped.
+    #[derive(Debug)]
+    pub(super) struct Tracked<B> {
+        #[pin]
+        body: B,
+        under_way: UnderWay,
+        _one: Option<OneInFlight>,
+    }
+}
+
+impl<B: Body> Body for Tracked<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let this = self.project();
+        let polled = this.body.poll_frame(cx);
+        // Who asks for more has taken what there was; who is handed something has it to take.
+        this.under_way.answer_waits(matches!(polled, Poll::Ready(Some(Ok(_)))));
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+pin_project! {
+    /// The body of a request, as the client sends it.
+    #[derive(Debug)]
+    pub(super) struct ClientBody {
+        #[pin]
+        body: Incoming,
+        under_way: Option<UploadUnderWay>,
+    }
+}
+
+impl ClientBody {
+    fn new(body: Incoming, activity: &Arc<Activity>) -> Self {
+        let under_way = (!body.is_end_stream()).then(|| UploadUnderWay::new(activity.clone()));
+        Self { body, under_way }
+    }
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.project();
+        let polled = this.body.poll_frame(cx);
+        if let Some(under_way) = this.under_way {
+            under_way.waits(polled.is_pending());
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,80 @@
+//! Accepts connections, while there is room for them, until the gate is to end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+
+use super::connection::{self, Common};
+use super::places::{Place, Places};
+
+/// How long to wait before accepting again when the machine has no more file descriptors.
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts and serves connections until `shutdown`; then lets requests end, for `drain_timeout` at most. With the last connection, every
+/// charge has ended. `ending` is what connections hear of it by.
+pub(super) async fn serve(
+    listener: TcpListener,
+    places: Places,
+    common: Arc<Common>,
+    ending: watch::Sender<bool>,
+    drain_timeout: Duration,
+    shutdown: impl Future<Output = ()>,
+) {
+    let mut connections = JoinSet::new();
+    let mut shutdown = pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &places) => accepted,
+            Some(ended) = connections.join_next() => {
+                report(ended);
+                continue;
+            }
+            () = &mut shutdown => break,
+        };
+        match accepted {
+            Ok((socket, from, Some(place))) => {
+                connections.spawn(connection::serve(common.clone(), socket, from, place));
+            }
+            Ok((_, from, None)) => tracing::debug!(peer = %from.ip(), "too many connections from there"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    tracing::info!(connections = connections.len(), "ending: no new connections, requests under way may end");
+    ending.send_replace(true);
+    let ended = async {
+        while let Some(ended) = connections.join_next().await {
+            report(ended);
+        }
+    };
+    if tokio::time::timeout(drain_timeout, ended).await.is_err() {
+        tracing::warn!(connections = connections.len(), "requests under way did not end in time and are cut off");
+    }
+    // Cutting a connection off drops its charges, which settles them.
+    connections.shutdown().await;
+}
+
+/// The next connection, once there is a place for one; its place is `None` if its address has too many.
+async fn accept(listener: &TcpListener, places: &Places) -> io::Result<(TcpStream, SocketAddr, Option<Place>)> {
+    let free = places.free().await;
+    let (socket, from) = listener.accept().await?;
+    if let Err(error) = socket.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    Ok((socket, from, places.take(free, from.ip())))
+}
+
+fn report(ended: Result<(), JoinError>) {
+    if let Err(died) = ended {
+        tracing::error!(error = %died, "a connection's task died");
+    }
+}
