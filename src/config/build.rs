@@ -283,6 +283,7 @@ fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
         },
         sync_interval: raw.ledger.sync_interval.0,
         flush_interval: positive(raw.ledger.flush_interval, &["ledger", "flush_interval"], problems),
+        sync_timeout: positive(raw.ledger.sync_timeout, &["ledger", "sync_timeout"], problems),
         session_max: positive(raw.sessions.max, &["sessions", "max"], problems),
         session_idle: raw.sessions.idle.0.map(|idle| positive(idle, &["sessions", "idle"], problems)),
         session_files: raw.sessions.max_files,

@@ -348,6 +348,8 @@ pub(super) struct Ledger {
     pub(super) flush_interval: DurationText,
     /// How far apart groups of charges are synced while some wait for it; only with durability "strict".
     pub(super) sync_interval: DurationText,
+    /// How long a group may take to be written; while one takes longer, exports are answered with 503.
+    pub(super) sync_timeout: DurationText,
     /// How often the journal is brought into the file.
     pub(super) compact_interval: DurationText,
 }
@@ -359,6 +361,7 @@ impl Default for Ledger {
             durability: Durability::Strict,
             flush_interval: seconds(1),
             sync_interval: DurationText(std::time::Duration::from_millis(1)),
+            sync_timeout: seconds(5),
             compact_interval: seconds(10),
         }
     }

@@ -280,13 +280,16 @@ impl Gate {
                 }
             }
         }
+        if let Some(charge) = delivery.charge() {
+            // Before it is made safe: what was reported counts from its first byte on.
+            self.read_report(charge, &head.headers);
+        }
         if self.not_durable(&mut delivery).await {
             delivery.refused(Refusal::LedgerUnavailable.status());
             return self.refuse(&Refusal::LedgerUnavailable, asker).map(GateBody::own);
         }
         fields::make_private(&mut head.headers);
         if let Some(charge) = delivery.charge() {
-            self.read_report(charge, &head.headers);
             let file = beginning_of(&head, body.size_hint().exact());
             if let Some(file) = file.filter(|_| promise == Promise::Body && charge.is_booked()) {
                 charge.resumable(&target.name("", None), &file);

@@ -84,7 +84,7 @@ impl Ledger {
         let mut stripes = self.lock(planned.iter().map(Planned::stripe).chain(key));
 
         let mut covered_by = self.covers_for(request, retry.as_ref());
-        self.announce_uses(&mut covered_by);
+        self.announce_uses(&mut covered_by, request.design);
         let standings: SmallVec<[Standing; 2]> =
             planned.iter().map(|planned| self.standing(planned, time.as_second(), request.shadow)).collect();
         let rulings: SmallVec<[Ruling; 2]> =
@@ -99,6 +99,7 @@ impl Ledger {
             degraded: meters(Ruling::Degrade),
             would_deny: meters(Ruling::WouldDeny),
             standings,
+            reported: 0,
             settled: false,
         };
         if !refusing.is_empty() {

@@ -25,6 +25,11 @@ impl Cell {
         self.update(|count| count.reserve(cost, limit, plan))
     }
 
+    /// Reserves `more` for what is under way already, whatever the limit; whether so much can be counted.
+    pub(super) fn reserve_more(&self, more: u32) -> bool {
+        self.update(|count| count.reserve_more(more)).is_ok()
+    }
+
     /// A reservation of `cost` ended, and `delivered` of it was delivered: that is used from now on, the rest as if it had never been.
     pub(super) fn settle(&self, cost: u32, delivered: u32) {
         // Cannot fail: the closure always returns a count.

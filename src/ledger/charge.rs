@@ -183,6 +183,8 @@ pub struct Charge {
     pub(super) standings: SmallVec<[Standing; 2]>,
     pub(super) degraded: Meters,
     pub(super) would_deny: Meters,
+    /// The group that tells the store of images that only the backend's answer told; 0 if there are none.
+    pub(super) reported: u64,
     pub(super) settled: bool,
 }
 
@@ -207,11 +209,16 @@ impl Charge {
         self.under_way().any(|reservation| !reservation.booked.is_empty())
     }
 
-    /// The backend says how many images it has delivered: what was booked on `meter` is that, once it is delivered.
+    /// The backend says how many images it delivers: what was booked on `meter` is that, once it is delivered. To be told before
+    /// [`durable`](Self::durable).
     pub fn report(&mut self, meter: MeterId, delivered: u32) {
-        let booked: SmallVec<[u32; 2]> =
-            self.under_way().filter_map(|reservation| reservation.report(meter, delivered)).collect();
-        let Some(&cost) = booked.first() else { return };
+        let booked: SmallVec<[(u32, u64); 2]> =
+            self.under_way().filter_map(|charge| self.ledger.report(charge, meter, delivered)).collect();
+        self.reported = booked.iter().map(|(_, group)| *group).max().unwrap_or(0).max(self.reported);
+        let Some(&(cost, _)) = booked.first() else { return };
+        if self.reported > 0 {
+            self.ledger.hurry();
+        }
         for standing in self.standings.iter_mut().filter(|standing| standing.meter == meter) {
             standing.count.reserved = standing.count.reserved.saturating_sub(cost).saturating_add(delivered);
         }
@@ -231,7 +238,8 @@ impl Charge {
     /// [`NotDurable`] if it could not be written; it should be given back then.
     pub async fn durable(&self) -> Result<(), NotDurable> {
         let charged = self.under_way().map(|reservation| reservation.group);
-        let group = charged.chain(self.covered_by.iter().map(|by| by.group)).max().unwrap_or(0);
+        let covered = self.covered_by.iter().map(|by| by.group);
+        let group = charged.chain(covered).chain([self.reported]).max().unwrap_or(0);
         self.ledger.wait_for_group(group).await
     }
 

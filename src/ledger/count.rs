@@ -30,9 +30,14 @@ impl Count {
 
     /// The count once `cost` is reserved too, if it fits; with `limit: None` it always does.
     pub(super) fn reserve(self, cost: u32, limit: Option<u32>, plan: PlanId) -> Option<Self> {
-        let reserved = self.reserved.checked_add(cost).filter(|reserved| *reserved <= MOST_RESERVED)?;
         let fits = limit.is_none_or(|limit| self.has_room(cost, limit));
-        fits.then_some(Self { reserved, plan: Some(plan), ..self })
+        self.reserve_more(cost).filter(|_| fits).map(|count| Self { plan: Some(plan), ..count })
+    }
+
+    /// The count once `more` is reserved for what is under way already, if so much can be counted.
+    pub(super) fn reserve_more(self, more: u32) -> Option<Self> {
+        let reserved = self.reserved.checked_add(more).filter(|reserved| *reserved <= MOST_RESERVED)?;
+        Some(Self { reserved, ..self })
     }
 
     /// The count once a reservation of `cost` has ended, and `delivered` of it was delivered.

@@ -11,9 +11,13 @@ use dashmap::mapref::one::RefMut;
 use smallvec::SmallVec;
 
 use super::reservation::{Meters, Reservation};
+use super::unflushed::OpenName;
 use crate::policy::{Demand, MeterId};
 use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, CoverName, Representation};
+
+/// Between a design and what was paid for it, in the name of what is owed.
+pub(super) const OWED: char = '\t';
 
 /// How many covers of a kind a user can have.
 pub(super) const MOST_OF_A_KIND: usize = 256;
@@ -110,6 +114,10 @@ pub(super) struct CoverUse {
     pub(super) files: u32,
     /// The charge, if it is still under way: the two end together.
     pub(super) under_way: Option<Arc<Reservation>>,
+    /// What was booked for it, where it was taken from a cover of a delivered charge.
+    pub(super) paid: SmallVec<[(MeterId, u32); 2]>,
+    /// What the store is told of it besides.
+    pub(super) open: Option<OpenName>,
     /// The group that tells the store that it was taken; 0 if nobody has to wait for that.
     pub(super) group: u64,
 }
@@ -141,6 +149,19 @@ impl OfUser {
         known.map(|(_, _, cover)| cover)
     }
 
+    /// What is owed for a design that meets most of what is asked, and of that what was paid least for: the rest may be asked for yet.
+    fn owed(&self, design: &str, wanted: &Wanted<'_>) -> Option<Arc<str>> {
+        let of_design = |what: &str| what.strip_prefix(design).is_some_and(|rest| rest.starts_with(OWED));
+        let known = self.covers.iter().filter(|(kind, what, cover)| {
+            *kind == CoverKind::Redelivery && of_design(what) && cover.files_left > 0 && cover.ends() > wanted.now
+        });
+        let fit = |cover: &Cover| {
+            let met = wanted.asked.iter().filter(|asked| cover.holds_for(CoverKind::Redelivery, asked)).count();
+            (met, std::cmp::Reverse(cover.meters.iter().map(|(_, cost)| u64::from(*cost)).sum::<u64>()))
+        };
+        known.max_by_key(|(.., cover)| fit(cover)).map(|(_, what, _)| what.clone())
+    }
+
     fn remove(&mut self, kind: CoverKind, what: &str) -> Option<Cover> {
         let at = self.covers.iter().position(|(known, name, _)| *known == kind && **name == *what)?;
         Some(self.covers.swap_remove(at).2)
@@ -155,6 +176,11 @@ impl Covers {
     /// Takes what is wanted from a cover, if it is open and holds for some of it.
     pub(super) fn take(&self, name: &CoverName, wanted: Wanted<'_>) -> Option<CoverUse> {
         let mut of_user = self.by_user.get_mut(&name.user)?;
+        let what = match name.kind {
+            CoverKind::Redelivery => of_user.owed(&name.what, &wanted)?,
+            _ => name.what.clone(),
+        };
+        let name = &CoverName { what, ..name.clone() };
         let cover = of_user.find(name.kind, &name.what)?;
         let same_version = !matches!((&cover.version, wanted.version), (Some(known), Some(now)) if known != now);
         let held = || wanted.asked.iter().filter(|asked| cover.holds_for(name.kind, asked));
@@ -177,7 +203,9 @@ impl Covers {
         }
         cover.files_left -= files;
         let (serial, under_way) = (cover.serial, cover.under_way.clone());
-        Some(CoverUse { name: name.clone(), serial, meters, degraded, files, under_way, group: 0 })
+        let paid = if under_way.is_none() { cover.meters.clone() } else { SmallVec::new() };
+        let name = name.clone();
+        Some(CoverUse { name, serial, meters, degraded, files, under_way, paid, open: None, group: 0 })
     }
 
     /// If there is an open cover of that name for some of what is asked: the meters that it degrades by.

@@ -1,21 +1,24 @@
 //! The one task that writes to the store.
 
 use std::collections::BTreeSet;
+use std::fmt::Write;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::charge::NotDurable;
-use super::covers::{Cover, CoverUse};
+use super::covers::{Cover, CoverUse, OWED};
 use super::history;
 use super::reservation::{Meters, Place, Reservation};
-use super::unflushed::{Open, OpenName, Unflushed};
+use super::unflushed::{OpenName, Unflushed};
 use super::{Count, Durability, KEEP_CLOSED_WINDOWS, Ledger, MeterState, Options, REDELIVERY};
 use crate::policy::{MeterId, PlanId};
 use crate::seeded::{self, Bug};
 use crate::store::{
-    Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, OpenRow, Row, RowSink, Store, StoreError,
+    Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, OpenRow, Reply, Row, RowSink, Store, StoreError,
 };
 
 /// How long to wait before a store that could not be opened is tried again.
@@ -23,6 +26,12 @@ const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often closed windows are looked for.
 const FORGET_INTERVAL: Duration = Duration::from_hours(1);
+
+/// How many covers are ended at a time, under a lock that charges need.
+const MOST_EXPIRED: usize = 10_000;
+
+/// How long the store may be silent at the end before the gate ends without it: a disk that hangs may do so for ever.
+const LAST_FLUSH: Duration = Duration::from_secs(30);
 
 /// The last flush did not reach the store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,31 +52,47 @@ pub struct LastFlushFailed {
 /// [`LastFlushFailed`] if charges were delivered that the store does not know in the end.
 pub async fn run(
     ledger: Arc<Ledger>,
-    mut store: Box<dyn Store>,
+    store: Box<dyn Store>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), LastFlushFailed> {
-    let mut shutdown = pin!(shutdown);
-    let mut forgotten_at = None;
-    let (mut loaded, mut ending) = (false, false);
     // However this ends, by a panic too: nothing is charged that nobody writes.
     let _charging_ends = ChargingEnds(ledger.clone());
+    let (end, ending) = oneshot::channel();
+    let mut writing = pin!(keep_writing(&ledger, store, ending));
+    tokio::select! {
+        ended = &mut writing => return ended,
+        () = shutdown => {}
+    }
+    // It listens to its end, unless it has ended.
+    let _ = end.send(());
+    let ended = tokio::time::timeout(LAST_FLUSH, writing).await;
+    ended.unwrap_or_else(|_| last_words(&ledger, StoreError::Unavailable("the store does not answer".to_owned())))
+}
+
+async fn keep_writing(
+    ledger: &Arc<Ledger>,
+    mut store: Box<dyn Store>,
+    mut shutdown: oneshot::Receiver<()>,
+) -> Result<(), LastFlushFailed> {
+    let mut forgotten_at = None;
+    let (mut loaded, mut ending) = (false, false);
     'open: loop {
         // Once read, memory is ahead of the store: reading it again could bring back a session that has ended meanwhile.
-        let rows: RowSink = if loaded { Box::new(drop) } else { load_into(&ledger) };
+        let rows: RowSink = if loaded { Box::new(drop) } else { load_into(ledger) };
         let mut opened = store.open(rows).await;
         if loaded && opened.is_ok() {
             // It can be read, and perhaps not written: what was delivered meanwhile comes first, and nothing is added to it.
-            opened = flush(&ledger, store.as_mut(), None).await;
+            opened = flush(ledger, store.as_mut(), None).await;
         }
         if let Err(error) = opened {
             ledger.suspend(&error);
             if ending {
-                return last_words(&ledger, error);
+                return last_words(ledger, error);
             }
             // The last try is made at once, and is the same as all others.
             ending = tokio::select! {
                 () = tokio::time::sleep(REOPEN_INTERVAL) => false,
-                () = &mut shutdown => true,
+                _ = &mut shutdown => true,
             };
             continue;
         }
@@ -80,10 +105,10 @@ pub async fn run(
         while !ending {
             ending = tokio::select! {
                 () = ledger.next_flush() => false,
-                () = &mut shutdown => true,
+                _ = &mut shutdown => true,
             };
-            let forget = forget_before(&ledger, &mut forgotten_at);
-            if let Err(error) = flush(&ledger, store.as_mut(), forget).await {
+            let forget = forget_before(ledger, &mut forgotten_at);
+            if let Err(error) = flush(ledger, store.as_mut(), forget).await {
                 ledger.suspend(&error);
                 continue 'open;
             }
@@ -96,7 +121,7 @@ struct ChargingEnds(Arc<Ledger>);
 
 impl Drop for ChargingEnds {
     fn drop(&mut self) {
-        self.0.set_trouble(Some("the ledger's flusher has ended".into()));
+        self.0.suspend_because("the ledger's flusher has ended".into());
     }
 }
 
@@ -127,15 +152,19 @@ fn load_into(ledger: &Arc<Ledger>) -> RowSink {
 }
 
 /// The time before which closed windows may go, once an interval.
-fn forget_before(ledger: &Ledger, done_at: &mut Option<Duration>) -> Option<i64> {
+fn forget_before(ledger: &Arc<Ledger>, done_at: &mut Option<Duration>) -> Option<i64> {
     let now = ledger.clock.monotonic();
     if done_at.is_some_and(|done| now < done + FORGET_INTERVAL) {
         return None;
     }
     *done_at = Some(now);
     let before = ledger.clock.now().as_second() - KEEP_CLOSED_WINDOWS.as_secs() as i64;
-    ledger.counters.forget_before(before);
-    ledger.histories.forget_before(before - ledger.longest_history());
+    let ledger = ledger.clone();
+    // All are looked at, a part of them at a time: no group, and nobody who waits for one, waits for that.
+    tokio::task::spawn_blocking(move || {
+        ledger.counters.forget_before(before);
+        ledger.histories.forget_before(before - ledger.longest_history());
+    });
     Some(before)
 }
 
@@ -150,7 +179,7 @@ async fn flush(ledger: &Ledger, store: &mut dyn Store, forget_before: Option<i64
         ledger.written.send_modify(|written| written.group = number);
         return Ok(());
     }
-    if let Err(error) = store.write(batch).await {
+    if let Err(error) = patiently(ledger, store.write(batch)).await {
         ledger.unflushed().put_back(marks);
         ledger.written.send_modify(|written| written.failures += 1);
         return Err(error);
@@ -162,32 +191,58 @@ async fn flush(ledger: &Ledger, store: &mut dyn Store, forget_before: Option<i64
     Ok(())
 }
 
+/// Waits for the store as long as it takes; nobody else does. A group that hangs may have been written, and may not: until it is known,
+/// nothing is charged.
+async fn patiently(ledger: &Ledger, mut writing: Reply<'_>) -> Result<(), StoreError> {
+    let limit = ledger.options.sync_timeout;
+    if let Ok(written) = tokio::time::timeout(limit, &mut writing).await {
+        return written;
+    }
+    ledger.suspend(&StoreError::Unavailable(format!("a write has taken longer than {limit:?}")));
+    let written = writing.await;
+    if written.is_ok() {
+        ledger.resume();
+    }
+    written
+}
+
 impl Ledger {
     /// Marks a charge that must be durable before it is delivered, and wakes the flusher.
     pub(super) fn announce(&self, charge: &mut Reservation, design: &Arc<str>) {
         if self.options.durability == Durability::Periodic || charge.booked.is_empty() || seeded::bug(Bug::NoIntent) {
             return;
         }
-        let name = OpenName { user: charge.user.clone(), design: design.clone() };
+        let meters = charge.booked.iter().map(|booked| (booked.meter, booked.cost)).collect();
+        let name = OpenName { user: charge.user.clone(), design: design.clone(), meters, is_covered: false };
         {
             let mut unflushed = self.unflushed();
-            charge.group = unflushed.booked(&charge.booked);
-            unflushed.opened_charge(&name, &charge.booked);
+            unflushed.booked(&charge.booked);
+            charge.group = unflushed.begun(&name);
         }
         charge.open = Some(name);
+        self.hurry();
+    }
+
+    /// Somebody waits for the next group.
+    pub(super) fn hurry(&self) {
         self.awaited.notify_one();
     }
 
-    /// The same for what is taken from covers of few deliveries: or each crash would bring them back. A session has files to spare,
-    /// and the rest of a file is the same file each time.
-    pub(super) fn announce_uses(&self, uses: &mut [CoverUse]) {
+    /// The same for what is taken from covers of few deliveries: or each crash would bring them back. Until it is delivered a crash
+    /// owes it. A session has files to spare, and the rest of a file is the same file each time.
+    pub(super) fn announce_uses(&self, uses: &mut [CoverUse], design: &Arc<str>) {
         let is_scarce = |by: &CoverUse| matches!(by.name.kind, CoverKind::Retry | CoverKind::Redelivery);
         for by in uses.iter_mut().filter(|by| self.options.durability == Durability::Strict && is_scarce(by)) {
+            let (user, design, meters) = (by.name.user.clone(), design.clone(), by.paid.clone());
             let mut unflushed = self.unflushed();
-            unflushed.changed(self.digests.of(&by.name), by.name.clone());
-            by.group = unflushed.next_number();
+            by.group = unflushed.changed(self.digests.of(&by.name), by.name.clone());
+            if !meters.is_empty() {
+                let name = OpenName { user, design, meters, is_covered: true };
+                by.group = unflushed.begun(&name);
+                by.open = Some(name);
+            }
             drop(unflushed);
-            self.awaited.notify_one();
+            self.hurry();
         }
     }
 
@@ -221,6 +276,10 @@ impl Ledger {
                 "the ledger cannot charge: exports are answered with 503, other traffic flows"
             );
         }
+        self.suspend_because(why);
+    }
+
+    fn suspend_because(&self, why: Arc<str>) {
         self.set_trouble(Some(why));
         // Whoever waits for a group looks again.
         self.written.send_modify(|_| {});
@@ -251,6 +310,8 @@ impl Ledger {
 
     fn restore_cover(&self, row: CoverRow, wall_ms: i64) {
         let now = self.clock.monotonic();
+        // What is owed is owed from when the gate is there again, each time.
+        let is_owed = row.name.kind == CoverKind::Redelivery;
         // Not past the longest life of a cover, should the wall clock have been set back meanwhile.
         let Options { session_max, session_idle, retry_window, resume_window, .. } = self.options;
         let longest = session_max.max(retry_window).max(resume_window);
@@ -266,14 +327,14 @@ impl Ledger {
             serial: self.next_serial(),
             meters: row.meters.iter().filter_map(|(name, cost)| Some((known(name)?, *cost))).collect(),
             degraded: row.degraded.iter().filter_map(|name| known(name)).collect(),
-            until: now + left(row.expires_at_ms),
+            until: now + if is_owed { REDELIVERY } else { left(row.expires_at_ms) },
             idle_until: row.idle_at_ms.map(|idle| now + left(idle).min(session_idle.unwrap_or(longest))),
             files_left: row.files_left,
             version: row.version,
             file: row.file,
             under_way: None,
         };
-        if row.name.kind == CoverKind::Redelivery {
+        if is_owed {
             self.owes_redeliveries.store(true, Ordering::Relaxed);
         }
         unflushed.will_end(cover.ends(), digest, row.name.clone());
@@ -283,7 +344,7 @@ impl Ledger {
     /// Charges whose end nobody knows count as used (`restore_counter`), and their design is delivered once more. Covers are read
     /// before these: what an earlier crash has left is owed as well.
     fn restore_open(&self, row: OpenRow) {
-        let name = CoverName { kind: CoverKind::Redelivery, user: row.user.clone(), what: row.design.clone() };
+        let name = CoverName { kind: CoverKind::Redelivery, user: row.user, what: row.what };
         let owed = self.covers.find(&name).map_or(0, |earlier| earlier.files_left);
         let known = |name: &str| self.meter_named(name).map(|(id, _)| id);
         let cover = Cover {
@@ -307,7 +368,7 @@ impl Ledger {
         // In one group: it is under way no more, and owed.
         unflushed.opened(digest, name.clone(), cover.ends());
         if !seeded::bug(Bug::OwedAfterEachCrash) {
-            unflushed.closed(Some(&OpenName { user: row.user, design: row.design }));
+            unflushed.was_cut_short(name.clone());
         }
         if let Some(surplus) = self.covers.open(&name, cover) {
             unflushed.changed(self.digests.of(&surplus), surplus);
@@ -317,38 +378,42 @@ impl Ledger {
     fn expire_covers(&self) {
         let now = self.clock.monotonic();
         let mut unflushed = self.unflushed();
-        while let Some((digest, name)) = unflushed.next_ending(now) {
-            match self.covers.expire(&name, now) {
+        for _ in 0..MOST_EXPIRED {
+            let Some((digest, name)) = unflushed.next_ending(now) else { break };
+            if let Some(ends) = self.covers.expire(&name, now) {
                 // It was used meanwhile.
-                Some(ends) => unflushed.will_end(ends, digest, name),
-                None => unflushed.changed(digest, name),
+                unflushed.will_end(ends, digest, name);
+            } else {
+                unflushed.changed(digest, name);
             }
         }
     }
 
-    /// Takes all marks, and makes the group that brings the store up to date. A counter's value may be newer than its mark; a
-    /// cover's is not (see `deliver`), or the store could know a cover and not its charge.
+    /// Takes all marks, and makes the group that brings the store up to date. What settles does so under the same lock as this reads
+    /// what it has changed: no group has a cover without its charge, and none owes what it does not count.
     fn next_group(&self, forget_before: Option<i64>) -> (Unflushed, Batch) {
-        let (marks, covers, ended, open) = {
+        let (marks, counts, covers, ended, open) = {
             let mut unflushed = self.unflushed();
             let marks = unflushed.take();
-            let (covers, ended) = self.changed_covers(&marks);
-            let open = marks.open_changed().map(|name| self.open_row(name, unflushed.open(name))).collect();
-            (marks, covers, ended, open)
+            let (covers, gone) = self.changed_covers(&marks);
+            let ended =
+                |owed: &CoverName| OpenRow { user: owed.user.clone(), what: owed.what.clone(), ..OpenRow::default() };
+            // The same may be under way again: that comes after.
+            let open = marks.cut_short().iter().map(ended);
+            let open = open.chain(marks.open_changed().map(|name| self.open_row(name, unflushed.open(name)))).collect();
+            let counts: Vec<Option<Count>> = marks.counters.keys().map(|place| self.count_at(*place)).collect();
+            (marks, counts, covers, gone, open)
         };
         let (mut counters, mut dropped) = (Vec::new(), Vec::new());
         let is_strict = self.options.durability == Durability::Strict && !seeded::bug(Bug::OwedButNotReserved);
-        let tells = |count: Count| count.used > 0 || (is_strict && count.reserved > 0);
-        for (place, dirty) in &marks.counters {
+        let tells = |count: &Count| count.used > 0 || (is_strict && count.reserved > 0);
+        for ((place, dirty), count) in marks.counters.iter().zip(counts) {
             let Some(MeterState { name, window, .. }) = self.meter(dirty.meter) else { continue };
             let named = |span| CounterName { meter: name.clone(), subject: dirty.subject.clone(), span };
             let plan = |plan: Option<PlanId>| plan.map_or("", |plan| self.plans.name(plan)).into();
             let (span, count) = match *place {
-                Place::Counter(key) => (dirty.span, Some(self.counters.count(key))),
-                Place::Slot { digest, start } => (
-                    history::span(window, start),
-                    self.histories.slot_count(digest, start).filter(|count| tells(*count)),
-                ),
+                Place::Counter(_) => (dirty.span, count),
+                Place::Slot { start, .. } => (history::span(window, start), count.filter(tells)),
             };
             match count {
                 Some(Count { used, reserved, plan: last }) => {
@@ -361,10 +426,23 @@ impl Ledger {
         (marks, Batch { counters, dropped, covers, ended, open, forget_before })
     }
 
-    fn open_row(&self, name: &OpenName, open: Open) -> OpenRow {
+    fn count_at(&self, place: Place) -> Option<Count> {
+        match place {
+            Place::Counter(key) => Some(self.counters.count(key)),
+            Place::Slot { digest, start } => self.histories.slot_count(digest, start),
+        }
+    }
+
+    fn open_row(&self, name: &OpenName, charges: u32) -> OpenRow {
+        let OpenName { user, design, meters, is_covered } = name;
         let name_of = |id: MeterId| Some(self.meter(id)?.name.clone());
-        let meters = open.meters.iter().filter_map(|(id, cost)| Some((name_of(*id)?, *cost))).collect();
-        OpenRow { user: name.user.clone(), design: name.design.clone(), charges: open.charges, meters }
+        let meters: Vec<_> = meters.iter().filter_map(|(id, cost)| Some((name_of(*id)?, *cost))).collect();
+        let mut what = format!("{design}{OWED}{}", if *is_covered { "covered" } else { "charged" });
+        for (meter, cost) in &meters {
+            // Writing to a string cannot fail.
+            let _ = write!(what, " {meter}={cost}");
+        }
+        OpenRow { user: user.clone(), what: what.into(), charges, meters }
     }
 
     /// Covers as they are now, and names of those that are no more.

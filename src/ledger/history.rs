@@ -83,6 +83,13 @@ impl Histories {
         Reserved { slot: start, count: history.standing(window, now, None).count, dropped }
     }
 
+    /// Books `more` for what is under way in a slot already.
+    pub(super) fn reserve_more(&self, digest: u128, start: i64, more: u32) {
+        let mut history = self.by_subject.entry(digest).or_default();
+        let slot = history.slot(start);
+        slot.reserved = slot.reserved.saturating_add(more);
+    }
+
     /// A reservation of `cost` ended, and `delivered` of it was delivered.
     pub(super) fn settle(&self, digest: u128, start: i64, cost: u32, delivered: u32) {
         let mut history = self.by_subject.entry(digest).or_default();

@@ -12,8 +12,7 @@
 //!   Quota remains while `used + reserved + cost <= limit`; with L left and any number of concurrent requests, exactly L are admitted.
 //! * Charges on several meters are all or nothing: the counters' stripes (`admit.rs`) are locked in order, all are checked, then all
 //!   are reserved. No lock is ever held across an await, and no map guard while another is taken.
-//! * A [`Charge`] settles exactly once (`settle.rs`), however many retries share it (`reservation.rs`). While it is under way it is `reserved`; only
-//!   what is delivered is ever written.
+//! * A [`Charge`] settles exactly once (`settle.rs`), however many retries share it (`reservation.rs`). While it is under way it is `reserved`.
 //! * The [flusher](run) is one task. It writes what has changed as absolute values, one group after the other. While one is written
 //!   the next gathers; whoever waits for a group is woken when it is safe.
 //! * Until the store has been read, and whenever it cannot be written, the ledger does not charge: [`Admission::Unavailable`].
@@ -37,18 +36,25 @@
 //! 1. *Delivered means counted.* Bytes leave only after the sync of a group that was built after the reservation; a later group says R
 //!    or U, until the charge is void, and what is void has delivered nothing.
 //! 2. *Counted means asked for.* A row never says more than memory did at some instant, and memory counts nothing that was not asked for.
-//! 3. *What a crash has cut short is made good.* R after a crash counts as used: nobody knows whether it was delivered. With each R goes
-//!    a row of the store's table `open`, in the same group: after the crash its user gets that design once more for nothing, for 15 min.
-//!    Both are gone once a later group says U or nothing.
+//! 3. *What a crash has cut short is made good.* R after a crash counts as used: nobody knows whether it was delivered. The group that
+//!    makes a charge safe has a row of the store's table `open` as well: after the crash its user gets that design once more for nothing,
+//!    as much as was paid for, within 15 min of the gate being there again. Both are gone once a later group says U or nothing, in that
+//!    group: what settles does so under the lock under which a group reads, so none owes what it does not count. (The other way round is
+//!    possible for as long as a group takes: a group that takes what others have marked may hold R of a charge that is just being booked,
+//!    and its row `open` comes in the next. A crash between the two counts it and owes nothing.)
 //!
 //! Delivered and void are written with whatever group comes next: nobody waits for them. What is taken from a cover of few deliveries
-//! (a retry, what a crash owes) is safe before it leaves, as a charge is; sessions have files to spare, and the rest of a file is
-//! the same file each time.
+//! (a retry, what a crash owes) is safe before it leaves, as a charge is, and has a row `open` of its own: what a second crash cuts short
+//! is owed still. Sessions have files to spare, and the rest of a file is the same file each time. Images that only the backend's answer
+//! tells of are reserved, and safe, before the first byte.
 //!
 //! All values are absolute: to write a group again, after an outcome that nobody knows, changes nothing, and neither does a crash
 //! while the store is read. If a sync fails, nobody knows what is on the disk: the ledger stops charging, the store is opened anew, and
 //! all that was in the failed group is written once more, with the values of then. Whoever waited gets [`NotDurable`], and gives the
 //! charge back.
+//!
+//! A write that takes longer than `sync_timeout` (5 s) stops the charging until it returns: exports get 503, all else flows. At the end a
+//! store that does not answer is waited for no longer than 30 s.
 //!
 //! A busy store paces its groups (`sync_interval`, 1 ms): the syncs and wake-ups are what costs, not the rows, and all of it is hidden
 //! behind a render that takes longer. An idle one syncs at once.
@@ -124,6 +130,8 @@ pub struct Options {
     pub sync_interval: Duration,
     /// How often changes are written to the store.
     pub flush_interval: Duration,
+    /// How long a group may take to be written: while one takes longer, nothing is charged.
+    pub sync_timeout: Duration,
     /// How long a session of the export screen lasts at most.
     pub session_max: Duration,
     /// How long a session lasts that nothing is exported from; `None` for as long as `session_max`.
@@ -144,6 +152,7 @@ impl Default for Options {
             durability: Durability::Periodic,
             sync_interval: Duration::from_millis(1),
             flush_interval: Duration::from_secs(1),
+            sync_timeout: Duration::from_secs(5),
             session_max: Duration::from_hours(24),
             session_idle: None,
             session_files: 100,

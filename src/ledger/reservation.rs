@@ -73,6 +73,8 @@ struct State {
     progress: Progress,
     /// How many images the backend says it has delivered.
     reported: SmallVec<[(MeterId, u32); 2]>,
+    /// What was reserved on top of what was booked, because it says so.
+    extra: SmallVec<[(MeterId, u32); 2]>,
     /// The download that may be resumed.
     resume: Option<(CoverName, Representation)>,
 }
@@ -111,7 +113,7 @@ impl Reservation {
             extends: None,
             group: 0,
             open: None,
-            state: Mutex::new(State { progress, reported: SmallVec::new(), resume: None }),
+            state: Mutex::new(State { progress, reported: SmallVec::new(), extra: SmallVec::new(), resume: None }),
         }
     }
 
@@ -125,11 +127,26 @@ impl Reservation {
         state.progress != Progress::Void
     }
 
-    /// The backend says how many images were delivered. What was booked on that meter, if anything was.
-    pub(super) fn report(&self, meter: MeterId, delivered: u32) -> Option<u32> {
-        let booked = self.booked.iter().find(|booked| booked.meter == meter)?;
-        self.state().reported.push((meter, delivered));
-        Some(booked.cost)
+    /// The backend says how many images were delivered. If that is more than what is reserved, `reserve` is to add the rest, unless the
+    /// charge has ended meanwhile; whether it was called.
+    pub(super) fn report(&self, booked: &Booked, delivered: u32, reserve: impl FnOnce(u32) -> bool) -> bool {
+        let mut state = self.state();
+        if !matches!(state.progress, Progress::UnderWay { .. }) {
+            return false;
+        }
+        state.reported.push((booked.meter, delivered));
+        let more = delivered.saturating_sub(booked.cost + extra(&state.extra, booked.meter));
+        // Under the lock: who settles it gives back neither more nor less.
+        let is_reserved = more > 0 && reserve(more);
+        if is_reserved {
+            state.extra.push((booked.meter, more));
+        }
+        is_reserved
+    }
+
+    /// All that is reserved of it on a meter.
+    pub(super) fn reserved(&self, booked: &Booked) -> u32 {
+        booked.cost + extra(&self.state().extra, booked.meter)
     }
 
     /// The download can be resumed; whether that is news.
@@ -180,4 +197,8 @@ impl Reservation {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn extra(extra: &[(MeterId, u32)], meter: MeterId) -> u32 {
+    extra.iter().filter(|(known, _)| *known == meter).map(|(_, more)| more).sum()
 }

@@ -30,18 +30,18 @@ impl Ledger {
 
     /// A charge was delivered for the first time.
     fn deliver(&self, charge: &Reservation, delivered: &Delivered) {
+        let now = self.clock.monotonic();
+        // Held until all is marked: a group says all of this, or nothing.
+        let mut unflushed = self.unflushed();
         let mut used: SmallVec<[(MeterId, u32); 2]> = SmallVec::new();
         for booked in &charge.booked {
             let reported = delivered.reported.iter().rev().find(|(meter, _)| *meter == booked.meter);
             let images = reported.map_or(booked.cost, |(_, images)| *images);
-            self.settle_count(booked, images);
+            self.settle_count(booked, charge.reserved(booked), images);
             self.stats.delivered(booked.meter);
             used.push((booked.meter, images));
         }
         used.retain(|(_, images)| *images > 0);
-        let now = self.clock.monotonic();
-        // Held until the marks are set: whoever writes a cover to the store has the mark of its charge as well.
-        let mut unflushed = self.unflushed();
         unflushed.delivered(&charge.booked, charge.group > 0);
         unflushed.closed(charge.open.as_ref());
         let mut open = |name: &CoverName, lasts: Duration, cover: Cover| {
@@ -83,19 +83,21 @@ impl Ledger {
 
     /// A charge came to nothing: all who shared it have ended.
     fn void(&self, charge: &Reservation) {
+        // If the store may know of the reservation, a group says all of this, or nothing: never that it is owed, and not counted.
+        let mut unflushed = (charge.group > 0).then(|| self.unflushed());
         for booked in &charge.booked {
-            self.settle_count(booked, 0);
+            let reserved = charge.reserved(booked);
+            self.settle_count(booked, reserved, 0);
             if seeded::bug(Bug::RefundTwice) {
-                self.settle_count(booked, 0);
+                self.settle_count(booked, reserved, 0);
             }
             self.stats.voided(booked.meter);
         }
-        if charge.group > 0 && !seeded::bug(Bug::VoidNotWritten) {
-            // The store may know of the reservation.
-            let mut unflushed = self.unflushed();
+        if let Some(unflushed) = unflushed.as_mut().filter(|_| !seeded::bug(Bug::VoidNotWritten)) {
             unflushed.booked(&charge.booked);
             unflushed.closed(charge.open.as_ref());
         }
+        drop(unflushed);
         if let Some(opening) = &charge.opens {
             self.covers.opened(&opening.session, charge.serial);
         }
@@ -136,14 +138,31 @@ impl Ledger {
         }
     }
 
-    fn settle_count(&self, booked: &Booked, delivered: u32) {
+    fn settle_count(&self, booked: &Booked, reserved: u32, delivered: u32) {
         match booked.place {
-            Place::Counter(key) => self.counters.with(key, |cell| cell.settle(booked.cost, delivered)),
-            Place::Slot { digest, start } => self.histories.settle(digest, start, booked.cost, delivered),
+            Place::Counter(key) => self.counters.with(key, |cell| cell.settle(reserved, delivered)),
+            Place::Slot { digest, start } => self.histories.settle(digest, start, reserved, delivered),
         }
     }
 
+    /// The backend says how many images it delivers: that is what is used once it has. What is more than was booked is reserved from now
+    /// on, whatever the limit. What was booked; and the group that tells the store, 0 if there is nothing to tell.
+    pub(super) fn report(&self, charge: &Reservation, meter: MeterId, delivered: u32) -> Option<(u32, u64)> {
+        let booked = charge.booked.iter().find(|booked| booked.meter == meter)?;
+        let has_more = charge.report(booked, delivered, |more| match booked.place {
+            Place::Counter(key) => self.counters.with(key, |cell| cell.reserve_more(more)),
+            Place::Slot { digest, start } => {
+                self.histories.reserve_more(digest, start, more);
+                true
+            }
+        });
+        let is_told = has_more && charge.group > 0;
+        let group = if is_told { self.unflushed().booked(std::slice::from_ref(booked)) } else { 0 };
+        Some((booked.cost, group))
+    }
+
     pub(super) fn settle_cover(&self, by: CoverUse, settlement: Settlement) {
+        let mut unflushed = self.unflushed();
         match settlement {
             Settlement::Delivered => {
                 by.meters.iter().for_each(|meter| self.stats.covered(*meter));
@@ -152,7 +171,12 @@ impl Ledger {
             }
             Settlement::Void => self.covers.give_back(&by.name, by.serial, by.files),
         }
-        self.unflushed().changed(self.digests.of(&by.name), by.name);
+        unflushed.closed(by.open.as_ref());
+        unflushed.changed(self.digests.of(&by.name), by.name);
+        if by.open.is_some() {
+            // Or a crash would owe it once more, for nothing: for a charge that is worth it, for what is free it is not.
+            self.hurry();
+        }
     }
 
     /// The user has left an export screen: its session ends, and one that is about to open does not.

@@ -15,10 +15,12 @@ use crate::store::CoverName;
 pub(super) struct Unflushed {
     pub(super) counters: HashMap<Place, DirtyCounter>,
     pub(super) covers: HashMap<u128, CoverName>,
-    /// Charges under way that the store is told of.
-    open: HashMap<OpenName, Open>,
-    /// Those that have changed.
+    /// What is under way that the store is told of, and how often.
+    open: HashMap<OpenName, u32>,
+    /// What of it has changed.
     open_changed: HashSet<OpenName>,
+    /// What was under way when the last process ended: by now it is owed.
+    cut_short: Vec<CoverName>,
     /// How many groups have been taken.
     taken: u64,
     /// Delivered charges since the last group was taken.
@@ -31,19 +33,15 @@ pub(super) struct Unflushed {
     queued: HashSet<u128>,
 }
 
-/// Whose charges for which design are under way.
+/// What a crash cuts short, and therefore owes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct OpenName {
     pub(super) user: Arc<str>,
     pub(super) design: Arc<str>,
-}
-
-/// Charges under way.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Open {
-    pub(super) charges: u32,
-    /// What the last of them has booked.
+    /// What it has booked, and how much: no more is owed, and no less.
     pub(super) meters: SmallVec<[(MeterId, u32); 2]>,
+    /// Whether it is taken from a cover: then it was counted with that one's charge.
+    pub(super) is_covered: bool,
 }
 
 /// What a count's place does not tell.
@@ -64,38 +62,47 @@ impl Unflushed {
     }
 
     /// Which group the next one is.
-    pub(super) const fn next_number(&self) -> u64 {
+    const fn next_number(&self) -> u64 {
         self.taken + 1
     }
 
-    /// A charge is under way that the store is told of.
-    pub(super) fn opened_charge(&mut self, name: &OpenName, booked: &[Booked]) {
-        let open = self.open.entry(name.clone()).or_default();
-        open.charges += 1;
-        open.meters = booked.iter().map(|booked| (booked.meter, booked.cost)).collect();
+    /// Something is under way that the store is told of. The group that will tell it.
+    pub(super) fn begun(&mut self, name: &OpenName) -> u64 {
+        *self.open.entry(name.clone()).or_default() += 1;
         self.open_changed.insert(name.clone());
+        self.next_number()
     }
 
     /// It has ended.
     pub(super) fn closed(&mut self, name: Option<&OpenName>) {
         let Some(name) = name else { return };
         if let Some(open) = self.open.get_mut(name) {
-            open.charges = open.charges.saturating_sub(1);
-            if open.charges == 0 {
+            *open = open.saturating_sub(1);
+            if *open == 0 {
                 self.open.remove(name);
             }
         }
         self.open_changed.insert(name.clone());
     }
 
-    /// What is under way of that name.
-    pub(super) fn open(&self, name: &OpenName) -> Open {
-        self.open.get(name).cloned().unwrap_or_default()
+    /// How often that is under way.
+    pub(super) fn open(&self, name: &OpenName) -> u32 {
+        self.open.get(name).copied().unwrap_or_default()
     }
 
-    /// Names of charges under way that have changed.
+    /// Names of what is under way that have changed.
     pub(super) fn open_changed(&self) -> impl Iterator<Item = &OpenName> {
         self.open_changed.iter()
+    }
+
+    /// What the store has under way was cut short, and is owed under this name.
+    pub(super) fn was_cut_short(&mut self, owed: CoverName) {
+        self.cut_short.push(owed);
+    }
+
+    /// Names of what was cut short.
+    pub(super) fn cut_short(&self) -> &[CoverName] {
+        &self.cut_short
     }
 
     /// One charge was delivered. Its counters and covers are marked under one lock: no group holds a cover without its charge. If the
@@ -118,9 +125,10 @@ impl Unflushed {
         self.covers.insert(digest, name);
     }
 
-    /// A cover was used, or is no more.
-    pub(super) fn changed(&mut self, digest: u128, name: CoverName) {
+    /// A cover was used, or is no more. The group that will tell the store.
+    pub(super) fn changed(&mut self, digest: u128, name: CoverName) -> u64 {
         self.covers.insert(digest, name);
+        self.next_number()
     }
 
     /// A cover that the store knows, to be ended in time.
@@ -171,6 +179,7 @@ impl Unflushed {
             self.covers.entry(digest).or_insert(name);
         }
         self.open_changed.extend(group.open_changed);
+        self.cut_short.extend(group.cut_short);
         self.charges += group.charges;
         self.writing = 0;
     }

@@ -88,7 +88,7 @@ impl Records {
         dropped.iter().try_for_each(|name| self.put(&("counter", name), &Written::Dropped(name)))?;
         covers.iter().try_for_each(|row| self.put(&("cover", &row.name), &Written::Cover(row)))?;
         ended.iter().try_for_each(|name| self.put(&("cover", name), &Written::Ended(name)))?;
-        open.iter().try_for_each(|row| self.put(&("open", &row.user, &row.design), &Written::Open(row)))?;
+        open.iter().try_for_each(|row| self.put(&("open", &row.user, &row.what), &Written::Open(row)))?;
         forget_before.iter().try_for_each(|before| self.put(&"forget", &Written::ForgetBefore(*before)))?;
         Ok(&self.group)
     }
@@ -137,7 +137,7 @@ impl<'g> Changes<'g> {
             }
         }
         batch.counters.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        batch.open.sort_unstable_by(|a, b| (&a.user, &a.design).cmp(&(&b.user, &b.design)));
+        batch.open.sort_unstable_by(|a, b| (&a.user, &a.what).cmp(&(&b.user, &b.what)));
         Ok(batch)
     }
 }
@@ -186,8 +186,8 @@ mod tests {
         }
     }
 
-    fn open(design: &str, charges: u32) -> OpenRow {
-        OpenRow { user: "u".into(), design: design.into(), charges, meters: Vec::new() }
+    fn open(what: &str, charges: u32) -> OpenRow {
+        OpenRow { user: "u".into(), what: what.into(), charges, meters: Vec::new() }
     }
 
     fn merged(batches: &[Batch]) -> Result<Batch, Undecodable> {

@@ -50,7 +50,7 @@ pub struct CoverName {
     pub kind: CoverKind,
     /// Whose.
     pub user: Arc<str>,
-    /// The design of a session or a redelivery; method, target and key of a retry; design and target of a download that may be resumed.
+    /// The design of a session; of a redelivery, what an [`OpenRow`] has; method, target and key of a retry; design and target of a download that may be resumed.
     pub what: Arc<str>,
 }
 
@@ -114,16 +114,16 @@ pub struct CoverRow {
     pub file: Option<Representation>,
 }
 
-/// A user's charges for a design that are under way. Their counts are in the counters' `reserved`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What of a user is under way: charges, whose counts are in the counters' `reserved`, and what was taken from covers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenRow {
     /// The user.
     pub user: Arc<str>,
-    /// The design.
-    pub design: Arc<str>,
+    /// The design, a tab, and how it is paid for: a name for what a crash would owe.
+    pub what: Arc<str>,
     /// How many there are; 0 if there are none any more.
     pub charges: u32,
-    /// Names of the meters that the last of them booked, and how much.
+    /// Names of the meters that each of them has booked, and how much.
     pub meters: Vec<(Arc<str>, u32)>,
 }
 

@@ -21,7 +21,7 @@ use crate::policy::{Span, Subject, SubjectKind};
 const APPLICATION_ID: i32 = 0x4558_4754;
 
 /// Version of the schema (`PRAGMA user_version`).
-const SCHEMA_VERSION: i32 = 4;
+const SCHEMA_VERSION: i32 = 5;
 
 /// Each row has a seal: [`Written::seal`].
 const SCHEMA: &str = "
@@ -54,11 +54,11 @@ const SCHEMA: &str = "
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE open (
         user    TEXT    NOT NULL,
-        design  TEXT    NOT NULL,
+        what    TEXT    NOT NULL,
         charges INTEGER NOT NULL,
         meters  TEXT    NOT NULL,
         seal    INTEGER NOT NULL,
-        PRIMARY KEY (user, design)
+        PRIMARY KEY (user, what)
     ) STRICT, WITHOUT ROWID;
     -- One row. The ledger's number, and the last generation of its journal that is in these tables.
     CREATE TABLE journal (
@@ -304,11 +304,11 @@ fn read_all(snapshot: &Transaction<'_>, rows: &mut RowSink) -> rusqlite::Result<
         check(row, 11, Written::Cover(&cover).seal(), "of a cover")?;
         rows(Row::Cover(cover));
     }
-    let mut open = snapshot.prepare("SELECT user, design, charges, meters, seal FROM open")?;
+    let mut open = snapshot.prepare("SELECT user, what, charges, meters, seal FROM open")?;
     let mut found = open.query([])?;
     while let Some(row) = found.next()? {
         let meters = words(row, 3)?.iter().filter_map(|word| booked(word)).collect();
-        let open = OpenRow { user: text(row, 0)?, design: text(row, 1)?, charges: row.get(2)?, meters };
+        let open = OpenRow { user: text(row, 0)?, what: text(row, 1)?, charges: row.get(2)?, meters };
         check(row, 4, Written::Open(&open).seal(), "of a charge under way")?;
         rows(Row::Open(open));
     }
@@ -370,16 +370,16 @@ fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
         end_cover.execute(params![name.kind.as_str(), name.user, name.what])?;
     }
     let mut put_open = group
-        .prepare_cached("INSERT OR REPLACE INTO open (user, design, charges, meters, seal) VALUES (?, ?, ?, ?, ?)")?;
-    let mut end_open = group.prepare_cached("DELETE FROM open WHERE user = ? AND design = ?")?;
+        .prepare_cached("INSERT OR REPLACE INTO open (user, what, charges, meters, seal) VALUES (?, ?, ?, ?, ?)")?;
+    let mut end_open = group.prepare_cached("DELETE FROM open WHERE user = ? AND what = ?")?;
     // Nearly all have come and gone since the last time.
     let known = open_names(group)?;
     for row in &batch.open {
-        let OpenRow { user, design, charges, meters } = row;
+        let OpenRow { user, what, charges, meters } = row;
         if *charges > 0 {
-            put_open.execute(params![user, design, charges, spelled(meters), Written::Open(row).seal()])?;
-        } else if known.contains(&(user.clone(), design.clone())) {
-            end_open.execute(params![user, design])?;
+            put_open.execute(params![user, what, charges, spelled(meters), Written::Open(row).seal()])?;
+        } else if known.contains(&(user.clone(), what.clone())) {
+            end_open.execute(params![user, what])?;
         }
     }
     if let Some(before) = batch.forget_before {
@@ -389,7 +389,7 @@ fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
 }
 
 fn open_names(group: &Transaction<'_>) -> rusqlite::Result<HashSet<(Arc<str>, Arc<str>)>> {
-    let mut names = group.prepare_cached("SELECT user, design FROM open")?;
+    let mut names = group.prepare_cached("SELECT user, what FROM open")?;
     let name = |row: &rusqlite::Row<'_>| {
         Ok((row.get::<_, String>(0).map(Arc::from)?, row.get::<_, String>(1).map(Arc::from)?))
     };

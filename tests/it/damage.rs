@@ -43,7 +43,7 @@ fn batch(write: u32) -> Batch {
     };
     let open = |design: u32, charges| OpenRow {
         user: "user-1".into(),
-        design: format!("design-{design}").into(),
+        what: format!("design-{design}").into(),
         charges,
         meters: vec![("exports".into(), 1)],
     };

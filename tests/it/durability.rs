@@ -251,10 +251,14 @@ fn an_image_that_has_left_is_counted_after_a_kill_at_any_time() {
     let (_backend, setup) = strict();
     let token = Token::of("u").ai().line();
     // Nobody knows the end of a charge that a crash has cut short: each design is delivered once more for nothing, and no more.
-    for (design, used) in [("d1", 1), ("d1", 1), ("d1", 2), ("d2", 2)] {
+    for (design, used, is_free) in [("d1", 1, false), ("d1", 1, true), ("d1", 2, false), ("d2", 2, false)] {
         let gate = setup.start();
         let expected = if used == 2 && design == "d2" { 429 } else { 200 };
         assert_eq!(get(gate.address, &format!("/v1/designs/{design}/download"), &[&token]).status, expected);
+        if is_free {
+            // What was free is written at once when it is delivered: else it would be owed again.
+            eventually("it is written", || file_says(&setup, "SELECT count(*) FROM open") == "0");
+        }
         gate.signal("KILL");
         drop(gate);
         assert_eq!(setup.start().used("u", "ai-exports"), used, "{design}");
@@ -397,4 +401,27 @@ fn an_opening_that_a_crash_has_cut_short_opens_its_session_when_it_is_repeated()
         assert_eq!(request(gate.address, "POST", &format!("/v1/designs/d1/{what}"), &[&token], b"").status, 200);
         assert_eq!(gate.used("u", "ai-exports"), 1, "{what}: one visit of the screen, one charge");
     }
+}
+
+#[test]
+fn a_sync_that_hangs_stops_exports_and_nothing_else_until_it_returns() {
+    let (_backend, setup) = strict();
+    let setup = setup.set("EXPORT_GATE__LEDGER__SYNC_TIMEOUT", "50ms");
+    // The eighth hangs, of the thread that writes: by then it is ready.
+    let gate = setup
+        .traced(&["-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=3s:when=8", "-o", "/dev/null"])
+        .start();
+    let token = Token::of("u").plan("max").ai().line();
+    let mut delivered = 0;
+    eventually("a sync hangs", || {
+        let status = get(gate.address, DOWNLOAD, &[&token]).status;
+        delivered += u64::from(status == 200);
+        status == 503
+    });
+    let (status, why) = gate.admin("/readyz");
+    assert!(status == 503 && why.contains("has taken longer than 50ms"), "{why}");
+    assert_eq!(request(gate.address, "PUT", "/v1/designs/d1", &[], b"{}").status, 200);
+    eventually("it has returned", || gate.admin("/readyz").0 == 200);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
+    eventually("what came to nothing is given back", || gate.used("u", "ai-exports") == delivered + 1);
 }

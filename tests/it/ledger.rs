@@ -10,14 +10,14 @@ use export_gate::policy::{
     Calendar, CalendarUnit, Demand, Limit, Meter, MeterId, OnExceed, PlanId, Plans, Policy, SessionUse, Subject, Who,
     Window,
 };
-use export_gate::store::{Batch, CounterRow, CoverName, CoverRow, Reply, Row, RowSink, Store, StoreError};
+use export_gate::store::{Batch, CounterRow, CoverName, CoverRow, OpenRow, Reply, Row, RowSink, Store, StoreError};
 use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
 use tokio::sync::Notify;
 
 const PLAN: PlanId = PlanId(0);
 
-fn policy(meters: usize) -> Policy {
+pub(super) fn policy(meters: usize) -> Policy {
     let unit = CalendarUnit::Week { starts: Weekday::Monday };
     let week = || Window::Calendar(Calendar { unit, zone: TimeZone::UTC });
     let meter = |index: usize| Meter {
@@ -28,7 +28,7 @@ fn policy(meters: usize) -> Policy {
 }
 
 /// Wednesday noon.
-fn clock() -> Arc<ManualClock> {
+pub(super) fn clock() -> Arc<ManualClock> {
     Arc::new(ManualClock::at("2026-11-18T12:00:00Z".parse().unwrap()))
 }
 
@@ -37,7 +37,7 @@ fn ledger(meters: usize) -> (Arc<Ledger>, Arc<ManualClock>) {
     (Ledger::in_memory(&policy(meters), Options::default(), clock.clone()), clock)
 }
 
-fn demand(meter: u8, limit: u32) -> Demand {
+pub(super) fn demand(meter: u8, limit: u32) -> Demand {
     Demand {
         meter: MeterId(meter),
         subject: Subject::user("u"),
@@ -50,7 +50,7 @@ fn demand(meter: u8, limit: u32) -> Demand {
     }
 }
 
-async fn charge(ledger: &Arc<Ledger>, user: &str, demands: &[Demand]) -> Admission {
+pub(super) async fn charge(ledger: &Arc<Ledger>, user: &str, demands: &[Demand]) -> Admission {
     let (user, design): (Arc<str>, Arc<str>) = (user.into(), "d1".into());
     let demands: Vec<Demand> =
         demands.iter().map(|demand| Demand { subject: Subject::user(user.clone()), ..demand.clone() }).collect();
@@ -76,7 +76,7 @@ fn delivered(admission: Admission) -> bool {
     }
 }
 
-fn used(ledger: &Ledger, user: &str) -> Vec<(u32, u32)> {
+pub(super) fn used(ledger: &Ledger, user: &str) -> Vec<(u32, u32)> {
     ledger.usage(&policy(3), &Who::user(user)).iter().map(|usage| (usage.count.used, usage.count.reserved)).collect()
 }
 
@@ -484,7 +484,7 @@ fn unflushed(ledger: &Ledger) -> String {
 }
 
 /// Lets the flusher run until something is true; time is paused, so that waiting costs none.
-async fn settled(mut is_true: impl FnMut() -> bool) {
+pub(super) async fn settled(mut is_true: impl FnMut() -> bool) {
     for _ in 0..100 {
         if is_true() {
             return;
@@ -511,9 +511,32 @@ struct DiskState {
     writing: bool,
     counters: Vec<CounterRow>,
     covers: Vec<CoverRow>,
+    open: Vec<OpenRow>,
 }
 
 impl Disk {
+    /// What a crash now would leave.
+    pub(super) fn as_it_is(&self) -> Self {
+        let state = self.0.lock().unwrap();
+        let DiskState { counters, covers, open, .. } = &*state;
+        let (counters, covers, open) = (counters.clone(), covers.clone(), open.clone());
+        Self(Arc::new(std::sync::Mutex::new(DiskState { counters, covers, open, ..DiskState::default() })))
+    }
+
+    /// Charges under way that it would owe and does not count.
+    pub(super) fn owed_and_not_counted(&self) -> u32 {
+        let state = self.0.lock().unwrap();
+        let charged = state.open.iter().filter(|row| row.what.contains("\tcharged"));
+        let uncounted = charged.flat_map(|row| {
+            let counted = |meter: &Arc<str>| {
+                let of_meter = |known: &&CounterRow| known.name.meter == *meter && known.name.subject.id == row.user;
+                state.counters.iter().filter(of_meter).map(|known| known.reserved).sum::<u32>()
+            };
+            row.meters.iter().map(move |(meter, cost)| (row.charges * cost).saturating_sub(counted(meter)))
+        });
+        uncounted.sum()
+    }
+
     fn breaks(&self, breaks: bool) {
         self.0.lock().unwrap().breaks = breaks;
     }
@@ -522,7 +545,7 @@ impl Disk {
         self.0.lock().unwrap().is_full = is_full;
     }
 
-    fn holds_writes(&self) -> Arc<Notify> {
+    pub(super) fn holds_writes(&self) -> Arc<Notify> {
         self.0.lock().unwrap().held.insert(Arc::default()).clone()
     }
 
@@ -557,6 +580,7 @@ impl Store for Disk {
             let state = self.0.lock().unwrap();
             state.counters.iter().cloned().for_each(|row| rows(Row::Counter(row)));
             state.covers.iter().cloned().for_each(|row| rows(Row::Cover(row)));
+            state.open.iter().cloned().for_each(|row| rows(Row::Open(row)));
         }
         Box::pin(async { opened })
     }
@@ -576,7 +600,7 @@ impl Store for Disk {
 impl Disk {
     fn keep(&self, batch: &Batch) -> Result<(), StoreError> {
         self.answer()?;
-        let DiskState { counters, covers, is_full, .. } = &mut *self.0.lock().unwrap();
+        let DiskState { counters, covers, open, is_full, .. } = &mut *self.0.lock().unwrap();
         if *is_full {
             return Err(StoreError::Unavailable("the disk is full".into()));
         }
@@ -589,6 +613,10 @@ impl Disk {
         let changed = |name: &CoverName| batch.ended.contains(name) || batch.covers.iter().any(|row| row.name == *name);
         covers.retain(|row| !changed(&row.name));
         covers.extend(batch.covers.iter().cloned());
+        for row in &batch.open {
+            open.retain(|known| (&known.user, &known.what) != (&row.user, &row.what));
+            open.extend(Some(row.clone()).filter(|row| row.charges > 0));
+        }
         Ok(())
     }
 }

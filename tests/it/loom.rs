@@ -65,6 +65,21 @@ fn of_two_costs_that_do_not_fit_together_exactly_one_is_admitted_and_the_other_i
 }
 
 #[test]
+fn what_a_backend_reports_on_top_is_neither_lost_nor_given_back_twice() {
+    model(|| {
+        let cell = cell(0, 1);
+        let other = spawn(&cell, |cell| {
+            assert!(cell.reserve_more(4));
+            cell.settle(5, 5);
+        });
+        let admitted = cell.reserve(1, Some(10), PLAN).is_ok();
+        other.join().unwrap();
+        assert!(admitted);
+        assert_eq!(count(&cell), (5, 1));
+    });
+}
+
+#[test]
 fn a_delivery_makes_no_room_while_it_settles() {
     model(|| {
         let cell = cell(0, 1);

@@ -12,6 +12,7 @@ mod configuration;
 mod connections;
 mod contention;
 mod crash;
+mod cut_short;
 mod damage;
 mod delivery;
 mod demo;

@@ -217,7 +217,14 @@ impl<'w> Driver<'w> {
         let life = Life { attempts: self.world.take_attempts(), is_clean: how == How::Asked };
         self.followers.iter_mut().for_each(|follower| follower.life_is_over(&life));
         self.add_up(&life, &log);
-        self.books.close(&life, &in_the_store(&self.setup.folder))?;
+        let (counts, open) = in_the_store(&self.setup.folder);
+        for ((user, meter), booked) in open {
+            let count = counts.get(&(user.clone(), meter.clone())).copied().unwrap_or_default();
+            if booked > count.reserved {
+                return Err(format!("{user}: {booked} {meter} would be owed, and {count:?} counted"));
+            }
+        }
+        self.books.close(&life, &counts)?;
         self.exported = life.users();
         Ok(())
     }
@@ -225,7 +232,7 @@ impl<'w> Driver<'w> {
     /// A gate that is killed before it has done much: right after its start, when it listens, when it is ready, or while others
     /// than exports come already.
     fn die_at_birth(&mut self) -> Result<(), String> {
-        let before = in_the_store(&self.setup.folder);
+        let (before, _) = in_the_store(&self.setup.folder);
         let mut process = Process::spawn(&self.setup);
         match self.dice.roll(4) {
             0 => {}
@@ -243,7 +250,7 @@ impl<'w> Driver<'w> {
         let (_, log) = process.wait();
         self.summary.kills += 1;
         self.is_gone(&log)?;
-        let after = in_the_store(&self.setup.folder);
+        let (after, _) = in_the_store(&self.setup.folder);
         let sums = |counts: &Counts| counts.iter().map(|(name, count)| (name.clone(), count.sum())).collect::<Vec<_>>();
         if sums(&before) != sums(&after) {
             return Err(format!("a start that was broken off has changed the store from {before:?} to {after:?}"));

@@ -9,6 +9,9 @@ use crate::support::Folder;
 /// What of a user is used or under way, by user and meter.
 pub(super) type Counts = BTreeMap<(String, String), Count>;
 
+/// What is under way and booked, by user and meter.
+pub(super) type Open = BTreeMap<(String, String), u64>;
+
 /// What a row says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Count {
@@ -23,8 +26,32 @@ impl Count {
     }
 }
 
-/// All counts that the store has kept. No gate may be running.
-pub(super) fn in_the_store(folder: &Folder) -> Counts {
+/// What the store has kept.
+#[derive(Debug, Default)]
+struct Kept {
+    counts: Counts,
+    /// By user and what it is.
+    open: BTreeMap<(String, String), UnderWay>,
+}
+
+/// How often something is under way, and what each has booked.
+type UnderWay = (u64, Vec<(String, u64)>);
+
+/// All counts that the store has kept, and what it has kept as under way and counted. No gate may be running.
+pub(super) fn in_the_store(folder: &Folder) -> (Counts, Open) {
+    let Kept { counts, open } = kept(folder);
+    let mut booked = Open::new();
+    // What was taken from a cover was counted with that one's charge.
+    for ((user, what), (charges, meters)) in open.iter().filter(|((_, what), _)| !what.contains("\tcovered")) {
+        assert!(what.contains("\tcharged"), "{what}");
+        for (meter, cost) in meters {
+            *booked.entry((user.clone(), meter.clone())).or_default() += charges * cost;
+        }
+    }
+    (counts, booked)
+}
+
+fn kept(folder: &Folder) -> Kept {
     // A copy: whoever reads tables that a kill has left in the middle of a change puts them right first.
     let copy = Folder::new();
     for name in ["export-gate.db", "export-gate.db-wal", "export-gate.db-journal"] {
@@ -34,22 +61,29 @@ pub(super) fn in_the_store(folder: &Folder) -> Counts {
     }
     let tables = copy.path("export-gate.db");
     let rows = sqlite(&tables, "SELECT subject, meter, used, reserved FROM counters");
-    let mut counts: Counts = rows
+    let counts = rows
         .iter()
         .map(|row| {
             let count = Count { used: row[2].parse().unwrap(), reserved: row[3].parse().unwrap() };
             ((row[0].clone(), row[1].clone()), count)
         })
         .collect();
-    let Some(row) = sqlite(&tables, "SELECT ledger, compacted FROM journal").pop() else { return counts };
+    let rows = sqlite(&tables, "SELECT user, replace(what, char(9), '|'), charges, meters FROM open");
+    let open = rows.iter().map(|row| {
+        let meters = row[3].split(' ').map(|word| word.split_once('=').unwrap());
+        let meters = meters.map(|(meter, cost)| (meter.to_owned(), cost.parse().unwrap())).collect();
+        ((row[0].clone(), row[1].replace('|', "\t")), (row[2].parse().unwrap(), meters))
+    });
+    let mut kept = Kept { counts, open: open.collect() };
+    let Some(row) = sqlite(&tables, "SELECT ledger, compacted FROM journal").pop() else { return kept };
     let (ledger, compacted): (i64, u32) = (row[0].parse().unwrap(), row[1].parse().unwrap());
     let journals = ["export-gate.db.journal-0", "export-gate.db.journal-1"].map(|name| folder.path(name));
     let mut journals: Vec<_> = journals.iter().filter_map(|path| read_journal(path, ledger)).collect();
     journals.sort();
     for (_, groups) in journals.into_iter().filter(|(generation, _)| *generation > compacted) {
-        groups.iter().for_each(|group| apply(group, &mut counts));
+        groups.iter().for_each(|group| apply(group, &mut kept));
     }
-    counts
+    kept
 }
 
 /// The rows of an answer. None of a file that has no tables yet.
@@ -91,8 +125,8 @@ fn read_journal(path: &Path, ledger: i64) -> Option<(u32, Vec<Vec<u8>>)> {
     Some((generation, groups))
 }
 
-/// What a group says of counters. A record: 16 bytes of key, 4 bytes of length, a row as `postcard` writes it.
-fn apply(mut group: &[u8], counts: &mut Counts) {
+/// What a group says. A record: 16 bytes of key, 4 bytes of length, a row as `postcard` writes it.
+fn apply(mut group: &[u8], kept: &mut Kept) {
     while !group.is_empty() {
         let length = u32::from_le_bytes(group[16..20].try_into().unwrap()) as usize;
         let mut record = Record(&group[20..20 + length]);
@@ -100,9 +134,15 @@ fn apply(mut group: &[u8], counts: &mut Counts) {
             0 => {
                 let name = record.name();
                 let count = Count { used: record.number(), reserved: record.number() };
-                counts.insert(name, count);
+                kept.counts.insert(name, count);
             }
-            1 => drop(counts.remove(&record.name())),
+            1 => drop(kept.counts.remove(&record.name())),
+            4 => {
+                let name = (record.text(), record.text());
+                let charges = record.number();
+                let meters = (0..record.number()).map(|_| (record.text(), record.number())).collect();
+                kept.open.insert(name, (charges, meters));
+            }
             // Covers and the like.
             _ => {}
         }

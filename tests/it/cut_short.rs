@@ -1,0 +1,261 @@
+//! What a crash leaves of what was under way, and what a store that hangs or dies does to those who wait: on a store in memory, with
+//! durability `strict`.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use export_gate::clock::Clock;
+use export_gate::ledger::{Admission, Charge, CoverKind, Durability, Ledger, Options, Settlement, run};
+use export_gate::policy::{Demand, MeterId};
+use export_gate::store::{Batch, Reply, RowSink, Store};
+
+use crate::ledger::{Disk, charge, clock, demand, policy, settled, used};
+
+/// A ledger that has read a disk.
+async fn start(disk: &Disk) -> Arc<Ledger> {
+    start_at(disk, clock()).await
+}
+
+async fn start_at(disk: &Disk, clock: Arc<dyn Clock>) -> Arc<Ledger> {
+    let ledger = Ledger::new(&policy(1), Options { durability: Durability::Strict, ..Options::default() }, clock);
+    tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), std::future::pending()));
+    settled(|| ledger.availability().is_ok()).await;
+    ledger
+}
+
+fn costing(cost: u32, limit: u32) -> Demand {
+    Demand { cost, ..demand(0, limit) }
+}
+
+async fn charged(ledger: &Arc<Ledger>, demand: Demand) -> Charge {
+    match charge(ledger, "u", &[demand]).await {
+        Admission::Charged(charge) => charge,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Delivers what is asked for, if it is free because of a crash.
+async fn is_redelivered(ledger: &Arc<Ledger>, demand: Demand) -> bool {
+    match charge(ledger, "u", &[demand]).await {
+        Admission::Covered(CoverKind::Redelivery, charge) => {
+            charge.durable().await.unwrap();
+            charge.settle(Settlement::Delivered);
+            true
+        }
+        Admission::Charged(_) | Admission::Refused(_) => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_charge_that_was_cut_short_is_owed_as_it_was_paid_for() {
+    for costs in [[1, 100], [100, 1]] {
+        let disk = Disk::default();
+        let ledger = start(&disk).await;
+        let first = charged(&ledger, costing(costs[0], 125)).await;
+        let second = charged(&ledger, costing(costs[1], 125)).await;
+        first.durable().await.unwrap();
+        second.durable().await.unwrap();
+
+        let ledger = start(&disk.as_it_is()).await;
+        assert_eq!(used(&ledger, "u"), [(101, 0)]);
+        let mut owed = Vec::new();
+        for cost in [100, 100, 1, 1] {
+            owed.push(is_redelivered(&ledger, costing(cost, 101)).await);
+        }
+        assert_eq!(owed, [true, false, true, false], "{costs:?}");
+        assert_eq!(used(&ledger, "u"), [(101, 0)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn less_than_what_is_owed_takes_what_was_paid_least_for() {
+    let disk = Disk::default();
+    let ledger = start(&disk).await;
+    let _under_way = [charged(&ledger, costing(50, 125)).await, charged(&ledger, costing(2, 125)).await];
+    settled(|| disk.owed_and_not_counted() == 0 && disk.rows().0.iter().any(|row| row.reserved == 52)).await;
+    let ledger = start(&disk.as_it_is()).await;
+    assert!(is_redelivered(&ledger, costing(1, 52)).await);
+    assert!(is_redelivered(&ledger, costing(50, 52)).await, "the larger one is left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_crash_owes_is_owed_until_it_was_delivered_however_many_crashes_there_are() {
+    let disk = Disk::default();
+    let ledger = start(&disk).await;
+    let first = charged(&ledger, costing(1, 1)).await;
+    first.durable().await.unwrap();
+    let mut disk = disk.as_it_is();
+    for _ in 0..3 {
+        let ledger = start(&disk).await;
+        let Admission::Covered(CoverKind::Redelivery, again) = charge(&ledger, "u", &[costing(1, 1)]).await else {
+            panic!("it was never delivered")
+        };
+        again.durable().await.unwrap();
+        disk = disk.as_it_is();
+    }
+    let ledger = start(&disk).await;
+    assert!(is_redelivered(&ledger, costing(1, 1)).await);
+    assert!(!is_redelivered(&ledger, costing(1, 1)).await);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let ledger = start(&disk.as_it_is()).await;
+    assert!(!is_redelivered(&ledger, costing(1, 1)).await, "it was delivered, and that was written");
+    assert_eq!(used(&ledger, "u"), [(1, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_owed_is_owed_from_when_the_gate_is_there_again() {
+    let disk = Disk::default();
+    let ledger = start(&disk).await;
+    let first = charged(&ledger, costing(1, 1)).await;
+    first.durable().await.unwrap();
+    let disk = disk.as_it_is();
+    let _second = start(&disk).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // It was down for 20 minutes, and is there again.
+    let clock = clock();
+    clock.advance(Duration::from_mins(20));
+    let ledger = start_at(&disk.as_it_is(), clock.clone()).await;
+    clock.advance(Duration::from_mins(14));
+    assert!(is_redelivered(&ledger, costing(1, 1)).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn images_that_only_the_answer_tells_of_are_safe_before_they_leave() {
+    let disk = Disk::default();
+    let ledger = start(&disk).await;
+    let mut export = charged(&ledger, costing(1, 100)).await;
+    export.durable().await.unwrap();
+    export.report(MeterId(0), 50);
+    assert_eq!(used(&ledger, "u"), [(0, 50)], "others find them taken");
+    export.durable().await.unwrap();
+    assert_eq!(used(&*start(&disk.as_it_is()).await, "u"), [(50, 0)]);
+    export.report(MeterId(0), 60);
+    export.report(MeterId(0), 20);
+    export.settle(Settlement::Delivered);
+    assert_eq!(used(&ledger, "u"), [(20, 0)], "the last word counts, and nothing stays reserved");
+
+    let mut export = charged(&ledger, costing(1, 100)).await;
+    export.report(MeterId(0), 7);
+    drop(export);
+    assert_eq!(used(&ledger, "u"), [(20, 0)]);
+}
+
+/// Not one of very many groups: they are built while others charge, and give back, and deliver.
+#[test]
+fn no_group_owes_what_it_does_not_count() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let witness = Witness::default();
+    let options = Options { durability: Durability::Strict, ..Options::default() };
+    let ledger = Ledger::new(&policy(1), options, clock());
+    runtime.spawn(run(ledger.clone(), Box::new(witness.clone()), std::future::pending()));
+    crate::support::eventually("it can charge", || ledger.availability().is_ok());
+    let mut under_way = VecDeque::new();
+    for number in 0..30_000 {
+        let user = format!("u{}", number % 500);
+        let demands = [costing(1, 1_000_000)];
+        match runtime.block_on(charge(&ledger, &user, &demands)) {
+            Admission::Charged(charge) => under_way.push_back(charge),
+            other => panic!("{other:?}"),
+        }
+        if under_way.len() > 20 {
+            let settlement = if number % 3 == 0 { Settlement::Delivered } else { Settlement::Void };
+            under_way.pop_front().unwrap().settle(settlement);
+        }
+    }
+    let seen = witness.0.lock().unwrap();
+    assert!(seen.groups > 20, "{} groups", seen.groups);
+    assert_eq!(seen.wrong, 0, "of {} groups", seen.groups);
+}
+
+/// A store that looks at each state that it is brought to.
+#[derive(Debug, Default, Clone)]
+struct Witness(Arc<std::sync::Mutex<Seen>>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    reserved: std::collections::HashMap<Arc<str>, u32>,
+    open: std::collections::HashMap<Arc<str>, u32>,
+    groups: u64,
+    wrong: u64,
+}
+
+impl Store for Witness {
+    fn open(&mut self, _: RowSink) -> Reply<'_> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn write(&mut self, batch: Arc<Batch>) -> Reply<'_> {
+        let mut seen = self.0.lock().unwrap();
+        for row in &batch.counters {
+            seen.reserved.insert(row.name.subject.id.clone(), row.reserved);
+        }
+        for row in &batch.open {
+            seen.open.insert(row.user.clone(), row.charges);
+        }
+        let reserved = |user: &Arc<str>| seen.reserved.get(user).copied().unwrap_or(0);
+        let wrong = seen.open.iter().filter(|(user, charges)| **charges > reserved(user)).count() as u64;
+        seen.wrong += wrong;
+        seen.groups += 1;
+        Box::pin(async { Ok(()) })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_is_waited_for_by_nobody_but_the_ledger() {
+    let disk = Disk::default();
+    let ledger = start(&disk).await;
+    let release = disk.holds_writes();
+    let export = charged(&ledger, costing(1, 10)).await;
+    assert!(export.durable().await.is_err());
+    assert!(ledger.availability().unwrap_err().contains("longer than 5s"));
+    assert!(matches!(charge(&ledger, "u", &[costing(1, 10)]).await, Admission::Unavailable(_)));
+    drop(export);
+    release.notify_one();
+    settled(|| ledger.availability().is_ok()).await;
+    let export = charged(&ledger, costing(1, 10)).await;
+    export.durable().await.unwrap();
+    export.settle(Settlement::Delivered);
+    assert_eq!(used(&ledger, "u"), [(1, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_does_not_keep_the_gate_from_ending() {
+    let disk = Disk::default();
+    let ledger = Ledger::new(&policy(1), Options::default(), clock());
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let flusher = tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
+    settled(|| ledger.availability().is_ok()).await;
+    let _never = disk.holds_writes();
+    charged(&ledger, costing(1, 10)).await.settle(Settlement::Delivered);
+    drop(end);
+    let failed = flusher.await.unwrap().unwrap_err();
+    assert_eq!(failed.charges, 1);
+}
+
+/// A store that dies.
+#[derive(Debug)]
+struct Mortal;
+
+impl Store for Mortal {
+    fn open(&mut self, _: RowSink) -> Reply<'_> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn write(&mut self, _: Arc<Batch>) -> Reply<'_> {
+        Box::pin(async { panic!("the store has a bug") })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_flusher_that_has_died() {
+    let options = Options { durability: Durability::Strict, ..Options::default() };
+    let ledger = Ledger::new(&policy(1), options, clock());
+    let flusher = tokio::spawn(run(ledger.clone(), Box::new(Mortal), std::future::pending()));
+    settled(|| ledger.availability().is_ok()).await;
+    let export = charged(&ledger, costing(1, 10)).await;
+    assert!(export.durable().await.is_err());
+    assert!(flusher.await.unwrap_err().is_panic());
+    assert!(ledger.availability().unwrap_err().contains("ended"));
+}
