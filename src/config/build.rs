@@ -8,8 +8,9 @@ mod routes;
 mod server;
 mod windows;
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::HeaderName;
@@ -51,6 +52,8 @@ pub struct Config {
     pub store: store::Options,
     /// The log.
     pub log: LogOptions,
+    /// The files that were read for it, besides its own.
+    pub files: Vec<PathBuf>,
 }
 
 /// A backend.
@@ -89,9 +92,15 @@ impl Config {
 }
 
 /// Builds the configuration, or says all that is wrong with it.
-pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> Result<Config, Vec<Problem>> {
+pub(super) fn build(
+    raw: raw::Raw,
+    folder: &Path,
+    environment: &Environment,
+    running: Option<&Policy>,
+) -> Result<Config, Vec<Problem>> {
     let mut problems = Problems { found: Vec::new() };
-    let surroundings = Surroundings { folder, environment };
+    let files = RefCell::default();
+    let surroundings = Surroundings { folder, environment, files: &files };
 
     let names: Vec<String> = raw.upstreams.keys().cloned().collect();
     if names.is_empty() {
@@ -121,7 +130,7 @@ pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> 
     let designs = designs::options(&raw.designs, surroundings, &mut problems);
     let upstreams =
         raw.upstreams.iter().map(|(name, raw)| upstream_options(name, raw, &designs, &mut problems)).collect();
-    let policy = meters::policy(&raw, &mut problems);
+    let policy = meters::policy(&raw, running, &mut problems);
     let routes = routes::routes(&raw.routes, &mut problems);
     let gate = gate::Options {
         unknown_plan: identity::unknown_plan(&raw.identity, &policy.plans, &mut problems),
@@ -178,6 +187,7 @@ pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> 
             },
             filter: raw.log.filter,
         },
+        files: files.take(),
     };
     if problems.found.is_empty() { Ok(config) } else { Err(problems.found) }
 }
@@ -198,14 +208,21 @@ impl Problems {
 struct Surroundings<'s> {
     folder: &'s Path,
     environment: &'s Environment,
+    /// What was read.
+    files: &'s RefCell<Vec<PathBuf>>,
 }
 
 impl Surroundings<'_> {
     /// A file's content, beside the configuration if its name is relative.
     fn file(&self, name: &str, path: &[&str], problems: &mut Problems) -> Option<Vec<u8>> {
+        self.read(name).map_err(|why| problems.add(Problem::at(path, why))).ok()
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>, String> {
         let file = self.folder.join(name);
-        let problem = |error| Problem::at(path, format!("cannot read `{}`: {error}", file.display()));
-        std::fs::read(&file).map_err(|error| problems.add(problem(error))).ok()
+        let content = std::fs::read(&file).map_err(|error| format!("cannot read `{}`: {error}", file.display()));
+        self.files.borrow_mut().push(file);
+        content
     }
 
     /// A secret from an environment variable or a file, whichever is named.
@@ -227,9 +244,7 @@ impl Surroundings<'_> {
                     Err(problem(&env_key, message).help(format!("set it, or name a file with {file_key}")))
                 }
             },
-            (None, Some(name)) => std::fs::read(self.folder.join(name)).map_err(|error| {
-                problem(&file_key, format!("cannot read `{}`: {error}", self.folder.join(name).display()))
-            }),
+            (None, Some(name)) => self.read(name).map_err(|why| problem(&file_key, why)),
             (Some(_), Some(_)) => {
                 Err(problem(&file_key, format!("both {env_key} and {file_key} are given")).help("keep one"))
             }

@@ -18,6 +18,8 @@ pub use build::{Config, LogFormat, LogOptions, Upstream};
 pub use problem::ConfigError;
 pub use raw::schema;
 
+use crate::policy::Policy;
+
 /// What configuration may ask of its surroundings: environment variables, by name.
 pub type Environment = BTreeMap<String, String>;
 
@@ -27,10 +29,31 @@ pub type Environment = BTreeMap<String, String>;
 ///
 /// Everything that is wrong with it, ready to be shown.
 pub fn load(path: &Path, environment: &Environment) -> Result<Config, ConfigError> {
-    let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| ConfigError::unreadable(&name, &error))?;
-    let folder = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-    parse(&name, &text, &folder, environment)
+    File { path: path.to_owned(), environment: environment.clone() }.load(None)
+}
+
+/// A configuration file, to be read again and again.
+#[derive(Debug, Clone)]
+pub struct File {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Environment variables as they were when the gate was started.
+    pub environment: Environment,
+}
+
+impl File {
+    /// Reads it as it is now. With a `running` policy, as one that takes its place: meters and plans that stay keep their ids, and those
+    /// that are gone as well.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with it, ready to be shown.
+    pub fn load(&self, running: Option<&Policy>) -> Result<Config, ConfigError> {
+        let name = self.path.display().to_string();
+        let text = std::fs::read_to_string(&self.path).map_err(|error| ConfigError::unreadable(&name, &error))?;
+        let folder = self.path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+        read(&name, &text, &folder, &self.environment, running)
+    }
 }
 
 /// Reads configuration from memory; `name` stands for the file in errors, relative paths start at `folder`.
@@ -39,7 +62,17 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, ConfigErro
 ///
 /// Everything that is wrong with it, ready to be shown.
 pub fn parse(name: &str, text: &str, folder: &Path, environment: &Environment) -> Result<Config, ConfigError> {
+    read(name, text, folder, environment, None)
+}
+
+fn read(
+    name: &str,
+    text: &str,
+    folder: &Path,
+    environment: &Environment,
+    running: Option<&Policy>,
+) -> Result<Config, ConfigError> {
     let source = source::Source::new(name, text, environment);
     let raw = source.raw().map_err(|problem| source.explain(&[problem]))?;
-    build::build(raw, folder, environment).map_err(|problems| source.explain(&problems))
+    build::build(raw, folder, environment, running).map_err(|problems| source.explain(&problems))
 }

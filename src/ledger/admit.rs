@@ -229,7 +229,7 @@ impl Ledger {
                 (booked(place, history::span(window, reserved.slot)), reserved.count)
             }
         };
-        self.stats.reserved(meter);
+        self.meter_stats(meter, |stats| &stats.reserved);
         Ok((booked, count))
     }
 
@@ -240,7 +240,7 @@ impl Ledger {
             self.covers.opening(&opening.session, own.serial);
         }
         if let Some(retry) = &own.retry {
-            self.open_under_way(retry, Cover { files_left: self.options.retry_deliveries, ..Cover::of(&own) });
+            self.open_under_way(retry, Cover { files_left: self.options().retry_deliveries, ..Cover::of(&own) });
         }
         own
     }

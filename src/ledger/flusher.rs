@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -144,6 +144,7 @@ fn load_into(ledger: &Arc<Ledger>) -> RowSink {
                     meter = &*row.name.meter,
                     "the ledger has counts of a meter that is not configured; they are kept"
                 );
+                into.unread.lock().unwrap_or_else(PoisonError::into_inner).insert(row.name.meter);
             }
         }
         Row::Cover(row) => into.restore_cover(row, wall.as_millisecond()),
@@ -194,7 +195,7 @@ async fn flush(ledger: &Ledger, store: &mut dyn Store, forget_before: Option<i64
 /// Waits for the store as long as it takes; nobody else does. A group that hangs may have been written, and may not: until it is known,
 /// nothing is charged.
 async fn patiently(ledger: &Ledger, mut writing: Reply<'_>) -> Result<(), StoreError> {
-    let limit = ledger.options.sync_timeout;
+    let limit = ledger.options().sync_timeout;
     if let Ok(written) = tokio::time::timeout(limit, &mut writing).await {
         return written;
     }
@@ -209,7 +210,7 @@ async fn patiently(ledger: &Ledger, mut writing: Reply<'_>) -> Result<(), StoreE
 impl Ledger {
     /// Marks a charge that must be durable before it is delivered, and wakes the flusher.
     pub(super) fn announce(&self, charge: &mut Reservation, design: &Arc<str>) {
-        if self.options.durability == Durability::Periodic || charge.booked.is_empty() || seeded::bug(Bug::NoIntent) {
+        if self.options().durability == Durability::Periodic || charge.booked.is_empty() || seeded::bug(Bug::NoIntent) {
             return;
         }
         let meters = charge.booked.iter().map(|booked| (booked.meter, booked.cost)).collect();
@@ -232,7 +233,7 @@ impl Ledger {
     /// owes it. A session has files to spare, and the rest of a file is the same file each time.
     pub(super) fn announce_uses(&self, uses: &mut [CoverUse], design: &Arc<str>) {
         let is_scarce = |by: &CoverUse| matches!(by.name.kind, CoverKind::Retry | CoverKind::Redelivery);
-        for by in uses.iter_mut().filter(|by| self.options.durability == Durability::Strict && is_scarce(by)) {
+        for by in uses.iter_mut().filter(|by| self.options().durability == Durability::Strict && is_scarce(by)) {
             let (user, design, meters) = (by.name.user.clone(), design.clone(), by.paid.clone());
             let mut unflushed = self.unflushed();
             by.group = unflushed.changed(self.digests.of(&by.name), by.name.clone());
@@ -259,13 +260,13 @@ impl Ledger {
     /// Returns when it is time to write: at the end of an interval, or as soon as somebody waits for it, but not sooner after the last
     /// time than groups shall be apart: syncs are what costs, and what arrives meanwhile shares the next one.
     async fn next_flush(&self) {
-        let pause = self.options.sync_interval;
+        let pause = self.options().sync_interval;
         let apart = async {
             tokio::time::sleep(pause).await;
             self.awaited.notified().await;
         };
         // An error is the end of the interval.
-        let _ = tokio::time::timeout(self.options.flush_interval, apart).await;
+        let _ = tokio::time::timeout(self.options().flush_interval, apart).await;
     }
 
     fn suspend(&self, error: &StoreError) {
@@ -295,7 +296,7 @@ impl Ledger {
     fn restore_counter(&self, row: &CounterRow) -> bool {
         let CounterName { meter, subject, span } = &row.name;
         let Some((_, state)) = self.meter_named(meter) else { return false };
-        let plan = self.plans.find(&row.plan);
+        let plan = self.plans.load().find(&row.plan);
         // What was under way at the end of the last process may have been delivered.
         let reserved = if seeded::bug(Bug::RecoveryForgetsReserved) { 0 } else { row.reserved };
         let used = row.used.saturating_add(reserved);
@@ -313,7 +314,7 @@ impl Ledger {
         // What is owed is owed from when the gate is there again, each time.
         let is_owed = row.name.kind == CoverKind::Redelivery;
         // Not past the longest life of a cover, should the wall clock have been set back meanwhile.
-        let Options { session_max, session_idle, retry_window, resume_window, .. } = self.options;
+        let Options { session_max, session_idle, retry_window, resume_window, .. } = **self.options();
         let longest = session_max.max(retry_window).max(resume_window);
         let left = |ends_ms: i64| Duration::from_millis(u64::try_from(ends_ms - wall_ms).unwrap_or(0)).min(longest);
         let digest = self.digests.of(&row.name);
@@ -404,13 +405,13 @@ impl Ledger {
             let counts: Vec<Option<Count>> = marks.counters.keys().map(|place| self.count_at(*place)).collect();
             (marks, counts, covers, gone, open)
         };
-        let (mut counters, mut dropped) = (Vec::new(), Vec::new());
-        let is_strict = self.options.durability == Durability::Strict && !seeded::bug(Bug::OwedButNotReserved);
+        let (mut counters, mut dropped, plans) = (Vec::new(), Vec::new(), self.plans.load());
+        let is_strict = self.options().durability == Durability::Strict && !seeded::bug(Bug::OwedButNotReserved);
         let tells = |count: &Count| count.used > 0 || (is_strict && count.reserved > 0);
         for ((place, dirty), count) in marks.counters.iter().zip(counts) {
             let Some(MeterState { name, window, .. }) = self.meter(dirty.meter) else { continue };
             let named = |span| CounterName { meter: name.clone(), subject: dirty.subject.clone(), span };
-            let plan = |plan: Option<PlanId>| plan.map_or("", |plan| self.plans.name(plan)).into();
+            let plan = |plan: Option<PlanId>| plan.map_or("", |plan| plans.name(plan)).into();
             let (span, count) = match *place {
                 Place::Counter(_) => (dirty.span, count),
                 Place::Slot { start, .. } => (history::span(window, start), count.filter(tells)),

@@ -76,11 +76,14 @@ mod stats;
 mod unflushed;
 mod usage;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 
 pub use crate::store::{CoverKind, Representation};
@@ -94,7 +97,7 @@ use crate::policy::{Anchor, MeterId, PlanId, Plans, Policy, Span, Window};
 use counters::{Counters, Digests};
 use covers::Covers;
 use history::Histories;
-use stats::Stats;
+use stats::{MeterStats, Stats};
 use tokio::sync::{Notify, watch};
 use unflushed::Unflushed;
 
@@ -175,10 +178,13 @@ struct Written {
 /// The counts of all users. See the [module's documentation](self).
 #[derive(Debug)]
 pub struct Ledger {
-    options: Options,
+    options: ArcSwap<Options>,
     clock: Arc<dyn Clock>,
-    plans: Plans,
-    meters: Vec<MeterState>,
+    plans: ArcSwap<Plans>,
+    /// By [`MeterId`]. Those that a later configuration adds come after; none is ever taken out.
+    meters: Box<[OnceLock<MeterState>]>,
+    /// Meters that the store has counts of, and no configuration has spoken of since: their counts were not read.
+    unread: Mutex<BTreeSet<Arc<str>>>,
     digests: Digests,
     counters: Counters,
     histories: Histories,
@@ -208,6 +214,7 @@ struct MeterState {
     window: Window,
     /// The calendar window that was current last, as two packed `u32` seconds: calendar arithmetic is done once a window.
     current: AtomicU64,
+    stats: MeterStats,
 }
 
 impl MeterState {
@@ -232,16 +239,12 @@ impl MeterState {
 impl Ledger {
     /// An empty ledger that cannot charge until [`run`] has read its store.
     pub fn new(policy: &Policy, options: Options, clock: Arc<dyn Clock>) -> Arc<Self> {
-        let meter = |meter: &crate::policy::Meter| MeterState {
-            name: meter.name.clone(),
-            window: meter.window.clone(),
-            current: AtomicU64::new(0),
-        };
-        Arc::new(Self {
-            options,
+        let ledger = Self {
+            options: ArcSwap::from_pointee(options),
             clock,
-            plans: policy.plans.clone(),
-            meters: policy.meters.iter().map(meter).collect(),
+            plans: ArcSwap::default(),
+            meters: (0..=u8::MAX).map(|_| OnceLock::new()).collect(),
+            unread: Mutex::default(),
             digests: Digests::new(),
             counters: Counters::new(),
             histories: Histories::default(),
@@ -255,8 +258,38 @@ impl Ledger {
             available: AtomicBool::new(false),
             read: AtomicBool::new(false),
             trouble: Mutex::new(Some("the ledger has not been read yet".into())),
-            stats: Stats::new(policy.meters.iter().map(|meter| &*meter.name)),
-        })
+            stats: Stats::new(),
+        };
+        ledger.follow(policy);
+        Arc::new(ledger)
+    }
+
+    /// Counts by another policy and with other options from now on. Nothing that was counted is lost: the policy is made for this one
+    /// to go on (see [`config::File::load`](crate::config::File::load)).
+    ///
+    /// # Errors
+    ///
+    /// The name of a meter that the store has counts of which were not read, for no configuration had it when they were.
+    pub fn adopt(&self, policy: &Policy, options: Options) -> Result<(), Arc<str>> {
+        let unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(meter) = policy.meters.iter().find(|meter| unread.contains(&meter.name)) {
+            return Err(meter.name.clone());
+        }
+        self.options.store(Arc::new(options));
+        self.follow(policy);
+        Ok(())
+    }
+
+    fn follow(&self, policy: &Policy) {
+        self.plans.store(Arc::new(policy.plans.clone()));
+        for (place, meter) in self.meters.iter().zip(&policy.meters) {
+            place.get_or_init(|| MeterState {
+                name: meter.name.clone(),
+                window: meter.window.clone(),
+                current: AtomicU64::new(0),
+                stats: self.stats.of_meter(&meter.name),
+            });
+        }
     }
 
     /// A ledger that keeps nothing: it can charge at once, and forgets all when it is dropped. For trying the Layer out.
@@ -305,16 +338,30 @@ impl Ledger {
 
     /// The longest window that a subject's own charges start, in seconds.
     fn longest_history(&self) -> i64 {
-        let own = self.meters.iter().filter(|meter| meter.window.starts_with_subject());
+        let own = self.meters().filter(|(_, meter)| meter.window.starts_with_subject()).map(|(_, meter)| meter);
         own.map(|meter| history::span(&meter.window, 0).seconds()).max().unwrap_or(0)
     }
 
     fn meter(&self, id: MeterId) -> Option<&MeterState> {
-        self.meters.get(usize::from(id.0))
+        self.meters.get(usize::from(id.0))?.get()
+    }
+
+    fn meters(&self) -> impl Iterator<Item = (MeterId, &MeterState)> {
+        (0..=u8::MAX).map(MeterId).zip(self.meters.iter().map_while(OnceLock::get))
     }
 
     fn meter_named(&self, name: &str) -> Option<(MeterId, &MeterState)> {
-        (0..).map(MeterId).zip(&self.meters).find(|(_, meter)| &*meter.name == name)
+        self.meters().find(|(_, meter)| &*meter.name == name)
+    }
+
+    fn meter_stats(&self, id: MeterId, which: impl FnOnce(&MeterStats) -> &Counter) {
+        if let Some(meter) = self.meter(id) {
+            which(&meter.stats).inc();
+        }
+    }
+
+    fn options(&self) -> arc_swap::Guard<Arc<Options>> {
+        self.options.load()
     }
 
     fn lock_stripe(&self, stripe: usize) -> MutexGuard<'_, ()> {

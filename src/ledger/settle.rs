@@ -38,7 +38,7 @@ impl Ledger {
             let reported = delivered.reported.iter().rev().find(|(meter, _)| *meter == booked.meter);
             let images = reported.map_or(booked.cost, |(_, images)| *images);
             self.settle_count(booked, charge.reserved(booked), images);
-            self.stats.delivered(booked.meter);
+            self.meter_stats(booked.meter, |stats| &stats.delivered);
             used.push((booked.meter, images));
         }
         used.retain(|(_, images)| *images > 0);
@@ -58,22 +58,22 @@ impl Ledger {
             let cover = Cover {
                 meters: opening.meters.clone(),
                 degraded: opening.degraded.clone(),
-                files_left: self.options.session_files,
-                idle_until: self.options.session_idle.map(|idle| now.saturating_add(idle)),
+                files_left: self.options().session_files,
+                idle_until: self.options().session_idle.map(|idle| now.saturating_add(idle)),
                 version: opening.version.clone(),
                 ..Cover::of_settled(charge)
             };
-            open(&opening.session, self.options.session_max, cover);
+            open(&opening.session, self.options().session_max, cover);
         }
         if let Some(retry) = charge.retry.as_ref().filter(|retry| self.covers.is_free_for(retry, charge.serial)) {
             // The charge's own delivery and the further ones, but for those under way: they have their share already.
-            let files_left = self.options.retry_deliveries.saturating_add(1).saturating_sub(delivered.by_key);
+            let files_left = self.options().retry_deliveries.saturating_add(1).saturating_sub(delivered.by_key);
             // A repeat is no more than what was delivered.
             let cover = Cover { files_left, meters: used.clone(), ..Cover::of_settled(charge) };
-            open(retry, self.options.retry_window, cover);
+            open(retry, self.options().retry_window, cover);
         }
         if let Some((name, file)) = &delivered.resume {
-            open(name, self.options.resume_window, Cover { file: Some(file.clone()), ..Cover::of_settled(charge) });
+            open(name, self.options().resume_window, Cover { file: Some(file.clone()), ..Cover::of_settled(charge) });
         }
         if let Some(retry) = &charge.extends {
             self.covers.extend(retry, &used);
@@ -91,7 +91,7 @@ impl Ledger {
             if seeded::bug(Bug::RefundTwice) {
                 self.settle_count(booked, reserved, 0);
             }
-            self.stats.voided(booked.meter);
+            self.meter_stats(booked.meter, |stats| &stats.voided);
         }
         if let Some(unflushed) = unflushed.as_mut().filter(|_| !seeded::bug(Bug::VoidNotWritten)) {
             unflushed.booked(&charge.booked);
@@ -165,8 +165,8 @@ impl Ledger {
         let mut unflushed = self.unflushed();
         match settlement {
             Settlement::Delivered => {
-                by.meters.iter().for_each(|meter| self.stats.covered(*meter));
-                let idle = self.options.session_idle.map(|idle| self.clock.monotonic().saturating_add(idle));
+                by.meters.iter().for_each(|meter| self.meter_stats(*meter, |stats| &stats.covered));
+                let idle = self.options().session_idle.map(|idle| self.clock.monotonic().saturating_add(idle));
                 self.covers.used(&by, idle);
             }
             Settlement::Void => self.covers.give_back(&by.name, by.serial, by.files),

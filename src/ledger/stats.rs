@@ -10,8 +10,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::policy::MeterId;
-
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
     meter: String,
@@ -20,16 +18,15 @@ struct Labels {
 
 /// Counters of one meter, looked up once: the hot path only adds.
 #[derive(Debug)]
-struct MeterStats {
-    reserved: Counter,
-    delivered: Counter,
-    voided: Counter,
-    covered: Counter,
+pub(super) struct MeterStats {
+    pub(super) reserved: Counter,
+    pub(super) delivered: Counter,
+    pub(super) voided: Counter,
+    pub(super) covered: Counter,
 }
 
 #[derive(Debug)]
 pub(super) struct Stats {
-    meters: Vec<MeterStats>,
     charges: Family<Labels, Counter>,
     flush_duration: Histogram,
     flush_age: Gauge<f64, AtomicU64>,
@@ -42,20 +39,9 @@ pub(super) struct Stats {
 }
 
 impl Stats {
-    pub(super) fn new<'m>(meters: impl Iterator<Item = &'m str>) -> Self {
-        let charges = Family::<Labels, Counter>::default();
-        let meters = meters.map(|meter| {
-            let counter = |outcome| charges.get_or_create_owned(&Labels { meter: meter.to_owned(), outcome });
-            MeterStats {
-                reserved: counter("reserved"),
-                delivered: counter("delivered"),
-                voided: counter("void"),
-                covered: counter("covered"),
-            }
-        });
+    pub(super) fn new() -> Self {
         Self {
-            meters: meters.collect(),
-            charges,
+            charges: Family::default(),
             flush_duration: Histogram::new(exponential_buckets(0.000_1, 4.0, 10)),
             flush_age: Gauge::default(),
             flushed_at_ms: AtomicU64::new(0),
@@ -63,6 +49,16 @@ impl Stats {
             unflushed: Gauge::default(),
             store_up: Gauge::default(),
             counters: Gauge::default(),
+        }
+    }
+
+    pub(super) fn of_meter(&self, meter: &str) -> MeterStats {
+        let counter = |outcome| self.charges.get_or_create_owned(&Labels { meter: meter.to_owned(), outcome });
+        MeterStats {
+            reserved: counter("reserved"),
+            delivered: counter("delivered"),
+            voided: counter("void"),
+            covered: counter("covered"),
         }
     }
 
@@ -98,27 +94,5 @@ impl Stats {
     pub(super) fn refresh_age(&self, now: Duration) {
         let flushed_at = Duration::from_millis(self.flushed_at_ms.load(Ordering::Relaxed));
         self.flush_age.set(now.saturating_sub(flushed_at).as_secs_f64());
-    }
-
-    pub(super) fn reserved(&self, meter: MeterId) {
-        self.count(meter, |stats| &stats.reserved);
-    }
-
-    pub(super) fn delivered(&self, meter: MeterId) {
-        self.count(meter, |stats| &stats.delivered);
-    }
-
-    pub(super) fn voided(&self, meter: MeterId) {
-        self.count(meter, |stats| &stats.voided);
-    }
-
-    pub(super) fn covered(&self, meter: MeterId) {
-        self.count(meter, |stats| &stats.covered);
-    }
-
-    fn count(&self, meter: MeterId, which: impl FnOnce(&MeterStats) -> &Counter) {
-        if let Some(stats) = self.meters.get(usize::from(meter.0)) {
-            which(stats).inc();
-        }
     }
 }

@@ -58,6 +58,12 @@ impl Meter {
         }
     }
 
+    /// The same meter when no configuration speaks of it any more: it counts nothing, and what was counted is still its own.
+    #[must_use]
+    pub fn gone(&self) -> Self {
+        Self { limits: Vec::new(), ..self.clone() }
+    }
+
     /// Whether its limits may stop or change an export.
     pub fn is_enforced(&self) -> bool {
         self.on_exceed != OnExceed::Observe && !self.shadow

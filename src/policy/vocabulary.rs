@@ -132,6 +132,8 @@ pub struct PlanId(pub u8);
 #[derive(Debug, Clone, Default)]
 pub struct Plans {
     names: Vec<Arc<str>>,
+    /// Those that were there before, and are no more: they keep their ids, for what was charged with them.
+    gone: Vec<PlanId>,
 }
 
 impl Plans {
@@ -140,13 +142,28 @@ impl Plans {
 
     /// Plans in the order given.
     pub fn new(names: impl IntoIterator<Item = Arc<str>>) -> Self {
-        Self { names: names.into_iter().take(Self::MOST).collect() }
+        Self { names: names.into_iter().take(Self::MOST).collect(), gone: Vec::new() }
+    }
+
+    /// Plans that take the place of these: whoever stays keeps its id.
+    #[must_use]
+    pub fn followed_by(&self, names: impl IntoIterator<Item = Arc<str>>) -> Self {
+        let names: Vec<Arc<str>> = names.into_iter().collect();
+        let mut all = self.names.clone();
+        all.extend(names.iter().filter(|name| !self.names.contains(name)).cloned());
+        all.truncate(Self::MOST);
+        let gone = (0..).map(PlanId).zip(&all).filter(|(_, name)| !names.contains(name)).map(|(plan, _)| plan);
+        Self { gone: gone.collect(), names: all }
+    }
+
+    /// How many ids there are, of all plans there ever were.
+    pub const fn ids(&self) -> usize {
+        self.names.len()
     }
 
     /// The plan of that name.
     pub fn find(&self, name: &str) -> Option<PlanId> {
-        let index = self.names.iter().position(|known| &**known == name)?;
-        u8::try_from(index).ok().map(PlanId)
+        self.iter().find(|(_, known)| *known == name).map(|(plan, _)| plan)
     }
 
     /// The name of a plan; empty if it is none of these.
@@ -156,6 +173,7 @@ impl Plans {
 
     /// All plans.
     pub fn iter(&self) -> impl Iterator<Item = (PlanId, &str)> {
-        (0..).zip(&self.names).map(|(index, name)| (PlanId(index), &**name))
+        let all = (0..).map(PlanId).zip(&self.names).map(|(plan, name)| (plan, &**name));
+        all.filter(|(plan, _)| !self.gone.contains(plan))
     }
 }

@@ -11,7 +11,8 @@ use crate::policy::{Action, Counts, Degrade, Limit, Meter, OnExceed, Plans, Plat
 
 use super::{Problems, costs, windows};
 
-pub(super) fn policy(all: &raw::Raw, problems: &mut Problems) -> Policy {
+/// `running`: the policy that this one is to take the place of, if there is one. What stays keeps its ids, and counts on.
+pub(super) fn policy(all: &raw::Raw, running: Option<&Policy>, problems: &mut Problems) -> Policy {
     let raw = &all.meters;
     // A plan exists if some meter speaks of it.
     let mut names = BTreeSet::new();
@@ -24,9 +25,35 @@ pub(super) fn policy(all: &raw::Raw, problems: &mut Problems) -> Policy {
     if raw.len() > Plans::MOST {
         problems.add(Problem::at(&["meters"], format!("there are more than {} meters", Plans::MOST)));
     }
-    let plans = Plans::new(names.into_iter().map(Arc::from));
-    let meters = raw.iter().map(|(name, meter)| self::meter(name, meter, all, &plans, problems)).collect();
+    let names = names.into_iter().map(Arc::from);
+    let none = Policy::default();
+    let running = running.unwrap_or(&none);
+    let plans = running.plans.followed_by(names);
+    let mut meters: Vec<Meter> = Vec::new();
+    for known in &running.meters {
+        let stays = raw.get(&*known.name).map(|raw| meter(&known.name, raw, all, &plans, problems));
+        problems.found.extend(stays.as_ref().into_iter().flat_map(|stays| counts_otherwise(known, stays)));
+        meters.push(stays.unwrap_or_else(|| known.gone()));
+    }
+    for (name, raw) in raw.iter().filter(|(name, _)| running.meters.iter().all(|known| *known.name != ***name)) {
+        meters.push(meter(name, raw, all, &plans, problems));
+    }
+    if meters.len() > raw.len().max(Plans::MOST) || plans.ids() > Plans::MOST {
+        let problem = Problem::at(&["meters"], "there have been too many meters or plans since the gate was started");
+        problems.add(problem.help("restart it"));
+    }
     Policy { plans, meters }
+}
+
+/// What a meter counted so far would mean something else (counting rules, section 4 rule 8).
+fn counts_otherwise(known: &Meter, new: &Meter) -> impl Iterator<Item = Problem> {
+    let name = &*known.name;
+    let changed = [("window", known.window != new.window), ("subject", known.subject != new.subject)];
+    changed.into_iter().filter(|(_, changed)| *changed).map(move |(what, _)| {
+        let message =
+            format!("the {what} of `{name}` cannot change while the gate runs: its counts would mean something else");
+        Problem::at(&["meters", name, what], message).help("give the meter another name, or restart the gate")
+    })
 }
 
 fn meter(name: &str, raw: &raw::Meter, all: &raw::Raw, plans: &Plans, problems: &mut Problems) -> Meter {
@@ -35,10 +62,11 @@ fn meter(name: &str, raw: &raw::Meter, all: &raw::Raw, plans: &Plans, problems: 
         problems.add(problem.help("use a-z, 0-9 and -: clients see it in header fields"));
     }
     let counted: Vec<_> = raw.counts.plans.iter().filter_map(|plan| plans.find(plan)).collect();
-    let limits = plans.iter().map(|(plan, plan_name)| {
+    let mut limits = vec![None; plans.ids()];
+    for (plan, plan_name) in plans.iter() {
         let written = raw.limits.get(plan_name);
         let is_counted = counted.is_empty() || counted.contains(&plan);
-        match (written, is_counted) {
+        limits[usize::from(plan.0)] = match (written, is_counted) {
             (Some(limit), true) => self::limit(name, plan_name, limit, problems),
             (None, false) => None,
             (Some(_), false) => {
@@ -51,8 +79,8 @@ fn meter(name: &str, raw: &raw::Meter, all: &raw::Raw, plans: &Plans, problems: 
                 problems.found.extend(missing_limit(name, plan_name, raw, &all.meters));
                 None
             }
-        }
-    });
+        };
+    }
     let on_exceed = match raw.on_exceed {
         Some(raw::OnExceed::Deny) => OnExceed::Deny,
         Some(raw::OnExceed::Degrade) => OnExceed::Degrade,
@@ -62,7 +90,7 @@ fn meter(name: &str, raw: &raw::Meter, all: &raw::Raw, plans: &Plans, problems: 
     };
     Meter {
         name: name.into(),
-        limits: limits.collect(),
+        limits,
         counts: Counts {
             ai: raw.counts.ai,
             actions: raw.counts.actions.iter().copied().map(action).collect(),
