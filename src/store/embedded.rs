@@ -2,6 +2,7 @@
 //! The [module above](super) says what is where after a crash. Here is who does it: one thread that opens and writes, and one more for as
 //! long as the tables take a journal.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, mpsc};
@@ -24,12 +25,16 @@ const LONG: u64 = 8 << 20;
 /// How long it may become while they cannot.
 const TOO_LONG: u64 = 256 << 20;
 
+/// How long the tables may take it at the end.
+const LAST_COMPACTION: Duration = Duration::from_secs(30);
+
 /// A ledger file, with its journal beside it.
 #[derive(Debug)]
 pub struct Embedded {
     /// `None` only while it is dropped.
     jobs: Option<mpsc::Sender<Job>>,
-    thread: Option<JoinHandle<()>>,
+    /// Ends when the thread has.
+    ended: mpsc::Receiver<()>,
 }
 
 type Done = oneshot::Sender<Result<(), StoreError>>;
@@ -48,9 +53,30 @@ impl Embedded {
     pub fn new(options: Options, clock: Arc<dyn Clock>) -> std::io::Result<Self> {
         let (jobs, inbox) = mpsc::channel();
         let Options { path, compact_interval } = options;
-        let mut writer = Writer { path, compact_interval, clock, lock: None, file: None, running: None };
-        let thread = thread::Builder::new().name("ledger-store".into()).spawn(move || writer.work(&inbox))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        let writer = Writer {
+            path,
+            compact_interval,
+            clock,
+            lock: None,
+            file: None,
+            running: None,
+            ending: None,
+            has_failed: false,
+            lost: None,
+        };
+        let (ends, ended) = mpsc::channel();
+        let work = move || {
+            // Dropped last: who waits for the end finds the lock free.
+            let _ends: mpsc::Sender<()> = ends;
+            let mut writer = writer;
+            // A panic ends one job, and what is open; whoever waits is told, and opens anew.
+            while catch_unwind(AssertUnwindSafe(|| writer.work(&inbox))).is_err() {
+                tracing::error!("the store's thread has panicked, and goes on");
+                writer.stop();
+            }
+        };
+        thread::Builder::new().name("ledger-store".into()).spawn(work)?;
+        Ok(Self { jobs: Some(jobs), ended })
     }
 
     fn ask(&self, job: impl FnOnce(Done) -> Job) -> Reply<'_> {
@@ -65,11 +91,11 @@ impl Embedded {
 }
 
 impl Drop for Embedded {
-    /// Brings all into the tables, closes the file, and lets go of the lock.
+    /// Brings all into the tables, closes the file, and lets go of the lock. Does not wait for a disk that does not answer.
     fn drop(&mut self) {
         self.jobs = None;
-        if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
-            tracing::error!("the store's thread has died");
+        if self.ended.recv_timeout(LAST_COMPACTION) == Err(RecvTimeoutError::Timeout) {
+            tracing::error!("the ledger's tables take too long; the journals beside them have what is missing");
         }
     }
 }
@@ -94,7 +120,15 @@ struct Writer {
     file: Option<FileId>,
     /// `None` until it is opened, and from an error on until it is opened again.
     running: Option<Running>,
+    /// Whoever is at the tables still.
+    ending: Option<Compaction>,
+    /// Whether anything could not be written.
+    has_failed: bool,
+    /// Why it cannot be opened any more: a journal is gone, and with it charges that memory knows.
+    lost: Option<StoreError>,
 }
+
+type Compaction = JoinHandle<Result<Tables, StoreError>>;
 
 impl Writer {
     fn work(&mut self, inbox: &mpsc::Receiver<Job>) {
@@ -114,7 +148,13 @@ impl Writer {
 
     fn open(&mut self, mut rows: RowSink) -> Result<(), StoreError> {
         self.stop();
+        self.lost.clone().map_or(Ok(()), Err)?;
+        if self.ending.take_if(|ending| ending.is_finished()).is_none() && self.ending.is_some() {
+            // Nobody waits for it here: who asks is told so, and asks again.
+            return Err(StoreError::Unavailable(format!("{} is still being written", self.path.display())));
+        }
         if self.lock.is_none() {
+            self.path = file::canonical(&self.path)?;
             self.lock = Some(Lock::take(&self.path)?);
         }
         self.check_identity()?;
@@ -122,10 +162,8 @@ impl Writer {
         let (tables, compacted) = self.tables(self.file.is_none().then_some(&mut rows))?;
         self.file = file::identity(&self.path);
         let seal = Seal::of_ledger(compacted.ledger);
-        let begin = |path: &Path| {
-            let journal = Journal::begin(path, &seal, compacted.generation + 1);
-            journal.map_err(|error| unavailable(path, &error))
-        };
+        let generation = after(compacted.generation)?;
+        let begin = |path: &Path| Journal::begin(path, &seal, generation).map_err(|error| unavailable(path, &error));
         let paths = journal_paths(&self.path);
         // The other one is made before it is needed.
         begin(&paths[1])?;
@@ -145,13 +183,14 @@ impl Writer {
     }
 
     /// The tables, with all that the journals have.
-    fn tables(&self, rows: Option<&mut RowSink>) -> Result<(Tables, Compacted), StoreError> {
+    fn tables(&mut self, rows: Option<&mut RowSink>) -> Result<(Tables, Compacted), StoreError> {
         let mut tables = Tables::open(&self.path)?;
+        self.lock.as_mut().map_or(Ok(()), |lock| lock.take_all_names(&self.path))?;
         if rows.is_some() {
             tables.check_pages()?;
         }
         let (changes, compacted) = read_journals(&tables, &journal_paths(&self.path))?;
-        tables.prepare_to_write()?;
+        tables.prepare_to_write(self.has_failed)?;
         tables.absorb(&changes, compacted, rows)?;
         Ok((tables, compacted))
     }
@@ -162,23 +201,25 @@ impl Writer {
             None => Err(StoreError::Unavailable(format!("{} is not open", self.path.display()))),
         });
         if written.is_err() {
+            self.has_failed = true;
             self.stop();
         }
         written
     }
 
-    fn check_identity(&self) -> Result<(), StoreError> {
+    fn check_identity(&mut self) -> Result<(), StoreError> {
         self.lock.as_ref().map_or(Ok(()), Lock::check)?;
         self.file.map_or(Ok(()), |id| file::check_identity(&self.path, id))?;
         let journal = self.running.as_ref().map(|running| &running.journal);
-        journal.map_or(Ok(()), |journal| file::check_identity(journal.path(), journal.id()))
+        let same = journal.map_or(Ok(()), |journal| file::check_identity(journal.path(), journal.id()));
+        same.inspect_err(|lost| self.lost = Some(lost.clone()))
     }
 
-    /// Until it is opened again. Whoever is at the tables ends first.
+    /// Until it is opened again. Whoever is at the tables may take as long as it takes: the journal has it still.
     fn stop(&mut self) {
-        if let Some(thread) = self.running.take().and_then(|running| running.compaction) {
-            // The journal has it still.
-            drop(thread.join());
+        if let Some(running) = self.running.take() {
+            self.has_failed |= running.failure.is_some();
+            self.ending = running.compaction;
         }
     }
 
@@ -188,6 +229,9 @@ impl Writer {
             return;
         }
         self.stop();
+        if let Some(ending) = self.ending.take() {
+            drop(ending.join());
+        }
         let closed = self.check_identity().and_then(|()| self.tables(None)).and_then(|(tables, _)| {
             drop(tables);
             let remove = |path: &PathBuf| std::fs::remove_file(path).map_err(|error| unavailable(path, &error));
@@ -210,7 +254,7 @@ struct Running {
     full: Option<Journal>,
     /// `None` while a compaction has them, and after it has failed.
     tables: Option<Tables>,
-    compaction: Option<JoinHandle<Result<Tables, StoreError>>>,
+    compaction: Option<Compaction>,
     /// Why the tables could not take it last time.
     failure: Option<StoreError>,
     /// When they last did, or could not.
@@ -219,8 +263,9 @@ struct Running {
 
 impl Running {
     fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        if let Some(failure) = self.failure.as_ref().filter(|_| self.journal.len() > TOO_LONG) {
-            return Err(failure.clone());
+        if self.journal.len() > TOO_LONG {
+            let slow = || StoreError::Unavailable(format!("{} takes too long to be written", self.path.display()));
+            return Err(self.failure.clone().unwrap_or_else(slow));
         }
         let group = self.records.group(batch);
         let group = group.map_err(|error| StoreError::Unavailable(format!("a group cannot be written: {error}")))?;
@@ -262,16 +307,18 @@ impl Running {
 
     /// Goes on with the other journal, and has the tables take this one; or once more the one that they could not take.
     fn compact(&mut self) -> Result<(), StoreError> {
+        let is_retry = self.full.is_some();
         let full = match self.full.take() {
             Some(full) => full,
             None => {
                 let [first, second] = journal_paths(&self.path);
                 let other = if self.journal.path() == first { second } else { first };
-                let next = Journal::begin(&other, &self.seal, self.journal.generation() + 1);
+                let next = Journal::begin(&other, &self.seal, after(self.journal.generation())?);
                 std::mem::replace(&mut self.journal, next.map_err(|error| unavailable(&other, &error))?)
             }
         };
-        let (path, journal, tables) = (self.path.clone(), full.path().to_owned(), self.tables.take());
+        let (path, tables, seal) = (self.path.clone(), self.tables.take(), self.seal.clone());
+        let (journal, length, generation) = (full.path().to_owned(), full.len(), full.generation());
         self.full = Some(full);
         let compaction = thread::Builder::new().name("ledger-tables".into()).spawn(move || {
             let mut tables = match tables {
@@ -279,11 +326,22 @@ impl Running {
                 // After a failure: from the disk.
                 None => {
                     let tables = Tables::open(&path)?;
-                    tables.prepare_to_write()?;
+                    tables.prepare_to_write(true)?;
                     tables
                 }
             };
-            let (changes, compacted) = read_journals(&tables, &[journal])?;
+            let mut compacted = tables.compacted()?;
+            // The last try may have got further than it could tell.
+            let is_taken = is_retry && compacted.generation == generation;
+            if !is_taken && after(compacted.generation)? != generation {
+                return Err(StoreError::Unreadable(format!("{} was written by another gate", path.display())));
+            }
+            compacted.generation = generation;
+            let log = journal::read_written(&journal, length, &seal).map_err(|error| unreadable(&journal, error))?;
+            let mut changes = Changes::default();
+            let groups: Vec<Vec<u8>> = log.map(|log| log.groups).unwrap_or_default();
+            let decoded = groups.iter().try_for_each(|group| changes.add(group)).and_then(|()| changes.into_batch());
+            let changes = decoded.map_err(|Undecodable| undecodable(&[journal]))?;
             tables.absorb(&changes, compacted, None)?;
             Ok(tables)
         });
@@ -298,10 +356,7 @@ fn read_journals(tables: &Tables, paths: &[PathBuf]) -> Result<(Batch, Compacted
     let seal = Seal::of_ledger(compacted.ledger);
     let mut logs = Vec::new();
     for path in paths {
-        let log = journal::read(path, &seal).map_err(|error| match error {
-            ReadError::Io(error) => unavailable(path, &error),
-            ReadError::Damaged(_) => StoreError::Unreadable(format!("{} {error}", path.display())),
-        })?;
+        let log = journal::read(path, &seal).map_err(|error| unreadable(path, error))?;
         logs.extend(log.filter(|log| log.generation > compacted.generation).map(|log| (path, log)));
     }
     logs.sort_by_key(|(_, log)| log.generation);
@@ -309,18 +364,35 @@ fn read_journals(tables: &Tables, paths: &[PathBuf]) -> Result<(Batch, Compacted
         logs.last_mut().map(|(_, log)| log.groups.pop());
     }
     let mut changes = Changes::default();
-    let undecodable = || StoreError::Unreadable(format!("the journals {paths:?} have what nobody can have written"));
     for (path, log) in &logs {
-        if log.generation != compacted.generation + 1 {
+        if log.generation != after(compacted.generation)? {
             let path = path.display();
             return Err(StoreError::Unreadable(format!(
                 "{path} is of a later state of the ledger than the file beside it"
             )));
         }
         compacted.generation = log.generation;
-        log.groups.iter().try_for_each(|group| changes.add(group)).map_err(|Undecodable| undecodable())?;
+        log.groups.iter().try_for_each(|group| changes.add(group)).map_err(|Undecodable| undecodable(paths))?;
     }
-    Ok((changes.into_batch().map_err(|Undecodable| undecodable())?, compacted))
+    Ok((changes.into_batch().map_err(|Undecodable| undecodable(paths))?, compacted))
+}
+
+/// The generation after another.
+fn after(generation: u32) -> Result<u32, StoreError> {
+    let used_up =
+        || StoreError::Unavailable("the journal's generations are used up: begin with a new ledger".to_owned());
+    generation.checked_add(1).ok_or_else(used_up)
+}
+
+fn unreadable(path: &Path, error: ReadError) -> StoreError {
+    match error {
+        ReadError::Io(error) => unavailable(path, &error),
+        ReadError::Damaged(_) => StoreError::Unreadable(format!("{} {error}", path.display())),
+    }
+}
+
+fn undecodable(paths: &[PathBuf]) -> StoreError {
+    StoreError::Unreadable(format!("the journals {paths:?} have what nobody can have written"))
 }
 
 fn journal_paths(path: &Path) -> [PathBuf; 2] {

@@ -27,6 +27,27 @@ pub(super) fn check_identity(path: &Path, id: FileId) -> Result<(), StoreError> 
     )))
 }
 
+/// The one name of a file, or of one that is yet to be made: what lies beside it is found by whoever opens it by another.
+///
+/// # Errors
+///
+/// If it is a link that leads nowhere, or its folder is not there.
+pub(super) fn canonical(path: &Path) -> Result<PathBuf, StoreError> {
+    let unavailable =
+        |error: io::Error, hint: &str| StoreError::Unavailable(format!("{}: {error}{hint}", path.display()));
+    match path.symlink_metadata() {
+        Ok(found) if found.is_symlink() && !path.exists() => {
+            Err(StoreError::Unreadable(format!("{} is a link, and what it leads to is missing", path.display())))
+        }
+        Ok(_) => path.canonicalize().map_err(|error| unavailable(error, "")),
+        Err(_) => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let folder = folder.canonicalize().map_err(|error| unavailable(error, ": create the folder first"))?;
+            Ok(path.file_name().map_or(folder.clone(), |name| folder.join(name)))
+        }
+    }
+}
+
 /// `path` with more at its end.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut beside = path.as_os_str().to_owned();
@@ -46,6 +67,8 @@ pub(super) fn sync_folder_of(path: &Path) -> io::Result<()> {
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,
+    /// The ledger itself, once it is there: it may have other names, by which others may come.
+    ledger: Option<File>,
     path: PathBuf,
     id: FileId,
 }
@@ -66,7 +89,27 @@ impl Lock {
             Err(TryLockError::Error(error)) => return Err(unavailable(error, "")),
         }
         let found = file.metadata().map_err(|error| unavailable(error, ""))?;
-        Ok(Self { _file: file, id: (found.dev(), found.ino()), path: lock_path })
+        Ok(Self { _file: file, ledger: None, id: (found.dev(), found.ino()), path: lock_path })
+    }
+
+    /// Locks the ledger under all its names. Held from then on: to close the file again would take SQLite's own locks from it.
+    pub(super) fn take_all_names(&mut self, path: &Path) -> Result<(), StoreError> {
+        if self.ledger.is_some() {
+            return Ok(());
+        }
+        let unavailable = |error: io::Error| StoreError::Unavailable(format!("{}: {error}", path.display()));
+        let ledger = File::open(path).map_err(unavailable)?;
+        if ledger.metadata().map_err(unavailable)?.nlink() > 1 {
+            // By its other name its journals would not be found.
+            return Err(StoreError::Unreadable(format!("{} is a file of several names (hard links)", path.display())));
+        }
+        match ledger.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(path.display().to_string())),
+            Err(TryLockError::Error(error)) => return Err(unavailable(error)),
+        }
+        self.ledger = Some(ledger);
+        Ok(())
     }
 
     /// Whether it still guards anything: one that was removed does not.

@@ -14,7 +14,7 @@
 //! such a file is refused, for it could hide charges.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -28,6 +28,9 @@ const PIECE: usize = BLOCK - HEADER;
 
 /// A file grows by so much at a time, in bytes.
 const SEGMENT: u64 = 4 << 20;
+
+/// How long a file may be to be used again, in bytes. One that had to take more, because the tables could not, is made anew.
+const KEPT: u64 = 16 << 20;
 
 /// The journal that is written to.
 #[derive(Debug)]
@@ -85,7 +88,7 @@ impl Journal {
     /// An empty journal at `path`. A file that is there is used again: nothing in it may be needed any more.
     pub(super) fn begin(path: &Path, seal: &Seal, generation: u32) -> io::Result<Self> {
         let file = match File::options().read(true).write(true).open(path) {
-            Ok(file) if is_whole(file.metadata()?.len()) => file,
+            Ok(file) if is_whole(file.metadata()?.len()) && file.metadata()?.len() <= KEPT => file,
             Ok(_) => make(path)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => make(path)?,
             Err(error) => return Err(error),
@@ -204,7 +207,7 @@ impl<'b> Block<'b> {
     }
 }
 
-/// Reads a journal. `None` if there is none, or nothing was ever written to it.
+/// Reads a journal as it was found. `None` if there is none, or nothing was ever written to it.
 pub(super) fn read(path: &Path, seal: &Seal) -> Result<Option<Log>, ReadError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
@@ -217,6 +220,25 @@ pub(super) fn read(path: &Path, seal: &Seal) -> Result<Option<Log>, ReadError> {
         return Err(ReadError::Damaged(format!("it has {} bytes, some are missing", bytes.len())));
     }
     parse(whole, seal)
+}
+
+/// Reads what this process has written: so many bytes, and nothing that an earlier generation has left.
+pub(super) fn read_written(path: &Path, length: u64, seal: &Seal) -> Result<Option<Log>, ReadError> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(length).read_to_end(&mut bytes)).map_err(ReadError::Io)?;
+    if (read as u64) < length {
+        return Err(ReadError::Damaged(format!("it has {read} bytes of {length}")));
+    }
+    parse(&bytes, seal)
+}
+
+/// Whether anything was ever written to the file of this name.
+pub(super) fn holds_anything(path: &Path) -> io::Result<bool> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(bytes.iter().any(|byte| *byte != 0)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn parse(bytes: &[u8], seal: &Seal) -> Result<Option<Log>, ReadError> {

@@ -25,12 +25,18 @@
 //! | while the next start does this | as before it | the same again |
 //!
 //! Blocks of the journal and rows of the tables carry checksums, and journals a generation. A file that says something else than
-//! was written, or of which a part is missing, is refused and left as it is: it could hide charges. The one thing that looks
-//! like an unfinished write is damage to the last group before a crash.
+//! was written, or of which a part is missing, is refused and left as it is: it could hide charges. What looks like an unfinished write
+//! is damage to the last group of a journal, and cannot be told from one.
 //!
 //! If the tables cannot be written (locked by someone, no room), the journal goes on, up to 256 MiB; that is said in the log. If the journal
 //! cannot be written or synced, nothing is charged until the store was opened anew: what a failed sync has left is unknown, so that
-//! journal is read once more, brought into the tables, and the other one is begun.
+//! journal is read once more, brought into the tables, and the other one is begun. That waits for whoever reads the tables in a
+//! transaction, for until SQLite's log is in the file, it may be on no disk.
+//!
+//! A ledger is one file by one name: a link to it leads to the same lock and the same journals, hard links are refused (and what a bind
+//! mount hides cannot be seen: mount the folder, not the file). If the file is missing while its journals are there, or is empty, it is
+//! not made anew. A journal that is removed while the gate runs has taken with it what was not in the tables: this gate charges no more,
+//! and the next one begins without it. To begin with nothing, stop the gate and remove FILE and all that is beside it.
 
 mod embedded;
 mod file;

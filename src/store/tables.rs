@@ -11,6 +11,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, params};
 
 use super::file::{beside, sync_folder_of};
+use super::journal;
 use super::records::Written;
 use super::{
     Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, OpenRow, Representation, Row, RowSink, StoreError,
@@ -22,6 +23,12 @@ const APPLICATION_ID: i32 = 0x4558_4754;
 
 /// Version of the schema (`PRAGMA user_version`).
 const SCHEMA_VERSION: i32 = 5;
+
+/// How long a lock of SQLite's is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What SQLite's log is cut to when nobody needs it any more, in bytes.
+const LONGEST_LOG: i64 = 16 << 20;
 
 /// Each row has a seal: [`Written::seal`].
 const SCHEMA: &str = "
@@ -126,20 +133,35 @@ impl Tables {
         })
     }
 
-    /// Must come before anything is written.
-    pub(super) fn prepare_to_write(&self) -> Result<(), StoreError> {
-        self.explained(|connection| {
+    /// Must come before anything is written. `after_failure`: whether writing has failed in this process.
+    pub(super) fn prepare_to_write(&self, after_failure: bool) -> Result<(), StoreError> {
+        let is_read = self.explained(|connection| {
             connection.pragma_update(None, "synchronous", "FULL")?;
+            connection.pragma_update(None, "journal_size_limit", LONGEST_LOG)?;
             let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
-            // After a sync that has failed the system may hold pages of the log for safe that never reached the disk. A checkpoint
-            // writes what they say into the file, and syncs that.
-            match mode.as_str() {
-                "wal" => connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?,
-                _ => connection.pragma_update(None, "journal_mode", "WAL")?,
-            }
+            let is_read = if mode == "wal" {
+                // Somebody who reads in a transaction may do so for hours.
+                connection.busy_timeout(Duration::ZERO)?;
+                let checkpointed =
+                    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+                connection.busy_timeout(PATIENCE)?;
+                checkpointed? != 0
+            } else {
+                connection.pragma_update(None, "journal_mode", "WAL")?;
+                false
+            };
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
-            Ok(())
-        })
+            Ok(is_read)
+        })?;
+        // After a sync that has failed the system may hold pages of the log for safe that never reached the disk. A checkpoint writes
+        // what they say into the file, and syncs that: before it no journal that the log has taken may go.
+        if is_read && after_failure {
+            let path = self.path.display();
+            return Err(StoreError::Unavailable(format!(
+                "{path} is being read by somebody in a transaction: end that first"
+            )));
+        }
+        Ok(())
     }
 
     /// Takes what journals have up to a generation, and shows all rows as they are then: all of it or nothing.
@@ -170,8 +192,18 @@ impl Tables {
 fn make(path: &Path) -> Result<(), StoreError> {
     let new = beside(path, ".new");
     let unavailable = |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", new.display()));
-    // From an attempt that broke off; and of a file that is gone: SQLite would take its log for one of the new file.
-    for left in [new.clone(), beside(&new, "-journal"), beside(path, "-journal"), beside(path, "-wal")] {
+    // Of a file that is gone. It would be of no use to the new one, and is what brings the old one back.
+    for suffix in ["-wal", "-journal", ".journal-0", ".journal-1"] {
+        let left = beside(path, suffix);
+        if journal::holds_anything(&left).map_err(unavailable)? {
+            let (path, left) = (path.display(), left.display());
+            return Err(StoreError::Unreadable(format!(
+                "{path} is missing, and {left} is there: put the file back, or move that away to begin with nothing"
+            )));
+        }
+    }
+    // From an attempt that broke off.
+    for left in [new.clone(), beside(&new, "-journal")] {
         match std::fs::remove_file(left) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(unavailable(error)),
             _ => {}
@@ -187,7 +219,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags)?;
     // Closing the last connection writes the log back into the file: not into one that turns out to be damaged.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.busy_timeout(PATIENCE)?;
     Ok(connection)
 }
 
@@ -244,12 +276,13 @@ fn inspect(path: &Path) -> Result<bool, StoreError> {
     let mut header = Vec::with_capacity(100);
     let read = file.by_ref().take(100).read_to_end(&mut header);
     read.map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
+    let unreadable = |what: &str| Err(StoreError::Unreadable(format!("{} {what}", path.display())));
     if header.is_empty() {
-        return Ok(true);
+        // Never by us: a new one has its name once it is whole.
+        return unreadable("is empty: remove it to begin with nothing, if there is no copy to put in its place");
     }
     // https://www.sqlite.org/fileformat2.html, section 1.3: magic at 0, user version at 60, application id at 68.
     let number = |at: usize| header.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_be_bytes);
-    let unreadable = |what: &str| Err(StoreError::Unreadable(format!("{} {what}", path.display())));
     if !header.starts_with(b"SQLite format 3\0") || header.len() < 100 {
         return unreadable("is no SQLite file");
     }

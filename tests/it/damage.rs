@@ -19,13 +19,13 @@ use crate::support::eventually;
 const WRITES: u32 = 40;
 
 /// What each user has used, or may have.
-type Counts = BTreeMap<String, u64>;
+pub(super) type Counts = BTreeMap<String, u64>;
 
-fn options(folder: &Path, compact_interval: Duration) -> Options {
+pub(super) fn options(folder: &Path, compact_interval: Duration) -> Options {
     Options { path: folder.join("ledger.db"), compact_interval }
 }
 
-fn batch(write: u32) -> Batch {
+pub(super) fn batch(write: u32) -> Batch {
     let counter = |user: u32| {
         let span = Span { start: 1_763_942_400, end: 1_764_547_200 };
         let name = CounterName { meter: "exports".into(), subject: Subject::user(format!("user-{user}")), span };
@@ -55,11 +55,11 @@ fn batch(write: u32) -> Batch {
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-fn open(options: Options) -> Result<(Embedded, Counts), StoreError> {
+pub(super) fn open(options: Options) -> Result<(Embedded, Counts), StoreError> {
     let mut store = Embedded::new(options, Arc::new(SystemClock::new())).unwrap();
     let counts = Arc::new(Mutex::new(Counts::new()));
     let into = counts.clone();
@@ -74,7 +74,7 @@ fn open(options: Options) -> Result<(Embedded, Counts), StoreError> {
 }
 
 /// What a kill leaves after many groups, and what they have promised.
-fn killed(compact_interval: Duration) -> (TempDir, Counts) {
+pub(super) fn killed(compact_interval: Duration) -> (TempDir, Counts) {
     let (folder, left) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (mut store, _) = open(options(folder.path(), compact_interval)).unwrap();
     let runtime = runtime();
@@ -99,7 +99,7 @@ fn killed(compact_interval: Duration) -> (TempDir, Counts) {
 }
 
 /// The files that are written to; not the memory that SQLite's processes share.
-fn files(folder: &Path) -> Vec<PathBuf> {
+pub(super) fn files(folder: &Path) -> Vec<PathBuf> {
     let names = std::fs::read_dir(folder).unwrap().map(|entry| PathBuf::from(entry.unwrap().file_name()));
     names.filter(|name| !name.to_string_lossy().ends_with("-shm")).collect()
 }

@@ -21,6 +21,7 @@ mod disks;
 mod durability;
 mod exceed;
 mod faults;
+mod files;
 mod forwarding;
 mod identity;
 mod keys;

@@ -1,0 +1,190 @@
+//! Ledgers whose files are not where they were, go by several names, or are read by others: what is there is never made worse.
+
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use export_gate::clock::SystemClock;
+use export_gate::store::{Batch, Embedded, Store, StoreError};
+
+use crate::damage::{batch, files, killed, open, options, runtime};
+use crate::support::eventually;
+
+const NEVER: Duration = Duration::from_hours(1);
+const OFTEN: Duration = Duration::from_millis(20);
+
+fn write(store: &mut Embedded, batch: Batch) -> Result<(), StoreError> {
+    runtime().block_on(store.write(Arc::new(batch)))
+}
+
+fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut all: Vec<_> = files(folder)
+        .into_iter()
+        .filter(|name| !name.to_string_lossy().ends_with(".lock"))
+        .map(|name| (name.display().to_string(), std::fs::read(folder.join(&name)).unwrap()))
+        .collect();
+    all.sort();
+    all
+}
+
+fn size(file: &Path) -> u64 {
+    std::fs::metadata(file).map_or(0, |file| file.len())
+}
+
+#[test]
+fn a_ledger_that_is_missing_beside_its_journals_is_waited_for_and_nothing_is_touched() {
+    for interval in [OFTEN, NEVER] {
+        let (left, promised) = killed(interval);
+        let (ledger, away) = (left.path().join("ledger.db"), left.path().join("away"));
+        std::fs::rename(&ledger, &away).unwrap();
+        let before = contents(left.path());
+        for _ in 0..2 {
+            let Err(StoreError::Unreadable(why)) = open(options(left.path(), NEVER)) else { panic!("it was opened") };
+            assert!(why.contains("put the file back"), "{why}");
+            assert_eq!(contents(left.path()), before);
+        }
+        std::fs::rename(&away, &ledger).unwrap();
+        let (_store, counts) = open(options(left.path(), NEVER)).unwrap();
+        assert!(promised.iter().all(|(user, count)| counts.get(user) >= Some(count)), "{counts:?}");
+    }
+}
+
+#[test]
+fn a_ledger_that_is_empty_or_a_link_to_nothing_is_no_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = folder.path().join("ledger.db");
+    std::fs::write(&ledger, b"").unwrap();
+    assert!(
+        matches!(open(options(folder.path(), NEVER)), Err(StoreError::Unreadable(why)) if why.contains("is empty"))
+    );
+    std::fs::remove_file(&ledger).unwrap();
+    symlink(folder.path().join("elsewhere"), &ledger).unwrap();
+    assert!(
+        matches!(open(options(folder.path(), NEVER)), Err(StoreError::Unreadable(why)) if why.contains("is a link"))
+    );
+    assert!(ledger.symlink_metadata().unwrap().is_symlink());
+}
+
+#[test]
+fn a_ledger_is_one_by_all_its_names() {
+    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut store, _) = open(options(folder.path(), NEVER)).unwrap();
+    write(&mut store, batch(1)).unwrap();
+    symlink(folder.path().join("ledger.db"), other.path().join("ledger.db")).unwrap();
+    assert!(matches!(open(options(other.path(), NEVER)), Err(StoreError::Locked(_))), "by a link");
+    drop(store);
+    let (store, counts) = open(options(other.path(), NEVER)).unwrap();
+    assert!(!counts.is_empty());
+    drop(store);
+    std::fs::remove_file(other.path().join("ledger.db")).unwrap();
+    std::fs::hard_link(folder.path().join("ledger.db"), other.path().join("ledger.db")).unwrap();
+    for folder in [&folder, &other] {
+        let refused = open(options(folder.path(), NEVER));
+        assert!(matches!(refused, Err(StoreError::Unreadable(why)) if why.contains("several names")));
+    }
+}
+
+#[test]
+fn a_store_whose_journal_was_removed_stays_closed_until_the_gate_is_started_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(options(folder.path(), NEVER)).unwrap();
+    write(&mut store, batch(1)).unwrap();
+    std::fs::remove_file(folder.path().join("ledger.db.journal-0")).unwrap();
+    assert!(write(&mut store, batch(2)).is_err());
+    for _ in 0..3 {
+        let opened = runtime().block_on(store.open(Box::new(drop)));
+        assert!(opened.unwrap_err().to_string().contains("end this gate and start it again"));
+    }
+    drop(store);
+    open(options(folder.path(), NEVER)).unwrap();
+}
+
+/// Somebody who reads the ledger in a transaction, until it is dropped.
+struct Reader(std::process::Child);
+
+impl Reader {
+    fn of(ledger: &Path) -> Self {
+        let mut sqlite = Command::new("sqlite3");
+        let mut reader = sqlite.arg(ledger).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let ask = reader.stdin.as_mut().unwrap();
+        ask.write_all(b"BEGIN; SELECT count(*) FROM counters;\n").unwrap();
+        let mut answer = [0];
+        std::io::Read::read_exact(reader.stdout.as_mut().unwrap(), &mut answer).unwrap();
+        Self(reader)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn who_reads_the_ledger_for_long_holds_up_neither_opening_nor_writing() {
+    let (left, promised) = killed(OFTEN);
+    let ledger = left.path().join("ledger.db");
+    let reader = Reader::of(&ledger);
+    let (mut store, counts) = open(options(left.path(), OFTEN)).unwrap();
+    assert!(promised.iter().all(|(user, count)| counts.get(user) >= Some(count)), "{counts:?}");
+    let log = left.path().join("ledger.db-wal");
+    let before = size(&log);
+    write(&mut store, batch(41)).unwrap();
+    eventually("the tables take it", || size(&log) > before);
+    // After an error all depends on what is on the disk: that cannot be told while somebody needs the log.
+    std::fs::rename(&ledger, left.path().join("away")).unwrap();
+    assert!(write(&mut store, batch(42)).is_err());
+    std::fs::rename(left.path().join("away"), &ledger).unwrap();
+    let again = || runtime().block_on(store.open(Box::new(drop)));
+    let mut again = again;
+    eventually("whoever is at the tables has ended", || {
+        again().is_err_and(|error| error.to_string().contains("being read by somebody"))
+    });
+    drop(reader);
+    assert_eq!(again(), Ok(()));
+}
+
+#[test]
+fn a_journal_that_had_to_take_much_is_made_anew_when_the_tables_have_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(options(folder.path(), NEVER)).unwrap();
+    // With the tables locked by somebody, it grows.
+    let ledger = folder.path().join("ledger.db");
+    let locker = rusqlite::Connection::open(&ledger).unwrap();
+    locker.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let journals = ["ledger.db.journal-0", "ledger.db.journal-1"].map(|name| folder.path().join(name));
+    let large = |write: u32| {
+        let mut all = batch(write);
+        let rows: Vec<_> = (0..20_000).flat_map(|_| batch(write).counters).collect();
+        all.counters.extend(rows);
+        all
+    };
+    let mut write_no = 0;
+    while journals.iter().all(|journal| size(journal) <= 20 << 20) {
+        write_no += 1;
+        write(&mut store, large(write_no)).unwrap();
+    }
+    drop(locker);
+    drop(store);
+    let (mut store, counts) = open(options(folder.path(), OFTEN)).unwrap();
+    assert!(!counts.is_empty());
+    write(&mut store, batch(7)).unwrap();
+    eventually("they are short", || journals.iter().all(|journal| size(journal) <= 16 << 20));
+}
+
+#[test]
+fn a_panic_on_the_stores_thread_ends_one_job_and_no_more() {
+    let (left, promised) = killed(NEVER);
+    let mut store = Embedded::new(options(left.path(), NEVER), Arc::new(SystemClock::new())).unwrap();
+    let opened = runtime().block_on(store.open(Box::new(|row| panic!("a bug: {row:?}"))));
+    assert!(opened.is_err());
+    assert_eq!(runtime().block_on(store.open(Box::new(drop))), Ok(()));
+    write(&mut store, batch(41)).unwrap();
+    drop(store);
+    let (_store, counts) = open(options(left.path(), NEVER)).unwrap();
+    assert!(promised.keys().all(|user| counts.contains_key(user)));
+}
