@@ -6,6 +6,7 @@ mod connection;
 mod front;
 mod listener;
 mod places;
+mod reload;
 mod stream;
 mod tls;
 
@@ -20,7 +21,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -29,7 +29,7 @@ use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
-use crate::admin::Admin;
+use crate::admin::{Admin, Shown};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::design::Designs;
@@ -37,14 +37,16 @@ use crate::gate::{ExportGateLayer, Parts};
 use crate::identity::Verifier;
 use crate::ledger::{self, LastFlushFailed, Ledger};
 use crate::store::Embedded;
-use backends::Backends;
+use backends::{Backends, ways};
 use connection::Common;
 use front::{Current, InFlight};
 use listener::ACCEPT_PAUSE;
 use places::Places;
+use reload::Reloader;
 
 pub use activity::Patience;
 pub use connection::Options as ConnectionOptions;
+pub use reload::Source;
 pub use tls::{BadCertificate, Certificate};
 
 /// What can be set about the main listener.
@@ -71,15 +73,16 @@ pub struct Options {
 /// A gate that listens, and does not serve yet.
 #[derive(Debug)]
 pub struct Server {
-    options: Options,
+    config: Config,
     listener: TcpListener,
     admin_listener: TcpListener,
     current: Arc<ArcSwap<Current>>,
     clock: Arc<dyn Clock>,
     admin: Arc<Admin>,
+    shown: Shown,
     ledger: Arc<Ledger>,
     store: Embedded,
-    verifier: Arc<Verifier>,
+    counts: reload::Counts,
 }
 
 /// Why a gate could not start.
@@ -114,48 +117,34 @@ impl Server {
         let listener = listen(config.server.listen).await?;
         let admin_listener = listen(config.admin.listen).await?;
 
-        let store = Embedded::new(config.store, clock.clone()).map_err(StartError::Store)?;
-        let ledger = Ledger::new(&config.policy, config.ledger, clock.clone());
-        let verifier = Verifier::new(config.identity, clock.clone()).map_err(|(_, bad)| StartError::Key(bad))?;
+        let store = Embedded::new(config.store.clone(), clock.clone()).map_err(StartError::Store)?;
+        let ledger = Ledger::new(&config.policy, config.ledger.clone(), clock.clone());
+        let verifier =
+            Verifier::new(config.identity.clone(), clock.clone()).map_err(|(_, bad)| StartError::Key(bad))?;
         let verifier = Arc::new(verifier);
         let mut registry = Registry::default();
-        let backends = Backends::new(
-            config.upstreams,
-            config.default_upstream,
-            config.upstream_of_route,
-            config.answers.clone(),
-            &clock,
-            &mut registry,
-        );
-        let designs = Arc::new(Designs::new(config.designs, clock.clone()));
-        let layer = ExportGateLayer::new(Parts {
-            routes: config.routes,
+        let designs = Arc::new(Designs::new(config.designs.clone(), clock.clone()));
+        let backends = Backends::new(ways(&config), &clock, &mut registry);
+        let parts = Parts {
+            routes: config.routes.clone(),
             policy: config.policy.clone(),
             verifier: verifier.clone(),
             designs: designs.clone(),
             ledger: ledger.clone(),
             clock: clock.clone(),
-            answers: config.answers,
-            options: config.gate,
-        });
-        layer.register_metrics(&mut registry);
+            answers: config.answers.clone(),
+            options: config.gate.clone(),
+        };
+        let current = Current::of(&config, ExportGateLayer::new(parts), backends);
+        current.layer.register_metrics(&mut registry);
         ledger.register_metrics(&mut registry);
         verifier.register_metrics(&mut registry);
         designs.register_metrics(&mut registry);
-        let generation = Gauge::<i64>::default();
-        generation.set(1);
-        registry.register("exportgate_config_generation", "How often configuration was taken over", generation);
-        let (own_ledger, own_verifier) = (ledger.clone(), verifier.clone());
-        let admin = Arc::new(Admin::new(&config.admin, config.policy, own_ledger, own_verifier, designs, registry));
-        let current = Current {
-            layer,
-            backends,
-            tls: config.server.certificate.as_ref().map(tls::acceptor),
-            connections: config.server.connections.clone(),
-            max_in_flight: config.server.max_in_flight,
-        };
+        let counts = reload::Counts::register(&mut registry);
+        let shown = Shown { policy: config.policy.clone(), verifier, designs };
+        let admin = Arc::new(Admin::new(&config.admin, ledger.clone(), registry, shown.clone()));
         let current = Arc::new(ArcSwap::from_pointee(current));
-        Ok(Self { options: config.server, listener, admin_listener, current, clock, admin, ledger, store, verifier })
+        Ok(Self { config, listener, admin_listener, current, clock, admin, shown, ledger, store, counts })
     }
 
     /// Where clients connect.
@@ -176,12 +165,16 @@ impl Server {
         self.admin_listener.local_addr()
     }
 
-    /// Serves until `shutdown`, then lets requests end, and flushes the ledger last.
+    /// Serves until `shutdown`, then lets requests end, and flushes the ledger last. What changes at `source` meanwhile is taken over.
     ///
     /// # Errors
     ///
     /// [`LastFlushFailed`] if delivered charges did not reach the store.
-    pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), LastFlushFailed> {
+    pub async fn run(
+        self,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+        source: Option<Source>,
+    ) -> Result<(), LastFlushFailed> {
         let (flush_last, all_settled) = oneshot::channel::<()>();
         let flusher = ledger::run(self.ledger.clone(), Box::new(self.store), async {
             // A sender that is gone means the same.
@@ -190,17 +183,25 @@ impl Server {
         let flusher = tokio::spawn(flusher);
         // Ended when this function is.
         let mut helpers = JoinSet::new();
-        helpers.spawn(serve_admin(self.admin_listener, self.admin));
-        if let Some(fetching) = self.verifier.keep_keys_fresh() {
-            helpers.spawn(fetching);
-        }
+        helpers.spawn(serve_admin(self.admin_listener, self.admin.clone()));
+        let Options { max_connections, max_connections_per_address, drain_timeout, .. } = self.config.server;
+        let reloader = Reloader {
+            config: self.config,
+            current: self.current.clone(),
+            clock: self.clock.clone(),
+            admin: self.admin,
+            shown: self.shown,
+            ledger: self.ledger,
+            counts: self.counts,
+        };
+        helpers.spawn(reloader.run(source));
 
         // In a task of its own: should it panic, the ledger is flushed all the same.
-        let places = Places::new(self.options.max_connections, self.options.max_connections_per_address);
+        let places = Places::new(max_connections, max_connections_per_address);
         let (end, ending) = watch::channel(false);
         let common =
             Arc::new(Common { current: self.current, in_flight: InFlight::default(), clock: self.clock, ending });
-        let served = listener::serve(self.listener, places, common, end, self.options.drain_timeout, shutdown);
+        let served = listener::serve(self.listener, places, common, end, drain_timeout, shutdown);
         let served = tokio::spawn(served).await;
         drop(flush_last);
         let flushed = flusher.await;

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -37,24 +38,40 @@ impl std::fmt::Debug for Options {
 #[derive(Debug)]
 pub struct Admin {
     token: Option<Vec<u8>>,
-    policy: Policy,
     ledger: Arc<Ledger>,
-    verifier: Arc<Verifier>,
-    designs: Arc<Designs>,
     registry: Registry,
+    shown: ArcSwap<Shown>,
+    /// Why the configuration that was last to be taken over was not.
+    refused: ArcSwapOption<String>,
+}
+
+/// What a configuration says that pages are about.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// Plans and meters.
+    pub policy: Policy,
+    /// Who is asking.
+    pub verifier: Arc<Verifier>,
+    /// What is in a design.
+    pub designs: Arc<Designs>,
 }
 
 impl Admin {
     /// Pages about a ledger, and the metrics of `registry`.
-    pub fn new(
-        options: &Options,
-        policy: Policy,
-        ledger: Arc<Ledger>,
-        verifier: Arc<Verifier>,
-        designs: Arc<Designs>,
-        registry: Registry,
-    ) -> Self {
-        Self { token: options.token.clone(), policy, ledger, verifier, designs, registry }
+    pub fn new(options: &Options, ledger: Arc<Ledger>, registry: Registry, shown: Shown) -> Self {
+        let (shown, refused) = (ArcSwap::from_pointee(shown), ArcSwapOption::empty());
+        Self { token: options.token.clone(), ledger, registry, shown, refused }
+    }
+
+    /// Another configuration counts from now on.
+    pub fn show(&self, shown: Shown) {
+        self.shown.store(Arc::new(shown));
+        self.refused.store(None);
+    }
+
+    /// A configuration was to be taken over, and was not.
+    pub fn refused(&self, why: String) {
+        self.refused.store(Some(Arc::new(why)));
     }
 
     /// Answers one request.
@@ -88,7 +105,7 @@ impl Admin {
 
     /// What the metadata service said of a design is asked for again.
     fn forget(&self, design: &str) -> Response<Full<Bytes>> {
-        self.designs.forget(design);
+        self.shown.load().designs.forget(design);
         let mut page = Response::default();
         *page.status_mut() = StatusCode::NO_CONTENT;
         page
@@ -96,24 +113,27 @@ impl Admin {
 
     /// Whether exports can be charged.
     fn readiness(&self) -> Response<Full<Bytes>> {
-        let (ledger, keys) = (self.ledger.availability(), self.verifier.availability());
-        if ledger.is_ok() && keys.is_ok() {
-            return json_page(StatusCode::OK, &json!({ "ready": true }));
+        let (ledger, keys) = (self.ledger.availability(), self.shown.load().verifier.availability());
+        let is_ready = ledger.is_ok() && keys.is_ok();
+        let mut page = json!({ "ready": is_ready });
+        // The gate goes on with the one before it.
+        if let Some(why) = &*self.refused.load() {
+            page["configuration"] = why.as_str().into();
         }
-        let mut page = json!({ "ready": false });
         if let Err(why) = ledger {
             page["ledger"] = (*why).into();
         }
         if let Err(why) = keys {
             page["keys"] = why.into();
         }
-        json_page(StatusCode::SERVICE_UNAVAILABLE, &page)
+        json_page(if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &page)
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
         self.ledger.refresh_metrics();
-        self.verifier.refresh_metrics();
-        self.designs.refresh_metrics();
+        let shown = self.shown.load();
+        shown.verifier.refresh_metrics();
+        shown.designs.refresh_metrics();
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
             return json_page(StatusCode::INTERNAL_SERVER_ERROR, &json!({ "error": "metrics cannot be encoded" }));
@@ -130,13 +150,14 @@ impl Admin {
         if let Err(why) = self.ledger.availability() {
             return json_page(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": &*why }));
         }
+        let policy = &self.shown.load().policy;
         let (mut who, mut plan) = (Who::user(user), None);
         for pair in query.unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (name, value) = (decoded(name), decoded(value));
             let understood = match &*name {
                 "plan" => {
-                    plan = self.policy.plans.find(&value);
+                    plan = policy.plans.find(&value);
                     plan.is_some()
                 }
                 "team" => {
@@ -161,7 +182,7 @@ impl Admin {
                 return json_page(StatusCode::BAD_REQUEST, &json!({ "error": error }));
             }
         }
-        json_page(StatusCode::OK, &self.ledger.usage_report(&self.policy, &who, plan))
+        json_page(StatusCode::OK, &self.ledger.usage_report(policy, &who, plan))
     }
 
     fn is_allowed<B>(&self, request: &Request<B>) -> bool {

@@ -86,7 +86,7 @@ pub enum Failure {
 /// [`Failure`], to be printed; the exit code is then 1.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
-        Command::Serve(file) => serve::run(load(&file.config)?),
+        Command::Serve(file) => serve::run(config::File { path: file.config, environment: environment() }),
         Command::Check(file) => check::run(&file.config, &load(&file.config)?),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Token(arguments) => token::run(&arguments),

@@ -8,10 +8,11 @@ use tracing_subscriber::EnvFilter;
 
 use super::Failure;
 use crate::clock::SystemClock;
-use crate::config::{Config, LogFormat, LogOptions};
-use crate::server::Server;
+use crate::config::{self, LogFormat, LogOptions};
+use crate::server::{Server, Source};
 
-pub(super) fn run(config: Config) -> Result<(), Failure> {
+pub(super) fn run(file: config::File) -> Result<(), Failure> {
+    let config = file.load(None)?;
     start_log(&config.log)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = config.server.worker_threads {
@@ -20,10 +21,11 @@ pub(super) fn run(config: Config) -> Result<(), Failure> {
     let runtime = runtime.enable_all().build()?;
     runtime.block_on(async {
         let ending = end_signal()?;
+        let source = Source { file, hangups: signal(SignalKind::hangup())? };
         let server = Server::bind(config, Arc::new(SystemClock::new())).await?;
         tracing::info!(clients = %server.address()?, operators = %server.admin_address()?, "listening");
         // On a worker, not on this thread: the accept loop shares the workers' queue.
-        let served = tokio::spawn(server.run(ending)).await;
+        let served = tokio::spawn(server.run(ending, Some(source))).await;
         served.map_err(|died| Failure::Other(format!("the server died: {died}")))??;
         tracing::info!("ended: every charge is in the ledger");
         Ok(())

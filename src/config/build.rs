@@ -57,7 +57,7 @@ pub struct Config {
 }
 
 /// A backend.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstream {
     /// The name in metrics.
     pub name: String,

@@ -41,7 +41,7 @@ use lookup::Lookup;
 use metrics::Metrics;
 
 /// What can be set about design facts.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Whom to ask, in order.
     pub sources: Vec<Source>,
@@ -149,7 +149,16 @@ pub struct Designs {
 impl Designs {
     /// Facts from the sources of `options`.
     pub fn new(options: Options, clock: Arc<dyn Clock>) -> Self {
-        let metrics = Arc::<Metrics>::default();
+        Self::counting(Arc::default(), options, clock)
+    }
+
+    /// Others in place of these, which go on with their metrics.
+    #[must_use]
+    pub fn succeed(&self, options: Options, clock: Arc<dyn Clock>) -> Self {
+        Self::counting(self.metrics.clone(), options, clock)
+    }
+
+    fn counting(metrics: Arc<Metrics>, options: Options, clock: Arc<dyn Clock>) -> Self {
         Self {
             sources: options.sources,
             header: options.header,

@@ -27,7 +27,7 @@ const LONGEST_ID: usize = 1_024;
 const CALM: Duration = Duration::from_secs(10);
 
 /// What can be set about the metadata service.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Where a design is asked for.
     pub url: Template,

@@ -92,7 +92,7 @@ impl Options {
 pub(super) struct Gate {
     pub(super) parts: Parts,
     pub(super) metrics: Metrics,
-    pub(super) leaks: Leaks,
+    pub(super) leaks: Arc<Leaks>,
 }
 
 /// Puts the gate around any service.
@@ -107,7 +107,15 @@ impl ExportGateLayer {
     /// A gate made of `parts`.
     pub fn new(parts: Parts) -> Self {
         let metrics = Metrics::new(&parts.routes, &parts.policy);
-        Self { gate: Arc::new(Gate { parts, metrics, leaks: Leaks::default() }), peer: None, pace: None }
+        Self { gate: Arc::new(Gate { parts, metrics, leaks: Arc::default() }), peer: None, pace: None }
+    }
+
+    /// Another gate in place of this one, which goes on with its metrics.
+    #[must_use]
+    pub fn succeed(&self, parts: Parts) -> Self {
+        let metrics = self.gate.metrics.succeed(&parts.routes, &parts.policy);
+        let leaks = self.gate.leaks.clone();
+        Self { gate: Arc::new(Gate { parts, metrics, leaks }), peer: None, pace: None }
     }
 
     /// The same gate for requests of one connection. Headers of [trusted hops](crate::design) are believed by `peer`; without a

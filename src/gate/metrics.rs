@@ -31,8 +31,7 @@ struct ByMeter {
 }
 
 impl ByMeter {
-    fn new(policy: &Policy) -> Self {
-        let family = Family::<MeterLabels, Counter>::default();
+    fn new(family: Family<MeterLabels, Counter>, policy: &Policy) -> Self {
         let counter = |name: &str| family.get_or_create_owned(&MeterLabels { meter: name.to_owned() });
         let counters = policy.meters.iter().map(|meter| counter(&meter.name)).collect();
         Self { family, counters }
@@ -61,27 +60,33 @@ pub(super) struct Metrics {
 
 impl Metrics {
     pub(super) fn new(routes: &Routes, policy: &Policy) -> Self {
-        let requests = Family::<RequestLabels, Counter>::default();
-        let names = routes.iter().map(|(_, route)| &*route.name).chain(["none"]);
-        let of_route = |route: &str| {
-            let counter = |outcome: Outcome| {
-                let (decision, reason) = (outcome.decision(), outcome.reason());
-                requests.get_or_create_owned(&RequestLabels { route: route.to_owned(), decision, reason })
-            };
-            Outcome::ALL.into_iter().map(counter).collect()
-        };
-        let by_route = names.map(of_route).collect();
+        let requests = Family::default();
         let decision_duration = Histogram::new(exponential_buckets(0.000_001, 4.0, 10));
-        let by_meter = || ByMeter::new(policy);
+        let by_meter = || ByMeter::new(Family::default(), policy);
         Self {
+            by_route: by_route(&requests, routes),
             requests,
-            by_route,
             near_limit: by_meter(),
             degraded: by_meter(),
             would_deny: by_meter(),
             untold: by_meter(),
             unclassified_files: Counter::default(),
             decision_duration,
+        }
+    }
+
+    /// The same counters, for other routes and meters: those that stay go on.
+    pub(super) fn succeed(&self, routes: &Routes, policy: &Policy) -> Self {
+        let by_meter = |known: &ByMeter| ByMeter::new(known.family.clone(), policy);
+        Self {
+            by_route: by_route(&self.requests, routes),
+            requests: self.requests.clone(),
+            near_limit: by_meter(&self.near_limit),
+            degraded: by_meter(&self.degraded),
+            would_deny: by_meter(&self.would_deny),
+            untold: by_meter(&self.untold),
+            unclassified_files: self.unclassified_files.clone(),
+            decision_duration: self.decision_duration.clone(),
         }
     }
 
@@ -135,6 +140,18 @@ impl Metrics {
     pub(super) fn decided(&self, took: Duration) {
         self.decision_duration.observe(took.as_secs_f64());
     }
+}
+
+fn by_route(requests: &Family<RequestLabels, Counter>, routes: &Routes) -> Vec<Vec<Counter>> {
+    let names = routes.iter().map(|(_, route)| &*route.name).chain(["none"]);
+    let of_route = |route: &str| {
+        let counter = |outcome: Outcome| {
+            let (decision, reason) = (outcome.decision(), outcome.reason());
+            requests.get_or_create_owned(&RequestLabels { route: route.to_owned(), decision, reason })
+        };
+        Outcome::ALL.into_iter().map(counter).collect()
+    };
+    names.map(of_route).collect()
 }
 
 #[cfg(test)]

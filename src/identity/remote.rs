@@ -28,7 +28,7 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 const CLOCKS_DIFFER: i64 = 60;
 
 /// What can be set about a key set that a server publishes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Where it is.
     pub location: Location,

@@ -30,7 +30,7 @@ const LONGEST_NAME: usize = 64;
 const LAST_SECOND: f64 = 253_402_300_799.0;
 
 /// Whose tokens are accepted.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// The only accepted `iss`.
     pub issuer: String,
@@ -81,8 +81,20 @@ impl Verifier {
     ///
     /// The index of the first configured key that cannot be used, and why.
     pub fn new(options: Options, clock: Arc<dyn Clock>) -> Result<Self, (usize, BadKey)> {
+        Self::counting(Arc::default(), options, clock)
+    }
+
+    /// Another verifier in place of this one, which goes on with its metrics.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn succeed(&self, options: Options) -> Result<Self, (usize, BadKey)> {
+        Self::counting(self.metrics.clone(), options, self.clock.clone())
+    }
+
+    fn counting(metrics: Arc<Metrics>, options: Options, clock: Arc<dyn Clock>) -> Result<Self, (usize, BadKey)> {
         let configured = keys::configured(options.keys)?;
-        let metrics = Arc::new(Metrics::default());
         let keys = Arc::new(ArcSwap::from_pointee(KeySet::new(0, configured.clone())));
         let remote = options.remote.map(|options| {
             let remote = Remote::new(options, configured, keys.clone(), metrics.clone(), clock.clone());

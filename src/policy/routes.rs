@@ -65,7 +65,7 @@ pub enum DesignFrom {
 }
 
 /// All routes, in the order of the configuration: the first that fits wins.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Routes {
     routes: Vec<Arc<Route>>,
     /// The routes' paths as [`lenient_readings`] spells them.

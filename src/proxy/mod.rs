@@ -25,7 +25,7 @@ use crate::net::{self, Origin, Pool, PooledBody, RequestBody, SendError};
 use headers::Hop;
 
 /// What can be set about an upstream.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Where they are.
     pub endpoints: Vec<Origin>,

@@ -17,7 +17,7 @@ use tower::Service;
 
 use super::front::ClientBody;
 use crate::clock::Clock;
-use crate::config::Upstream;
+use crate::config::{Config, Upstream};
 use crate::gate::{Answers, Asker, Upload};
 use crate::net::PooledBody;
 use crate::policy::RouteId;
@@ -28,6 +28,16 @@ type RequestBody = Upload<ClientBody>;
 /// The body of a backend's answer, or of one in its place.
 pub(super) type AnswerBody = Either<PooledBody<RequestBody>, Full<Bytes>>;
 
+/// Where a configuration sends requests.
+pub(super) fn ways(config: &Config) -> Ways {
+    Ways {
+        upstreams: config.upstreams.clone(),
+        default: config.default_upstream,
+        by_route: config.upstream_of_route.clone(),
+        answers: config.answers.clone(),
+    }
+}
+
 /// All upstreams. Chooses by the route that the gate has found.
 #[derive(Debug, Clone)]
 pub(super) struct Backends {
@@ -37,9 +47,24 @@ pub(super) struct Backends {
 
 #[derive(Debug)]
 struct BackendsShared {
+    upstreams: Vec<Upstream>,
     default: usize,
     by_route: Vec<usize>,
     answers: Answers,
+    durations: Durations,
+}
+
+type Durations = Family<UpstreamLabels, Histogram, fn() -> Histogram>;
+
+/// Where requests go.
+#[derive(Debug)]
+pub(super) struct Ways {
+    pub(super) upstreams: Vec<Upstream>,
+    /// Index of the upstream of requests that match no route.
+    pub(super) default: usize,
+    /// Index of the upstream of each route.
+    pub(super) by_route: Vec<usize>,
+    pub(super) answers: Answers,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -48,25 +73,33 @@ struct UpstreamLabels {
 }
 
 impl Backends {
-    pub(super) fn new(
-        upstreams: Vec<Upstream>,
-        default: usize,
-        by_route: Vec<usize>,
-        answers: Answers,
-        clock: &Arc<dyn Clock>,
-        registry: &mut Registry,
-    ) -> Self {
-        let durations = Family::<UpstreamLabels, Histogram>::new_with_constructor(|| {
-            Histogram::new(exponential_buckets(0.001, 2.5, 12))
-        });
-        let proxy = |upstream: Upstream| {
-            let duration = durations.get_or_create_owned(&UpstreamLabels { upstream: upstream.name });
-            Proxy::new(upstream.proxy, clock.clone(), duration)
-        };
-        let proxies = upstreams.into_iter().map(proxy).collect();
+    pub(super) fn new(ways: Ways, clock: &Arc<dyn Clock>, registry: &mut Registry) -> Self {
+        let durations = Durations::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.5, 12)));
         let help = "Time from a request to the head of a backend's answer";
         registry.register("exportgate_upstream_duration_seconds", help, durations.clone());
-        Self { shared: Arc::new(BackendsShared { default, by_route, answers }), proxies }
+        Self::made(ways, clock, durations, |_| None)
+    }
+
+    /// Others in place of these. An upstream that stays as it was keeps its connections.
+    pub(super) fn succeed(&self, ways: Ways, clock: &Arc<dyn Clock>) -> Self {
+        let known = self.shared.upstreams.iter().zip(&*self.proxies);
+        let stays = |new: &Upstream| known.clone().find(|(known, _)| *known == new).map(|(_, proxy)| proxy.clone());
+        Self::made(ways, clock, self.shared.durations.clone(), stays)
+    }
+
+    fn made(
+        ways: Ways,
+        clock: &Arc<dyn Clock>,
+        durations: Durations,
+        known: impl Fn(&Upstream) -> Option<Proxy<RequestBody>>,
+    ) -> Self {
+        let Ways { upstreams, default, by_route, answers } = ways;
+        let made = |upstream: &Upstream| {
+            let duration = durations.get_or_create_owned(&UpstreamLabels { upstream: upstream.name.clone() });
+            Proxy::new(upstream.proxy.clone(), clock.clone(), duration)
+        };
+        let proxies = upstreams.iter().map(|upstream| known(upstream).unwrap_or_else(|| made(upstream))).collect();
+        Self { shared: Arc::new(BackendsShared { upstreams, default, by_route, answers, durations }), proxies }
     }
 
     /// The same for requests of one client.

@@ -22,6 +22,8 @@ use tower::{Layer, Service};
 use super::activity::{Activity, UnderWay, UploadUnderWay};
 use super::backends::{AnswerBody, Backends};
 use super::connection::Options as ConnectionOptions;
+use super::{Options, tls};
+use crate::config::Config;
 use crate::gate::{ExportGate, ExportGateLayer, GateBody, Pace};
 
 type Stack = ExportGate<Backends>;
@@ -35,6 +37,14 @@ pub(super) struct Current {
     pub(super) connections: ConnectionOptions,
     /// How many requests may be under way at once.
     pub(super) max_in_flight: usize,
+}
+
+impl Current {
+    pub(super) fn of(config: &Config, layer: ExportGateLayer, backends: Backends) -> Self {
+        let Options { certificate, connections, max_in_flight, .. } = &config.server;
+        let (tls, connections) = (certificate.as_ref().map(tls::acceptor), connections.clone());
+        Self { layer, backends, tls, connections, max_in_flight: *max_in_flight }
+    }
 }
 
 impl fmt::Debug for Current {

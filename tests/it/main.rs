@@ -34,6 +34,7 @@ mod model;
 mod nginx;
 mod operators;
 mod policies;
+mod reload;
 mod resumes;
 mod sessions;
 mod support;

@@ -104,10 +104,13 @@ impl Stage {
         let server = Server::bind(self.config()?, Arc::new(SystemClock::new())).await?;
         let (address, admin) = (server.address()?, server.admin_address()?);
         let (stop, stopped) = oneshot::channel::<()>();
-        let ended = tokio::spawn(server.run(async {
-            // A sender that is gone means the same.
-            let _ = stopped.await;
-        }));
+        let ended = tokio::spawn(server.run(
+            async {
+                // A sender that is gone means the same.
+                let _ = stopped.await;
+            },
+            None,
+        ));
         Ok(Gate { address, admin, stop, ended })
     }
 }

@@ -1,0 +1,230 @@
+//! A configuration that changes while the gate runs: taken over at once and whole, or not at all.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::support::{Backend, Gate, Reply, Setup, Token, certify, eventually, get, post, read_until, request};
+
+const DOWNLOAD: &str = "/v1/designs/d1/download";
+const LIMITS: &str = "limits = { free = 2, pro = 30, max = 120 }";
+
+/// Changes the file, whole at once.
+fn edit(gate: &Gate, old: &str, new: &str) {
+    let path = gate.setup.config();
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(old), "`{old}` is not in the configuration");
+    let next = gate.setup.folder.path("next.toml");
+    std::fs::write(&next, text.replacen(old, new, 1)).unwrap();
+    std::fs::rename(next, path).unwrap();
+}
+
+fn generation(gate: &Gate) -> u64 {
+    gate.metric("exportgate_config_generation") as u64
+}
+
+/// Changes the file and waits until that counts.
+fn change(gate: &Gate, old: &str, new: &str) {
+    let before = generation(gate);
+    edit(gate, old, new);
+    gate.signal("HUP");
+    eventually("it is taken over", || generation(gate) > before);
+}
+
+/// Changes the file and waits until it is refused; why.
+fn refused(gate: &Gate, old: &str, new: &str) -> String {
+    let before = gate.metric("exportgate_config_refused_total");
+    let generation_before = generation(gate);
+    edit(gate, old, new);
+    gate.signal("HUP");
+    eventually("it is refused", || gate.metric("exportgate_config_refused_total") > before);
+    assert_eq!(generation(gate), generation_before);
+    let (status, page) = gate.admin("/readyz");
+    assert_eq!(status, 200, "the one before it goes on");
+    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+    edit(gate, new, old);
+    page["configuration"].as_str().unwrap().to_owned()
+}
+
+fn gate() -> (Backend, Gate) {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).start();
+    (backend, gate)
+}
+
+#[test]
+fn a_changed_limit_counts_at_once_and_nothing_that_was_counted_is_lost() {
+    let (_backend, gate) = gate();
+    let token = Token::of("u").ai().line();
+    let export = || get(gate.address, DOWNLOAD, &[&token]).status;
+    assert_eq!([export(), export(), export()], [200, 200, 429]);
+    let mut open = TcpStream::connect(gate.address).unwrap();
+    let mut on_it = |status: &str| {
+        write!(open, "GET {DOWNLOAD} HTTP/1.1\r\nhost: a\r\n{token}\r\n\r\n").unwrap();
+        assert!(read_until(&mut open, status.as_bytes()), "{status}");
+        assert!(read_until(&mut open, if status == "200" { b"an image" } else { b"}" }));
+    };
+    on_it("429");
+    change(&gate, LIMITS, "limits = { free = 4, pro = 30, max = 120 }");
+    on_it("200");
+    assert_eq!([export(), export()], [200, 429]);
+    assert_eq!(gate.used("u", "ai-exports"), 4);
+    change(&gate, "limits = { free = 4,", "limits = { free = 1,");
+    assert_eq!(export(), 429);
+    assert_eq!(gate.usage("u?plan=free", "ai-exports")["remaining"], 0);
+    let gate = gate.restart();
+    assert_eq!(gate.used("u", "ai-exports"), 4);
+}
+
+#[test]
+fn a_change_is_noticed_without_a_word_and_so_is_one_of_a_file_that_it_names() {
+    let backend = Backend::start(Reply::image());
+    let setup =
+        Setup::before(backend.address).replacing("secret_env = \"EXPORT_GATE_JWT_SECRET\"", "secret_file = \"secret\"");
+    std::fs::write(setup.folder.path("secret"), crate::support::SECRET).unwrap();
+    let gate = setup.start();
+    edit(&gate, LIMITS, "limits = { free = 0, pro = 30, max = 120 }");
+    eventually("it is taken over", || generation(&gate) == 2);
+    let token = Token::of("u").ai();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 429);
+    let other = "another secret of thirty-two bytes!!";
+    std::fs::write(gate.setup.folder.path("secret"), other).unwrap();
+    eventually("the key is another", || generation(&gate) == 3);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 401);
+    let line = format!("authorization: Bearer {}", Token::of("u").signed_by(other));
+    assert_eq!(get(gate.address, DOWNLOAD, &[&line]).status, 200);
+}
+
+#[test]
+fn what_is_wrong_is_said_and_the_configuration_before_it_goes_on() {
+    let (_backend, gate) = gate();
+    let token = Token::of("u").ai().line();
+    for (old, new, says) in [
+        (LIMITS, "limit = { free = 2 }", "did you mean `limits`?"),
+        (LIMITS, "limits = { free = 2", "gate.toml"),
+        ("time_zone = \"UTC\"", "time_zone = \"Europe/Berlin\"", "the window of `ai-exports` cannot change while"),
+        ("subject = \"user\"", "subject = \"team\"", "the subject of `ai-exports` cannot change while the gate runs"),
+        ("path = \"export-gate.db\"", "path = \"other.db\"", "to change ledger the gate has to be restarted"),
+        (
+            "# drain_timeout = \"30s\"",
+            "drain_timeout = \"31s\"",
+            "to change server.drain_timeout the gate has to be restarted",
+        ),
+        ("durability = \"strict\"", "durability = \"periodic\"", "to change ledger the gate has to be restarted"),
+    ] {
+        let why = refused(&gate, old, new);
+        assert!(why.contains(says), "{says}: {why}");
+    }
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
+    change(&gate, LIMITS, "limits = { free = 1, pro = 30, max = 120 }");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 429);
+    assert!(!gate.admin("/readyz").1.contains("configuration"), "it is all right again");
+    assert!(gate.log().iter().any(|line| line.contains("was not taken over")));
+}
+
+#[test]
+fn meters_and_plans_come_and_go_and_come_back_as_they_were() {
+    let (_backend, gate) = gate();
+    let (plain, ai) = (Token::of("u").with("ai_features", serde_json::json!([])).line(), Token::of("u").ai().line());
+    let export = |token: &str| get(gate.address, DOWNLOAD, &[token]).status;
+    assert_eq!([export(&plain), export(&plain), export(&ai)], [200; 3]);
+    // One whose name comes before the others', for a plan that was not there.
+    let more = "[meters.a-first]\nwindow = { rolling = \"24h\" }\ncounts = { plans = [\"free\", \"a\"] }\nlimits = { free = 3, a = 9 }\n\n";
+    let (without, with) = ("[meters.exports]", format!("{more}[meters.exports]"));
+    let limits = "limits = { free = 60, pro = \"unlimited\", max = \"unlimited\" }";
+    let all = "limits = { free = 60, pro = \"unlimited\", max = \"unlimited\", a = 1 }";
+    edit(&gate, LIMITS, "limits = { free = 2, pro = 30, max = 120, a = 1 }");
+    edit(&gate, limits, all);
+    change(&gate, without, &with);
+    let used =
+        || ["a-first", "ai-exports", "exports"].map(|meter| gate.usage("u?plan=free", meter)["used"].as_u64().unwrap());
+    let of_a = Token::of("v").plan("a").ai().line();
+    assert_eq!([export(&plain), export(&of_a), export(&of_a)], [200, 200, 429]);
+    assert_eq!(used(), [1, 1, 3]);
+    edit(&gate, "max = 120, a = 1 }", "max = 120 }");
+    edit(&gate, all, limits);
+    change(&gate, &with, without);
+    assert_eq!([export(&plain), export(&of_a)], [200, 403], "the plan is nobody's any more");
+    edit(&gate, LIMITS, "limits = { free = 2, pro = 30, max = 120, a = 1 }");
+    edit(&gate, limits, all);
+    change(&gate, without, &with);
+    assert_eq!(used(), [1, 1, 4]);
+    assert_eq!([export(&plain), export(&plain), export(&plain)], [200, 200, 429]);
+    assert_eq!([export(&ai), export(&of_a)], [429, 429]);
+}
+
+#[test]
+fn a_session_goes_on_under_another_configuration() {
+    let (_backend, gate) = gate();
+    let token = Token::of("u").on("ios").ai().line();
+    assert_eq!(post(gate.address, "/v1/designs/d1/export-screen", &[&token]).status, 200);
+    change(&gate, LIMITS, "limits = { free = 1, pro = 30, max = 120 }");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
+    assert_eq!(gate.used("u", "ai-exports"), 1);
+}
+
+#[test]
+fn another_certificate_is_shown_to_who_comes_from_then_on() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let setup = Setup::before(backend.address);
+    let path = |name: &str| setup.folder.path(name).display().to_string();
+    certify(&setup.folder);
+    let gate = setup
+        .clone()
+        .set("EXPORT_GATE__SERVER__TLS__CERT_FILE", &path("server.pem"))
+        .set("EXPORT_GATE__SERVER__TLS__KEY_FILE", &path("server.key"))
+        .start();
+    let url = format!("https://localhost:{}/page", gate.address.port());
+    let works = |ca: &str| Command::new("curl").args(["-sf", "--cacert", ca, &url]).status().unwrap().success();
+    std::fs::copy(path("ca.pem"), path("old-ca.pem")).unwrap();
+    assert!(works(&path("old-ca.pem")));
+    certify(&setup.folder);
+    eventually("it is shown", || works(&path("ca.pem")));
+    assert!(!works(&path("old-ca.pem")));
+    // A key that is not the certificate's is no certificate.
+    let key = std::fs::read(path("server.key")).unwrap();
+    certify(&setup.folder);
+    std::fs::write(path("server.key"), key).unwrap();
+    gate.signal("HUP");
+    eventually("it is refused", || gate.admin("/readyz").1.contains("cannot be used together"));
+}
+
+/// `RELOADS=1000` for more.
+#[test]
+fn under_load_no_request_is_lost_however_often_the_configuration_changes() {
+    let reloads = std::env::var("RELOADS").map_or(40, |number| number.parse().unwrap());
+    let (first, second) = (Backend::start(Reply::image()), Backend::start(Reply::image()));
+    let gate = Setup::before(first.address).start();
+    let gate = Arc::new(gate);
+    let (is_over, exported) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let client = |number: usize| {
+        let (gate, is_over, exported) = (gate.clone(), is_over.clone(), exported.clone());
+        std::thread::spawn(move || {
+            let token = Token::of(&format!("u{number}")).plan("pro").with("ai_features", serde_json::json!([])).line();
+            while !is_over.load(Ordering::Relaxed) {
+                assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
+                assert_eq!(request(gate.address, "PUT", "/v1/designs/d1", &[], b"{}").status, 200);
+                exported.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    };
+    let clients: Vec<_> = (0..3).map(client).collect();
+    let more = format!("[upstreams.other]\nendpoints = [\"http://{}\"]\n\n[identity]", second.address);
+    for reload in 0..reloads {
+        match reload % 3 {
+            0 => change(&gate, "[identity]", &more),
+            1 => change(&gate, "action = \"download\"", "action = \"download\"\nupstream = \"other\""),
+            _ => {
+                edit(&gate, "action = \"download\"\nupstream = \"other\"", "action = \"download\"");
+                change(&gate, &more, "[identity]");
+            }
+        }
+    }
+    is_over.store(true, Ordering::Relaxed);
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    assert!(!second.seen().is_empty() && exported.load(Ordering::Relaxed) > reloads);
+    let counted: u64 = (0..3).map(|user| gate.used(&format!("u{user}"), "fair-use")).sum();
+    assert_eq!(counted, exported.load(Ordering::Relaxed));
+}
