@@ -55,27 +55,58 @@ fn is_unreserved(byte: u8) -> bool {
 }
 
 /// All that a lenient backend might take the path for, in lower case: decoded not at all, once or twice, with `\` as `/`,
-/// without `;params`, empty and dot segments, trailing dots and blanks.
+/// without `;params`, empty and dot segments, trailing dots and blanks, and up to a NUL or beyond it, in whatever order it does so.
 pub fn lenient_readings(path: &str) -> impl Iterator<Item = String> {
-    let once = percent_decoded(path.as_bytes());
-    let twice = percent_decoded(&once).into_owned();
-    [path.as_bytes().to_vec(), once.into_owned(), twice].into_iter().flat_map(|bytes| {
-        let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase().replace('\\', "/");
-        let kept = plain_segments(&text, |segment| segment);
-        let stripped = plain_segments(&text, |segment| segment.split(';').next().unwrap_or(""));
-        [kept, stripped]
+    let mut texts = vec![path.as_bytes().to_vec()];
+    also(&mut texts, 0, without_params);
+    let mut decoded = 0;
+    for _ in 0..2 {
+        let before = texts.len();
+        also(&mut texts, decoded, |text| text.contains(&b'%').then(|| percent_decoded(text).into_owned()));
+        also(&mut texts, before, without_params);
+        decoded = before;
+    }
+    // A backslash is a slash for some readers; a NUL ends a path for some, and is a blank for others.
+    also(&mut texts, 0, |text| {
+        let slash = |byte: &u8| if *byte == b'\\' { b'/' } else { *byte };
+        text.contains(&b'\\').then(|| text.iter().map(slash).collect())
+    });
+    also(&mut texts, 0, without_params);
+    also(&mut texts, 0, |text| text.iter().position(|byte| *byte == 0).map(|nul| text[..nul].to_vec()));
+    texts.into_iter().flat_map(|bytes| {
+        let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase();
+        // A step back leads over an empty segment (RFC 3986, section 5.2.4), unless that was dropped before.
+        [true, false].map(|empty_counts| plain_segments(&text, empty_counts))
     })
 }
 
-fn plain_segments(text: &str, trim: impl Fn(&str) -> &str) -> String {
-    // A NUL ends a path for some readers.
-    let text = text.split('\0').next().unwrap_or("");
+/// Adds what `change` makes of the texts from `start` on, where it makes something new of them.
+fn also(texts: &mut Vec<Vec<u8>>, start: usize, change: impl Fn(&[u8]) -> Option<Vec<u8>>) {
+    for index in start..texts.len() {
+        if let Some(changed) = change(&texts[index]).filter(|changed| !texts.contains(changed)) {
+            texts.push(changed);
+        }
+    }
+}
+
+/// Without what follows a `;` in each segment, if there is any.
+fn without_params(text: &[u8]) -> Option<Vec<u8>> {
+    let name = |segment: &[u8]| segment.split(|byte| *byte == b';').next().unwrap_or_default().to_vec();
+    text.contains(&b';').then(|| text.split(|byte| *byte == b'/').map(name).collect::<Vec<_>>().join(&b'/'))
+}
+
+fn is_blank(c: char) -> bool {
+    c.is_ascii_whitespace() || c.is_ascii_control()
+}
+
+fn plain_segments(text: &str, empty_counts: bool) -> String {
     let mut segments: Vec<&str> = Vec::new();
     for segment in text.split('/') {
-        match trim(segment).trim_matches(|c: char| c.is_ascii_whitespace() || c.is_ascii_control()) {
+        match segment.trim_matches(is_blank) {
+            "" if empty_counts => segments.push(""),
             "" | "." => {}
             ".." => drop(segments.pop()),
-            segment => segments.push(segment.trim_end_matches(['.', ' '])),
+            segment => segments.push(segment.trim_end_matches(|c: char| c == '.' || is_blank(c))),
         }
     }
     segments.retain(|segment| !segment.is_empty());
@@ -189,6 +220,11 @@ mod tests {
             "/v1/designs/x/download%20",
             "/v1/designs/x/%2e%2e/x/download",
             "/v1/designs/x/download%3b",
+            "/v1//../designs/x/download",
+            "/v1/designs/x/download;%2fa",
+            "/v1/designs/x%2fdownload;\\a",
+            "/v1/designs/%00x/download",
+            "/v1/designs/x/download%09.",
         ];
         for path in disguises {
             assert!(lenient_readings(path).any(|reading| reading == "/v1/designs/x/download"), "{path}");

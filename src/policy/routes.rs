@@ -115,6 +115,8 @@ pub enum Misread {
     Path,
     /// A parameter that an export route asks for is repeated, or percent-encoded where it must have a certain value.
     Query(String),
+    /// The method is one of an export route's, in another case: methods are case-sensitive (RFC 9110, section 9.1), not all backends are.
+    Method,
     /// A header that an export route asks for is repeated, named on a `Connection` line, or spelt with `_` or `.` for `-`.
     Header(HeaderName),
 }
@@ -124,6 +126,9 @@ impl std::fmt::Display for Misread {
         match self {
             Self::Path => {
                 f.write_str("The path is spelt in a way that servers read differently. Send it in its plain form.")
+            }
+            Self::Method => {
+                f.write_str("The method is spelt in a way that servers read differently. Send it in capitals.")
             }
             Self::Query(name) => write!(
                 f,
@@ -161,6 +166,14 @@ impl Routes {
 
     /// What a request is. Allocates nothing for an ordinary request that matches no route.
     pub fn find(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Match {
+        let found = self.find_by(method, uri, headers);
+        match in_capitals(method).filter(|_| !found.may_be_export()) {
+            Some(capitals) if self.find_by(&capitals, uri, headers).may_be_export() => Match::Misread(Misread::Method),
+            _ => found,
+        }
+    }
+
+    fn find_by(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Match {
         let path = uri.path();
         let (id, route) = match self.first_fit(method, uri, headers) {
             Ok(Some(found)) => found,
@@ -213,6 +226,22 @@ impl Routes {
                 fitting.next().is_some_and(|(route, _)| route.action.is_export())
             })
     }
+}
+
+impl Match {
+    fn may_be_export(&self) -> bool {
+        match self {
+            Self::Unmatched => false,
+            Self::Route(found) => found.route.action.is_export(),
+            Self::Misread(_) => true,
+        }
+    }
+}
+
+/// The method in capitals, if it is not spelt so.
+fn in_capitals(method: &Method) -> Option<Method> {
+    let is_plain = !method.as_str().bytes().any(|byte| byte.is_ascii_lowercase());
+    if is_plain { None } else { method.as_str().to_ascii_uppercase().parse().ok() }
 }
 
 /// Whether the earlier route takes every request of the later one.
@@ -388,6 +417,16 @@ mod tests {
         assert_eq!(found(Method::GET, "/v1/designs/x"), "-");
         assert_eq!(found(Method::GET, "/assets/Logo.PNG"), "-");
         assert_eq!(found(Method::GET, "/a//b/../c;d/%41"), "-");
+    }
+
+    #[test]
+    fn a_method_in_another_case_is_no_way_around() {
+        for method in ["get", "Get", "pOST", "head"] {
+            assert_eq!(found(method.parse().unwrap(), "/v1/designs/x/download"), "400", "{method}");
+            assert_eq!(found(method.parse().unwrap(), "/v1/designs//x/download"), "400", "{method}");
+            assert_eq!(found(method.parse().unwrap(), "/elsewhere"), "-", "{method}");
+        }
+        assert_eq!(found("put".parse().unwrap(), "/v1/designs/x"), "-", "no export");
     }
 
     #[test]

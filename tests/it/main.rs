@@ -33,6 +33,7 @@ mod loom;
 mod model;
 mod nginx;
 mod operators;
+mod paths;
 mod policies;
 mod reload;
 mod resumes;
