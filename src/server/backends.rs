@@ -19,7 +19,7 @@ use super::front::ClientBody;
 use crate::clock::Clock;
 use crate::config::{Config, Upstream};
 use crate::gate::{Answers, Asker, Upload};
-use crate::net::PooledBody;
+use crate::net::{PooledBody, SendError};
 use crate::policy::RouteId;
 use crate::proxy::{Proxy, ProxyError};
 
@@ -134,6 +134,10 @@ impl Service<Request<RequestBody>> for Backends {
 impl BackendsShared {
     fn in_place_of(&self, error: &ProxyError, asker: &Asker) -> Response<Full<Bytes>> {
         let (status, detail) = match error {
+            // The request's own body: the client broke it off, or framed it wrongly.
+            ProxyError::Unreachable(SendError::Broken { source, .. }) if source.is_user() => {
+                (StatusCode::BAD_REQUEST, "The request's body broke off, or is not framed as it should be.")
+            }
             ProxyError::Unreachable(_) => (StatusCode::BAD_GATEWAY, "The backend cannot be reached."),
             ProxyError::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "The backend did not answer in time."),
             ProxyError::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "This method is not forwarded."),

@@ -35,6 +35,7 @@ mod nginx;
 mod operators;
 mod paths;
 mod policies;
+mod raw;
 mod reload;
 mod resumes;
 mod sessions;
