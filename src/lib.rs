@@ -32,7 +32,7 @@
 //! | [`proxy`] | forwarding as a plain tower service | `net`, `clock` |
 //! | [`admin`] | health, readiness, metrics, usage | `policy`, `identity`, `design`, `ledger` |
 //! | [`config`] | the TOML file, and each part's options | all options |
-//! | [`server`] | the composition root: listeners, stack, drain, last flush | all |
+//! | [`server`] | the composition root: listeners, connections and their bounds, TLS, reload, drain, last flush | all |
 //! | [`cli`] | the commands | all |
 //!
 //! `gate` never sees `proxy`: the Layer works around any service. A test keeps this table true (`tests/it/architecture.rs`).
