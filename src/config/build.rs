@@ -163,7 +163,7 @@ pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> 
                 allow_origins: raw.cors.allow_origins.clone(),
                 allow_credentials: raw.cors.allow_credentials,
             },
-            upgrade_url: raw.responses.upgrade_url.clone(),
+            upgrade_url: raw.responses.upgrade_url.as_deref().and_then(|url| web_address(url, &mut problems)),
         },
         ledger: ledger_options(&raw, &mut problems),
         store: store::Options {
@@ -350,6 +350,17 @@ fn address(text: &str, path: &[&str], problems: &mut Problems) -> SocketAddr {
         problems.add(problem.help("write e.g. \"127.0.0.1:8080\", \"0.0.0.0:8080\" or \"[::]:8080\""));
         SocketAddr::from(([127, 0, 0, 1], 0))
     })
+}
+
+/// Where a person is sent: it becomes a link.
+fn web_address(url: &str, problems: &mut Problems) -> Option<String> {
+    let parsed: Option<http::Uri> = url.parse().ok();
+    let is_web = parsed.is_some_and(|url| matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some());
+    if !is_web {
+        let problem = Problem::at(&["responses", "upgrade_url"], format!("`{url}` is no address of a page"));
+        problems.add(problem.help("write e.g. \"https://example.com/pricing\""));
+    }
+    is_web.then(|| url.to_owned())
 }
 
 fn header(name: &str, path: &[&str], problems: &mut Problems) -> Option<HeaderName> {

@@ -342,7 +342,7 @@ pub(super) enum Durability {
 pub(super) struct Responses {
     /// From how many percent of a limit on `Export-Warning` is sent.
     pub(super) warn_at_percent: u32,
-    /// Where a user can get a larger plan.
+    /// Where a user can get a larger plan: `https://example.com/pricing`.
     pub(super) upgrade_url: Option<String>,
 }
 

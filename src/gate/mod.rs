@@ -5,6 +5,7 @@
 //! it, and sticks with the first byte that is taken. A refused export never reaches the inner service; its [`Refusal`] is also in
 //! the extensions of the answer. The inner service gets the request's body as an [`Upload`], which is the same bytes.
 
+mod accept;
 mod answers;
 mod asked;
 mod body;
@@ -14,17 +15,20 @@ mod layer;
 mod leaks;
 mod metrics;
 mod pace;
+mod page;
 mod record;
 mod refusal;
+mod request_id;
 mod resume;
 mod saves;
 mod service;
 mod upload;
 
-pub use answers::{Answers, Asker, Cors, REQUEST_ID};
+pub use answers::{Answers, Asker, Cors};
 pub use body::GateBody;
 pub use layer::{ExportGateLayer, Options, Parts, UnclassifiedFiles};
 pub use pace::{Pace, Paced};
 pub use refusal::{Outcome, Refusal};
+pub use request_id::REQUEST_ID;
 pub use service::{ExportGate, ResponseFuture};
 pub use upload::Upload;

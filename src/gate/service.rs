@@ -4,17 +4,16 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, request};
+use http::{HeaderMap, Method, Request, Response, request};
 use http_body::Body;
 use http_body_util::Full;
 use pin_project_lite::pin_project;
 use tower::Service;
 
-use super::answers::{Asker, REQUEST_ID};
+use super::answers::Asker;
 use super::asked::Asked;
 use super::body::GateBody;
 use super::delivery::{Client, Delivery, Promise, promise};
@@ -24,6 +23,7 @@ use super::leaks::Unclassified;
 use super::pace::Pace;
 use super::record::Record;
 use super::refusal::{Outcome, Refusal};
+use super::request_id::{self, REQUEST_ID};
 use super::resume::{Pending, Target, beginning_of};
 use super::saves::Save;
 use super::upload::Upload;
@@ -76,7 +76,8 @@ where
             return ResponseFuture::export(async move { Ok(gate.own_page(&mut head).await.map(GateBody::own)) });
         }
         if seeded::bug(Bug::OthersWaitForTheLedger) && gate.parts.ledger.availability().is_err() {
-            return ResponseFuture::own(gate.refuse(&Refusal::LedgerUnavailable, &Asker::of(request.headers())));
+            let asker = Asker::of(request.method(), request.headers());
+            return ResponseFuture::own(gate.refuse(&Refusal::LedgerUnavailable, &asker));
         }
         let found = match gate.parts.routes.find(request.method(), request.uri(), request.headers()) {
             Match::Unmatched => {
@@ -88,10 +89,9 @@ where
                 );
             }
             Match::Misread(misread) => {
-                ensure_request_id(request.headers_mut());
                 let refusal = Refusal::Misread(misread);
                 gate.metrics.count(None, refusal.outcome());
-                return ResponseFuture::own(gate.refuse(&refusal, &Asker::of(request.headers())));
+                return ResponseFuture::own(gate.refuse(&refusal, &Asker::of(request.method(), request.headers())));
             }
             Match::Route(found) => found,
         };
@@ -130,8 +130,8 @@ where
     R: Body,
 {
     let arrived = gate.parts.clock.monotonic();
-    let id = ensure_request_id(request.headers_mut());
-    let asker = Asker::of(request.headers());
+    let id = request_id::ensure(request.headers_mut());
+    let asker = Asker::of(request.method(), request.headers());
     let mut record = Record::of(&id, &found);
 
     let (mut head, mut body) = request.into_parts();
@@ -260,9 +260,7 @@ impl Gate {
         asker: &Asker,
     ) -> Response<GateBody<R>> {
         let (mut head, body) = answer.into_parts();
-        if let Some(id) = asker.request_id() {
-            head.headers.insert(REQUEST_ID, id.clone());
-        }
+        head.headers.insert(REQUEST_ID, asker.request_id().clone());
         delivery.answered(head.status);
         let promise = promise(delivers, &head, body.is_end_stream());
         if promise == Promise::Nothing {
@@ -292,6 +290,7 @@ impl Gate {
             }
             self.put_fields(charge, &mut head.headers);
         }
+        self.parts.answers.expose_fields(&mut head.headers, asker);
         if promise == Promise::Head {
             delivery.due();
             delivery.complete();
@@ -355,7 +354,7 @@ impl Gate {
     }
 
     async fn own_page(&self, head: &mut request::Parts) -> Response<Full<Bytes>> {
-        let asker = Asker::of(&head.headers);
+        let asker = Asker::of(&head.method, &head.headers);
         let token = self.parts.verifier.take_token(&mut head.uri, &head.headers);
         let is_usage = head.uri.path() == "/.export-gate/usage";
         let (outcome, page) = match head.method {
@@ -381,24 +380,6 @@ impl Gate {
         let report = self.parts.ledger.usage_report(&self.parts.policy, &caller.who, Some(plan));
         Ok(self.parts.answers.json(&report, asker))
     }
-}
-
-/// The request's id: the client's if it is one that can be logged, else a new one.
-fn ensure_request_id(headers: &mut HeaderMap) -> HeaderValue {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    static PROCESS: std::sync::LazyLock<u64> =
-        std::sync::LazyLock::new(|| std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), ()));
-    let plain = |id: &&HeaderValue| {
-        let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
-        (1..=128).contains(&id.len()) && id.as_bytes().iter().all(allowed)
-    };
-    if let Some(id) = headers.get(REQUEST_ID).filter(plain) {
-        return id.clone();
-    }
-    let id = format!("{:016x}-{:x}", *PROCESS, NEXT.fetch_add(1, Ordering::Relaxed));
-    let id = HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("none"));
-    headers.insert(REQUEST_ID, id.clone());
-    id
 }
 
 /// What the gate wants to know of an answer that it forwards.

@@ -55,6 +55,13 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "",
         ),
         (
+            "# upgrade_url = \"https://example.com/pricing\"",
+            "upgrade_url = \"javascript:alert(1)\"",
+            "\"javascript:alert(1)\"",
+            "`javascript:alert(1)` is no address of a page",
+            "https://example.com/pricing",
+        ),
+        (
             "{ pro = 1000, max = 3000 }",
             "{ pro = 1000 }",
             "{ pro = 1000 }",
