@@ -4,9 +4,11 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
-use super::Failure;
+use super::notify::Manager;
+use super::{Failure, environment};
 use crate::clock::SystemClock;
 use crate::config::{Config, LogFormat, LogOptions};
 use crate::server::Server;
@@ -21,7 +23,17 @@ pub(super) fn run(config: Config) -> Result<(), Failure> {
     runtime.block_on(async {
         let ending = end_signal()?;
         let server = Server::bind(config, Arc::new(SystemClock::new())).await?;
-        tracing::info!(clients = %server.address()?, operators = %server.admin_address()?, "listening");
+        let (clients, operators) = (server.address()?, server.admin_address()?);
+        tracing::info!(%clients, %operators, "listening");
+        let manager = Arc::new(Manager::of(&environment()));
+        manager.tell(&format!("READY=1\nSTATUS=Listening on {clients}, for operators on {operators}"));
+        // Ended when this function is.
+        let mut helpers = JoinSet::new();
+        helpers.spawn(manager.clone().feed_watchdog());
+        let ending = async move {
+            ending.await;
+            manager.tell("STOPPING=1\nSTATUS=Requests under way may end");
+        };
         // On a worker, not on this thread: the accept loop shares the workers' queue.
         let served = tokio::spawn(server.run(ending)).await;
         served.map_err(|died| Failure::Other(format!("the server died: {died}")))??;

@@ -15,6 +15,7 @@ mod crash;
 mod damage;
 mod delivery;
 mod demo;
+mod deploy;
 mod designs;
 mod disks;
 mod durability;
