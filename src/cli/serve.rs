@@ -63,7 +63,7 @@ fn start_log(options: &LogOptions) -> Result<(), Failure> {
         // A log that nobody reads any more must not end the gate: by default a line that cannot be written is a panic.
         .log_internal_errors(false);
     let started = match options.format {
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
+        LogFormat::Json => log.json().flatten_event(true).with_span_list(false).try_init(),
         LogFormat::Text => log.try_init(),
     };
     started.map_err(|error| Failure::Other(format!("the log cannot be started: {error}")))

@@ -142,6 +142,7 @@ pub(super) fn build(raw: raw::Raw, folder: &Path, environment: &Environment) -> 
             raw::UnclassifiedFiles::Observe => gate::UnclassifiedFiles::Observe,
             raw::UnclassifiedFiles::Refuse => gate::UnclassifiedFiles::Refuse,
         },
+        log: log_options(&raw.log, surroundings, &mut problems),
     };
     let mut identity = identity::options(&raw.identity, surroundings, &mut problems);
     identity.claims.others = policy.claims();
@@ -271,6 +272,41 @@ fn admin_options(raw: &raw::Admin, surroundings: Surroundings<'_>, problems: &mu
         problems.add(problem.help("listen on 127.0.0.1, or name the token's variable with token_env"));
     }
     admin::Options { listen, token }
+}
+
+/// What is logged of requests.
+fn log_options(raw: &raw::Log, surroundings: Surroundings<'_>, problems: &mut Problems) -> gate::LogOptions {
+    const SHORTEST: usize = 16;
+    let (env, file) = (raw.hash_key_env.as_deref(), raw.hash_key_file.as_deref());
+    let named = if env.is_some() { "hash_key_env" } else { "hash_key_file" };
+    let key = (env.is_some() || file.is_some()).then(|| {
+        let before = problems.found.len();
+        let key = surroundings.secret(&["log"], env, file, "hash_key", problems);
+        if key.len() < SHORTEST && problems.found.len() == before {
+            let message = format!("the key has {} bytes: it can be guessed, and with it who is who", key.len());
+            problems.add(Problem::at(&["log", named], message).help(format!("use {SHORTEST} random bytes or more")));
+        }
+        key
+    });
+    if key.is_some() && raw.subjects != raw::Subjects::Hash {
+        let problem = Problem::at(&["log", named], "nothing is hashed with this key");
+        problems.add(problem.help("write subjects = \"hash\", or leave the key out"));
+    }
+    gate::LogOptions {
+        access: match raw.access {
+            raw::Access::Off => gate::Access::Off,
+            raw::Access::Exports => gate::Access::Exports,
+            raw::Access::All => gate::Access::All,
+        },
+        subjects: match raw.subjects {
+            raw::Subjects::Plain => gate::Subjects::Plain,
+            raw::Subjects::Hash => {
+                let key = key.map(|secret| gate::HashKey::of(&secret));
+                gate::Subjects::Hashed(key.unwrap_or_else(gate::HashKey::of_this_process))
+            }
+            raw::Subjects::None => gate::Subjects::Unnamed,
+        },
+    }
 }
 
 /// The ledger's options; looks at what belongs to no other part as well.

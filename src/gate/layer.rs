@@ -10,6 +10,7 @@ use tower::Layer;
 
 use super::answers::Answers;
 use super::leaks::Leaks;
+use super::log::LogOptions;
 use super::metrics::Metrics;
 use super::pace::Pace;
 use super::service::ExportGate;
@@ -59,6 +60,8 @@ pub struct Options {
     pub shadow: bool,
     /// Whether files may leave on paths that no route knows.
     pub unclassified_files: UnclassifiedFiles,
+    /// What is logged of requests.
+    pub log: LogOptions,
 }
 
 /// What to do about a file that leaves on a path that no route knows.

@@ -6,6 +6,7 @@
 //! the extensions of the answer. The inner service gets the request's body as an [`Upload`], which is the same bytes.
 
 mod accept;
+mod access;
 mod answers;
 mod asked;
 mod body;
@@ -13,6 +14,7 @@ mod delivery;
 mod fields;
 mod layer;
 mod leaks;
+mod log;
 mod metrics;
 mod pace;
 mod page;
@@ -22,11 +24,13 @@ mod request_id;
 mod resume;
 mod saves;
 mod service;
+mod trace_context;
 mod upload;
 
 pub use answers::{Answers, Asker, Cors};
 pub use body::GateBody;
 pub use layer::{ExportGateLayer, Options, Parts, UnclassifiedFiles};
+pub use log::{Access, HashKey, LogOptions, Subjects};
 pub use pace::{Pace, Paced};
 pub use refusal::{Outcome, Refusal};
 pub use request_id::REQUEST_ID;

@@ -188,11 +188,13 @@ pub enum Outcome {
     LedgerUnavailable,
     /// The gate's own page.
     Answered,
+    /// The client has left before anything was decided.
+    Abandoned,
 }
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::Unmatched,
         Self::NotAnExport,
         Self::Uncounted,
@@ -224,6 +226,7 @@ impl Outcome {
         Self::ExportUnderWay,
         Self::LedgerUnavailable,
         Self::Answered,
+        Self::Abandoned,
     ];
 
     /// An export that an earlier charge covers.
@@ -236,7 +239,7 @@ impl Outcome {
         }
     }
 
-    /// `forwarded`, `admitted`, `would-deny`, `refused` or `answered`.
+    /// `forwarded`, `admitted`, `would-deny`, `refused`, `answered` or `abandoned`.
     pub const fn decision(self) -> &'static str {
         match self {
             Self::Unmatched | Self::NotAnExport | Self::Uncounted => "forwarded",
@@ -256,6 +259,7 @@ impl Outcome {
             | Self::WouldBeUnknownDesign
             | Self::WouldBeBadCost => "would-deny",
             Self::Answered => "answered",
+            Self::Abandoned => "abandoned",
             _ => "refused",
         }
     }
@@ -287,6 +291,7 @@ impl Outcome {
             Self::ExportUnderWay => "export-under-way",
             Self::LedgerUnavailable => "ledger-unavailable",
             Self::Answered => "own-page",
+            Self::Abandoned => "client-gone",
         }
     }
 }

@@ -12,7 +12,9 @@ use http_body::Body;
 use http_body_util::Full;
 use pin_project_lite::pin_project;
 use tower::Service;
+use tracing::{Instrument, Level, Span};
 
+use super::access::Entry;
 use super::answers::Asker;
 use super::asked::Asked;
 use super::body::GateBody;
@@ -21,11 +23,12 @@ use super::fields;
 use super::layer::{Gate, Parts};
 use super::leaks::Unclassified;
 use super::pace::Pace;
-use super::record::Record;
+use super::record::{Phase, Record};
 use super::refusal::{Outcome, Refusal};
 use super::request_id::{self, REQUEST_ID};
 use super::resume::{Pending, Target, beginning_of};
 use super::saves::Save;
+use super::trace_context::TraceParent;
 use super::upload::Upload;
 use crate::identity::TokenError;
 use crate::ledger::{Admission, Charge, ChargeRequest, Standing, Why};
@@ -71,9 +74,11 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let gate = &self.gate;
         if request.uri().path().starts_with(OWN_PATH) {
+            let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
             let gate = gate.clone();
             let (mut head, _) = request.into_parts();
-            return ResponseFuture::export(async move { Ok(gate.own_page(&mut head).await.map(GateBody::own)) });
+            let page = async move { Ok(gate.own_page(&mut head).await.map(GateBody::own)) };
+            return ResponseFuture::export(page).logged(entry);
         }
         if seeded::bug(Bug::OthersWaitForTheLedger) && gate.parts.ledger.availability().is_err() {
             let asker = Asker::of(request.method(), request.headers());
@@ -82,16 +87,16 @@ where
         let found = match gate.parts.routes.find(request.method(), request.uri(), request.headers()) {
             Match::Unmatched => {
                 gate.metrics.count(None, Outcome::Unmatched);
-                let watched = Unclassified::of(gate, &request);
-                return ResponseFuture::forwarded(
-                    self.inner.call(request.map(Upload::new)),
-                    Watched::Unclassified(watched),
-                );
+                let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
+                let watched = Watched::Unclassified(Unclassified::of(gate, &request));
+                return ResponseFuture::forwarded(self.inner.call(request.map(Upload::new)), watched).logged(entry);
             }
             Match::Misread(misread) => {
                 let refusal = Refusal::Misread(misread);
                 gate.metrics.count(None, refusal.outcome());
-                return ResponseFuture::own(gate.refuse(&refusal, &Asker::of(request.method(), request.headers())));
+                let (method, headers) = (request.method(), request.headers());
+                let entry = Entry::of(&gate.parts, method, headers, None);
+                return ResponseFuture::own(gate.refuse(&refusal, &Asker::of(method, headers))).logged(entry);
             }
             Match::Route(found) => found,
         };
@@ -100,19 +105,38 @@ where
         if !found.route.counts(request.method()) {
             let outcome = if found.route.action.is_export() { Outcome::Uncounted } else { Outcome::NotAnExport };
             gate.metrics.count(Some(found.id), outcome);
+            let entry = Entry::of(&gate.parts, request.method(), request.headers(), Some(&found.route));
             if found.route.action == Action::LeaveExportScreen && *request.method() != Method::OPTIONS {
                 request = gate.leave_export_screen(&found, request);
             }
             gate.parts.verifier.strip_token(request.uri_mut());
             let watched = Save::of(gate, &found, &request).map_or(Watched::Nothing, Watched::Save);
-            return ResponseFuture::forwarded(self.inner.call(request.map(Upload::new)), watched);
+            return ResponseFuture::forwarded(self.inner.call(request.map(Upload::new)), watched).logged(entry);
         }
+        request_id::ensure(request.headers_mut());
+        let span = span(request.headers());
         // The clone takes the place of the service that was polled ready: that one serves this request.
         let clone = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, clone);
         let (peer, pace) = (self.peer, self.pace.clone());
-        ResponseFuture::export(export(self.gate.clone(), peer, pace, ready, request.map(Upload::new), found))
+        let export = export(self.gate.clone(), peer, pace, ready, request.map(Upload::new), found);
+        ResponseFuture::export(export.instrument(span))
     }
+}
+
+/// What all log lines about an export have in common.
+fn span(headers: &HeaderMap) -> Span {
+    if !tracing::span_enabled!(target: "request", Level::INFO) {
+        return Span::none();
+    }
+    let trace = TraceParent::of(headers);
+    tracing::info_span!(
+        target: "request",
+        "request",
+        request_id = request_id::sent(headers).map(request_id::text),
+        trace_id = trace.as_ref().map(TraceParent::trace_id),
+        parent_id = trace.as_ref().map(TraceParent::parent_id),
+    )
 }
 
 /// An export, from its head to the body that settles it.
@@ -121,7 +145,7 @@ async fn export<S, B, R>(
     peer: Option<IpAddr>,
     pace: Option<Pace>,
     mut inner: S,
-    mut request: Request<Upload<B>>,
+    request: Request<Upload<B>>,
     found: Found,
 ) -> Result<Response<GateBody<R>>, S::Error>
 where
@@ -130,9 +154,9 @@ where
     R: Body,
 {
     let arrived = gate.parts.clock.monotonic();
-    let id = request_id::ensure(request.headers_mut());
     let asker = Asker::of(request.method(), request.headers());
-    let mut record = Record::of(&id, &found);
+    let mut record = Record::of(&gate.parts, request.method(), request.headers(), &found);
+    let undecided = Undecided { gate: &gate, route: Some(found.id) };
 
     let (mut head, mut body) = request.into_parts();
     // First of all: from here on no token is in the target.
@@ -145,13 +169,19 @@ where
         (Ok(asked), None) => gate.charge(&asked, asked.request(), &mut record).await.map(Decided::Now),
         (Err(refusal), _) => Err(refusal),
     };
+    undecided.decided();
     gate.metrics.decided(gate.parts.clock.monotonic().saturating_sub(arrived));
+    record.passed(Phase::Deciding);
     let (charge, pending) = match decided.or_else(|refusal| gate.in_shadow(refusal).map(Decided::Now)) {
         Ok(Decided::Now(Admitted { outcome, charge })) => {
             gate.note(found.id, outcome, &mut record);
             (charge, None)
         }
-        Ok(Decided::OnceAnswered(pending)) => (None, Some(pending)),
+        Ok(Decided::OnceAnswered(pending)) => {
+            // Unless the answer says otherwise.
+            record.decided(Outcome::CoveredAsResume);
+            (None, Some(pending))
+        }
         Err(refusal) => {
             gate.note(found.id, refusal.outcome(), &mut record);
             record.refused(refusal.status());
@@ -170,6 +200,25 @@ where
     let delivery = Delivery::new(charge, record, client);
     let answer = inner.call(Request::from_parts(head, body)).await?;
     Ok(gate.settle(answer, found.route.delivers, delivery, pending, &target, &asker).await)
+}
+
+/// A request of which nothing is decided yet: should its client leave now, it has an outcome all the same.
+struct Undecided<'g> {
+    gate: &'g Gate,
+    route: Option<RouteId>,
+}
+
+impl Undecided<'_> {
+    /// Its outcome is counted by who has decided.
+    fn decided(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Undecided<'_> {
+    fn drop(&mut self) {
+        self.gate.metrics.count(self.route, Outcome::Abandoned);
+    }
 }
 
 /// What was decided about an export before a backend hears of it.
@@ -262,13 +311,16 @@ impl Gate {
         let (mut head, body) = answer.into_parts();
         head.headers.insert(REQUEST_ID, asker.request_id().clone());
         delivery.answered(head.status);
+        delivery.record().passed(Phase::Backend);
         let promise = promise(delivers, &head, body.is_end_stream());
         if promise == Promise::Nothing {
             delivery.nothing();
             return Response::from_parts(head, GateBody::forwarded(body));
         }
         if let Some(pending) = pending {
-            match pending.decide(&head, delivery.record()).await {
+            let decided = pending.decide(&head, delivery.record()).await;
+            delivery.record().passed(Phase::Deciding);
+            match decided {
                 Ok(charge) => delivery.charged(charge),
                 Err(refusal) => {
                     // The one refusal after a backend's answer: nobody has seen any of it.
@@ -277,7 +329,9 @@ impl Gate {
                 }
             }
         }
-        if self.not_durable(&mut delivery).await {
+        let not_durable = self.not_durable(&mut delivery).await;
+        delivery.record().passed(Phase::Sync);
+        if not_durable {
             delivery.refused(Refusal::LedgerUnavailable.status());
             return self.refuse(&Refusal::LedgerUnavailable, asker).map(GateBody::own);
         }
@@ -292,7 +346,7 @@ impl Gate {
         }
         self.parts.answers.expose_fields(&mut head.headers, asker);
         if promise == Promise::Head {
-            delivery.due();
+            delivery.due(0);
             delivery.complete();
             return Response::from_parts(head, GateBody::forwarded(body));
         }
@@ -354,6 +408,7 @@ impl Gate {
     }
 
     async fn own_page(&self, head: &mut request::Parts) -> Response<Full<Bytes>> {
+        let undecided = Undecided { gate: self, route: None };
         let asker = Asker::of(&head.method, &head.headers);
         let token = self.parts.verifier.take_token(&mut head.uri, &head.headers);
         let is_usage = head.uri.path() == "/.export-gate/usage";
@@ -365,6 +420,7 @@ impl Gate {
             }
             _ => (Outcome::Answered, Err(Refusal::NotFound)),
         };
+        undecided.decided();
         self.metrics.count(None, outcome);
         page.unwrap_or_else(|refusal| self.refuse(&refusal, &asker))
     }
@@ -409,6 +465,7 @@ pin_project! {
     pub struct ResponseFuture<F, R, E> {
         #[pin]
         state: State<F, R, E>,
+        entry: Entry,
     }
 }
 
@@ -423,15 +480,20 @@ pin_project! {
 
 impl<F, R, E> ResponseFuture<F, R, E> {
     fn forwarded(future: F, watched: Watched) -> Self {
-        Self { state: State::Forwarded { future, watched } }
+        Self { state: State::Forwarded { future, watched }, entry: Entry::default() }
     }
 
     fn export(future: impl Future<Output = Result<Response<GateBody<R>>, E>> + Send + 'static) -> Self {
-        Self { state: State::Export { future: Box::pin(future) } }
+        Self { state: State::Export { future: Box::pin(future) }, entry: Entry::default() }
     }
 
     fn own(answer: Response<Full<Bytes>>) -> Self {
-        Self { state: State::Own { answer: Some(answer) } }
+        Self { state: State::Own { answer: Some(answer) }, entry: Entry::default() }
+    }
+
+    /// The same, to be logged when its answer has ended.
+    fn logged(self, entry: Entry) -> Self {
+        Self { entry, ..self }
     }
 }
 
@@ -443,17 +505,18 @@ where
     type Output = Result<Response<GateBody<R>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
+        let this = self.project();
+        let answer = match this.state.project() {
             StateProjection::Forwarded { future, watched } => {
                 let answer = ready!(future.poll(cx))?;
-                Poll::Ready(Ok(std::mem::take(watched).look_at(answer)))
+                std::mem::take(watched).look_at(answer)
             }
-            StateProjection::Export { future } => future.as_mut().poll(cx),
-            StateProjection::Own { answer } => {
-                let answer = answer.take().unwrap_or_default();
-                Poll::Ready(Ok(answer.map(GateBody::own)))
-            }
-        }
+            StateProjection::Export { future } => ready!(future.as_mut().poll(cx))?,
+            StateProjection::Own { answer } => answer.take().unwrap_or_default().map(GateBody::own),
+        };
+        let mut entry = std::mem::take(this.entry);
+        entry.answered(&answer);
+        Poll::Ready(Ok(answer.map(|body| body.logged(entry))))
     }
 }
 

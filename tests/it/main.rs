@@ -28,6 +28,7 @@ mod layer;
 mod leaks;
 mod ledger;
 mod limits;
+mod logs;
 mod loom;
 mod model;
 mod nginx;

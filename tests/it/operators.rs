@@ -93,7 +93,7 @@ fn every_request_has_exactly_one_outcome_and_all_outcomes_are_there_from_the_sta
         (values.len(), values.iter().sum::<f64>())
     };
     let (series, before) = sum(&gate);
-    assert_eq!((series, before), (9 * 31, 0.0), "8 routes and none, 31 outcomes");
+    assert_eq!((series, before), (9 * 32, 0.0), "8 routes and none, 32 outcomes");
     let token = Token::of("u").ai().line();
     for status in [200, 200, 429] {
         assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, status);
