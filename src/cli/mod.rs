@@ -1,9 +1,12 @@
 //! What people type.
 
+mod admin;
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
 mod explain;
+mod health;
+mod notify;
 mod serve;
 mod table;
 mod token;
@@ -39,6 +42,8 @@ enum Command {
     Token(token::Arguments),
     /// Ask a running gate what a user has used and has left.
     Usage(usage::Arguments),
+    /// Ask a running gate whether it is well; the exit code says so.
+    Health(health::Arguments),
     /// Print the JSON schema of the configuration file.
     Schema,
     /// A renderer, a gate and a guided tour in one process; nothing to install.
@@ -91,6 +96,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Token(arguments) => token::run(&arguments),
         Command::Usage(arguments) => usage::run(&arguments),
+        Command::Health(arguments) => health::run(&arguments),
         Command::Schema => {
             anstream::println!("{:#}", config::schema());
             Ok(())

@@ -4,9 +4,11 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
-use super::Failure;
+use super::notify::Manager;
+use super::{Failure, environment};
 use crate::clock::SystemClock;
 use crate::config::{self, LogFormat, LogOptions};
 use crate::server::{Server, Source};
@@ -23,7 +25,17 @@ pub(super) fn run(file: config::File) -> Result<(), Failure> {
         let ending = end_signal()?;
         let source = Source { file, hangups: signal(SignalKind::hangup())? };
         let server = Server::bind(config, Arc::new(SystemClock::new())).await?;
-        tracing::info!(clients = %server.address()?, operators = %server.admin_address()?, "listening");
+        let (clients, operators) = (server.address()?, server.admin_address()?);
+        tracing::info!(%clients, %operators, "listening");
+        let manager = Arc::new(Manager::of(&environment()));
+        manager.tell(&format!("READY=1\nSTATUS=Listening on {clients}, for operators on {operators}"));
+        // Ended when this function is.
+        let mut helpers = JoinSet::new();
+        helpers.spawn(manager.clone().feed_watchdog());
+        let ending = async move {
+            ending.await;
+            manager.tell("STOPPING=1\nSTATUS=Requests under way may end");
+        };
         // On a worker, not on this thread: the accept loop shares the workers' queue.
         let served = tokio::spawn(server.run(ending, Some(source))).await;
         served.map_err(|died| Failure::Other(format!("the server died: {died}")))??;
@@ -53,7 +65,7 @@ fn start_log(options: &LogOptions) -> Result<(), Failure> {
         // A log that nobody reads any more must not end the gate: by default a line that cannot be written is a panic.
         .log_internal_errors(false);
     let started = match options.format {
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
+        LogFormat::Json => log.json().flatten_event(true).with_span_list(false).try_init(),
         LogFormat::Text => log.try_init(),
     };
     started.map_err(|error| Failure::Other(format!("the log cannot be started: {error}")))

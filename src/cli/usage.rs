@@ -1,15 +1,9 @@
 //! `export-gate usage`: asks the admin listener.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use http::HeaderValue;
 use serde_json::Value;
 
 use super::table::table;
-use super::{Failure, block_on};
-use crate::clock::SystemClock;
-use crate::net::{DocumentOptions, Documents, Trust, Url};
+use super::{Failure, admin, block_on};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -31,7 +25,7 @@ pub(super) struct Arguments {
     #[arg(long = "claim", value_name = "CLAIM")]
     claims: Vec<String>,
     /// Where the gate's admin listener is.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9901")]
+    #[arg(long, value_name = "HOST:PORT", default_value = admin::DEFAULT)]
     admin: String,
     /// Environment variable that holds the admin token.
     #[arg(long, value_name = "NAME")]
@@ -68,17 +62,7 @@ pub(super) async fn ask(
     let facts: Vec<String> =
         facts.iter().map(|(name, value)| format!("{}={}", escaped(name), escaped(value))).collect();
     let uri = format!("/v1/usage/{}?{}", escaped(user), facts.join("&"));
-    let value = |token: &str| HeaderValue::try_from(format!("Bearer {token}"));
-    let authorization = token.map(value).transpose();
-    let options = DocumentOptions {
-        timeout: Duration::from_secs(10),
-        most_bytes: 1 << 20,
-        at_once: 1,
-        authorization: authorization.map_err(|_| Failure::Other("the token is no header value".into()))?,
-    };
-    let url: Url = format!("http://{admin}").parse().map_err(|_| Failure::Other(format!("{admin} is no HOST:PORT")))?;
-    let pages = Documents::new(url.origin(&Trust::default()), options, Arc::new(SystemClock::new()));
-    let (status, body) = pages.get(&uri).await?;
+    let (status, body) = admin::page(admin, &uri, token).await?;
     let report: Value = serde_json::from_slice(&body)
         .map_err(|_| Failure::Other(format!("{admin} answers {status}, and not as the admin listener of a gate")))?;
     match status.is_success() {

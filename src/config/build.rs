@@ -152,6 +152,7 @@ pub(super) fn build(
             raw::UnclassifiedFiles::Observe => gate::UnclassifiedFiles::Observe,
             raw::UnclassifiedFiles::Refuse => gate::UnclassifiedFiles::Refuse,
         },
+        log: log_options(&raw.log, surroundings, &mut problems),
     };
     let mut identity = identity::options(&raw.identity, surroundings, &mut problems);
     identity.claims.others = policy.claims();
@@ -173,7 +174,7 @@ pub(super) fn build(
                 allow_origins: raw.cors.allow_origins.clone(),
                 allow_credentials: raw.cors.allow_credentials,
             },
-            upgrade_url: raw.responses.upgrade_url.clone(),
+            upgrade_url: raw.responses.upgrade_url.as_deref().and_then(|url| web_address(url, &mut problems)),
         },
         ledger: ledger_options(&raw, &mut problems),
         store: store::Options {
@@ -276,6 +277,41 @@ fn admin_options(raw: &raw::Admin, surroundings: Surroundings<'_>, problems: &mu
     admin::Options { listen, token }
 }
 
+/// What is logged of requests.
+fn log_options(raw: &raw::Log, surroundings: Surroundings<'_>, problems: &mut Problems) -> gate::LogOptions {
+    const SHORTEST: usize = 16;
+    let (env, file) = (raw.hash_key_env.as_deref(), raw.hash_key_file.as_deref());
+    let named = if env.is_some() { "hash_key_env" } else { "hash_key_file" };
+    let key = (env.is_some() || file.is_some()).then(|| {
+        let before = problems.found.len();
+        let key = surroundings.secret(&["log"], env, file, "hash_key", problems);
+        if key.len() < SHORTEST && problems.found.len() == before {
+            let message = format!("the key has {} bytes: it can be guessed, and with it who is who", key.len());
+            problems.add(Problem::at(&["log", named], message).help(format!("use {SHORTEST} random bytes or more")));
+        }
+        key
+    });
+    if key.is_some() && raw.subjects != raw::Subjects::Hash {
+        let problem = Problem::at(&["log", named], "nothing is hashed with this key");
+        problems.add(problem.help("write subjects = \"hash\", or leave the key out"));
+    }
+    gate::LogOptions {
+        access: match raw.access {
+            raw::Access::Off => gate::Access::Off,
+            raw::Access::Exports => gate::Access::Exports,
+            raw::Access::All => gate::Access::All,
+        },
+        subjects: match raw.subjects {
+            raw::Subjects::Plain => gate::Subjects::Plain,
+            raw::Subjects::Hash => {
+                let key = key.map(|secret| gate::HashKey::of(&secret));
+                gate::Subjects::Hashed(key.unwrap_or_else(gate::HashKey::of_this_process))
+            }
+            raw::Subjects::None => gate::Subjects::Unnamed,
+        },
+    }
+}
+
 /// The ledger's options; looks at what belongs to no other part as well.
 fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
     if raw.ledger.path.is_empty() {
@@ -354,6 +390,17 @@ fn address(text: &str, path: &[&str], problems: &mut Problems) -> SocketAddr {
         problems.add(problem.help("write e.g. \"127.0.0.1:8080\", \"0.0.0.0:8080\" or \"[::]:8080\""));
         SocketAddr::from(([127, 0, 0, 1], 0))
     })
+}
+
+/// Where a person is sent: it becomes a link.
+fn web_address(url: &str, problems: &mut Problems) -> Option<String> {
+    let parsed: Option<http::Uri> = url.parse().ok();
+    let is_web = parsed.is_some_and(|url| matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some());
+    if !is_web {
+        let problem = Problem::at(&["responses", "upgrade_url"], format!("`{url}` is no address of a page"));
+        problems.add(problem.help("write e.g. \"https://example.com/pricing\""));
+    }
+    is_web.then(|| url.to_owned())
 }
 
 fn header(name: &str, path: &[&str], problems: &mut Problems) -> Option<HeaderName> {

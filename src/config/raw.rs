@@ -383,7 +383,7 @@ pub(super) enum Durability {
 pub(super) struct Responses {
     /// From how many percent of a limit on `Export-Warning` is sent.
     pub(super) warn_at_percent: u32,
-    /// Where a user can get a larger plan.
+    /// Where a user can get a larger plan: `https://example.com/pricing`.
     pub(super) upgrade_url: Option<String>,
 }
 
@@ -411,6 +411,40 @@ pub(super) struct Log {
     pub(super) format: LogFormat,
     /// What is logged, as in RUST_LOG, which wins over it: `info`, `warn,decision=info`.
     pub(super) filter: Option<String>,
+    /// Which requests are logged when they have ended.
+    pub(super) access: Access,
+    /// How users are named in it.
+    pub(super) subjects: Subjects,
+    /// Environment variable that holds the key that names are hashed with, of 16 bytes or more; a random one at each start if left out.
+    pub(super) hash_key_env: Option<String>,
+    /// File that holds it.
+    pub(super) hash_key_file: Option<String>,
+}
+
+/// Which requests are logged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Access {
+    /// None.
+    Off,
+    /// Each export, with all that was decided about it.
+    #[default]
+    Exports,
+    /// And one line for each other request: method, route, status, bytes, milliseconds.
+    All,
+}
+
+/// How users are named in the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Subjects {
+    /// As the token names them.
+    #[default]
+    Plain,
+    /// By a keyed hash: the same user has the same name, and nobody without the key can tell which.
+    Hash,
+    /// Not at all.
+    None,
 }
 
 /// How the log is written.

@@ -1,28 +1,34 @@
-//! Answers that the gate makes itself: problem details (RFC 9457), never more than a client should know.
+//! Answers that the gate makes itself: problem details (RFC 9457) for programs, the same as a page for people, never more than a
+//! client should know.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
-    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, ORIGIN,
-    RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH,
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ORIGIN, REFERRER_POLICY, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::Full;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::accept::prefers_page;
 use super::fields;
+use super::page::{self, Page};
 use super::refusal::Refusal;
+use super::request_id::{self, REQUEST_ID};
 use crate::ledger::{Denial, Why};
 use crate::policy::Policy;
 
-/// Correlates a request across client, gate and backend.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
 const QUOTA_EXCEEDED: &str = "https://iana.org/assignments/http-problem-types#quota-exceeded";
 const ABNORMAL_USAGE: &str = "https://iana.org/assignments/http-problem-types#abnormal-usage-detected";
+/// What a web app may read of an answer besides what every page may.
+const EXPOSED: &str =
+    "ratelimit, ratelimit-policy, retry-after, export-warning, export-degraded, www-authenticate, x-request-id";
 const RETRY_LEDGER: Duration = Duration::from_secs(5);
 const RETRY_OVERLOAD: Duration = Duration::from_secs(1);
 
@@ -47,19 +53,26 @@ pub struct Answers {
 /// What an answer must know of its request, kept while the request itself goes on to the backend.
 #[derive(Debug, Clone, Default)]
 pub struct Asker {
-    request_id: Option<HeaderValue>,
+    request_id: OnceLock<HeaderValue>,
     origin: Option<HeaderValue>,
+    prefers_page: bool,
+    is_head: bool,
 }
 
 impl Asker {
-    /// Reads the request's id and origin.
-    pub fn of(headers: &HeaderMap) -> Self {
-        Self { request_id: headers.get(REQUEST_ID).cloned(), origin: headers.get(ORIGIN).cloned() }
+    /// Reads who asks, and for what form of an answer.
+    pub fn of(method: &Method, headers: &HeaderMap) -> Self {
+        Self {
+            request_id: request_id::sent(headers).cloned().map(OnceLock::from).unwrap_or_default(),
+            origin: headers.get(ORIGIN).cloned(),
+            prefers_page: prefers_page(headers),
+            is_head: *method == Method::HEAD,
+        }
     }
 
-    /// The request's id.
-    pub fn request_id(&self) -> Option<&HeaderValue> {
-        self.request_id.as_ref()
+    /// The request's id. One that came without gets its id now: what is forwarded untouched needs none.
+    pub fn request_id(&self) -> &HeaderValue {
+        self.request_id.get_or_init(request_id::fresh)
     }
 }
 
@@ -135,7 +148,7 @@ impl Answers {
 
     /// An answer that is no error.
     pub fn json(&self, body: &Value, asker: &Asker) -> Response<Full<Bytes>> {
-        self.finish(StatusCode::OK, "application/json", body, asker)
+        self.finish(StatusCode::OK, "application/json", body.to_string(), asker)
     }
 
     /// The answer to a CORS preflight for one of the gate's own pages.
@@ -161,16 +174,27 @@ impl Answers {
             ABNORMAL_USAGE => "Abnormal usage detected",
             _ => status.canonical_reason().unwrap_or("Error"),
         };
-        let mut body = Map::new();
-        body.insert("type".into(), kind.into());
-        body.insert("title".into(), title.into());
-        body.insert("status".into(), status.as_u16().into());
-        body.insert("detail".into(), detail.into());
-        if let Some(id) = asker.request_id().and_then(|id| id.to_str().ok()) {
-            body.insert("instance".into(), id.into());
-        }
-        body.extend(members);
-        self.finish(status, "application/problem+json", &Value::Object(body), asker)
+        let request_id = request_id::text(asker.request_id());
+        let mut answer = if asker.prefers_page {
+            let upgrade_url = members.get("upgrade_url").and_then(Value::as_str);
+            let page = Page { status, detail, upgrade_url, request_id };
+            let mut answer = self.finish(status, page::MEDIA_TYPE, page.render(), asker);
+            answer.headers_mut().insert(CONTENT_SECURITY_POLICY, page::security_policy());
+            // The address that the browser shows may hold a token.
+            answer.headers_mut().insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+            answer
+        } else {
+            let mut body = Map::new();
+            body.insert("type".into(), kind.into());
+            body.insert("title".into(), title.into());
+            body.insert("status".into(), status.as_u16().into());
+            body.insert("detail".into(), detail.into());
+            body.insert("instance".into(), request_id.into());
+            body.extend(members);
+            self.finish(status, "application/problem+json", Value::Object(body).to_string(), asker)
+        };
+        answer.headers_mut().append(VARY, HeaderValue::from_static("accept"));
+        answer
     }
 
     fn quota_members(&self, denial: &Denial, plan: &str, policy: &Policy, abuse: bool) -> Map<String, Value> {
@@ -194,17 +218,29 @@ impl Answers {
         &self,
         status: StatusCode,
         media_type: &'static str,
-        body: &Value,
+        body: String,
         asker: &Asker,
     ) -> Response<Full<Bytes>> {
-        let mut answer = Response::new(Full::from(body.to_string()));
+        // What is not sent to HEAD is described all the same (RFC 9110, section 9.3.2).
+        let length = HeaderValue::from(body.len());
+        let mut answer = Response::new(if asker.is_head { Full::default() } else { Full::from(body) });
         *answer.status_mut() = status;
         let headers = answer.headers_mut();
+        headers.insert(CONTENT_LENGTH, length);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+        // Parts of a request are in some answers: they are what the media type says, and nothing else.
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.extend(asker.request_id().map(|id| (REQUEST_ID, id.clone())));
+        headers.insert(REQUEST_ID, asker.request_id().clone());
         self.allow_origin(headers, asker);
         answer
+    }
+
+    /// Lets web apps read what the gate adds to a backend's answer, if the backend lets them read that at all.
+    pub(super) fn expose_fields(&self, headers: &mut HeaderMap, asker: &Asker) {
+        if self.allowed_origin(asker).is_some() {
+            headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
+        }
     }
 
     fn allow_origin(&self, headers: &mut HeaderMap, asker: &Asker) {
@@ -212,18 +248,19 @@ impl Answers {
             return;
         }
         headers.append(VARY, HeaderValue::from_static("origin"));
-        let Some(origin) = &asker.origin else { return };
-        let listed = |allowed: &String| allowed == "*" || allowed.as_bytes() == origin.as_bytes();
-        if !self.cors.allow_origins.iter().any(listed) {
-            return;
-        }
+        let Some(origin) = self.allowed_origin(asker) else { return };
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-        let exposed =
-            "ratelimit, ratelimit-policy, retry-after, export-warning, export-degraded, www-authenticate, x-request-id";
-        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
         if self.cors.allow_credentials {
             headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
         }
+    }
+
+    /// Where the request comes from, if web apps of that origin may read the gate's answers.
+    fn allowed_origin<'a>(&self, asker: &'a Asker) -> Option<&'a HeaderValue> {
+        let origin = asker.origin.as_ref()?;
+        let listed = |allowed: &String| allowed == "*" || allowed.as_bytes() == origin.as_bytes();
+        self.cors.allow_origins.iter().any(listed).then_some(origin)
     }
 }
 

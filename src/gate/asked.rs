@@ -80,7 +80,7 @@ impl Gate {
         let Parts { policy, options, .. } = &self.parts;
         let caller = self.identify(token).await.inspect_err(|error| record.detail(error)).map_err(Refusal::from)?;
         let platform = options.platform(&caller, &head.headers);
-        record.seen(&caller, platform);
+        record.seen(&caller, platform, &options.log.subjects);
         let plan = self.plan(&caller)?;
         let design = found.design.as_ref().ok_or(Refusal::NoDesign)?;
         let session = self.session(design, &head.headers)?;

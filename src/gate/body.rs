@@ -8,6 +8,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use pin_project_lite::pin_project;
 
+use super::access::Entry;
 use super::delivery::Delivery;
 
 pin_project! {
@@ -16,6 +17,7 @@ pin_project! {
     pub struct GateBody<B> {
         #[pin]
         kind: Kind<B>,
+        entry: Entry,
     }
 }
 
@@ -31,15 +33,20 @@ pin_project! {
 
 impl<B> GateBody<B> {
     pub(super) fn forwarded(body: B) -> Self {
-        Self { kind: Kind::Forwarded { body } }
+        Self { kind: Kind::Forwarded { body }, entry: Entry::default() }
     }
 
     pub(super) fn export(body: B, delivery: Delivery) -> Self {
-        Self { kind: Kind::Export { body, delivery } }
+        Self { kind: Kind::Export { body, delivery }, entry: Entry::default() }
     }
 
     pub(super) fn own(body: Full<Bytes>) -> Self {
-        Self { kind: Kind::Own { body } }
+        Self { kind: Kind::Own { body }, entry: Entry::default() }
+    }
+
+    /// The same, to be logged when it has ended.
+    pub(super) fn logged(self, entry: Entry) -> Self {
+        Self { entry, ..self }
     }
 }
 
@@ -52,8 +59,9 @@ where
     type Error = B::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        match self.project().kind.project() {
-            KindProjection::Forwarded { body } => body.poll_frame(cx),
+        let this = self.project();
+        let frame = match this.kind.project() {
+            KindProjection::Forwarded { body } => ready!(body.poll_frame(cx)),
             KindProjection::Export { mut body, delivery } => {
                 delivery.asked();
                 let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else {
@@ -61,8 +69,10 @@ where
                     return Poll::Pending;
                 };
                 match &frame {
-                    Some(Ok(frame)) if frame.data_ref().is_some_and(Buf::has_remaining) => delivery.due(),
-                    Some(Ok(_)) => {}
+                    Some(Ok(frame)) => match length(frame) {
+                        0 => {}
+                        bytes => delivery.due(bytes),
+                    },
                     Some(Err(_)) => delivery.broken_off(),
                     None => delivery.complete(),
                 }
@@ -70,13 +80,16 @@ where
                 if body.is_end_stream() && matches!(frame, Some(Ok(_))) {
                     delivery.complete();
                 }
-                Poll::Ready(frame)
+                frame
             }
             KindProjection::Own { body } => {
-                let frame = ready!(body.poll_frame(cx));
-                Poll::Ready(frame.map(|Ok(frame)| Ok(frame.map_data(B::Data::from))))
+                ready!(body.poll_frame(cx)).map(|Ok(frame)| Ok(frame.map_data(B::Data::from)))
             }
+        };
+        if let Some(Ok(frame)) = &frame {
+            this.entry.sent(length(frame));
         }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -92,4 +105,9 @@ where
             Kind::Own { body } => body.size_hint(),
         }
     }
+}
+
+/// Bytes of data.
+fn length<D: Buf>(frame: &Frame<D>) -> usize {
+    frame.data_ref().map_or(0, Buf::remaining)
 }

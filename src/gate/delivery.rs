@@ -172,9 +172,10 @@ impl Delivery {
         self.record.answered(status);
     }
 
-    /// The client is given something to receive.
-    pub(super) fn due(&mut self) {
+    /// The client is given something to receive: so many bytes, or the head.
+    pub(super) fn due(&mut self, bytes: usize) {
         self.progress = Progress::Due;
+        self.record.sent(bytes);
         self.client.taking.handed();
     }
 

@@ -4,13 +4,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use prometheus_client::registry::Registry;
 use tower::Layer;
 
 use super::answers::{Answers, Asker};
 use super::body::GateBody;
 use super::leaks::Leaks;
+use super::log::LogOptions;
 use super::metrics::Metrics;
 use super::pace::Pace;
 use super::refusal::Refusal;
@@ -61,6 +62,8 @@ pub struct Options {
     pub shadow: bool,
     /// Whether files may leave on paths that no route knows.
     pub unclassified_files: UnclassifiedFiles,
+    /// What is logged of requests.
+    pub log: LogOptions,
 }
 
 /// What to do about a file that leaves on a path that no route knows.
@@ -127,10 +130,10 @@ impl ExportGateLayer {
     }
 
     /// The answer to a request that is one too many: for a server that bounds how many are under way.
-    pub fn overloaded<R>(&self, headers: &HeaderMap) -> Response<GateBody<R>> {
+    pub fn overloaded<B, R>(&self, request: &Request<B>) -> Response<GateBody<R>> {
         let refusal = Refusal::Overloaded;
         self.gate.metrics.count(None, refusal.outcome());
-        self.gate.refuse(&refusal, &Asker::of(headers)).map(GateBody::own)
+        self.gate.refuse(&refusal, &Asker::of(request.method(), request.headers())).map(GateBody::own)
     }
 
     /// Adds the gate's metrics to a registry.

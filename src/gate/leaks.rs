@@ -60,7 +60,7 @@ impl Unclassified {
     pub(super) fn of<B>(gate: &Arc<Gate>, request: &Request<B>) -> Self {
         let options = &gate.parts.options;
         let refuses = options.unclassified_files == UnclassifiedFiles::Refuse && !options.shadow;
-        let refused = refuses.then(|| Asker::of(request.headers()));
+        let refused = refuses.then(|| Asker::of(request.method(), request.headers()));
         Self { gate: gate.clone(), method: request.method().clone(), uri: request.uri().clone(), refused }
     }
 

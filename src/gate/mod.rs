@@ -5,6 +5,8 @@
 //! it, and sticks with the first byte that is taken. A refused export never reaches the inner service; its [`Refusal`] is also in
 //! the extensions of the answer. The inner service gets the request's body as an [`Upload`], which is the same bytes.
 
+mod accept;
+mod access;
 mod answers;
 mod asked;
 mod body;
@@ -13,20 +15,26 @@ mod fields;
 mod framing;
 mod layer;
 mod leaks;
+mod log;
 mod metrics;
 mod pace;
+mod page;
 mod record;
 mod refusal;
+mod request_id;
 mod resume;
 mod saves;
 mod service;
+mod trace_context;
 mod upload;
 
-pub use answers::{Answers, Asker, Cors, REQUEST_ID};
+pub use answers::{Answers, Asker, Cors};
 pub use body::GateBody;
 pub use framing::Malformed;
 pub use layer::{ExportGateLayer, Options, Parts, UnclassifiedFiles};
+pub use log::{Access, HashKey, LogOptions, Subjects};
 pub use pace::{Pace, Paced};
 pub use refusal::{Outcome, Refusal};
+pub use request_id::REQUEST_ID;
 pub use service::{ExportGate, ResponseFuture};
 pub use upload::Upload;

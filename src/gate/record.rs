@@ -2,10 +2,16 @@
 
 use std::fmt::{Display, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
+use super::layer::Parts;
+use super::log::{Access, Subjects};
 use super::refusal::Outcome;
+use super::request_id;
+use super::trace_context::TraceParent;
+use crate::clock::Clock;
 use crate::design::Facts;
 use crate::identity::{Caller, SignedBy};
 use crate::ledger::{Settlement, Standing};
@@ -20,11 +26,19 @@ const MOST_FEATURES: usize = 1_024;
 /// What was decided about an export, and why. Filled as the request goes its way; written once, when it has ended. Holds nothing
 /// when nobody listens: then a record costs nothing.
 #[derive(Debug)]
-pub(super) struct Record(Option<Box<Fields>>);
+pub(super) struct Record(Option<Box<Heard>>);
+
+#[derive(Debug)]
+struct Heard {
+    watch: Stopwatch,
+    fields: Fields,
+}
 
 #[derive(Debug, Default)]
 struct Fields {
     request_id: Option<HeaderValue>,
+    trace: Option<TraceParent>,
+    method: Method,
     route: Arc<str>,
     action: Option<Action>,
     design: Option<Arc<str>>,
@@ -38,27 +52,94 @@ struct Fields {
     meters: String,
     degraded: String,
     would_deny: String,
-    status: u16,
+    status: Option<u16>,
+    bytes: u64,
     detail: Option<String>,
 }
 
+/// Where the time of an export goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Phase {
+    /// To find out who asks for what, and to charge.
+    Deciding,
+    /// To wait for the head of the backend's answer.
+    Backend,
+    /// To wait for the charge to be safe from a crash, after that.
+    Sync,
+    /// To hand the image over.
+    Body,
+}
+
+/// Measures the phases of an export, one after the other.
+#[derive(Debug)]
+struct Stopwatch {
+    clock: Arc<dyn Clock>,
+    arrived: Duration,
+    last: Duration,
+    /// By [`Phase`]; of those that were.
+    took: [Option<Duration>; 4],
+}
+
+impl Stopwatch {
+    fn start(clock: &Arc<dyn Clock>) -> Self {
+        let now = clock.monotonic();
+        Self { clock: clock.clone(), arrived: now, last: now, took: [None; 4] }
+    }
+
+    /// What has passed since the last phase belongs to this one.
+    fn passed(&mut self, phase: Phase) {
+        let now = self.clock.monotonic();
+        *self.took[phase as usize].get_or_insert_default() += now.saturating_sub(self.last);
+        self.last = now;
+    }
+
+    fn milliseconds(&self, phase: Phase) -> Option<f64> {
+        self.took[phase as usize].map(milliseconds)
+    }
+
+    fn total(&self) -> f64 {
+        milliseconds(self.clock.monotonic().saturating_sub(self.arrived))
+    }
+}
+
+/// With three digits behind the point.
+pub(super) fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1_000.0
+}
+
 impl Record {
-    pub(super) fn of(request_id: &HeaderValue, found: &Found) -> Self {
-        let heard = tracing::event_enabled!(target: TARGET, tracing::Level::INFO);
+    pub(super) fn of(parts: &Parts, method: &Method, headers: &HeaderMap, found: &Found) -> Self {
+        let wanted = parts.options.log.access != Access::Off;
+        let heard = wanted && tracing::event_enabled!(target: TARGET, tracing::Level::INFO);
         Self(heard.then(|| {
-            Box::new(Fields {
-                request_id: Some(request_id.clone()),
+            let fields = Fields {
+                request_id: request_id::sent(headers).cloned(),
+                trace: TraceParent::of(headers),
+                method: method.clone(),
                 route: found.route.name.clone(),
                 action: Some(found.route.action),
                 design: found.design.clone(),
                 ..Fields::default()
-            })
+            };
+            Box::new(Heard { watch: Stopwatch::start(&parts.clock), fields })
         }))
     }
 
-    pub(super) fn seen(&mut self, caller: &Caller, platform: Platform) {
-        if let Some(fields) = &mut self.0 {
-            fields.user = Some(caller.who.user.clone());
+    fn fields(&mut self) -> Option<&mut Fields> {
+        self.0.as_mut().map(|heard| &mut heard.fields)
+    }
+
+    /// A phase has ended.
+    pub(super) fn passed(&mut self, phase: Phase) {
+        if let Some(heard) = &mut self.0 {
+            heard.watch.passed(phase);
+        }
+    }
+
+    /// Who asks, by the name that the log may have.
+    pub(super) fn seen(&mut self, caller: &Caller, platform: Platform, subjects: &Subjects) {
+        if let Some(fields) = self.fields() {
+            fields.user = subjects.name(&caller.who.user);
             fields.plan.clone_from(&caller.plan);
             fields.platform = Some(platform);
             fields.signed_by = Some(caller.signed_by.clone());
@@ -67,14 +148,14 @@ impl Record {
 
     /// What is in the design.
     pub(super) fn found(&mut self, facts: &Facts) {
-        if let Some(fields) = &mut self.0 {
+        if let Some(fields) = self.fields() {
             fields.detail = facts.trouble.as_ref().map(|why| format!("the metadata service: {why}"));
             fields.facts = Some(facts.clone());
         }
     }
 
     pub(super) fn judged(&mut self, plan: &str, rule: Rule) {
-        if let Some(fields) = &mut self.0 {
+        if let Some(fields) = self.fields() {
             fields.plan = Some(plan.into());
             fields.rule = Some(rule);
         }
@@ -82,7 +163,7 @@ impl Record {
 
     /// `ai-exports 2/2` for each meter.
     pub(super) fn counted(&mut self, policy: &Policy, standings: &[Standing]) {
-        let Some(fields) = &mut self.0 else { return };
+        let Some(fields) = self.fields() else { return };
         for standing in standings {
             let name = policy.meter(standing.meter).map_or("", |meter| &*meter.name);
             let separator = if fields.meters.is_empty() { "" } else { ", " };
@@ -93,7 +174,7 @@ impl Record {
 
     /// Meters that the export is degraded by, and those in shadow that would have stood in its way.
     pub(super) fn ruled(&mut self, policy: &Policy, degraded: &[MeterId], would_deny: &[MeterId]) {
-        let Some(fields) = &mut self.0 else { return };
+        let Some(fields) = self.fields() else { return };
         let names = |meters: &[MeterId]| {
             let names = meters.iter().filter_map(|id| policy.meter(*id)).map(|meter| &*meter.name);
             names.collect::<Vec<_>>().join(", ")
@@ -103,20 +184,27 @@ impl Record {
     }
 
     pub(super) fn decided(&mut self, outcome: Outcome) {
-        if let Some(fields) = &mut self.0 {
+        if let Some(fields) = self.fields() {
             fields.outcome = Some(outcome);
         }
     }
 
     pub(super) fn detail(&mut self, detail: &dyn Display) {
-        if let Some(fields) = &mut self.0 {
+        if let Some(fields) = self.fields() {
             fields.detail = Some(detail.to_string());
         }
     }
 
     pub(super) fn answered(&mut self, status: StatusCode) {
-        if let Some(fields) = &mut self.0 {
-            fields.status = status.as_u16();
+        if let Some(fields) = self.fields() {
+            fields.status = Some(status.as_u16());
+        }
+    }
+
+    /// The client's connection has taken so many bytes of the image.
+    pub(super) fn sent(&mut self, bytes: usize) {
+        if let Some(fields) = self.fields() {
+            fields.bytes += bytes as u64;
         }
     }
 
@@ -126,6 +214,9 @@ impl Record {
             Settlement::Delivered => "delivered",
             Settlement::Void => "void",
         };
+        if self.fields().is_some_and(|fields| fields.bytes > 0) {
+            self.passed(Phase::Body);
+        }
         self.write(settlement, how);
     }
 
@@ -136,7 +227,8 @@ impl Record {
     }
 
     fn write(&mut self, settlement: &'static str, ended: &'static str) {
-        let Some(fields) = self.0.take() else { return };
+        let Some(heard) = self.0.take() else { return };
+        let Heard { watch, fields } = *heard;
         let facts = fields.facts.as_ref();
         let features = facts.map(|facts| {
             let mut features = facts.features.join(",");
@@ -147,10 +239,15 @@ impl Record {
         let features_age_ms = age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         tracing::info!(
             target: TARGET,
-            request_id = fields.request_id.as_ref().and_then(|id| id.to_str().ok()),
+            // It says all that the request's span could say.
+            parent: None,
+            request_id = fields.request_id.as_ref().map(request_id::text),
+            trace_id = fields.trace.as_ref().map(TraceParent::trace_id),
+            method = fields.method.as_str(),
             route = &*fields.route,
             action = fields.action.map(Action::as_str),
             design = fields.design.as_deref(),
+            design_version = facts.and_then(|facts| facts.version.as_deref()),
             user = fields.user.as_deref(),
             plan = fields.plan.as_deref(),
             platform = fields.platform.map(Platform::as_str),
@@ -159,6 +256,7 @@ impl Record {
             features,
             features_from = facts.map(|facts| facts.source.as_str()),
             features_age_ms,
+            features_stale = age.and(facts).map(|facts| facts.stale),
             meters = fields.meters,
             degraded = fields.degraded,
             would_deny = fields.would_deny,
@@ -167,9 +265,25 @@ impl Record {
             rule = fields.rule.map(Rule::as_str),
             detail = fields.detail,
             status = fields.status,
+            bytes = fields.bytes,
             settlement,
             ended,
+            deciding_ms = watch.milliseconds(Phase::Deciding),
+            backend_ms = watch.milliseconds(Phase::Backend),
+            sync_ms = watch.milliseconds(Phase::Sync),
+            body_ms = watch.milliseconds(Phase::Body),
+            total_ms = watch.total(),
             "export"
         );
+    }
+}
+
+impl Drop for Record {
+    /// The client has left before anything was decided.
+    fn drop(&mut self) {
+        if self.0.is_some() {
+            self.decided(Outcome::Abandoned);
+            self.write("none", "dropped");
+        }
     }
 }

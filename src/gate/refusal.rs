@@ -201,11 +201,13 @@ pub enum Outcome {
     Malformed,
     /// See [`Refusal::Overloaded`].
     Overloaded,
+    /// The client has left before anything was decided.
+    Abandoned,
 }
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::Unmatched,
         Self::NotAnExport,
         Self::Uncounted,
@@ -239,6 +241,7 @@ impl Outcome {
         Self::Answered,
         Self::Malformed,
         Self::Overloaded,
+        Self::Abandoned,
     ];
 
     /// An export that an earlier charge covers.
@@ -251,7 +254,7 @@ impl Outcome {
         }
     }
 
-    /// `forwarded`, `admitted`, `would-deny`, `refused` or `answered`.
+    /// `forwarded`, `admitted`, `would-deny`, `refused`, `answered` or `abandoned`.
     pub const fn decision(self) -> &'static str {
         match self {
             Self::Unmatched | Self::NotAnExport | Self::Uncounted => "forwarded",
@@ -271,6 +274,7 @@ impl Outcome {
             | Self::WouldBeUnknownDesign
             | Self::WouldBeBadCost => "would-deny",
             Self::Answered => "answered",
+            Self::Abandoned => "abandoned",
             _ => "refused",
         }
     }
@@ -304,6 +308,7 @@ impl Outcome {
             Self::Answered => "own-page",
             Self::Malformed => "malformed",
             Self::Overloaded => "overloaded",
+            Self::Abandoned => "client-gone",
         }
     }
 }

@@ -4,17 +4,18 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, request};
+use http::{HeaderMap, Method, Request, Response, request};
 use http_body::Body;
 use http_body_util::Full;
 use pin_project_lite::pin_project;
 use tower::Service;
+use tracing::{Instrument, Level, Span};
 
-use super::answers::{Asker, REQUEST_ID};
+use super::access::Entry;
+use super::answers::Asker;
 use super::asked::Asked;
 use super::body::GateBody;
 use super::delivery::{Client, Delivery, Promise, promise};
@@ -23,10 +24,12 @@ use super::framing;
 use super::layer::{Gate, Parts};
 use super::leaks::Unclassified;
 use super::pace::{Pace, Taking};
-use super::record::Record;
+use super::record::{Phase, Record};
 use super::refusal::{Outcome, Refusal};
+use super::request_id::{self, REQUEST_ID};
 use super::resume::{Pending, Target, beginning_of};
 use super::saves::Save;
+use super::trace_context::TraceParent;
 use super::upload::Upload;
 use crate::identity::TokenError;
 use crate::ledger::{Admission, Charge, ChargeRequest, Standing, Why};
@@ -72,27 +75,30 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let gate = &self.gate;
         if let Err(malformed) = framing::settle(&mut request, self.peer.is_some()) {
-            return ResponseFuture::own(gate.refuse_outright(Refusal::Malformed(malformed), request.headers_mut()));
+            let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
+            return ResponseFuture::own(gate.refuse_outright(Refusal::Malformed(malformed), &request)).logged(entry);
         }
         if request.uri().path().starts_with(OWN_PATH) {
+            let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
             let gate = gate.clone();
             let (mut head, _) = request.into_parts();
-            return ResponseFuture::export(async move { Ok(gate.own_page(&mut head).await.map(GateBody::own)) });
+            let page = async move { Ok(gate.own_page(&mut head).await.map(GateBody::own)) };
+            return ResponseFuture::export(page).logged(entry);
         }
         if seeded::bug(Bug::OthersWaitForTheLedger) && gate.parts.ledger.availability().is_err() {
-            return ResponseFuture::own(gate.refuse(&Refusal::LedgerUnavailable, &Asker::of(request.headers())));
+            let asker = Asker::of(request.method(), request.headers());
+            return ResponseFuture::own(gate.refuse(&Refusal::LedgerUnavailable, &asker));
         }
         let found = match gate.parts.routes.find(request.method(), request.uri(), request.headers()) {
             Match::Unmatched => {
                 gate.metrics.count(None, Outcome::Unmatched);
-                let watched = Unclassified::of(gate, &request);
-                return ResponseFuture::forwarded(
-                    self.inner.call(request.map(Upload::new)),
-                    Watched::Unclassified(watched),
-                );
+                let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
+                let watched = Watched::Unclassified(Unclassified::of(gate, &request));
+                return ResponseFuture::forwarded(self.inner.call(request.map(Upload::new)), watched).logged(entry);
             }
             Match::Misread(misread) => {
-                return ResponseFuture::own(gate.refuse_outright(Refusal::Misread(misread), request.headers_mut()));
+                let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
+                return ResponseFuture::own(gate.refuse_outright(Refusal::Misread(misread), &request)).logged(entry);
             }
             Match::Route(found) => found,
         };
@@ -101,19 +107,38 @@ where
         if !found.route.counts(request.method()) {
             let outcome = if found.route.action.is_export() { Outcome::Uncounted } else { Outcome::NotAnExport };
             gate.metrics.count(Some(found.id), outcome);
+            let entry = Entry::of(&gate.parts, request.method(), request.headers(), Some(&found.route));
             if found.route.action == Action::LeaveExportScreen && *request.method() != Method::OPTIONS {
                 request = gate.leave_export_screen(&found, request);
             }
             gate.parts.verifier.strip_token(request.uri_mut());
             let watched = Save::of(gate, &found, &request).map_or(Watched::Nothing, Watched::Save);
-            return ResponseFuture::forwarded(self.inner.call(request.map(Upload::new)), watched);
+            return ResponseFuture::forwarded(self.inner.call(request.map(Upload::new)), watched).logged(entry);
         }
+        request_id::ensure(request.headers_mut());
+        let span = span(request.headers());
         // The clone takes the place of the service that was polled ready: that one serves this request.
         let clone = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, clone);
         let (peer, pace) = (self.peer, self.pace.clone());
-        ResponseFuture::export(export(self.gate.clone(), peer, pace, ready, request.map(Upload::new), found))
+        let export = export(self.gate.clone(), peer, pace, ready, request.map(Upload::new), found);
+        ResponseFuture::export(export.instrument(span))
     }
+}
+
+/// What all log lines about an export have in common.
+fn span(headers: &HeaderMap) -> Span {
+    if !tracing::span_enabled!(target: "request", Level::INFO) {
+        return Span::none();
+    }
+    let trace = TraceParent::of(headers);
+    tracing::info_span!(
+        target: "request",
+        "request",
+        request_id = request_id::sent(headers).map(request_id::text),
+        trace_id = trace.as_ref().map(TraceParent::trace_id),
+        parent_id = trace.as_ref().map(TraceParent::parent_id),
+    )
 }
 
 /// An export, from its head to the body that settles it.
@@ -122,7 +147,7 @@ async fn export<S, B, R>(
     peer: Option<IpAddr>,
     pace: Option<Pace>,
     mut inner: S,
-    mut request: Request<Upload<B>>,
+    request: Request<Upload<B>>,
     found: Found,
 ) -> Result<Response<GateBody<R>>, S::Error>
 where
@@ -131,9 +156,9 @@ where
     R: Body,
 {
     let arrived = gate.parts.clock.monotonic();
-    let id = ensure_request_id(request.headers_mut());
-    let asker = Asker::of(request.headers());
-    let mut record = Record::of(&id, &found);
+    let asker = Asker::of(request.method(), request.headers());
+    let mut record = Record::of(&gate.parts, request.method(), request.headers(), &found);
+    let undecided = Undecided { gate: &gate, route: Some(found.id) };
 
     let (mut head, mut body) = request.into_parts();
     // First of all: from here on no token is in the target.
@@ -146,13 +171,19 @@ where
         (Ok(asked), None) => gate.charge(&asked, asked.request(), &mut record).await.map(Decided::Now),
         (Err(refusal), _) => Err(refusal),
     };
+    undecided.decided();
     gate.metrics.decided(gate.parts.clock.monotonic().saturating_sub(arrived));
+    record.passed(Phase::Deciding);
     let (charge, pending) = match decided.or_else(|refusal| gate.in_shadow(refusal).map(Decided::Now)) {
         Ok(Decided::Now(Admitted { outcome, charge })) => {
             gate.note(found.id, outcome, &mut record);
             (charge, None)
         }
-        Ok(Decided::OnceAnswered(pending)) => (None, Some(pending)),
+        Ok(Decided::OnceAnswered(pending)) => {
+            // Unless the answer says otherwise.
+            record.decided(Outcome::CoveredAsResume);
+            (None, Some(pending))
+        }
         Err(refusal) => {
             gate.note(found.id, refusal.outcome(), &mut record);
             record.refused(refusal.status());
@@ -171,6 +202,25 @@ where
     let delivery = Delivery::new(charge, record, client);
     let answer = inner.call(Request::from_parts(head, body)).await?;
     Ok(gate.settle(answer, found.route.delivers, delivery, pending, &target, &asker).await)
+}
+
+/// A request of which nothing is decided yet: should its client leave now, it has an outcome all the same.
+struct Undecided<'g> {
+    gate: &'g Gate,
+    route: Option<RouteId>,
+}
+
+impl Undecided<'_> {
+    /// Its outcome is counted by who has decided.
+    fn decided(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Undecided<'_> {
+    fn drop(&mut self) {
+        self.gate.metrics.count(self.route, Outcome::Abandoned);
+    }
 }
 
 /// What was decided about an export before a backend hears of it.
@@ -261,17 +311,18 @@ impl Gate {
         asker: &Asker,
     ) -> Response<GateBody<R>> {
         let (mut head, body) = answer.into_parts();
-        if let Some(id) = asker.request_id() {
-            head.headers.insert(REQUEST_ID, id.clone());
-        }
+        head.headers.insert(REQUEST_ID, asker.request_id().clone());
         delivery.answered(head.status);
+        delivery.record().passed(Phase::Backend);
         let promise = promise(delivers, &head, body.is_end_stream());
         if promise == Promise::Nothing {
             delivery.nothing();
             return Response::from_parts(head, GateBody::forwarded(body));
         }
         if let Some(pending) = pending {
-            match pending.decide(&head, delivery.record()).await {
+            let decided = pending.decide(&head, delivery.record()).await;
+            delivery.record().passed(Phase::Deciding);
+            match decided {
                 Ok(charge) => delivery.charged(charge),
                 Err(refusal) => {
                     // The one refusal after a backend's answer: nobody has seen any of it.
@@ -284,7 +335,9 @@ impl Gate {
             // Before it is made safe: what was reported counts from its first byte on.
             self.read_report(charge, &head.headers);
         }
-        if self.not_durable(&mut delivery).await {
+        let not_durable = self.not_durable(&mut delivery).await;
+        delivery.record().passed(Phase::Sync);
+        if not_durable {
             delivery.refused(Refusal::LedgerUnavailable.status());
             return self.refuse(&Refusal::LedgerUnavailable, asker).map(GateBody::own);
         }
@@ -296,8 +349,9 @@ impl Gate {
             }
             self.put_fields(charge, &mut head.headers);
         }
+        self.parts.answers.expose_fields(&mut head.headers, asker);
         if promise == Promise::Head {
-            delivery.due();
+            delivery.due(0);
             delivery.complete();
             return Response::from_parts(head, GateBody::forwarded(body));
         }
@@ -340,10 +394,9 @@ impl Gate {
     }
 
     /// Refuses a request before anything is known of it.
-    fn refuse_outright(&self, refusal: Refusal, headers: &mut HeaderMap) -> Response<Full<Bytes>> {
-        ensure_request_id(headers);
+    fn refuse_outright<B>(&self, refusal: Refusal, request: &Request<B>) -> Response<Full<Bytes>> {
         self.metrics.count(None, refusal.outcome());
-        self.refuse(&refusal, &Asker::of(headers))
+        self.refuse(&refusal, &Asker::of(request.method(), request.headers()))
     }
 
     pub(super) fn refuse(&self, refusal: &Refusal, asker: &Asker) -> Response<Full<Bytes>> {
@@ -366,7 +419,8 @@ impl Gate {
     }
 
     async fn own_page(&self, head: &mut request::Parts) -> Response<Full<Bytes>> {
-        let asker = Asker::of(&head.headers);
+        let undecided = Undecided { gate: self, route: None };
+        let asker = Asker::of(&head.method, &head.headers);
         let token = self.parts.verifier.take_token(&mut head.uri, &head.headers);
         let is_usage = head.uri.path() == "/.export-gate/usage";
         let (outcome, page) = match head.method {
@@ -377,6 +431,7 @@ impl Gate {
             }
             _ => (Outcome::Answered, Err(Refusal::NotFound)),
         };
+        undecided.decided();
         self.metrics.count(None, outcome);
         page.unwrap_or_else(|refusal| self.refuse(&refusal, &asker))
     }
@@ -392,24 +447,6 @@ impl Gate {
         let report = self.parts.ledger.usage_report(&self.parts.policy, &caller.who, Some(plan));
         Ok(self.parts.answers.json(&report, asker))
     }
-}
-
-/// The request's id: the client's if it is one that can be logged, else a new one.
-fn ensure_request_id(headers: &mut HeaderMap) -> HeaderValue {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    static PROCESS: std::sync::LazyLock<u64> =
-        std::sync::LazyLock::new(|| std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), ()));
-    let plain = |id: &&HeaderValue| {
-        let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
-        (1..=128).contains(&id.len()) && id.as_bytes().iter().all(allowed)
-    };
-    if let Some(id) = headers.get(REQUEST_ID).filter(plain) {
-        return id.clone();
-    }
-    let id = format!("{:016x}-{:x}", *PROCESS, NEXT.fetch_add(1, Ordering::Relaxed));
-    let id = HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("none"));
-    headers.insert(REQUEST_ID, id.clone());
-    id
 }
 
 /// What the gate wants to know of an answer that it forwards.
@@ -439,6 +476,7 @@ pin_project! {
     pub struct ResponseFuture<F, R, E> {
         #[pin]
         state: State<F, R, E>,
+        entry: Entry,
     }
 }
 
@@ -453,15 +491,20 @@ pin_project! {
 
 impl<F, R, E> ResponseFuture<F, R, E> {
     fn forwarded(future: F, watched: Watched) -> Self {
-        Self { state: State::Forwarded { future, watched } }
+        Self { state: State::Forwarded { future, watched }, entry: Entry::default() }
     }
 
     fn export(future: impl Future<Output = Result<Response<GateBody<R>>, E>> + Send + 'static) -> Self {
-        Self { state: State::Export { future: Box::pin(future) } }
+        Self { state: State::Export { future: Box::pin(future) }, entry: Entry::default() }
     }
 
     fn own(answer: Response<Full<Bytes>>) -> Self {
-        Self { state: State::Own { answer: Some(answer) } }
+        Self { state: State::Own { answer: Some(answer) }, entry: Entry::default() }
+    }
+
+    /// The same, to be logged when its answer has ended.
+    fn logged(self, entry: Entry) -> Self {
+        Self { entry, ..self }
     }
 }
 
@@ -473,17 +516,18 @@ where
     type Output = Result<Response<GateBody<R>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
+        let this = self.project();
+        let answer = match this.state.project() {
             StateProjection::Forwarded { future, watched } => {
                 let answer = ready!(future.poll(cx))?;
-                Poll::Ready(Ok(std::mem::take(watched).look_at(answer)))
+                std::mem::take(watched).look_at(answer)
             }
-            StateProjection::Export { future } => future.as_mut().poll(cx),
-            StateProjection::Own { answer } => {
-                let answer = answer.take().unwrap_or_default();
-                Poll::Ready(Ok(answer.map(GateBody::own)))
-            }
-        }
+            StateProjection::Export { future } => ready!(future.as_mut().poll(cx))?,
+            StateProjection::Own { answer } => answer.take().unwrap_or_default().map(GateBody::own),
+        };
+        let mut entry = std::mem::take(this.entry);
+        entry.answered(&answer);
+        Poll::Ready(Ok(answer.map(|body| body.logged(entry))))
     }
 }
 

@@ -123,7 +123,7 @@ impl Service<Request<RequestBody>> for Backends {
         Box::pin(async move {
             let route = request.extensions().get::<RouteId>();
             let index = route.and_then(|route| shared.by_route.get(usize::from(route.0))).copied();
-            let asker = Asker::of(request.headers());
+            let asker = Asker::of(request.method(), request.headers());
             let proxy = &proxies[index.unwrap_or(shared.default)];
             let answer = proxy.forward(request).await.map(|answer| answer.map(Either::Left));
             Ok(answer.unwrap_or_else(|error| shared.in_place_of(&error, &asker).map(Either::Right)))
@@ -142,7 +142,7 @@ impl BackendsShared {
             ProxyError::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "The backend did not answer in time."),
             ProxyError::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "This method is not forwarded."),
         };
-        tracing::warn!(%error, request_id = ?asker.request_id(), "not forwarded");
+        tracing::warn!(%error, request_id = asker.request_id().to_str().ok(), "not forwarded");
         self.answers.bad_backend(status, detail, asker)
     }
 }

@@ -138,7 +138,7 @@ impl hyper::service::Service<Request<Incoming>> for Front {
                 let request = request.map(|body| ClientBody::new(body, &self.activity));
                 State::Admitted { future: stack.call(request), one: Some(one) }
             }
-            None => State::Shed { answer: Some(current.layer.overloaded(request.headers())) },
+            None => State::Shed { answer: Some(current.layer.overloaded(&request)) },
         };
         ResponseFuture { state, under_way: Some(under_way) }
     }

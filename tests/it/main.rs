@@ -6,6 +6,7 @@
     reason = "the driver of a real process lives in real time; nothing asserts on it"
 )]
 
+mod answers;
 mod architecture;
 mod clocks;
 mod configuration;
@@ -16,6 +17,7 @@ mod cut_short;
 mod damage;
 mod delivery;
 mod demo;
+mod deploy;
 mod designs;
 mod disks;
 mod durability;
@@ -29,6 +31,7 @@ mod layer;
 mod leaks;
 mod ledger;
 mod limits;
+mod logs;
 mod loom;
 mod model;
 mod nginx;
