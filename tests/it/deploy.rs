@@ -196,7 +196,7 @@ fn instructions(text: &str) -> Vec<(String, String)> {
 fn the_container_image_is_built_from_what_is_there_and_runs_as_nobody() {
     let instructions = instructions(&read("config/deploy/Dockerfile"));
     let all = |name: &'static str| instructions.iter().filter(move |(known, _)| known == name).map(|(_, rest)| &**rest);
-    let only = |name: &'static str| all(name).last().unwrap_or_else(|| panic!("no {name}"));
+    let only = |name: &'static str| all(name).next_back().unwrap_or_else(|| panic!("no {name}"));
 
     // Images with a tag, and without a host: whoever builds says where from.
     let runtime = only("ARG").strip_prefix("RUNTIME=").unwrap();
