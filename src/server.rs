@@ -1,44 +1,37 @@
 //! The composition root: parts, listeners, the order they start and end in.
 
-use std::convert::Infallible;
+mod backends;
+
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::{Pin, pin};
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use http_body_util::{Either, Full};
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tower::{Service, ServiceBuilder};
+use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
 use crate::admin::Admin;
 use crate::clock::Clock;
-use crate::config::{Config, Upstream};
+use crate::config::Config;
 use crate::design::Designs;
-use crate::gate::{Answers, Asker, ExportGateLayer, Paced, Parts, Upload};
+use crate::gate::{ExportGateLayer, Paced, Parts};
 use crate::identity::Verifier;
 use crate::ledger::{self, LastFlushFailed, Ledger};
-use crate::net::PooledBody;
-use crate::policy::RouteId;
-use crate::proxy::{Proxy, ProxyError};
 use crate::store::Embedded;
+use backends::Backends;
 
 /// How long to wait before accepting again when the machine has no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -274,86 +267,5 @@ async fn serve_admin(listener: TcpListener, admin: Arc<Admin>) {
             .service_fn(move |request: Request<Incoming>| admin.clone().answer(request));
         let service = TowerToHyperService::new(pages);
         connections.spawn(http.serve_connection(TokioIo::new(stream), service));
-    }
-}
-
-/// All upstreams as one service: the innermost of the stack. Chooses by the route that the gate has found.
-#[derive(Debug, Clone)]
-struct Backends {
-    shared: Arc<BackendsShared>,
-    proxies: Arc<[Proxy<Upload<Incoming>>]>,
-}
-
-#[derive(Debug)]
-struct BackendsShared {
-    default: usize,
-    by_route: Vec<usize>,
-    answers: Answers,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct UpstreamLabels {
-    upstream: String,
-}
-
-impl Backends {
-    fn new(
-        upstreams: Vec<Upstream>,
-        default: usize,
-        by_route: Vec<usize>,
-        answers: Answers,
-        clock: &Arc<dyn Clock>,
-        registry: &mut Registry,
-    ) -> Self {
-        let durations = Family::<UpstreamLabels, Histogram>::new_with_constructor(|| {
-            Histogram::new(exponential_buckets(0.001, 2.5, 12))
-        });
-        let proxy = |upstream: Upstream| {
-            let duration = durations.get_or_create_owned(&UpstreamLabels { upstream: upstream.name });
-            Proxy::new(upstream.proxy, clock.clone(), duration)
-        };
-        let proxies = upstreams.into_iter().map(proxy).collect();
-        let help = "Time from a request to the head of a backend's answer";
-        registry.register("exportgate_upstream_duration_seconds", help, durations.clone());
-        Self { shared: Arc::new(BackendsShared { default, by_route, answers }), proxies }
-    }
-
-    fn for_peer(&self, peer: IpAddr) -> Self {
-        let proxies = self.proxies.iter().map(|proxy| proxy.for_peer(peer)).collect();
-        Self { shared: self.shared.clone(), proxies }
-    }
-}
-
-impl Service<Request<Upload<Incoming>>> for Backends {
-    type Response = Response<Either<PooledBody<Upload<Incoming>>, Full<Bytes>>>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Upload<Incoming>>) -> Self::Future {
-        let Self { shared, proxies } = self.clone();
-        Box::pin(async move {
-            let route = request.extensions().get::<RouteId>();
-            let index = route.and_then(|route| shared.by_route.get(usize::from(route.0))).copied();
-            let asker = Asker::of(request.headers());
-            let proxy = &proxies[index.unwrap_or(shared.default)];
-            let answer = proxy.forward(request).await.map(|answer| answer.map(Either::Left));
-            Ok(answer.unwrap_or_else(|error| shared.in_place_of(&error, &asker).map(Either::Right)))
-        })
-    }
-}
-
-impl BackendsShared {
-    fn in_place_of(&self, error: &ProxyError, asker: &Asker) -> Response<Full<Bytes>> {
-        let (status, detail) = match error {
-            ProxyError::Unreachable(_) => (StatusCode::BAD_GATEWAY, "The backend cannot be reached."),
-            ProxyError::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "The backend did not answer in time."),
-            ProxyError::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "This method is not forwarded."),
-        };
-        tracing::warn!(%error, request_id = ?asker.request_id(), "not forwarded");
-        self.answers.bad_backend(status, detail, asker)
     }
 }
