@@ -6,6 +6,7 @@ mod identity;
 mod meters;
 mod routes;
 mod server;
+mod upstreams;
 mod windows;
 
 use std::cell::RefCell;
@@ -19,7 +20,7 @@ use super::Environment;
 use super::problem::Problem;
 use super::raw;
 use crate::policy::{Policy, RouteId, Routes};
-use crate::{admin, design, gate, ledger, net, proxy, store};
+use crate::{admin, design, gate, ledger, proxy, store};
 
 /// Everything that the parts need to know.
 #[derive(Debug)]
@@ -128,8 +129,11 @@ pub(super) fn build(
     }
 
     let designs = designs::options(&raw.designs, surroundings, &mut problems);
-    let upstreams =
-        raw.upstreams.iter().map(|(name, raw)| upstream_options(name, raw, &designs, &mut problems)).collect();
+    let upstreams = raw
+        .upstreams
+        .iter()
+        .map(|(name, raw)| upstreams::upstream(name, raw, surroundings, &designs, &mut problems))
+        .collect();
     let policy = meters::policy(&raw, running, &mut problems);
     let routes = routes::routes(&raw.routes, &mut problems);
     let gate = gate::Options {
@@ -342,46 +346,6 @@ fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
         retry_deliveries: raw.retries.deliveries,
         resume_window: positive(raw.resumes.window, &["resumes", "window"], problems),
     }
-}
-
-fn upstream_options(name: &str, raw: &raw::Upstream, designs: &design::Options, problems: &mut Problems) -> Upstream {
-    let path = ["upstreams", name, "endpoints"];
-    if raw.endpoints.is_empty() {
-        problems.add(Problem::at(&path, "there is no endpoint").help("write endpoints = [\"http://127.0.0.1:9000\"]"));
-    }
-    let mut endpoints = Vec::new();
-    for (index, endpoint) in raw.endpoints.iter().enumerate() {
-        match origin(endpoint) {
-            Ok(origin) => endpoints.push(origin),
-            Err(help) => {
-                let path = ["upstreams", name, "endpoints", &index.to_string()];
-                problems.add(Problem::at(&path, format!("`{endpoint}` is no endpoint")).help(help));
-            }
-        }
-    }
-    let connections = net::Options {
-        connect_timeout: positive(raw.connect_timeout, &["upstreams", name, "connect_timeout"], problems),
-        idle_timeout: raw.idle_timeout.0,
-        ..net::Options::default()
-    };
-    Upstream {
-        name: name.to_owned(),
-        proxy: proxy::Options {
-            endpoints,
-            response_timeout: positive(raw.response_timeout, &["upstreams", name, "response_timeout"], problems),
-            connections,
-            trusted_hops: designs.trusted_hops.clone(),
-            trusted_headers: [&designs.header].into_iter().chain(&designs.version_header).cloned().collect(),
-        },
-    }
-}
-
-/// Where an endpoint is, or what to write.
-fn origin(endpoint: &str) -> Result<net::Origin, &'static str> {
-    const FORM: &str = "write http://HOST:PORT";
-    let url: net::Url = endpoint.parse().map_err(|_| FORM)?;
-    let origin = url.plain_origin().ok_or("TLS to upstreams is not built yet: write http://HOST:PORT")?;
-    if url.target() == "/" { Ok(origin) } else { Err(FORM) }
 }
 
 fn address(text: &str, path: &[&str], problems: &mut Problems) -> SocketAddr {

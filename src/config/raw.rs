@@ -3,6 +3,7 @@
 mod designs;
 mod identity;
 mod meters;
+mod upstreams;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Deserializer};
 pub(super) use designs::*;
 pub(super) use identity::*;
 pub(super) use meters::*;
+pub(super) use upstreams::*;
 
 use super::duration::DurationText;
 
@@ -148,23 +150,6 @@ impl Default for Admin {
     fn default() -> Self {
         Self { listen: "127.0.0.1:9901".into(), token_env: None, token_file: None }
     }
-}
-
-/// A backend.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Upstream {
-    /// Where it is: `http://host:port`.
-    pub(super) endpoints: Vec<String>,
-    /// How long a connection may take to be made.
-    #[serde(default = "one_second")]
-    pub(super) connect_timeout: DurationText,
-    /// How long the head of an answer may take once the request has been sent, and how long sending may stand still.
-    #[serde(default = "one_minute")]
-    pub(super) response_timeout: DurationText,
-    /// How long an unused connection is kept; less than the backend keeps it.
-    #[serde(default = "four_seconds")]
-    pub(super) idle_timeout: DurationText,
 }
 
 /// Which requests are which action.

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -9,7 +10,8 @@ use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tokio::sync::watch;
 
-use super::pool::Lent;
+use super::patience::Patience;
+use super::pool::Lease;
 
 pin_project! {
     /// A request's body, or none: a request without a body can be sent again.
@@ -60,51 +62,77 @@ impl<B: Body> Body for RequestBody<B> {
     }
 }
 
+/// Why an answer's body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection broke.
+    #[error(transparent)]
+    Broken(hyper::Error),
+    /// It stood still.
+    #[error("nothing has come for {0:?}")]
+    StoodStill(Duration),
+}
+
 pin_project! {
     /// An answer's body. Holds the connection until the last byte has been read.
     #[derive(Debug)]
     pub struct PooledBody<B> {
         #[pin]
         body: Incoming,
-        lent: Option<Lent<B>>,
+        lease: Option<Lease<B>>,
     }
 }
 
 impl<B> PooledBody<B> {
-    pub(super) fn new(body: Incoming, lent: Lent<B>) -> Self {
-        let mut pooled = Self { body, lent: Some(lent) };
+    pub(super) fn new(body: Incoming, lease: Lease<B>) -> Self {
+        let mut pooled = Self { body, lease: Some(lease) };
         // An answer without a body may never be read.
         if pooled.body.is_end_stream() {
-            give_back(&mut pooled.lent);
+            give_back(&mut pooled.lease);
         }
         pooled
     }
+
+    /// The body of an answer after which something else is spoken on the connection: it is not to be used again.
+    pub(super) fn last(body: Incoming) -> Self {
+        Self { body, lease: None }
+    }
 }
 
-fn give_back<B>(lent: &mut Option<Lent<B>>) {
-    if let Some(lent) = lent.take() {
+fn give_back<B>(lease: &mut Option<Lease<B>>) {
+    if let Some(Lease::Http1(lent, _)) = lease.take() {
         lent.give_back();
     }
 }
 
 impl<B> Body for PooledBody<B> {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut this = self.project();
-        let frame = ready!(this.body.as_mut().poll_frame(cx));
+        let frame = match (this.body.as_mut().poll_frame(cx), this.lease.as_mut().map(Lease::patience)) {
+            (Poll::Pending, Some(patience)) => {
+                ready!(patience.poll_exhausted(cx));
+                Some(Err(BodyError::StoodStill(patience.limit())))
+            }
+            (Poll::Pending, None) => return Poll::Pending,
+            (Poll::Ready(frame), patience) => {
+                patience.map(Patience::restore);
+                frame.map(|frame| frame.map_err(BodyError::Broken))
+            }
+        };
         let ended = match &frame {
             None => true,
             // A reader that knows the length does not ask again after the last byte.
             Some(Ok(_)) => this.body.is_end_stream(),
             Some(Err(_)) => {
-                *this.lent = None;
+                *this.lease = None;
                 false
             }
         };
         if ended {
-            give_back(this.lent);
+            give_back(this.lease);
         }
         Poll::Ready(frame)
     }

@@ -1,17 +1,21 @@
-//! Outbound HTTP/1.1 connections, by TLS or not, kept and used again.
+//! Outbound HTTP connections, by TLS or not, kept and used again.
 //!
-//! A [`Pool`] belongs to one endpoint. A connection is lent to one exchange at a time and comes back when the answer's body has
-//! been read to its end; one that was dropped midway is closed. [`Documents`] fetches small things over such a pool.
+//! A [`Pool`] belongs to one endpoint. A connection of HTTP/1.1 is lent to one exchange at a time and comes back when the answer's body
+//! has been read to its end; one that was dropped midway is closed. One of HTTP/2 carries many exchanges. [`Documents`] fetches small
+//! things over such a pool.
 
 mod body;
 mod documents;
+mod http1;
+mod http2;
+mod patience;
 mod pool;
 mod resolve;
 mod tls;
 mod url;
 
-pub use body::{PooledBody, RequestBody};
+pub use body::{BodyError, PooledBody, RequestBody};
 pub use documents::{Documents, FetchError, Options as DocumentOptions};
-pub use pool::{Options, Pool, SendError};
+pub use pool::{Options, Pool, Protocol, SendError, Unanswered};
 pub use tls::{BadRoots, Trust};
 pub use url::{BadUrl, Origin, Url};

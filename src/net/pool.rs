@@ -1,37 +1,67 @@
 //! The connections to one endpoint.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, Uri};
+use http::header::UPGRADE;
+use http::uri::Scheme;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::TrySendError;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::body::{PooledBody, RequestBody};
+use super::http1;
+use super::http2::{self, Found};
+use super::patience::Patience;
 use super::resolve::Resolver;
+use super::tls::H2;
 use super::url::Origin;
 use crate::clock::Clock;
+
+/// How often a request is sent on yet another connection because a server says that it has not looked at it.
+const MOST_REFUSALS: u32 = 2;
 
 /// What can be set about connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// How long a connection may take to be made.
+    /// What is spoken on them.
+    pub protocol: Protocol,
+    /// How long a connection may take to be made, with TLS and whatever else comes before the first request.
     pub connect_timeout: Duration,
     /// How long an unused connection is kept; less than the other side keeps it.
     pub idle_timeout: Duration,
-    /// How many unused connections are kept.
+    /// How long the body of an answer may stand still.
+    pub body_idle_timeout: Duration,
+    /// How many unused connections of HTTP/1.1 are kept.
     pub max_idle: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { connect_timeout: Duration::from_secs(1), idle_timeout: Duration::from_secs(4), max_idle: 256 }
+        Self {
+            protocol: Protocol::Http1,
+            connect_timeout: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(4),
+            body_idle_timeout: Duration::from_secs(60),
+            max_idle: 256,
+        }
     }
+}
+
+/// What is spoken on connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2. Without TLS it is not asked for but spoken at once (RFC 9113, section 3.3).
+    Http2,
+    /// What the server chooses as TLS begins (RFC 7301); HTTP/1.1 without TLS.
+    Auto,
 }
 
 /// Why an exchange failed.
@@ -43,7 +73,7 @@ pub enum SendError {
         /// Where to.
         address: String,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The connection broke before the answer's head was there.
     #[error("the connection to {address} broke: {source}")]
@@ -53,199 +83,273 @@ pub enum SendError {
         /// Why.
         source: hyper::Error,
     },
+    /// The request's Host field is no authority, and HTTP/2 has nothing else to say where a request goes.
+    #[error("the Host field is no authority")]
+    Host,
+}
+
+/// A request that was not answered.
+#[derive(Debug)]
+pub struct Unanswered<B> {
+    /// Why.
+    pub error: SendError,
+    /// The request, if nobody has seen any of it.
+    pub unseen: Option<Request<RequestBody<B>>>,
 }
 
 /// The connections to one endpoint, for requests with bodies of type `B`.
 #[derive(Debug)]
 pub struct Pool<B> {
-    shared: Arc<Shared<B>>,
-}
-
-impl<B> Clone for Pool<B> {
-    fn clone(&self) -> Self {
-        Self { shared: self.shared.clone() }
-    }
-}
-
-#[derive(Debug)]
-struct Shared<B> {
     origin: Origin,
     resolver: Resolver,
-    options: Options,
-    clock: Arc<dyn Clock>,
-    /// Unused connections, the one used last at the back.
-    idle: Mutex<VecDeque<Idle<B>>>,
+    protocol: Protocol,
+    connect_timeout: Duration,
+    http1: Arc<http1::Connections<B>>,
+    http2: http2::Connections<B>,
+    /// Whether the server may choose, and has chosen HTTP/1.1: several connections may be made at once.
+    chose_http1: AtomicBool,
+    /// Held while a connection is made that others wait for.
+    connecting: tokio::sync::Mutex<()>,
 }
 
+/// A connection, or a part of it, for one exchange.
 #[derive(Debug)]
-struct Idle<B> {
-    sender: SendRequest<RequestBody<B>>,
-    since: Duration,
+pub(super) enum Lease<B> {
+    Http1(http1::Lent<B>, Used),
+    Http2(http2::Stream<B>),
 }
 
-impl<B> Shared<B> {
-    fn idle(&self) -> MutexGuard<'_, VecDeque<Idle<B>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+/// Whether a connection has carried an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Used {
+    Never,
+    Before,
+}
+
+impl<B> Lease<B> {
+    pub(super) fn patience(&mut self) -> &mut Patience {
+        match self {
+            Self::Http1(lent, _) => lent.patience(),
+            Self::Http2(stream) => stream.patience(),
+        }
     }
 
-    /// The connection used last that is ready. One whose exchange is not quite over (a request body still on its way) is passed over.
-    fn take_idle(&self) -> Option<SendRequest<RequestBody<B>>> {
-        let expired = self.clock.monotonic().checked_sub(self.options.idle_timeout);
-        let mut idle = self.idle();
-        while idle.front().is_some_and(|oldest| expired.is_some_and(|expired| oldest.since < expired)) {
-            idle.pop_front();
-        }
-        let mut index = idle.len();
-        while index > 0 {
-            index -= 1;
-            let sender = &idle[index].sender;
-            if sender.is_ready() || sender.is_closed() {
-                let taken = idle.remove(index)?.sender;
-                if taken.is_ready() {
-                    return Some(taken);
-                }
-            }
-        }
-        None
+    const fn is_http2(&self) -> bool {
+        matches!(self, Self::Http2(_))
     }
-}
 
-/// A connection on loan to an exchange.
-#[derive(Debug)]
-pub(super) struct Lent<B> {
-    sender: SendRequest<RequestBody<B>>,
-    pool: Arc<Shared<B>>,
-}
-
-impl<B> Lent<B> {
-    pub(super) fn give_back(self) {
-        if self.sender.is_closed() {
-            return;
-        }
-        let since = self.pool.clock.monotonic();
-        let mut idle = self.pool.idle();
-        if idle.len() >= self.pool.options.max_idle {
-            idle.pop_front();
-        }
-        idle.push_back(Idle { sender: self.sender, since });
+    fn was_used_before(&self) -> bool {
+        matches!(self, Self::Http1(_, Used::Before)) || matches!(self, Self::Http2(stream) if stream.was_used_before())
     }
 }
 
 impl<B> Pool<B>
 where
-    B: Body<Data = Bytes> + Send + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// Connections to `origin`. None is made before it is needed.
-    pub fn new(origin: Origin, options: Options, clock: Arc<dyn Clock>) -> Self {
-        let resolver = Resolver::new(&origin, clock.clone());
-        let shared = Shared { origin, resolver, options, clock, idle: Mutex::default() };
-        Self { shared: Arc::new(shared) }
+    pub fn new(origin: Origin, options: &Options, clock: Arc<dyn Clock>) -> Self {
+        let protocol = match options.protocol {
+            Protocol::Auto if origin.tls().is_none() => Protocol::Http1,
+            protocol => protocol,
+        };
+        Self {
+            resolver: Resolver::new(&origin, clock.clone()),
+            origin,
+            protocol,
+            connect_timeout: options.connect_timeout,
+            http1: Arc::new(http1::Connections::new(options, clock.clone())),
+            http2: http2::Connections::new(options, clock),
+            chose_http1: AtomicBool::new(false),
+            connecting: tokio::sync::Mutex::default(),
+        }
     }
 
-    /// Sends a request in origin form and waits for the head of its answer. A request without a body, of a method that is safe, is
-    /// sent once more if a connection that was used before died before any byte of the answer (RFC 9110, section 9.2.2; RFC 9112,
-    /// section 9.3.1). One that never left is sent on another connection, whatever its method.
+    /// Sends a request in origin form, with a Host field, and waits for the head of its answer.
+    ///
+    /// A request without a body, of a method that is safe, is sent once more if a connection that was used before died before any byte
+    /// of the answer (RFC 9110, section 9.2.2; RFC 9112, section 9.3.1). One that was not looked at is sent on another connection,
+    /// whatever its method, if it is still whole: it never left, or the server says so and it has no body (RFC 9113, section 8.7).
     ///
     /// # Errors
     ///
-    /// [`SendError`].
-    pub async fn send(&self, mut request: Request<RequestBody<B>>) -> Result<Response<PooledBody<B>>, SendError> {
-        while let Some(sender) = self.shared.take_idle() {
-            let copy = Copy::of(&request);
-            match self.exchange(sender, request).await {
+    /// [`Unanswered`].
+    pub async fn send(&self, mut request: Request<RequestBody<B>>) -> Result<Response<PooledBody<B>>, Unanswered<B>> {
+        let mut refusals = 0;
+        let mut was_repeated = false;
+        loop {
+            // Where one connection died the others may be as dead: the second and last try is on a new one.
+            let idle = if was_repeated { None } else { self.take_idle() };
+            let lease = match idle {
+                Some(lease) => lease,
+                None => match Box::pin(self.connect(request.headers())).await {
+                    Ok(lease) => lease,
+                    Err(error) => return Err(Unanswered { error, unseen: Some(request) }),
+                },
+            };
+            let was_used = lease.was_used_before();
+            let copy = Copy::of(&request).filter(|copy| lease.is_http2() || was_used && copy.is_safe());
+            let (unsent, source) = match self.exchange(lease, request).await {
                 Ok(answer) => return Ok(answer),
-                Err(Failed { unsent: Some(unsent), .. }) => request = unsent,
-                Err(Failed { error, .. }) => {
-                    let Some(copy) = copy.filter(|_| died_unanswered(&error)) else { return Err(self.broken(error)) };
-                    // The others may be as dead: the second and last try is on a new connection.
+                Err(Failed::Host) => return Err(Unanswered { error: SendError::Host, unseen: None }),
+                Err(Failed::Broken { unsent, source }) => (unsent, source),
+            };
+            let broken = |source| SendError::Broken { address: self.origin.to_string(), source };
+            match (unsent, copy) {
+                // The connection had ended before; it is taken only once.
+                (Some(unsent), _) if was_used => request = unsent,
+                (Some(unsent), _) => return Err(Unanswered { error: broken(source), unseen: Some(unsent) }),
+                (None, Some(copy)) if http2::is_unprocessed(&source) => {
                     request = copy.request();
-                    break;
+                    refusals += 1;
+                    if refusals > MOST_REFUSALS {
+                        return Err(Unanswered { error: broken(source), unseen: Some(request) });
+                    }
                 }
+                (None, Some(copy)) if was_used && !was_repeated && copy.is_safe() && died_unanswered(&source) => {
+                    request = copy.request();
+                    was_repeated = true;
+                }
+                (None, _) => return Err(Unanswered { error: broken(source), unseen: None }),
             }
         }
-        let sender = self.connect().await?;
-        self.exchange(sender, request).await.map_err(|failed| self.broken(failed.error))
     }
 
-    fn broken(&self, source: hyper::Error) -> SendError {
-        SendError::Broken { address: self.shared.origin.to_string(), source }
+    fn take_idle(&self) -> Option<Lease<B>> {
+        if self.protocol == Protocol::Http2 {
+            return None;
+        }
+        self.http1.take_idle().map(|lent| Lease::Http1(lent, Used::Before))
     }
 
     async fn exchange(
         &self,
-        mut sender: SendRequest<RequestBody<B>>,
+        lease: Lease<B>,
         request: Request<RequestBody<B>>,
     ) -> Result<Response<PooledBody<B>>, Failed<B>> {
-        match sender.try_send_request(request).await {
-            Ok(answer) => {
-                let lent = Lent { sender, pool: self.shared.clone() };
-                Ok(answer.map(|body| PooledBody::new(body, lent)))
+        match lease {
+            Lease::Http1(mut lent, _) => {
+                let answer = lent.sender().try_send_request(request).await.map_err(Failed::of)?;
+                Ok(match answer.status() {
+                    StatusCode::SWITCHING_PROTOCOLS => answer.map(PooledBody::last),
+                    _ => answer.map(|body| PooledBody::new(body, Lease::Http1(lent, Used::Before))),
+                })
             }
-            Err(mut failed) => {
-                let unsent = failed.take_message();
-                Err(Failed { unsent, error: failed.into_error() })
+            Lease::Http2(stream) => {
+                let scheme = if self.origin.tls().is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+                let request = http2::translate(request, scheme).ok_or(Failed::Host)?;
+                match stream.sender().try_send_request(request).await {
+                    Ok(answer) => Ok(answer.map(|body| PooledBody::new(body, Lease::Http2(stream)))),
+                    Err(failed) => match Failed::of(failed) {
+                        Failed::Broken { unsent, source } => {
+                            Err(Failed::Broken { unsent: unsent.map(http2::translate_back), source })
+                        }
+                        host @ Failed::Host => Err(host),
+                    },
+                }
             }
         }
     }
 
-    async fn connect(&self) -> Result<SendRequest<RequestBody<B>>, SendError> {
-        let Shared { origin, options, .. } = &*self.shared;
-        let connected = tokio::time::timeout(options.connect_timeout, self.reach()).await;
-        connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(|source| {
-            let address = origin.to_string();
-            match source.downcast::<hyper::Error>() {
-                Ok(source) => SendError::Broken { address, source },
-                Err(source) => SendError::Connect { address, source },
+    /// A connection for a request with these fields: a place on one that others use, or a new one.
+    async fn connect(&self, headers: &HeaderMap) -> Result<Lease<B>, SendError> {
+        // HTTP/2 cannot be left for another protocol (RFC 9113, section 8.6).
+        let protocol = if headers.contains_key(UPGRADE) { Protocol::Http1 } else { self.protocol };
+        let found = async {
+            match protocol {
+                Protocol::Http1 => self.reach(protocol).await,
+                Protocol::Auto if self.chose_http1.load(Ordering::Relaxed) => self.reach(protocol).await,
+                Protocol::Http2 | Protocol::Auto => self.share(protocol).await,
             }
-        })
+        };
+        let found = tokio::time::timeout(self.connect_timeout, found).await;
+        let found = found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        found.map_err(|source| SendError::Connect { address: self.origin.to_string(), source })
     }
 
-    async fn reach(&self) -> std::io::Result<SendRequest<RequestBody<B>>> {
-        let origin = &self.shared.origin;
-        let addresses = self.shared.resolver.addresses().await?;
+    /// A place on a connection that is there, or will be in a moment: one is made at a time, and all who wait for it get places on it.
+    async fn share(&self, protocol: Protocol) -> io::Result<Lease<B>> {
+        let mut turn = None;
+        loop {
+            match (self.http2.find(), &turn) {
+                (Found::Place(stream), _) => return Ok(Lease::Http2(stream)),
+                (Found::Soon(mut most), _) => {
+                    turn = None;
+                    // One that ends before it has said anything is not found again.
+                    let _ = most.wait_for(Option::is_some).await;
+                }
+                (Found::Nothing, Some(_)) => return self.reach(protocol).await,
+                (Found::Nothing, None) => turn = Some(self.connecting.lock().await),
+            }
+            if turn.is_some() && self.chose_http1.load(Ordering::Relaxed) {
+                return self.reach(protocol).await;
+            }
+        }
+    }
+
+    async fn reach(&self, protocol: Protocol) -> io::Result<Lease<B>> {
+        let addresses = self.resolver.addresses().await?;
         let stream = TcpStream::connect(&*addresses).await?;
         stream.set_nodelay(true)?;
-        match origin.tls() {
-            None => handshake(stream).await,
-            Some(tls) => handshake(tls.connect(stream).await?).await,
+        let Some(tls) = self.origin.tls() else {
+            return match protocol {
+                Protocol::Http2 => self.http2.begin(stream).await.map(Lease::Http2),
+                Protocol::Http1 | Protocol::Auto => self.begin_http1(stream).await,
+            };
+        };
+        let stream = tls.connect(stream, protocol).await?;
+        let chosen = stream.get_ref().1.alpn_protocol();
+        if chosen == Some(H2) {
+            return self.http2.begin(stream).await.map(Lease::Http2);
         }
+        match protocol {
+            Protocol::Http2 => return Err(io::Error::other("the server does not speak HTTP/2")),
+            Protocol::Auto => self.chose_http1.store(true, Ordering::Relaxed),
+            Protocol::Http1 => {}
+        }
+        self.begin_http1(stream).await
+    }
+
+    async fn begin_http1<IO>(&self, stream: IO) -> io::Result<Lease<B>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.http1.begin(stream).await.map(|lent| Lease::Http1(lent, Used::Never))
     }
 }
 
-async fn handshake<B, IO>(stream: IO) -> std::io::Result<SendRequest<RequestBody<B>>>
-where
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
-    // Lives exactly as long as its sender or the body of its last answer; both see its end as their own.
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to a backend ended");
-        }
-    });
-    Ok(sender)
+/// Why there is no head of an answer.
+enum Failed<B> {
+    /// HTTP/2 cannot say where the request goes.
+    Host,
+    /// The connection ended.
+    Broken {
+        /// The request, if not a byte of it was sent.
+        unsent: Option<Request<RequestBody<B>>>,
+        source: hyper::Error,
+    },
 }
 
-struct Failed<B> {
-    /// The request, if not a byte of it was sent.
-    unsent: Option<Request<RequestBody<B>>>,
-    error: hyper::Error,
+impl<B> Failed<B> {
+    fn of(mut failed: TrySendError<Request<RequestBody<B>>>) -> Self {
+        Self::Broken { unsent: failed.take_message(), source: failed.into_error() }
+    }
 }
 
 /// Whether a connection ended before any byte of an answer.
 fn died_unanswered(error: &hyper::Error) -> bool {
-    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
-    let reset = |io: &std::io::Error| {
-        use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    let source = std::error::Error::source(error);
+    let io = source
+        .and_then(|source| source.downcast_ref::<io::Error>().or_else(|| source.downcast_ref::<h2::Error>()?.get_io()));
+    let reset = |io: &io::Error| {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
         matches!(io.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
     };
     error.is_incomplete_message() || io.is_some_and(reset)
 }
 
-/// A request that can be sent again.
+/// A request without a body: it can be sent again.
 struct Copy {
     method: Method,
     target: Uri,
@@ -254,12 +358,15 @@ struct Copy {
 
 impl Copy {
     fn of<B: Body>(request: &Request<RequestBody<B>>) -> Option<Self> {
-        let again = request.method().is_safe() && request.body().is_end_stream();
-        again.then(|| Self {
+        request.body().is_end_stream().then(|| Self {
             method: request.method().clone(),
             target: request.uri().clone(),
             headers: request.headers().clone(),
         })
+    }
+
+    fn is_safe(&self) -> bool {
+        self.method.is_safe()
     }
 
     fn request<B>(self) -> Request<RequestBody<B>> {

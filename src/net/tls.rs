@@ -12,6 +12,13 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::pool::Protocol;
+
+/// What HTTP/1.1 is called as TLS begins (RFC 7301, section 6).
+const HTTP1: &[u8] = b"http/1.1";
+/// What HTTP/2 is called (RFC 9113, section 3.2).
+pub(super) const H2: &[u8] = b"h2";
+
 /// Whose certificates are good: the system's roots, and others that are configured.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Trust {
@@ -76,9 +83,7 @@ fn client_config(others: &[CertificateDer<'static>]) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = versions.unwrap_or_else(|never| unreachable!("the provider has no protocol version: {never}"));
-    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config
+    builder.with_root_certificates(roots).with_no_client_auth()
 }
 
 /// TLS to one server.
@@ -89,8 +94,14 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    pub(super) async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        TlsConnector::from(self.config.clone()).connect(self.name.clone(), stream).await
+    pub(super) async fn connect(&self, stream: TcpStream, protocol: Protocol) -> io::Result<TlsStream<TcpStream>> {
+        let offer: &[&[u8]] = match protocol {
+            Protocol::Http1 => &[HTTP1],
+            Protocol::Http2 => &[H2],
+            Protocol::Auto => &[H2, HTTP1],
+        };
+        let offer = offer.iter().map(|name| name.to_vec()).collect();
+        TlsConnector::from(self.config.clone()).with_alpn(offer).connect(self.name.clone(), stream).await
     }
 }
 

@@ -131,11 +131,6 @@ impl Url {
         &self.target
     }
 
-    /// The server, if it can be reached without TLS.
-    pub fn plain_origin(&self) -> Option<Origin> {
-        (!self.is_secure()).then(|| Origin { host: self.host.clone(), port: self.port, tls: None })
-    }
-
     /// The server; `trust` says whose certificates are good for an `https:` URL, and is read from disk for one.
     pub fn origin(&self, trust: &Trust) -> Origin {
         let tls = self.certified.as_ref().map(|name| trust.to(name.clone()));

@@ -49,9 +49,21 @@ pub(super) fn strip_connection_fields(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes a request's framing anew, from the body and not from the client's fields (RFC 9112, section 6).
+/// Whether a list field has a token, on any of its lines.
+fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+    let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).any(|listed| listed.trim().eq_ignore_ascii_case(token))
+}
+
+/// Makes a request's framing anew, from the body and not from the client's fields (RFC 9112, section 6). Of what the client says
+/// about its connection only that it takes trailers is passed on: the gate does too, for it.
 pub(super) fn frame(headers: &mut HeaderMap, body: &impl Body) {
+    let takes_trailers = headers.contains_key(TE) && has_token(headers, TE, "trailers");
     strip_connection_fields(headers);
+    if takes_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
     let had_length = headers.remove(CONTENT_LENGTH).is_some();
     match body.size_hint().exact() {
         // A POST without a body still says so.

@@ -79,12 +79,12 @@ struct Upstream<B> {
 
 impl<B> Proxy<B>
 where
-    B: Body<Data = Bytes> + Send + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// A proxy to the endpoints of `options`. `duration` observes how long heads of answers take, in seconds.
     pub fn new(options: Options, clock: Arc<dyn Clock>, duration: Histogram) -> Self {
-        let pool = |origin: &Origin| Pool::new(origin.clone(), options.connections.clone(), clock.clone());
+        let pool = |origin: &Origin| Pool::new(origin.clone(), &options.connections, clock.clone());
         let pools = options.endpoints.iter().map(pool).collect();
         let host = options.endpoints.first().and_then(|endpoint| HeaderValue::try_from(endpoint.to_string()).ok());
         let host = host.unwrap_or(HeaderValue::from_static("upstream"));
@@ -171,13 +171,13 @@ where
         let Upstream { pools, next, .. } = &*self.upstream;
         let first = next.fetch_add(1, Ordering::Relaxed);
         let pool = &pools[first % pools.len()];
-        pool.send(request).await.map_err(ProxyError::Unreachable)
+        pool.send(request).await.map_err(|unanswered| ProxyError::Unreachable(unanswered.error))
     }
 }
 
 impl<B> Service<Request<B>> for Proxy<B>
 where
-    B: Body<Data = Bytes> + Send + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     type Response = Response<PooledBody<B>>;

@@ -30,10 +30,12 @@ fn a_request_arrives_as_it_was_sent_but_for_what_belongs_to_the_connection() {
     let mut names: Vec<&str> = seen.headers.iter().map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
     let expected = [
+        "connection",
         "content-length",
         "cookie",
         "forwarded",
         "host",
+        "te",
         "via",
         "x-forwarded-for",
         "x-forwarded-host",
@@ -41,6 +43,11 @@ fn a_request_arrives_as_it_was_sent_but_for_what_belongs_to_the_connection() {
     ];
     assert_eq!(names, expected);
     assert_eq!(seen.header("host"), Some("gate.test"));
+    assert_eq!(
+        (seen.header("te"), seen.header("connection")),
+        (Some("trailers"), Some("te")),
+        "trailers reach the client"
+    );
     assert_eq!(seen.header("x-forwarded-for"), Some("127.0.0.1"));
 }
 

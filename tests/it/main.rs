@@ -44,4 +44,5 @@ mod resumes;
 mod sessions;
 mod support;
 mod table;
+mod upstreams;
 mod windows;

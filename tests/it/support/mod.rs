@@ -3,12 +3,14 @@
 mod backend;
 mod client;
 mod gate;
+mod http2;
 mod token;
 mod web;
 
 pub(crate) use backend::{Backend, Reply, Seen};
 pub(crate) use client::{Answer, get, post, read_until, request, send_raw};
 pub(crate) use gate::{Folder, Gate, Setup, listening, shipped_config};
+pub(crate) use http2::{Http2Backend, Http2Reply};
 pub(crate) use token::{SECRET, Token};
 pub(crate) use web::{WebServer, certify, nginx};
 

@@ -1,4 +1,4 @@
-//! nginx as Debian ships it, handing one file out by TLS.
+//! nginx as Debian ships it, handing one file out by TLS, in HTTP/1.1 and HTTP/2.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ pub(crate) struct WebServer {
     pub(crate) port: u16,
     /// The root that its certificate comes from.
     pub(crate) ca_file: PathBuf,
+    log: PathBuf,
 }
 
 impl WebServer {
@@ -31,15 +32,16 @@ pid {root}/nginx.pid;
 error_log {root}/error.log;
 events {{ worker_connections 64; }}
 http {{
-    access_log off;
+    log_format protocol "$server_protocol $request_method $uri $ssl_server_name";
+    access_log {root}/access.log protocol;
     client_body_temp_path {root}/body;
     proxy_temp_path {root}/proxy;
     fastcgi_temp_path {root}/fastcgi;
     uwsgi_temp_path {root}/uwsgi;
     scgi_temp_path {root}/scgi;
     server {{
-        listen 127.0.0.1:{port} ssl;
-        listen [::1]:{port} ssl;
+        listen 127.0.0.1:{port} ssl http2;
+        listen [::1]:{port} ssl http2;
         ssl_certificate {root}/server.pem;
         ssl_certificate_key {root}/server.key;
         root {root};
@@ -48,7 +50,12 @@ http {{
 "#
         );
         let process = nginx(folder, SocketAddr::from(([127, 0, 0, 1], port)), &config);
-        Self { process, port, ca_file: folder.path("ca.pem") }
+        Self { process, port, ca_file: folder.path("ca.pem"), log: folder.path("access.log") }
+    }
+
+    /// What it was asked: protocol, method, path, and the name by which it was called as TLS began.
+    pub(crate) fn log(&self) -> Vec<String> {
+        std::fs::read_to_string(&self.log).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 }
 

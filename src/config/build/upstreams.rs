@@ -1,0 +1,72 @@
+//! The backends.
+
+use crate::config::problem::Problem;
+use crate::config::raw;
+use crate::net::{self, Origin, Protocol, Trust, Url};
+use crate::{design, proxy};
+
+use super::{Problems, Surroundings, Upstream, positive};
+
+pub(super) fn upstream(
+    name: &str,
+    raw: &raw::Upstream,
+    surroundings: Surroundings<'_>,
+    designs: &design::Options,
+    problems: &mut Problems,
+) -> Upstream {
+    let path = |key| ["upstreams", name, key];
+    let duration = |key, value, problems: &mut Problems| positive(value, &path(key), problems);
+    let connections = net::Options {
+        protocol: protocol(raw.protocol),
+        connect_timeout: duration("connect_timeout", raw.connect_timeout, problems),
+        idle_timeout: raw.idle_timeout.0,
+        ..net::Options::default()
+    };
+    Upstream {
+        name: name.to_owned(),
+        proxy: proxy::Options {
+            endpoints: endpoints(name, raw, surroundings, problems),
+            response_timeout: duration("response_timeout", raw.response_timeout, problems),
+            connections,
+            trusted_hops: designs.trusted_hops.clone(),
+            trusted_headers: [&designs.header].into_iter().chain(&designs.version_header).cloned().collect(),
+        },
+    }
+}
+
+const fn protocol(raw: raw::Protocol) -> Protocol {
+    match raw {
+        raw::Protocol::Auto => Protocol::Auto,
+        raw::Protocol::Http1 => Protocol::Http1,
+        raw::Protocol::Http2 => Protocol::Http2,
+    }
+}
+
+fn endpoints(name: &str, raw: &raw::Upstream, surroundings: Surroundings<'_>, problems: &mut Problems) -> Vec<Origin> {
+    let path = |key| ["upstreams", name, key];
+    if raw.endpoints.is_empty() {
+        let problem = Problem::at(&path("endpoints"), "there is no endpoint");
+        problems.add(problem.help("write endpoints = [\"http://127.0.0.1:9000\"]"));
+    }
+    let mut urls: Vec<Url> = Vec::new();
+    for (index, endpoint) in raw.endpoints.iter().enumerate() {
+        match endpoint.parse::<Url>().ok().filter(|url| url.target() == "/") {
+            Some(url) => urls.push(url),
+            None => {
+                let path = ["upstreams", name, "endpoints", &index.to_string()];
+                let problem = Problem::at(&path, format!("`{endpoint}` is no endpoint"));
+                problems.add(problem.help("write http://HOST:PORT or https://HOST:PORT"));
+            }
+        }
+    }
+    let certified = urls.iter().any(Url::is_secure);
+    if raw.ca_file.is_some() && !certified && urls.len() == raw.endpoints.len() {
+        problems.add(Problem::at_key(&path("ca_file"), "none of the endpoints is https:, so none has a certificate"));
+    }
+    let pem = raw.ca_file.as_ref().and_then(|file| surroundings.file(file, &path("ca_file"), problems));
+    let trust = pem.map_or(Ok(Trust::default()), |pem| Trust::and(&pem)).unwrap_or_else(|bad| {
+        problems.add(Problem::at(&path("ca_file"), bad.to_string()));
+        Trust::default()
+    });
+    urls.iter().map(|url| url.origin(&trust)).collect()
+}

@@ -1,0 +1,42 @@
+//! `[upstreams]`: the backends.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::DurationText;
+use super::{four_seconds, one_minute, one_second};
+
+/// A backend.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Upstream {
+    /// Where it is: `http://host:port` or `https://host:port`.
+    pub(in crate::config) endpoints: Vec<String>,
+    /// What is spoken with it.
+    #[serde(default)]
+    pub(in crate::config) protocol: Protocol,
+    /// PEM file of roots that are trusted besides the system's.
+    pub(in crate::config) ca_file: Option<String>,
+    /// How long a connection may take to be made, with TLS.
+    #[serde(default = "one_second")]
+    pub(in crate::config) connect_timeout: DurationText,
+    /// How long the head of an answer may take once the request has been sent, and how long sending may stand still.
+    #[serde(default = "one_minute")]
+    pub(in crate::config) response_timeout: DurationText,
+    /// How long an unused connection is kept; less than the backend keeps it.
+    #[serde(default = "four_seconds")]
+    pub(in crate::config) idle_timeout: DurationText,
+}
+
+/// What is spoken with a backend.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(in crate::config) enum Protocol {
+    /// HTTP/2 where the backend offers it as TLS begins, else HTTP/1.1.
+    #[default]
+    Auto,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2, without TLS as well.
+    Http2,
+}

@@ -1,0 +1,124 @@
+//! HTTP/1.1: a connection is lent to one exchange at a time.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::Body;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::body::RequestBody;
+use super::patience::Patience;
+use super::pool::Options;
+use crate::clock::Clock;
+
+/// The unused connections to one endpoint.
+#[derive(Debug)]
+pub(super) struct Connections<B> {
+    clock: Arc<dyn Clock>,
+    idle_timeout: Duration,
+    body_idle_timeout: Duration,
+    max_idle: usize,
+    /// The one used last is at the back.
+    idle: Mutex<VecDeque<Idle<B>>>,
+}
+
+#[derive(Debug)]
+struct Idle<B> {
+    connection: Connection<B>,
+    since: Duration,
+}
+
+#[derive(Debug)]
+struct Connection<B> {
+    sender: SendRequest<RequestBody<B>>,
+    /// Goes from exchange to exchange with the connection: its timer is made once.
+    patience: Patience,
+}
+
+impl<B> Connections<B> {
+    pub(super) fn new(options: &Options, clock: Arc<dyn Clock>) -> Self {
+        let Options { idle_timeout, body_idle_timeout, max_idle, .. } = *options;
+        Self { clock, idle_timeout, body_idle_timeout, max_idle, idle: Mutex::default() }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, VecDeque<Idle<B>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection used last that is ready. One whose exchange is not quite over (a request body still on its way) is passed over.
+    pub(super) fn take_idle(self: &Arc<Self>) -> Option<Lent<B>> {
+        let expired = self.clock.monotonic().checked_sub(self.idle_timeout);
+        let mut idle = self.idle();
+        while idle.front().is_some_and(|oldest| expired.is_some_and(|expired| oldest.since < expired)) {
+            idle.pop_front();
+        }
+        let mut index = idle.len();
+        while index > 0 {
+            index -= 1;
+            let sender = &idle[index].connection.sender;
+            if sender.is_ready() || sender.is_closed() {
+                let taken = idle.remove(index)?.connection;
+                if taken.sender.is_ready() {
+                    return Some(Lent { connection: taken, home: self.clone() });
+                }
+            }
+        }
+        None
+    }
+}
+
+impl<B> Connections<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// A new connection, lent at once.
+    pub(super) async fn begin<IO>(self: &Arc<Self>, stream: IO) -> io::Result<Lent<B>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        // Lives exactly as long as its sender, the body of its last answer or its tunnel; all of them see its end as their own.
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "a connection to a backend ended");
+            }
+        });
+        let connection = Connection { sender, patience: Patience::new(self.body_idle_timeout) };
+        Ok(Lent { connection, home: self.clone() })
+    }
+}
+
+/// A connection on loan to an exchange.
+#[derive(Debug)]
+pub(super) struct Lent<B> {
+    connection: Connection<B>,
+    home: Arc<Connections<B>>,
+}
+
+impl<B> Lent<B> {
+    pub(super) fn sender(&mut self) -> &mut SendRequest<RequestBody<B>> {
+        &mut self.connection.sender
+    }
+
+    pub(super) fn patience(&mut self) -> &mut Patience {
+        &mut self.connection.patience
+    }
+
+    pub(super) fn give_back(self) {
+        if self.connection.sender.is_closed() {
+            return;
+        }
+        let since = self.home.clock.monotonic();
+        let mut idle = self.home.idle();
+        if idle.len() >= self.home.max_idle {
+            idle.pop_front();
+        }
+        idle.push_back(Idle { connection: self.connection, since });
+    }
+}

@@ -1,0 +1,218 @@
+//! HTTP/2: a connection carries many exchanges, as many as the server allows.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Request, Uri, Version};
+use http_body::Body;
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use super::body::RequestBody;
+use super::patience::Patience;
+use super::pool::Options;
+use crate::clock::Clock;
+
+/// How many exchanges share a connection, even if the server allows more.
+const MOST_STREAMS: usize = 100;
+/// How much of an answer may be on its way, in bytes.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// As much as all answers together: clients that do not read must not hold up others on the same connection.
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MOST_STREAMS as u32;
+/// The longest head of an answer, in bytes.
+const MOST_HEADER_BYTES: u32 = 64 << 10;
+/// How often a server is asked for a sign of life while something is expected of it, and how long it may take to give one.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
+
+/// The connections to one endpoint.
+#[derive(Debug)]
+pub(super) struct Connections<B> {
+    clock: Arc<dyn Clock>,
+    idle_timeout: Duration,
+    body_idle_timeout: Duration,
+    open: Mutex<Vec<Arc<Connection<B>>>>,
+}
+
+#[derive(Debug)]
+struct Connection<B> {
+    sender: SendRequest<RequestBody<B>>,
+    streams: AtomicUsize,
+    /// How many streams the server allows; `None` until it has said so.
+    most: watch::Receiver<Option<usize>>,
+    clock: Arc<dyn Clock>,
+    /// When the last stream ended, in milliseconds of the clock.
+    unused_since: AtomicU64,
+}
+
+/// What there is for one more exchange.
+pub(super) enum Found<B> {
+    /// A place.
+    Place(Stream<B>),
+    /// A connection of which is not known yet how much it takes; it will be when this changes.
+    Soon(watch::Receiver<Option<usize>>),
+    /// Nothing.
+    Nothing,
+}
+
+impl<B> Connections<B> {
+    pub(super) fn new(options: &Options, clock: Arc<dyn Clock>) -> Self {
+        let Options { idle_timeout, body_idle_timeout, .. } = *options;
+        Self { clock, idle_timeout, body_idle_timeout, open: Mutex::default() }
+    }
+
+    /// A place on a connection that is open.
+    pub(super) fn find(&self) -> Found<B> {
+        let expired = self.clock.monotonic().checked_sub(self.idle_timeout);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|connection| connection.is_good(expired));
+        if let Some(connection) = open.iter().find(|connection| connection.enter()) {
+            return Found::Place(self.stream(connection, Used::Before));
+        }
+        let unknown = open.iter().map(|connection| &connection.most).find(|most| most.borrow().is_none());
+        unknown.map_or(Found::Nothing, |most| Found::Soon(most.clone()))
+    }
+
+    fn stream(&self, connection: &Arc<Connection<B>>, used: Used) -> Stream<B> {
+        Stream { connection: connection.clone(), used, patience: Patience::new(self.body_idle_timeout) }
+    }
+}
+
+impl<B> Connections<B>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// A new connection, and its first exchange.
+    pub(super) async fn begin<IO>(&self, stream: IO) -> io::Result<Stream<B>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut http = Builder::new(TokioExecutor::new());
+        http.timer(TokioTimer::new())
+            .keep_alive_interval(SIGN_OF_LIFE)
+            .keep_alive_timeout(SIGN_OF_LIFE)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(MOST_HEADER_BYTES)
+            // The first request waits inside for the server to say how many it takes at once, and all others for the first.
+            .initial_max_send_streams(0);
+        let (sender, mut connection) = http.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let (said, most) = watch::channel(None);
+        // Lives as long as its senders and streams; all of them see its end as their own.
+        tokio::spawn(async move {
+            let ended = std::future::poll_fn(|cx| {
+                let ended = Pin::new(&mut connection).poll(cx);
+                let most = Some(connection.current_max_send_streams()).filter(|most| *most > 0);
+                said.send_if_modified(|known| most.is_some() && std::mem::replace(known, most) != most);
+                ended
+            });
+            if let Err(error) = ended.await {
+                tracing::debug!(%error, "a connection to a backend ended");
+            }
+        });
+        let (streams, unused_since) = (AtomicUsize::new(1), AtomicU64::new(0));
+        let connection = Arc::new(Connection { sender, streams, most, clock: self.clock.clone(), unused_since });
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).push(connection.clone());
+        Ok(self.stream(&connection, Used::Never))
+    }
+}
+
+impl<B> Connection<B> {
+    fn is_good(&self, expired: Option<Duration>) -> bool {
+        let unused_since = Duration::from_millis(self.unused_since.load(Ordering::Relaxed));
+        let is_unused = self.streams.load(Ordering::Relaxed) == 0;
+        !(self.sender.is_closed() || is_unused && expired.is_some_and(|expired| unused_since < expired))
+    }
+
+    fn enter(&self) -> bool {
+        let Some(most) = *self.most.borrow() else { return false };
+        let one_more = |streams| (streams < most.min(MOST_STREAMS)).then_some(streams + 1);
+        self.streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+    }
+}
+
+/// Whether a connection has carried an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Used {
+    Never,
+    Before,
+}
+
+/// A place on a connection, for one exchange.
+#[derive(Debug)]
+pub(super) struct Stream<B> {
+    connection: Arc<Connection<B>>,
+    used: Used,
+    patience: Patience,
+}
+
+impl<B> Stream<B> {
+    pub(super) fn sender(&self) -> SendRequest<RequestBody<B>> {
+        self.connection.sender.clone()
+    }
+
+    pub(super) fn patience(&mut self) -> &mut Patience {
+        &mut self.patience
+    }
+
+    pub(super) fn was_used_before(&self) -> bool {
+        self.used == Used::Before
+    }
+}
+
+impl<B> Drop for Stream<B> {
+    fn drop(&mut self) {
+        let now = u64::try_from(self.connection.clock.monotonic().as_millis()).unwrap_or(u64::MAX);
+        self.connection.unused_since.store(now, Ordering::Relaxed);
+        self.connection.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The same request as HTTP/2 has it: a target with scheme and authority in place of the Host field, and nothing that belongs to a
+/// connection (RFC 9113, sections 8.2.2 and 8.3.1). `None` if the Host field is no authority.
+pub(super) fn translate<B>(mut request: Request<B>, scheme: Scheme) -> Option<Request<B>> {
+    let host = request.headers().get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let target = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    let host = host.filter(|host| !host.as_str().contains('@'));
+    let uri = host.map(|host| Uri::builder().scheme(scheme).authority(host).path_and_query(target).build());
+    *request.uri_mut() = uri?.ok()?;
+    *request.version_mut() = Version::HTTP_2;
+    for name in [HOST, CONNECTION, TRANSFER_ENCODING] {
+        request.headers_mut().remove(name);
+    }
+    Some(request)
+}
+
+/// What [`translate`] was given, for a connection of another kind.
+pub(super) fn translate_back<B>(mut request: Request<B>) -> Request<B>
+where
+    B: Body,
+{
+    let host = request.uri().authority().and_then(|host| HeaderValue::try_from(host.as_str()).ok());
+    let target = request.uri().path_and_query().cloned().map(Uri::from);
+    *request.uri_mut() = target.unwrap_or_default();
+    *request.version_mut() = Version::HTTP_11;
+    let is_chunked = request.body().size_hint().exact().is_none();
+    let headers = request.headers_mut();
+    headers.extend(host.map(|host| (HOST, host)));
+    headers.extend(is_chunked.then_some((TRANSFER_ENCODING, HeaderValue::from_static("chunked"))));
+    request
+}
+
+/// Whether the server has said that it has not looked at a request: it refused the stream, or went away before it (RFC 9113, section
+/// 8.7). To streams that it may have looked at, a server that goes away is a connection that breaks.
+pub(super) fn is_unprocessed(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    source.is_some_and(|error| {
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        error.is_remote() && (refused || error.is_go_away())
+    })
+}

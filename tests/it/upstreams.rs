@@ -1,0 +1,171 @@
+//! What the gate is to its backends: TLS, HTTP/2, which of several endpoints, how much at once, how long.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use crate::support::{Folder, Gate, Http2Backend, Http2Reply, Setup, WebServer, eventually, get, request, send_raw};
+
+/// A gate whose only upstream has this endpoint.
+fn before(endpoint: &str) -> Setup {
+    Setup::before("127.0.0.1:9".parse().unwrap())
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__ENDPOINTS", &format!("[\"{endpoint}\"]"))
+}
+
+/// A gate in front of a backend of HTTP/2 without TLS.
+fn before_http2(address: SocketAddr) -> Gate {
+    before(&format!("http://{address}")).set("EXPORT_GATE__UPSTREAMS__RENDERER__PROTOCOL", "http2").start()
+}
+
+#[test]
+fn a_backend_by_tls_is_known_by_its_name_and_its_root() {
+    let folder = Folder::new();
+    let server = WebServer::with_tls(&folder, "file.txt", b"of nginx");
+    let ca_file = server.ca_file.display().to_string();
+    let trusting = |setup: Setup| setup.set("EXPORT_GATE__UPSTREAMS__RENDERER__CA_FILE", &ca_file);
+    let by_name = before(&format!("https://localhost:{}", server.port));
+    let by_address = before(&format!("https://127.0.0.1:{}", server.port));
+
+    let gate = trusting(by_name.clone()).start();
+    let answer = get(gate.address, "/file.txt", &[]);
+    assert_eq!((answer.status, answer.body.as_slice()), (200, &b"of nginx"[..]));
+    assert!(server.log().last().unwrap().ends_with(" localhost"), "it is called by its name");
+    drop(gate);
+    // Its certificate is for another name, or by a root that nobody knows.
+    for setup in [trusting(by_address), by_name] {
+        let gate = setup.start();
+        assert_eq!(get(gate.address, "/other.txt", &[]).status, 502);
+        assert!(gate.log().iter().any(|line| line.contains("certificate")), "{:?}", gate.log());
+    }
+    assert!(!server.log().iter().any(|line| line.contains("/other.txt")));
+}
+
+#[test]
+fn a_backend_by_tls_chooses_the_protocol_unless_one_is_set() {
+    let folder = Folder::new();
+    let server = WebServer::with_tls(&folder, "file.txt", b"of nginx");
+    let setup = before(&format!("https://localhost:{}", server.port))
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__CA_FILE", &server.ca_file.display().to_string());
+    for (protocol, spoken) in [("auto", "HTTP/2.0"), ("http2", "HTTP/2.0"), ("http1", "HTTP/1.1")] {
+        let gate = setup.clone().set("EXPORT_GATE__UPSTREAMS__RENDERER__PROTOCOL", protocol).start();
+        for _ in 0..3 {
+            let answer = get(gate.address, "/file.txt", &[]);
+            assert_eq!((answer.status, answer.body.as_slice()), (200, &b"of nginx"[..]));
+        }
+        assert_eq!(get(gate.address, "/missing", &[]).status, 404);
+        assert!(server.log().last().unwrap().starts_with(spoken), "{protocol}: {:?}", server.log().last());
+    }
+}
+
+#[test]
+fn a_request_by_http2_has_an_authority_and_nothing_of_a_connection() {
+    let backend = Http2Backend::start(100, Http2Reply::Answer);
+    let gate = before_http2(backend.address);
+    let lines =
+        ["connection: x-mine, keep-alive", "x-mine: 1", "te: gzip, trailers", "cookie: a=b", "upgrade: websocket"];
+    let answer = request(gate.address, "PUT", "/a%2Fb//c?x=%41&y", &lines, b"the body");
+    assert_eq!((answer.status, answer.body.as_slice()), (200, &b"{}"[..]));
+    let seen = backend.seen().remove(0);
+    let target = seen.head.uri();
+    assert_eq!(seen.head.method(), "PUT");
+    assert_eq!((target.scheme_str(), target.authority().unwrap().as_str()), (Some("http"), "gate.test"));
+    assert_eq!(target.path_and_query().unwrap(), "/a%2Fb//c?x=%41&y");
+    assert_eq!(seen.body, b"the body");
+    let mut names: Vec<&str> = seen.head.headers().keys().map(http::HeaderName::as_str).collect();
+    names.sort_unstable();
+    let expected = [
+        "content-length",
+        "cookie",
+        "forwarded",
+        "te",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(seen.head.headers()["te"], "trailers");
+
+    let nowhere = b"GET /x HTTP/1.1\r\nhost: a@b\r\nconnection: close\r\n\r\n";
+    assert_eq!(send_raw(gate.address, nowhere).unwrap().status, 400);
+    assert!(backend.seen().is_empty());
+}
+
+#[test]
+fn trailers_survive_from_http1_to_http2_and_back() {
+    let backend = Http2Backend::start(100, Http2Reply::Answer);
+    let gate = before_http2(backend.address);
+    let mut client = TcpStream::connect(gate.address).unwrap();
+    let head = "POST /x HTTP/1.1\r\nhost: a\r\nconnection: close, te\r\nte: trailers\r\ntransfer-encoding: chunked\r\ntrailer: x-check\r\n\r\n";
+    client.write_all(format!("{head}3\r\nabc\r\n0\r\nx-check: 7\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("\r\n0\r\nx-sum: 42\r\n\r\n"), "{answer}");
+    let seen = backend.seen().remove(0);
+    assert_eq!((seen.body.as_slice(), &seen.trailers.unwrap()["x-check"]), (&b"abc"[..], &"7".parse().unwrap()));
+}
+
+#[test]
+fn http2_connections_carry_as_many_requests_as_the_backend_allows_and_no_more() {
+    let backend = Http2Backend::start(4, Http2Reply::Held);
+    let gate = before_http2(backend.address);
+    let address = gate.address;
+    let clients: Vec<_> = (0..10).map(|_| std::thread::spawn(move || get(address, "/x", &[]).status)).collect();
+    eventually("all have arrived", || backend.streams().iter().map(|(open, _)| open).sum::<usize>() == 10);
+    backend.will(Http2Reply::Answer);
+    assert!(clients.into_iter().all(|client| client.join().unwrap() == 200));
+    let most: Vec<usize> = backend.streams().iter().map(|(_, most)| *most).collect();
+    assert_eq!(most, [4, 4, 2]);
+    assert_eq!(get(address, "/x", &[]).status, 200);
+    assert_eq!(backend.streams().len(), 3, "they are used again");
+}
+
+#[test]
+fn a_request_that_a_backend_refuses_to_look_at_is_sent_again_whatever_its_method() {
+    let backend = Http2Backend::start(100, Http2Reply::Refuse);
+    let gate = before_http2(backend.address);
+    assert_eq!(request(gate.address, "DELETE", "/x", &[], b"").status, 502);
+    assert_eq!(backend.refused(), 3, "not for ever");
+    // What has a body is gone with it.
+    assert_eq!(request(gate.address, "PUT", "/x", &[], b"body").status, 502);
+    assert_eq!(backend.refused(), 4);
+    backend.will(Http2Reply::Answer);
+    assert_eq!(get(gate.address, "/x", &[]).status, 200);
+}
+
+/// A backend of HTTP/2 that goes away at the first request of its first connection, without having looked at it.
+fn going_away(listener: &TcpListener, then: SocketAddr) {
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let (mut client, _) = listener.accept().unwrap();
+    let mut preface = [0; 24];
+    client.read_exact(&mut preface).unwrap();
+    client.write_all(&SETTINGS).unwrap();
+    loop {
+        let mut frame = [0; 9];
+        client.read_exact(&mut frame).unwrap();
+        let mut content = vec![0; u32::from_be_bytes([0, frame[0], frame[1], frame[2]]) as usize];
+        client.read_exact(&mut content).unwrap();
+        // HEADERS
+        if frame[3] == 1 {
+            break;
+        }
+    }
+    client.write_all(&GOAWAY).unwrap();
+    // The next connection goes to a backend that stays.
+    let (mut client, _) = listener.accept().unwrap();
+    let mut backend = TcpStream::connect(then).unwrap();
+    let (mut from, mut to) = (client.try_clone().unwrap(), backend.try_clone().unwrap());
+    std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+    // It ends with the gate.
+    let _ = std::io::copy(&mut backend, &mut client);
+}
+
+#[test]
+fn a_request_that_a_backend_goes_away_before_is_sent_on_another_connection() {
+    let backend = Http2Backend::start(100, Http2Reply::Answer);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || going_away(&listener, backend.address));
+    let gate = before_http2(address);
+    assert_eq!(request(gate.address, "POST", "/x", &[], b"").status, 200);
+}
