@@ -33,6 +33,7 @@ mod loom;
 mod model;
 mod nginx;
 mod operators;
+mod outcomes;
 mod policies;
 mod resumes;
 mod sessions;
