@@ -1,19 +1,26 @@
 //! Which form of an answer a client wants (RFC 9110, section 12.5.1).
 
-use http::HeaderMap;
 use http::header::ACCEPT;
+use http::{HeaderMap, HeaderValue};
+use smallvec::SmallVec;
 
-/// Whether a client ranks a page for people above problem details for programs, as browsers do when they navigate. One that takes
-/// anything, or does not say, is a program.
-pub(super) fn prefers_page(headers: &HeaderMap) -> bool {
-    let fields = || headers.get_all(ACCEPT).iter().filter_map(|field| field.to_str().ok());
-    // Programs rarely name text at all: they cost one look.
-    if !fields().any(|field| field.as_bytes().windows(5).any(|word| word.eq_ignore_ascii_case(b"text/"))) {
-        return false;
+/// What a request accepts; looked at once there is an answer to be made.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Accept(SmallVec<[HeaderValue; 1]>);
+
+impl Accept {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        Self(headers.get_all(ACCEPT).iter().cloned().collect())
     }
-    let rank = |media_type| fields().flat_map(ranges).filter_map(|range| range.rank(media_type)).max();
-    let weight = |media_type| rank(media_type).map_or(0, |(_, weight)| weight);
-    weight("text/html") > weight("application/problem+json").max(weight("application/json"))
+
+    /// Whether the client ranks a page for people above problem details for programs, as browsers do when they navigate. One that
+    /// takes anything, or does not say, is a program.
+    pub(super) fn prefers_page(&self) -> bool {
+        let fields = || self.0.iter().filter_map(|field| field.to_str().ok());
+        let rank = |media_type| fields().flat_map(ranges).filter_map(|range| range.rank(media_type)).max();
+        let weight = |media_type| rank(media_type).map_or(0, |(_, weight)| weight);
+        weight("text/html") > weight("application/problem+json").max(weight("application/json"))
+    }
 }
 
 /// A media range and its weight in thousandths. Other parameters are not looked at.
@@ -94,7 +101,7 @@ mod tests {
         for field in fields {
             headers.append(ACCEPT, field.parse().unwrap());
         }
-        prefers_page(&headers)
+        Accept::of(&headers).prefers_page()
     }
 
     #[test]

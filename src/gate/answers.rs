@@ -16,7 +16,7 @@ use http_body_util::Full;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::accept::prefers_page;
+use super::accept::Accept;
 use super::fields;
 use super::page::{self, Page};
 use super::refusal::Refusal;
@@ -55,7 +55,7 @@ pub struct Answers {
 pub struct Asker {
     request_id: OnceLock<HeaderValue>,
     origin: Option<HeaderValue>,
-    prefers_page: bool,
+    accept: Accept,
     is_head: bool,
 }
 
@@ -65,7 +65,7 @@ impl Asker {
         Self {
             request_id: request_id::sent(headers).cloned().map(OnceLock::from).unwrap_or_default(),
             origin: headers.get(ORIGIN).cloned(),
-            prefers_page: prefers_page(headers),
+            accept: Accept::of(headers),
             is_head: *method == Method::HEAD,
         }
     }
@@ -175,7 +175,7 @@ impl Answers {
             _ => status.canonical_reason().unwrap_or("Error"),
         };
         let request_id = request_id::text(asker.request_id());
-        let mut answer = if asker.prefers_page {
+        let mut answer = if asker.accept.prefers_page() {
             let upgrade_url = members.get("upgrade_url").and_then(Value::as_str);
             let page = Page { status, detail, upgrade_url, request_id };
             let mut answer = self.finish(status, page::MEDIA_TYPE, page.render(), asker);

@@ -53,14 +53,14 @@ pub(super) struct Unclassified {
     method: Method,
     uri: Uri,
     /// Who would be refused a file; nobody is where it may leave.
-    refused: Option<Asker>,
+    refused: Option<Box<Asker>>,
 }
 
 impl Unclassified {
     pub(super) fn of<B>(gate: &Arc<Gate>, request: &Request<B>) -> Self {
         let options = &gate.parts.options;
         let refuses = options.unclassified_files == UnclassifiedFiles::Refuse && !options.shadow;
-        let refused = refuses.then(|| Asker::of(request.method(), request.headers()));
+        let refused = refuses.then(|| Box::new(Asker::of(request.method(), request.headers())));
         Self { gate: gate.clone(), method: request.method().clone(), uri: request.uri().clone(), refused }
     }
 

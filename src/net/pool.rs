@@ -320,6 +320,10 @@ where
 }
 
 /// Why there is no head of an answer.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives for a moment, and a request that was not sent is not to be boxed for it"
+)]
 enum Failed<B> {
     /// HTTP/2 cannot say where the request goes.
     Host,

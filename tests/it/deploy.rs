@@ -196,10 +196,10 @@ fn instructions(text: &str) -> Vec<(String, String)> {
 fn the_container_image_is_built_from_what_is_there_and_runs_as_nobody() {
     let instructions = instructions(&read("config/deploy/Dockerfile"));
     let all = |name: &'static str| instructions.iter().filter(move |(known, _)| known == name).map(|(_, rest)| &**rest);
-    let only = |name: &'static str| all(name).next_back().unwrap_or_else(|| panic!("no {name}"));
+    let last = |name: &'static str| all(name).next_back().unwrap_or_else(|| panic!("no {name}"));
 
     // Images with a tag, and without a host: whoever builds says where from.
-    let runtime = only("ARG").strip_prefix("RUNTIME=").unwrap();
+    let runtime = last("ARG").strip_prefix("RUNTIME=").unwrap();
     let images: Vec<&str> = all("FROM")
         .map(|from| from.split(' ').next().unwrap())
         .map(|image| if image == "${RUNTIME}" { runtime } else { image })
@@ -237,17 +237,17 @@ fn the_container_image_is_built_from_what_is_there_and_runs_as_nobody() {
     let read_by_cargo = cargo.output().unwrap();
     assert!(read_by_cargo.status.success(), "{}", String::from_utf8_lossy(&read_by_cargo.stderr));
 
-    let (user, group) = only("USER").split_once(':').unwrap();
+    let (user, group) = last("USER").split_once(':').unwrap();
     assert!(
         [user, group].iter().all(|id| id.parse::<u32>().unwrap() >= 1_000),
         "a number, so that it needs no /etc/passwd"
     );
     let state = all("COPY").find(|words| words.contains(&format!("--chown={user}:{group} "))).unwrap();
-    assert!(state.ends_with(only("VOLUME")) && only("ENV").contains(only("VOLUME")), "the ledger is in the volume");
+    assert!(state.ends_with(last("VOLUME")) && last("ENV").contains(last("VOLUME")), "the ledger is in the volume");
     // No shell: the arguments are JSON, and the commands are ours.
-    let entry: Vec<String> = serde_json::from_str(only("ENTRYPOINT")).unwrap();
-    let command: Vec<String> = serde_json::from_str(only("CMD")).unwrap();
-    let health: Vec<String> = serde_json::from_str(only("HEALTHCHECK").split_once("CMD ").unwrap().1).unwrap();
+    let entry: Vec<String> = serde_json::from_str(last("ENTRYPOINT")).unwrap();
+    let command: Vec<String> = serde_json::from_str(last("CMD")).unwrap();
+    let health: Vec<String> = serde_json::from_str(last("HEALTHCHECK").split_once("CMD ").unwrap().1).unwrap();
     assert_eq!(health[..entry.len()], entry);
     for name in [&command[0], &health[entry.len()]] {
         let help = Command::new(env!("CARGO_BIN_EXE_export-gate")).args([name, "--help"]).output().unwrap();

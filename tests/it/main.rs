@@ -36,6 +36,7 @@ mod loom;
 mod model;
 mod nginx;
 mod operators;
+mod outcomes;
 mod paths;
 mod policies;
 mod raw;
