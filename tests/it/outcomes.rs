@@ -66,7 +66,7 @@ fn every_metric_is_there_from_the_start_with_every_label_at_zero() {
     let meters = ["ai-exports", "exports", "fair-use"];
     let by_route = outcomes(&gate);
     let outcomes: BTreeSet<_> = by_route.keys().map(|[_, decision, reason]| (decision, reason)).collect();
-    assert_eq!(outcomes.len(), 32, "{outcomes:?}");
+    assert_eq!(outcomes.len(), 34, "{outcomes:?}");
     for route in routes {
         for (decision, reason) in &outcomes {
             let key = [route.to_owned(), decision.to_string(), reason.to_string()];
@@ -186,6 +186,24 @@ fn image(seen: &Seen) -> Reply {
     }
 }
 
+/// One request too many, and one that could be read as two.
+fn shed(tally: &mut Tally) {
+    let (held, release) = Reply::held(b"", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+    let backend = Backend::start(held);
+    let gate = setup(&backend).set("EXPORT_GATE__SERVER__MAX_IN_FLIGHT", "1").start();
+    let address = gate.address;
+    let waiting = tally.one(&gate, ["none", "forwarded", "unmatched"], || {
+        std::thread::spawn(move || get(address, "/elsewhere", &[]).status)
+    });
+    tally.get(&gate, ["none", "refused", "overloaded"], "/elsewhere", &[], 503);
+    eventually("the backend is asked", || backend.seen().len() == 1);
+    release.send(()).unwrap();
+    assert_eq!(waiting.join().unwrap(), 200);
+    // The connection has ended, and so has the request: its place is free.
+    tally.get(&gate, ["none", "refused", "malformed"], "/elsewhere", &["host: another"], 400);
+    tally.is_all_of(&gate);
+}
+
 #[test]
 fn each_request_is_counted_as_exactly_one_of_all_outcomes() {
     let backend = Backend::start(Reply::By(image));
@@ -196,6 +214,7 @@ fn each_request_is_counted_as_exactly_one_of_all_outcomes() {
     in_shadow(&mut tally, &backend);
     crashed(&mut tally);
     abandoned(&mut tally, &backend);
+    shed(&mut tally);
     let gate = setup(&backend).start();
     let all: BTreeSet<_> = outcomes(&gate).into_keys().map(|[_, decision, reason]| (decision, reason)).collect();
     let missing: Vec<_> = all.difference(&tally.seen).collect();
