@@ -51,7 +51,8 @@ impl Lookup {
             Look::Ask => match self.board(design, wanted) {
                 Err(late) => late,
                 Ok(arrivals) => {
-                    let answer = self.arrival(design, wanted, arrivals).await;
+                    // In a box: every export carries about what may happen here.
+                    let answer = Box::pin(self.arrival(design, wanted, arrivals)).await;
                     metrics.waited(&answer);
                     return answer;
                 }

@@ -206,7 +206,6 @@ impl Designs {
             };
             if let Some(features) = known {
                 let ai = self.features.are_ai(&features);
-                let features = if features.is_empty() { Arc::default() } else { features.into() };
                 return Ok(Facts { ai, features, source, age: None, stale: false, version, trouble });
             }
         }
@@ -263,7 +262,7 @@ impl Designs {
         })
     }
 
-    fn sent_by_trusted_hop(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Option<Vec<String>> {
+    fn sent_by_trusted_hop(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Option<Arc<[String]>> {
         let mut fields = headers.get_all(&self.header).iter().peekable();
         fields.peek().filter(|_| peer.is_some_and(|peer| self.trusts(peer)))?;
         // A field that is not text cannot be understood, and so nothing is known.
@@ -272,7 +271,7 @@ impl Designs {
     }
 }
 
-fn claimed(design: &str, caller: &Caller) -> Option<Vec<String>> {
+fn claimed(design: &str, caller: &Caller) -> Option<Arc<[String]>> {
     caller.ai_features.clone().filter(|_| speaks_for(caller, design))
 }
 

@@ -1,7 +1,6 @@
 //! Which form of an answer a client wants (RFC 9110, section 12.5.1).
 
-use http::header::ACCEPT;
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 use smallvec::SmallVec;
 
 /// What a request accepts; looked at once there is an answer to be made.
@@ -9,8 +8,9 @@ use smallvec::SmallVec;
 pub(super) struct Accept(SmallVec<[HeaderValue; 1]>);
 
 impl Accept {
-    pub(super) fn of(headers: &HeaderMap) -> Self {
-        Self(headers.get_all(ACCEPT).iter().cloned().collect())
+    /// One more field.
+    pub(super) fn and(&mut self, field: &HeaderValue) {
+        self.0.push(field.clone());
     }
 
     /// Whether the client ranks a page for people above problem details for programs, as browsers do when they navigate. One that
@@ -97,11 +97,9 @@ mod tests {
     use super::*;
 
     fn prefers(fields: &[&str]) -> bool {
-        let mut headers = HeaderMap::new();
-        for field in fields {
-            headers.append(ACCEPT, field.parse().unwrap());
-        }
-        Accept::of(&headers).prefers_page()
+        let mut accept = Accept::default();
+        fields.iter().for_each(|field| accept.and(&field.parse().unwrap()));
+        accept.prefers_page()
     }
 
     #[test]

@@ -84,7 +84,7 @@ impl Gate {
         let plan = self.plan(&caller)?;
         let design = found.design.as_ref().ok_or(Refusal::NoDesign)?;
         let session = self.session(design, &head.headers)?;
-        let target = Target::of(head, found);
+        let target = || Target::of(head, found);
         let key = idempotency_key(&head.headers)?;
 
         let facts = self.parts.designs.facts(design, &caller, &head.headers, peer).await;
@@ -102,13 +102,13 @@ impl Gate {
         };
         let text = match policy.needs_body(export) {
             NeedsBody::No => None,
-            NeedsBody::IfItCan => match self.read_ahead(head, body).await {
+            NeedsBody::IfItCan => match Box::pin(self.read_ahead(head, body)).await {
                 Ok(text) => Some(text),
                 // What was read of it is gone with the rest.
                 Err(Refusal::BodyBroken) => return Err(Refusal::BodyBroken),
                 Err(_) => None,
             },
-            NeedsBody::Yes => Some(self.read_ahead(head, body).await?),
+            NeedsBody::Yes => Some(Box::pin(self.read_ahead(head, body)).await?),
         };
         let request =
             cost::Request { route: &route.name, uri: &head.uri, headers: &head.headers, body: text.as_deref() };
@@ -119,8 +119,8 @@ impl Gate {
         })?;
         record.judged(policy.plans.name(plan), verdict.rule);
         verdict.untold.iter().for_each(|meter| self.metrics.untold(*meter));
-        let part_of = asks_for_a_part(head, route.delivers).then(|| target.name("", None));
-        let retry = key.map(|key| target.name(key, text.as_deref()));
+        let part_of = asks_for_a_part(head, route.delivers).then(|| target().name("", None));
+        let retry = key.map(|key| target().name(key, text.as_deref()));
         Ok(Asked {
             user: caller.who.user.clone(),
             plan,

@@ -26,7 +26,7 @@ pin_project! {
     #[derive(Debug)]
     enum Kind<B> {
         Forwarded { #[pin] body: B },
-        Export { #[pin] body: B, delivery: Delivery },
+        Export { #[pin] body: B, delivery: Box<Delivery> },
         Own { #[pin] body: Full<Bytes> },
     }
 }
@@ -36,7 +36,7 @@ impl<B> GateBody<B> {
         Self { kind: Kind::Forwarded { body }, entry: Entry::default() }
     }
 
-    pub(super) fn export(body: B, delivery: Delivery) -> Self {
+    pub(super) fn export(body: B, delivery: Box<Delivery>) -> Self {
         Self { kind: Kind::Export { body, delivery }, entry: Entry::default() }
     }
 

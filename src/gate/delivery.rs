@@ -144,8 +144,9 @@ pub(super) struct Client {
 }
 
 impl Delivery {
-    pub(super) fn new(charge: Option<Charge>, record: Record, client: Client) -> Self {
-        Self { charge, record, client, progress: Progress::Nothing, ended: false }
+    /// In a box: it goes through many hands.
+    pub(super) fn new(charge: Option<Charge>, record: Record, client: Client) -> Box<Self> {
+        Box::new(Self { charge, record, client, progress: Progress::Nothing, ended: false })
     }
 
     pub(super) fn charge(&mut self) -> Option<&mut Charge> {

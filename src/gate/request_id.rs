@@ -33,8 +33,18 @@ pub(super) fn sent(headers: &HeaderMap) -> Option<&HeaderValue> {
 pub(super) fn fresh() -> HeaderValue {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(()));
-    let id = format!("{:016x}-{:x}", *PROCESS, NEXT.fetch_add(1, Ordering::Relaxed));
-    HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("none"))
+    // Of fixed length, and without the formatting machinery: each export gets one.
+    let mut id = [b'-'; 33];
+    put_hex(&mut id[..16], *PROCESS);
+    put_hex(&mut id[17..], NEXT.fetch_add(1, Ordering::Relaxed));
+    HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("none"))
+}
+
+fn put_hex(digits: &mut [u8], mut number: u64) {
+    for digit in digits.iter_mut().rev() {
+        *digit = b"0123456789abcdef"[(number & 0xf) as usize];
+        number >>= 4;
+    }
 }
 
 /// An id as text. It is visible ASCII, whoever made it.

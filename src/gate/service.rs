@@ -305,7 +305,7 @@ impl Gate {
         &self,
         answer: Response<R>,
         delivers: Delivers,
-        mut delivery: Delivery,
+        mut delivery: Box<Delivery>,
         pending: Option<Pending>,
         target: &Target,
         asker: &Asker,
@@ -320,7 +320,7 @@ impl Gate {
             return Response::from_parts(head, GateBody::forwarded(body));
         }
         if let Some(pending) = pending {
-            let decided = pending.decide(&head, delivery.record()).await;
+            let decided = Box::pin(pending.decide(&head, delivery.record())).await;
             delivery.record().passed(Phase::Deciding);
             match decided {
                 Ok(charge) => delivery.charged(charge),

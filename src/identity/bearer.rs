@@ -57,10 +57,14 @@ fn authorization(headers: &HeaderMap) -> Result<&str, TokenError> {
     if fields.next().is_some() {
         return Err(TokenError::Repeated);
     }
-    let (scheme, token) = field.to_str().ok().and_then(|field| field.split_once(' ')).ok_or(TokenError::NotBearer)?;
-    let token = token.trim_matches(' ');
-    let is_token = !token.is_empty() && !token.contains([' ', ',', '\t']);
-    if scheme.eq_ignore_ascii_case("bearer") && is_token { Ok(token) } else { Err(TokenError::NotBearer) }
+    const SCHEME: &[u8] = b"bearer ";
+    let (scheme, token) = field.as_bytes().split_at_checked(SCHEME.len()).ok_or(TokenError::NotBearer)?;
+    let begins = token.iter().position(|byte| *byte != b' ').unwrap_or(token.len());
+    let token = &token[begins..];
+    // Byte by byte: a token is long, and each export has one.
+    let is_token = !token.is_empty() && token.iter().all(|byte| byte.is_ascii_graphic() && *byte != b',');
+    let token = std::str::from_utf8(token).ok().filter(|_| scheme.eq_ignore_ascii_case(SCHEME) && is_token);
+    token.ok_or(TokenError::NotBearer)
 }
 
 /// The value of the one cookie of this name (RFC 6265, section 4.2). Of two, one may have been planted by another site.

@@ -19,7 +19,7 @@ pub struct Caller {
     /// Where the user is, if the token says so.
     pub platform: Option<Platform>,
     /// The AI features of the design; empty: none; absent: the token does not say.
-    pub ai_features: Option<Vec<String>>,
+    pub ai_features: Option<Arc<[String]>>,
     /// The only design that `ai_features` speaks for, if the token names one.
     pub design: Option<Arc<str>>,
     /// The version of that design, if the token says so.
@@ -33,7 +33,7 @@ impl Caller {
     pub(super) fn size(&self) -> usize {
         let text = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| text.len() + 16);
         let claims = self.who.claims.iter().map(|(_, value)| value.len() + 48);
-        let features = self.ai_features.iter().flatten().map(|feature| feature.len() + 32);
+        let features = self.ai_features.iter().flat_map(|features| features.iter()).map(|feature| feature.len() + 32);
         let texts = [&self.who.team, &self.plan, &self.design, &self.design_version].map(text);
         size_of::<Self>() + 32 + self.who.user.len() + claims.chain(features).chain(texts).sum::<usize>()
     }
@@ -151,7 +151,7 @@ fn text<'c>(claims: &'c Value, pointer: &str, name: &'static str) -> Result<Opti
     }
 }
 
-fn list(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Vec<String>>, TokenError> {
+fn list(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Arc<[String]>>, TokenError> {
     match find(claims, pointer, name)? {
         None => Ok(None),
         Some(Value::String(names)) => Ok(Some(feature_names(names).map(str::to_owned).collect())),
@@ -217,7 +217,7 @@ mod tests {
         ];
         for features in listed {
             let caller = caller(&json!({ "sub": "anna", "ai_features": features })).unwrap();
-            assert_eq!(caller.ai_features, Some(vec!["logo".to_owned(), "crop".to_owned()]), "{features}");
+            assert_eq!(caller.ai_features.as_deref(), Some(&["logo".to_owned(), "crop".to_owned()][..]), "{features}");
         }
     }
 

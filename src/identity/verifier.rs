@@ -171,17 +171,8 @@ impl Verifier {
         let generation = self.keys.load().generation;
         let outcome = match (self.check(token, self.clock.now()), &self.remote) {
             (Err(Doubt::Key(wanted, error)), Some(remote)) if remote.may_have(wanted.algorithm) => {
-                let looked = remote.look_for(&wanted).await;
-                let has_changed = self.keys.load().generation != generation;
-                match has_changed.then(|| self.check(token, self.clock.now())) {
-                    None | Some(Err(Doubt::Key(..))) if looked == Looked::NotThere => Err(error),
-                    None | Some(Err(Doubt::Key(..))) => {
-                        remote.wish_for(&wanted);
-                        // A key of that name is known, and hardly changes its kind.
-                        Err(if error == TokenError::Algorithm { error } else { TokenError::KeysUnavailable })
-                    }
-                    Some(outcome) => outcome.map_err(TokenError::from),
-                }
+                // Rare, and in a box: every export carries about what may happen here.
+                Box::pin(self.look_again(remote, token, generation, wanted, error)).await
             }
             (outcome, _) => outcome.map_err(TokenError::from),
         };
@@ -189,6 +180,28 @@ impl Verifier {
             self.metrics.refused();
         }
         outcome
+    }
+
+    /// Waits for the key set to be fetched, if that may be, and checks a token of an unknown key once more.
+    async fn look_again(
+        &self,
+        remote: &Remote,
+        token: &str,
+        generation: u64,
+        wanted: Wanted,
+        error: TokenError,
+    ) -> Result<Arc<Caller>, TokenError> {
+        let looked = remote.look_for(&wanted).await;
+        let has_changed = self.keys.load().generation != generation;
+        match has_changed.then(|| self.check(token, self.clock.now())) {
+            None | Some(Err(Doubt::Key(..))) if looked == Looked::NotThere => Err(error),
+            None | Some(Err(Doubt::Key(..))) => {
+                remote.wish_for(&wanted);
+                // A key of that name is known, and hardly changes its kind.
+                Err(if error == TokenError::Algorithm { error } else { TokenError::KeysUnavailable })
+            }
+            Some(outcome) => outcome.map_err(TokenError::from),
+        }
     }
 
     /// The same without waiting for anything: a token of an unknown key is refused, and its key wished for.

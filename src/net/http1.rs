@@ -52,7 +52,7 @@ impl<B> Connections<B> {
 
     /// The connection used last that is ready. One whose exchange is not quite over (a request body still on its way) is passed over.
     pub(super) fn take_idle(self: &Arc<Self>) -> Option<Lent<B>> {
-        let expired = self.clock.monotonic().checked_sub(self.idle_timeout);
+        let expired = self.clock.coarse().checked_sub(self.idle_timeout);
         let mut idle = self.idle();
         while idle.front().is_some_and(|oldest| expired.is_some_and(|expired| oldest.since < expired)) {
             idle.pop_front();
@@ -114,7 +114,7 @@ impl<B> Lent<B> {
         if self.connection.sender.is_closed() {
             return;
         }
-        let since = self.home.clock.monotonic();
+        let since = self.home.clock.coarse();
         let mut idle = self.home.idle();
         if idle.len() >= self.home.max_idle {
             idle.pop_front();

@@ -70,7 +70,7 @@ impl<B> Connections<B> {
 
     /// A place on a connection that is open.
     pub(super) fn find(&self) -> Found<B> {
-        let expired = self.clock.monotonic().checked_sub(self.idle_timeout);
+        let expired = self.clock.coarse().checked_sub(self.idle_timeout);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|connection| connection.is_good(expired));
         if let Some(connection) = open.iter().find(|connection| connection.enter()) {
@@ -170,7 +170,7 @@ impl<B> Stream<B> {
 
 impl<B> Drop for Stream<B> {
     fn drop(&mut self) {
-        let now = u64::try_from(self.connection.clock.monotonic().as_millis()).unwrap_or(u64::MAX);
+        let now = u64::try_from(self.connection.clock.coarse().as_millis()).unwrap_or(u64::MAX);
         self.connection.unused_since.store(now, Ordering::Relaxed);
         self.connection.streams.fetch_sub(1, Ordering::Relaxed);
     }

@@ -55,7 +55,7 @@ pub(super) struct Activity {
 
 impl Activity {
     pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
-        let now = milliseconds(clock.monotonic());
+        let now = milliseconds(clock.coarse());
         Self {
             clock,
             in_flight: AtomicUsize::new(0),
@@ -71,7 +71,7 @@ impl Activity {
     }
 
     fn now(&self) -> u64 {
-        milliseconds(self.clock.monotonic())
+        milliseconds(self.clock.coarse())
     }
 
     /// HTTP/2 is spoken.

@@ -38,11 +38,14 @@ pub(super) fn ways(config: &Config) -> Ways {
     }
 }
 
-/// All upstreams. Chooses by the route that the gate has found.
+/// All upstreams, for requests of one client or of none. Chooses by the route that the gate has found.
 #[derive(Debug, Clone)]
-pub(super) struct Backends {
+pub(super) struct Backends(Arc<Choice>);
+
+#[derive(Debug)]
+struct Choice {
     shared: Arc<BackendsShared>,
-    proxies: Arc<[Proxy<RequestBody>]>,
+    proxies: Box<[Proxy<RequestBody>]>,
 }
 
 #[derive(Debug)]
@@ -82,9 +85,10 @@ impl Backends {
 
     /// Others in place of these. An upstream that stays as it was keeps its connections.
     pub(super) fn succeed(&self, ways: Ways, clock: &Arc<dyn Clock>) -> Self {
-        let known = self.shared.upstreams.iter().zip(&*self.proxies);
+        let Choice { shared, proxies } = &*self.0;
+        let known = shared.upstreams.iter().zip(proxies);
         let stays = |new: &Upstream| known.clone().find(|(known, _)| *known == new).map(|(_, proxy)| proxy.clone());
-        Self::made(ways, clock, self.shared.durations.clone(), stays)
+        Self::made(ways, clock, shared.durations.clone(), stays)
     }
 
     fn made(
@@ -99,13 +103,14 @@ impl Backends {
             Proxy::new(upstream.proxy.clone(), clock.clone(), duration)
         };
         let proxies = upstreams.iter().map(|upstream| known(upstream).unwrap_or_else(|| made(upstream))).collect();
-        Self { shared: Arc::new(BackendsShared { upstreams, default, by_route, answers, durations }), proxies }
+        let shared = Arc::new(BackendsShared { upstreams, default, by_route, answers, durations });
+        Self(Arc::new(Choice { shared, proxies }))
     }
 
     /// The same for requests of one client.
     pub(super) fn for_client(&self, peer: IpAddr, is_secure: bool) -> Self {
-        let proxies = self.proxies.iter().map(|proxy| proxy.for_client(peer, is_secure)).collect();
-        Self { shared: self.shared.clone(), proxies }
+        let proxies = self.0.proxies.iter().map(|proxy| proxy.for_client(peer, is_secure)).collect();
+        Self(Arc::new(Choice { shared: self.0.shared.clone(), proxies }))
     }
 }
 
@@ -119,8 +124,9 @@ impl Service<Request<RequestBody>> for Backends {
     }
 
     fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
-        let Self { shared, proxies } = self.clone();
+        let Self(choice) = self.clone();
         Box::pin(async move {
+            let Choice { shared, proxies } = &*choice;
             let route = request.extensions().get::<RouteId>();
             let index = route.and_then(|route| shared.by_route.get(usize::from(route.0))).copied();
             let asker = Asker::of(request.method(), request.headers());

@@ -1,7 +1,7 @@
 //! What stands between a connection and the stack: the configuration that counts now, how much may be under way at once, and notes
 //! of what is.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::convert::Infallible;
 use std::fmt;
 use std::net::IpAddr;
@@ -108,13 +108,13 @@ impl Front {
     }
 
     /// The stack of the configuration that counts now, which may be another than for the last request.
-    fn stack(&self) -> (Arc<Current>, Stack) {
+    fn stack(&self) -> RefMut<'_, (Arc<Current>, Stack)> {
         let latest = self.latest.load();
         let mut stack = self.stack.borrow_mut();
         if !Arc::ptr_eq(&latest, &stack.0) {
             *stack = (latest.clone(), self.client.stack(&latest));
         }
-        stack.clone()
+        stack
     }
 }
 
@@ -132,7 +132,7 @@ impl hyper::service::Service<Request<Incoming>> for Front {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let under_way = UnderWay::new(self.activity.clone());
-        let (current, mut stack) = self.stack();
+        let (current, stack) = &mut *self.stack();
         let state = match self.in_flight.enter(current.max_in_flight) {
             Some(one) => {
                 let request = request.map(|body| ClientBody::new(body, &self.activity));

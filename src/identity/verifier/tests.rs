@@ -121,7 +121,7 @@ fn a_good_token_names_its_caller_and_its_key() {
     assert_eq!(&*caller.who.user, "u1");
     assert_eq!(caller.plan.as_deref(), Some("pro"));
     assert_eq!(caller.platform, Some(Platform::Ios));
-    assert_eq!(caller.ai_features, Some(vec!["logo".to_owned()]));
+    assert_eq!(caller.ai_features.as_deref(), Some(&["logo".to_owned()][..]));
     assert_eq!(caller.design.as_deref(), Some("d1"));
     assert_eq!(caller.signed_by.to_string(), "HS256 HS256");
 }
