@@ -1,6 +1,7 @@
 //! Answers that the gate makes itself: problem details (RFC 9457) for programs, the same as a page for people, never more than a
 //! client should know.
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -14,16 +15,20 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::Full;
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::Value;
+use smallvec::SmallVec;
 
 use super::accept::Accept;
 use super::fields;
 use super::page::{self, Page};
 use super::refusal::Refusal;
 use super::request_id::{self, REQUEST_ID};
-use crate::ledger::{Denial, Why};
+use crate::identity::TokenError;
+use crate::ledger::{Denial, Standing, Why};
 use crate::policy::Policy;
 
+const ABOUT_BLANK: &str = "about:blank";
 const QUOTA_EXCEEDED: &str = "https://iana.org/assignments/http-problem-types#quota-exceeded";
 const ABNORMAL_USAGE: &str = "https://iana.org/assignments/http-problem-types#abnormal-usage-detected";
 /// What a web app may read of an answer besides what every page may.
@@ -84,77 +89,52 @@ impl Asker {
 
 impl Answers {
     /// The answer to a refused request. `now` in seconds since the epoch.
-    pub fn refusal(&self, refusal: &Refusal, asker: &Asker, policy: &Policy, now: i64) -> Response<Full<Bytes>> {
-        let mut headers = HeaderMap::new();
-        let mut members = Map::new();
-        let detail = match refusal {
-            Refusal::Misread(misread) => misread.to_string(),
-            Refusal::NoDesign => "The request does not say which design is to be exported.".to_owned(),
-            Refusal::BadIdempotencyKey => {
-                "Send one Idempotency-Key of 1 to 255 visible ASCII characters, or none.".to_owned()
-            }
-            Refusal::BadCost(bad) => bad.to_string(),
-            Refusal::BodyTooLong => "The body is longer than what is read to count its images.".to_owned(),
-            Refusal::BodyTooSlow => "The body stood still for too long.".to_owned(),
-            Refusal::TargetTooLong => "The address is too long for this export to be degraded.".to_owned(),
-            Refusal::BodyBroken => "The body broke off.".to_owned(),
-            Refusal::Unauthenticated(error) => {
-                // The texts hold no quotes but around claim names.
-                let description = error.to_string().replace('"', "'");
-                let challenge = format!("Bearer error=\"invalid_token\", error_description=\"{description}\"");
-                headers.extend(HeaderValue::try_from(challenge).ok().map(|value| (WWW_AUTHENTICATE, value)));
-                format!("Sign in to export: {error}.")
-            }
-            Refusal::KeysUnavailable => {
-                "It cannot be checked right now who is asking. Try again in a moment.".to_owned()
-            }
-            Refusal::UnknownPlan(Some(plan)) => format!("The plan \"{plan}\" is not known here."),
-            Refusal::UnknownPlan(None) => "The access token names no plan.".to_owned(),
-            Refusal::MissingClaim(name) => {
-                format!("The access token has no \"{name}\" claim, and exports count by it.")
-            }
-            Refusal::Unclassified => "Files from here may not leave.".to_owned(),
-            Refusal::UnknownDesign => "It is not known yet what this design is made of. Try again.".to_owned(),
-            Refusal::LedgerUnavailable => "Exports cannot be counted right now. Try again in a moment.".to_owned(),
-            Refusal::NotFound => "Nothing is here.".to_owned(),
-            Refusal::Malformed(malformed) => malformed.to_string(),
-            Refusal::Overloaded => "Too much is going on at once. Try again in a moment.".to_owned(),
-            Refusal::OverLimit { denial, plan, abuse } => {
-                fields::put_rate_limit(&mut headers, policy, &denial.violated, now);
-                members = self.quota_members(denial, plan, policy, *abuse);
-                if *abuse { abuse_detail(denial) } else { quota_detail(denial, plan, policy) }
-            }
+    pub fn refusal(&self, refusal: Refusal, asker: &Asker, policy: &Policy, now: i64) -> Response<Full<Bytes>> {
+        let (kind, title) = match &refusal {
+            Refusal::OverLimit { abuse: true, .. } => (ABNORMAL_USAGE, "Abnormal usage detected"),
+            Refusal::OverLimit { .. } => (QUOTA_EXCEEDED, "Quota exceeded"),
+            _ => (ABOUT_BLANK, usual_title(refusal.status())),
         };
-        let retry_after = match refusal {
-            Refusal::OverLimit { denial, .. } => denial.retry_after,
+        let quota = match &refusal {
+            Refusal::OverLimit { denial, plan, abuse } => Some(self.quota(denial, plan, policy, *abuse)),
+            _ => None,
+        };
+        let problem = Problem { kind, title, detail: detail(&refusal, policy), quota };
+        let mut answer = self.problem(refusal.status(), problem, asker);
+        let headers = answer.headers_mut();
+        let retry_after = match &refusal {
+            Refusal::OverLimit { denial, .. } => {
+                fields::put_rate_limit(headers, policy, &denial.violated, now);
+                denial.retry_after
+            }
             Refusal::LedgerUnavailable | Refusal::UnknownDesign | Refusal::KeysUnavailable => Some(RETRY_LEDGER),
             Refusal::Overloaded => Some(RETRY_OVERLOAD),
+            Refusal::Unauthenticated(error) => {
+                headers.extend(challenge(error).map(|challenge| (WWW_AUTHENTICATE, challenge)));
+                None
+            }
+            Refusal::Malformed(_) => {
+                // Where the next request begins is anybody's guess (RFC 9112, section 11.2).
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+                None
+            }
             _ => None,
         };
         headers.extend(retry_after.map(|wait| (RETRY_AFTER, HeaderValue::from(wait.as_secs()))));
-        if matches!(refusal, Refusal::Malformed(_)) {
-            // Where the next request begins is anybody's guess (RFC 9112, section 11.2).
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        let kind = match refusal {
-            Refusal::OverLimit { abuse: true, .. } => ABNORMAL_USAGE,
-            Refusal::OverLimit { .. } => QUOTA_EXCEEDED,
-            _ => "about:blank",
-        };
-        let mut answer = self.problem(refusal.status(), kind, &detail, members, asker);
-        answer.headers_mut().extend(headers);
-        answer.extensions_mut().insert(refusal.clone());
+        // For layers outside to log.
+        answer.extensions_mut().insert(refusal);
         answer
     }
 
     /// The answer in place of a backend that failed.
     pub fn bad_backend(&self, status: StatusCode, detail: &str, asker: &Asker) -> Response<Full<Bytes>> {
-        self.problem(status, "about:blank", detail, Map::new(), asker)
+        let problem = Problem { kind: ABOUT_BLANK, title: usual_title(status), detail: detail.into(), quota: None };
+        self.problem(status, problem, asker)
     }
 
     /// An answer that is no error.
     pub fn json(&self, body: &Value, asker: &Asker) -> Response<Full<Bytes>> {
-        self.finish(StatusCode::OK, "application/json", body.to_string(), asker)
+        self.finish(StatusCode::OK, "application/json", body.to_string().into(), asker)
     }
 
     /// The answer to a CORS preflight for one of the gate's own pages.
@@ -167,69 +147,51 @@ impl Answers {
         answer
     }
 
-    fn problem(
-        &self,
-        status: StatusCode,
-        kind: &str,
-        detail: &str,
-        members: Map<String, Value>,
-        asker: &Asker,
-    ) -> Response<Full<Bytes>> {
-        let title = match kind {
-            QUOTA_EXCEEDED => "Quota exceeded",
-            ABNORMAL_USAGE => "Abnormal usage detected",
-            _ => status.canonical_reason().unwrap_or("Error"),
-        };
-        let request_id = request_id::text(asker.request_id());
+    fn problem(&self, status: StatusCode, problem: Problem<'_>, asker: &Asker) -> Response<Full<Bytes>> {
+        let instance = request_id::text(asker.request_id());
         let mut answer = if asker.accept.prefers_page() {
-            let upgrade_url = members.get("upgrade_url").and_then(Value::as_str);
-            let page = Page { status, detail, upgrade_url, request_id };
-            let mut answer = self.finish(status, page::MEDIA_TYPE, page.render(), asker);
+            let upgrade_url = problem.quota.as_ref().and_then(|quota| quota.upgrade_url);
+            let page = Page { status, detail: &problem.detail, upgrade_url, request_id: instance };
+            let mut answer = self.finish(status, page::MEDIA_TYPE, page.render().into(), asker);
             answer.headers_mut().insert(CONTENT_SECURITY_POLICY, page::security_policy());
             // The address that the browser shows may hold a token.
             answer.headers_mut().insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
             answer
         } else {
-            let mut body = Map::new();
-            body.insert("type".into(), kind.into());
-            body.insert("title".into(), title.into());
-            body.insert("status".into(), status.as_u16().into());
-            body.insert("detail".into(), detail.into());
-            body.insert("instance".into(), request_id.into());
-            body.extend(members);
-            self.finish(status, "application/problem+json", Value::Object(body).to_string(), asker)
+            // Enough for nearly all.
+            let mut body = Vec::with_capacity(640);
+            // Texts and numbers into memory: nothing of this can fail.
+            let _ = serde_json::to_writer(&mut body, &ProblemJson { problem: &problem, status: status.as_u16(), instance });
+            self.finish(status, "application/problem+json", body.into(), asker)
         };
         answer.headers_mut().append(VARY, HeaderValue::from_static("accept"));
         answer
     }
 
-    fn quota_members(&self, denial: &Denial, plan: &str, policy: &Policy, abuse: bool) -> Map<String, Value> {
-        let mut members = Map::new();
-        let names = denial.violated.iter().filter_map(|standing| policy.meter(standing.meter));
-        members.insert("violated-policies".into(), names.map(|meter| &*meter.name).collect());
-        members.insert("plan".into(), plan.into());
-        if let Some(standing) = denial.violated.first() {
-            let meter = policy.meter(standing.meter).map_or("", |meter| &*meter.name);
-            members.insert("meter".into(), meter.into());
-            members.insert("limit".into(), standing.limit.into());
-            members.insert("used".into(), standing.taken().into());
-            members.insert("remaining".into(), standing.remaining().into());
-            members.insert("resets_at".into(), instant(standing.resets_at).to_string().into());
-        }
-        members.extend(self.upgrade_url.as_ref().filter(|_| !abuse).map(|url| ("upgrade_url".to_owned(), json!(url))));
-        members
+    fn quota<'a>(&'a self, denial: &'a Denial, plan: &'a str, policy: &'a Policy, abuse: bool) -> Quota<'a> {
+        let name = |standing: &Standing| policy.meter(standing.meter).map(|meter| &*meter.name);
+        let violated_policies = denial.violated.iter().filter_map(name).collect();
+        let gravest = denial.violated.first().map(|standing| Gravest {
+            meter: name(standing).unwrap_or_default(),
+            limit: standing.limit,
+            used: standing.taken(),
+            remaining: standing.remaining(),
+            resets_at: instant(standing.resets_at),
+        });
+        let upgrade_url = self.upgrade_url.as_deref().filter(|_| !abuse);
+        Quota { violated_policies, plan, gravest, upgrade_url }
     }
 
     fn finish(
         &self,
         status: StatusCode,
         media_type: &'static str,
-        body: String,
+        body: Bytes,
         asker: &Asker,
     ) -> Response<Full<Bytes>> {
         // What is not sent to HEAD is described all the same (RFC 9110, section 9.3.2).
         let length = HeaderValue::from(body.len());
-        let mut answer = Response::new(if asker.is_head { Full::default() } else { Full::from(body) });
+        let mut answer = Response::new(if asker.is_head { Full::default() } else { Full::new(body) });
         *answer.status_mut() = status;
         let headers = answer.headers_mut();
         headers.insert(CONTENT_LENGTH, length);
@@ -268,6 +230,106 @@ impl Answers {
         let listed = |allowed: &String| allowed == "*" || allowed.as_bytes() == origin.as_bytes();
         self.cors.allow_origins.iter().any(listed).then_some(origin)
     }
+}
+
+/// What a problem is about (RFC 9457, section 3.1), but for what each answer says of itself.
+struct Problem<'a> {
+    kind: &'static str,
+    title: &'static str,
+    detail: Cow<'a, str>,
+    quota: Option<Quota<'a>>,
+}
+
+/// Its JSON: members in this order.
+struct ProblemJson<'p, 'a> {
+    problem: &'p Problem<'a>,
+    status: u16,
+    /// The request's id.
+    instance: &'p str,
+}
+
+impl Serialize for ProblemJson<'_, '_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Problem { kind, title, detail, quota } = self.problem;
+        let mut members = serializer.serialize_map(None)?;
+        members.serialize_entry("type", kind)?;
+        members.serialize_entry("title", title)?;
+        members.serialize_entry("status", &self.status)?;
+        members.serialize_entry("detail", &**detail)?;
+        members.serialize_entry("instance", self.instance)?;
+        if let Some(quota) = quota {
+            members.serialize_entry("violated-policies", &*quota.violated_policies)?;
+            members.serialize_entry("plan", quota.plan)?;
+            if let Some(gravest) = &quota.gravest {
+                members.serialize_entry("meter", gravest.meter)?;
+                members.serialize_entry("limit", &gravest.limit)?;
+                members.serialize_entry("used", &gravest.used)?;
+                members.serialize_entry("remaining", &gravest.remaining)?;
+                members.serialize_entry("resets_at", &format_args!("{}", gravest.resets_at))?;
+            }
+            if let Some(url) = quota.upgrade_url {
+                members.serialize_entry("upgrade_url", url)?;
+            }
+        }
+        members.end()
+    }
+}
+
+/// How a user stands who is over a limit.
+struct Quota<'a> {
+    violated_policies: SmallVec<[&'a str; 2]>,
+    plan: &'a str,
+    gravest: Option<Gravest<'a>>,
+    upgrade_url: Option<&'a str>,
+}
+
+/// The meter that stands in the way longest.
+struct Gravest<'a> {
+    meter: &'a str,
+    limit: u32,
+    used: u32,
+    remaining: u32,
+    resets_at: Timestamp,
+}
+
+fn usual_title(status: StatusCode) -> &'static str {
+    status.canonical_reason().unwrap_or("Error")
+}
+
+/// What to do for a token that is not accepted (RFC 6750, section 3).
+fn challenge(error: &TokenError) -> Option<HeaderValue> {
+    // The texts hold no quotes but around claim names.
+    let description = error.to_string().replace('"', "'");
+    HeaderValue::try_from(format!("Bearer error=\"invalid_token\", error_description=\"{description}\"")).ok()
+}
+
+/// What happened, in a sentence or two that a person can read.
+fn detail(refusal: &Refusal, policy: &Policy) -> Cow<'static, str> {
+    Cow::Borrowed(match refusal {
+        Refusal::NoDesign => "The request does not say which design is to be exported.",
+        Refusal::BadIdempotencyKey => "Send one Idempotency-Key of 1 to 255 visible ASCII characters, or none.",
+        Refusal::BodyTooLong => "The body is longer than what is read to count its images.",
+        Refusal::BodyTooSlow => "The body stood still for too long.",
+        Refusal::TargetTooLong => "The address is too long for this export to be degraded.",
+        Refusal::BodyBroken => "The body broke off.",
+        Refusal::KeysUnavailable => "It cannot be checked right now who is asking. Try again in a moment.",
+        Refusal::UnknownPlan(None) => "The access token names no plan.",
+        Refusal::Unclassified => "Files from here may not leave.",
+        Refusal::UnknownDesign => "It is not known yet what this design is made of. Try again.",
+        Refusal::LedgerUnavailable => "Exports cannot be counted right now. Try again in a moment.",
+        Refusal::NotFound => "Nothing is here.",
+        Refusal::Overloaded => "Too much is going on at once. Try again in a moment.",
+        Refusal::Misread(misread) => return misread.to_string().into(),
+        Refusal::BadCost(bad) => return bad.to_string().into(),
+        Refusal::Malformed(malformed) => return malformed.to_string().into(),
+        Refusal::Unauthenticated(error) => return format!("Sign in to export: {error}.").into(),
+        Refusal::UnknownPlan(Some(plan)) => return format!("The plan \"{plan}\" is not known here.").into(),
+        Refusal::MissingClaim(name) => {
+            return format!("The access token has no \"{name}\" claim, and exports count by it.").into();
+        }
+        Refusal::OverLimit { denial, abuse: true, .. } => return abuse_detail(denial).into(),
+        Refusal::OverLimit { denial, plan, abuse: false } => return quota_detail(denial, plan, policy).into(),
+    })
 }
 
 fn instant(seconds: i64) -> Timestamp {

@@ -133,7 +133,7 @@ impl ExportGateLayer {
     pub fn overloaded<B, R>(&self, request: &Request<B>) -> Response<GateBody<R>> {
         let refusal = Refusal::Overloaded;
         self.gate.metrics.count(None, refusal.outcome());
-        self.gate.refuse(&refusal, &Asker::of(request.method(), request.headers())).map(GateBody::own)
+        self.gate.refuse(refusal, &Asker::of(request.method(), request.headers())).map(GateBody::own)
     }
 
     /// Adds the gate's metrics to a registry.

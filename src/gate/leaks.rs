@@ -73,7 +73,7 @@ impl Unclassified {
         self.gate.metrics.unclassified_file();
         self.gate.leaks.report(&self.method, self.uri.path());
         match self.refused {
-            Some(asker) => self.gate.refuse(&Refusal::Unclassified, &asker).map(GateBody::own),
+            Some(asker) => self.gate.refuse(Refusal::Unclassified, &asker).map(GateBody::own),
             None => Response::from_parts(head, GateBody::forwarded(body)),
         }
     }

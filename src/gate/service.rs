@@ -87,7 +87,7 @@ where
         }
         if seeded::bug(Bug::OthersWaitForTheLedger) && gate.parts.ledger.availability().is_err() {
             let asker = Asker::of(request.method(), request.headers());
-            return ResponseFuture::own(gate.refuse(&Refusal::LedgerUnavailable, &asker));
+            return ResponseFuture::own(gate.refuse(Refusal::LedgerUnavailable, &asker));
         }
         let found = match gate.parts.routes.find(request.method(), request.uri(), request.headers()) {
             Match::Unmatched => {
@@ -187,14 +187,14 @@ where
         Err(refusal) => {
             gate.note(found.id, refusal.outcome(), &mut record);
             record.refused(refusal.status());
-            return Ok(gate.refuse(&refusal, &asker).map(GateBody::own));
+            return Ok(gate.refuse(refusal, &asker).map(GateBody::own));
         }
     };
     let degraded = charge.as_ref().map(Charge::degraded).or_else(|| pending.as_ref().map(Pending::degraded));
     if gate.degrade(degraded.unwrap_or_default(), &mut head).is_err() {
         // Dropping the charge gives it back.
         record.refused(Refusal::TargetTooLong.status());
-        return Ok(gate.refuse(&Refusal::TargetTooLong, &asker).map(GateBody::own));
+        return Ok(gate.refuse(Refusal::TargetTooLong, &asker).map(GateBody::own));
     }
 
     // From here on every way out settles: an error, a client that hangs up and a panic all drop the delivery.
@@ -327,7 +327,7 @@ impl Gate {
                 Err(refusal) => {
                     // The one refusal after a backend's answer: nobody has seen any of it.
                     delivery.refused(refusal.status());
-                    return self.refuse(&refusal, asker).map(GateBody::own);
+                    return self.refuse(refusal, asker).map(GateBody::own);
                 }
             }
         }
@@ -339,7 +339,7 @@ impl Gate {
         delivery.record().passed(Phase::Sync);
         if not_durable {
             delivery.refused(Refusal::LedgerUnavailable.status());
-            return self.refuse(&Refusal::LedgerUnavailable, asker).map(GateBody::own);
+            return self.refuse(Refusal::LedgerUnavailable, asker).map(GateBody::own);
         }
         fields::make_private(&mut head.headers);
         if let Some(charge) = delivery.charge() {
@@ -396,10 +396,10 @@ impl Gate {
     /// Refuses a request before anything is known of it.
     fn refuse_outright<B>(&self, refusal: Refusal, request: &Request<B>) -> Response<Full<Bytes>> {
         self.metrics.count(None, refusal.outcome());
-        self.refuse(&refusal, &Asker::of(request.method(), request.headers()))
+        self.refuse(refusal, &Asker::of(request.method(), request.headers()))
     }
 
-    pub(super) fn refuse(&self, refusal: &Refusal, asker: &Asker) -> Response<Full<Bytes>> {
+    pub(super) fn refuse(&self, refusal: Refusal, asker: &Asker) -> Response<Full<Bytes>> {
         let parts = &self.parts;
         parts.answers.refusal(refusal, asker, &parts.policy, parts.clock.now().as_second())
     }
@@ -433,7 +433,7 @@ impl Gate {
         };
         undecided.decided();
         self.metrics.count(None, outcome);
-        page.unwrap_or_else(|refusal| self.refuse(&refusal, &asker))
+        page.unwrap_or_else(|refusal| self.refuse(refusal, &asker))
     }
 
     async fn usage_page(
