@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
@@ -16,11 +17,7 @@ use crate::server::{Server, Source};
 pub(super) fn run(file: config::File) -> Result<(), Failure> {
     let config = file.load(None)?;
     start_log(&config.log)?;
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    if let Some(threads) = config.server.worker_threads {
-        runtime.worker_threads(threads);
-    }
-    let runtime = runtime.enable_all().build()?;
+    let runtime = runtime(config.server.worker_threads)?;
     runtime.block_on(async {
         let ending = end_signal()?;
         let source = Source { file, hangups: signal(SignalKind::hangup())? };
@@ -42,6 +39,18 @@ pub(super) fn run(file: config::File) -> Result<(), Failure> {
         tracing::info!("ended: every charge is in the ledger");
         Ok(())
     })
+}
+
+/// One worker needs nothing of what several share work by.
+fn runtime(worker_threads: Option<usize>) -> io::Result<Runtime> {
+    let mut runtime = match worker_threads {
+        Some(1) => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    if let Some(threads) = worker_threads {
+        runtime.worker_threads(threads);
+    }
+    runtime.enable_all().build()
 }
 
 /// Resolves at SIGTERM or SIGINT.

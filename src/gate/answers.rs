@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT, ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH,
-    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ORIGIN, REFERRER_POLICY, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
     X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
@@ -70,12 +70,13 @@ impl Asker {
         let mut asker = Self { is_head: *method == Method::HEAD, ..Self::default() };
         // One look at each field costs less than a search for each: this is done for every export.
         for (name, value) in headers {
-            if *name == ACCEPT {
-                asker.accept.and(value);
-            } else if *name == ORIGIN {
-                asker.origin.get_or_insert_with(|| value.clone());
-            } else if *name == REQUEST_ID && asker.request_id.get().is_none() {
-                asker.request_id = request_id::sent(headers).cloned().map(OnceLock::from).unwrap_or_default();
+            match name.as_str() {
+                "accept" => asker.accept.and(value),
+                "origin" if asker.origin.is_none() => asker.origin = Some(value.clone()),
+                "x-request-id" if asker.request_id.get().is_none() => {
+                    asker.request_id = request_id::sent(headers).cloned().map(OnceLock::from).unwrap_or_default();
+                }
+                _ => {}
             }
         }
         asker

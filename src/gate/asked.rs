@@ -73,7 +73,7 @@ impl Gate {
         found: &Found,
         peer: Option<IpAddr>,
         record: &mut Record,
-    ) -> Result<Asked, Refusal>
+    ) -> Result<Box<Asked>, Refusal>
     where
         B: Body<Data = Bytes> + Unpin,
     {
@@ -121,7 +121,7 @@ impl Gate {
         verdict.untold.iter().for_each(|meter| self.metrics.untold(*meter));
         let part_of = asks_for_a_part(head, route.delivers).then(|| target().name("", None));
         let retry = key.map(|key| target().name(key, text.as_deref()));
-        Ok(Asked {
+        Ok(Box::new(Asked {
             user: caller.who.user.clone(),
             plan,
             limited: verdict.is_limited(),
@@ -132,7 +132,7 @@ impl Gate {
             retry,
             part_of,
             shadow: options.shadow,
-        })
+        }))
     }
 
     /// Who sent the token.

@@ -127,7 +127,7 @@ impl Ending {
 /// An admitted export on its way: carries the charge and the record of the decision, and ends both, once, however it goes.
 #[derive(Debug)]
 pub(super) struct Delivery {
-    charge: Option<Charge>,
+    charge: Option<Box<Charge>>,
     record: Record,
     client: Client,
     progress: Progress,
@@ -145,16 +145,16 @@ pub(super) struct Client {
 
 impl Delivery {
     /// In a box: it goes through many hands.
-    pub(super) fn new(charge: Option<Charge>, record: Record, client: Client) -> Box<Self> {
+    pub(super) fn new(charge: Option<Box<Charge>>, record: Record, client: Client) -> Box<Self> {
         Box::new(Self { charge, record, client, progress: Progress::Nothing, ended: false })
     }
 
     pub(super) fn charge(&mut self) -> Option<&mut Charge> {
-        self.charge.as_mut()
+        self.charge.as_deref_mut()
     }
 
     /// It was charged only now that the backend has answered.
-    pub(super) fn charged(&mut self, charge: Option<Charge>) {
+    pub(super) fn charged(&mut self, charge: Option<Box<Charge>>) {
         self.charge = charge;
     }
 

@@ -54,14 +54,14 @@ impl Target {
 pub(super) struct Pending {
     gate: Arc<Gate>,
     route: RouteId,
-    asked: Asked,
+    asked: Box<Asked>,
     degraded: SmallVec<[MeterId; 2]>,
     is_counted: bool,
 }
 
 impl Pending {
     /// A request that is to be degraded by these meters, as the download was.
-    pub(super) fn new(gate: Arc<Gate>, route: RouteId, asked: Asked, degraded: SmallVec<[MeterId; 2]>) -> Self {
+    pub(super) fn new(gate: Arc<Gate>, route: RouteId, asked: Box<Asked>, degraded: SmallVec<[MeterId; 2]>) -> Self {
         Self { gate, route, asked, degraded, is_counted: false }
     }
 
@@ -74,7 +74,7 @@ impl Pending {
         mut self,
         head: &response::Parts,
         record: &mut Record,
-    ) -> Result<Option<Charge>, Refusal> {
+    ) -> Result<Option<Box<Charge>>, Refusal> {
         let request = self.asked.answered(rest_of(head), &self.degraded);
         let decided = self.gate.charge(&self.asked, request, record).await;
         let decided = decided.or_else(|refusal| self.gate.in_shadow(refusal));

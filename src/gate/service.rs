@@ -190,7 +190,7 @@ where
             return Ok(gate.refuse(refusal, &asker).map(GateBody::own));
         }
     };
-    let degraded = charge.as_ref().map(Charge::degraded).or_else(|| pending.as_ref().map(Pending::degraded));
+    let degraded = charge.as_deref().map(Charge::degraded).or_else(|| pending.as_ref().map(Pending::degraded));
     if gate.degrade(degraded.unwrap_or_default(), &mut head).is_err() {
         // Dropping the charge gives it back.
         record.refused(Refusal::TargetTooLong.status());
@@ -234,7 +234,7 @@ enum Decided {
 /// An export that goes on, with a charge if anything counts it.
 pub(super) struct Admitted {
     pub(super) outcome: Outcome,
-    pub(super) charge: Option<Charge>,
+    pub(super) charge: Option<Box<Charge>>,
 }
 
 impl Gate {

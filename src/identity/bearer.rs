@@ -61,8 +61,9 @@ fn authorization(headers: &HeaderMap) -> Result<&str, TokenError> {
     let (scheme, token) = field.as_bytes().split_at_checked(SCHEME.len()).ok_or(TokenError::NotBearer)?;
     let begins = token.iter().position(|byte| *byte != b' ').unwrap_or(token.len());
     let token = &token[begins..];
-    // Byte by byte: a token is long, and each export has one.
-    let is_token = !token.is_empty() && token.iter().all(|byte| byte.is_ascii_graphic() && *byte != b',');
+    // All bytes, without a way out: so the processor looks at many at once. A token is long, and each export has one.
+    let is_plain = token.iter().fold(true, |plain, byte| plain & byte.is_ascii_graphic() & (*byte != b','));
+    let is_token = !token.is_empty() && is_plain;
     let token = std::str::from_utf8(token).ok().filter(|_| scheme.eq_ignore_ascii_case(SCHEME) && is_token);
     token.ok_or(TokenError::NotBearer)
 }

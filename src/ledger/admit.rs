@@ -92,7 +92,7 @@ impl Ledger {
         let with = |wanted: Ruling| standings.iter().zip(&rulings).filter(move |(_, ruling)| **ruling == wanted);
         let meters = |wanted| with(wanted).map(|(standing, _)| standing.meter).collect::<Meters>();
         let refusing: SmallVec<[Standing; 2]> = with(Ruling::Refuse).map(|(standing, _)| *standing).collect();
-        let mut charge = Charge {
+        let mut charge = Box::new(Charge {
             ledger: self.clone(),
             own: None,
             covered_by,
@@ -101,7 +101,7 @@ impl Ledger {
             standings,
             reported: 0,
             settled: false,
-        };
+        });
         if !refusing.is_empty() {
             // Dropping the charge gives the covers back that it has taken, and may lock what is locked here.
             drop(stripes);

@@ -60,10 +60,10 @@ impl<'a> ChargeRequest<'a> {
 /// The ledger's answer.
 #[derive(Debug)]
 pub enum Admission {
-    /// Charged: the guard settles it.
-    Charged(Charge),
+    /// Charged: the guard settles it. In a box: it goes through many hands.
+    Charged(Box<Charge>),
     /// An earlier charge covers it: nothing is booked, the guard keeps count of the files.
-    Covered(CoverKind, Charge),
+    Covered(CoverKind, Box<Charge>),
     /// No meter counts it.
     Unlimited,
     /// A limit stands in the way. Nothing was charged.

@@ -167,7 +167,7 @@ fn many_at_once_with_one_key_are_one_charge_that_sticks_if_any_of_them_delivers(
         let who = member(round, 0);
         let barrier = Barrier::new(THREADS as usize);
         let delivers = |thread: u32| round >> thread & 1 == 1;
-        let ended: Vec<(bool, Charge)> = std::thread::scope(|scope| {
+        let ended: Vec<(bool, Box<Charge>)> = std::thread::scope(|scope| {
             let admitted = |_| {
                 scope.spawn(|| {
                     barrier.wait();

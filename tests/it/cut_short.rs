@@ -30,7 +30,7 @@ fn costing(cost: u32, limit: u32) -> Demand {
 
 async fn charged(ledger: &Arc<Ledger>, demand: Demand) -> Charge {
     match charge(ledger, "u", &[demand]).await {
-        Admission::Charged(charge) => charge,
+        Admission::Charged(charge) => *charge,
         other => panic!("{other:?}"),
     }
 }

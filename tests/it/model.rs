@@ -830,12 +830,12 @@ impl Real {
         match self.ledger.charge(request).await {
             Admission::Charged(charge) => {
                 let answer = Answer::Charged(admitted(&charge));
-                self.charges.push(Some(charge));
+                self.charges.push(Some(*charge));
                 answer
             }
             Admission::Covered(kind, charge) => {
                 let answer = Answer::Covered(kind, admitted(&charge));
-                self.charges.push(Some(charge));
+                self.charges.push(Some(*charge));
                 answer
             }
             Admission::Refused(denial) => {
