@@ -21,6 +21,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -83,6 +84,7 @@ pub struct Server {
     ledger: Arc<Ledger>,
     store: Embedded,
     counts: reload::Counts,
+    tunnels: Gauge,
 }
 
 /// Why a gate could not start.
@@ -141,10 +143,12 @@ impl Server {
         verifier.register_metrics(&mut registry);
         designs.register_metrics(&mut registry);
         let counts = reload::Counts::register(&mut registry);
+        let tunnels = Gauge::default();
+        registry.register("exportgate_tunnels", "Connections that have left HTTP, e.g. WebSockets", tunnels.clone());
         let shown = Shown { policy: config.policy.clone(), verifier, designs };
         let admin = Arc::new(Admin::new(&config.admin, ledger.clone(), registry, shown.clone()));
         let current = Arc::new(ArcSwap::from_pointee(current));
-        Ok(Self { config, listener, admin_listener, current, clock, admin, shown, ledger, store, counts })
+        Ok(Self { config, listener, admin_listener, current, clock, admin, shown, ledger, store, counts, tunnels })
     }
 
     /// Where clients connect.
@@ -200,7 +204,7 @@ impl Server {
         let places = Places::new(max_connections, max_connections_per_address);
         let (end, ending) = watch::channel(false);
         let common =
-            Arc::new(Common { current: self.current, in_flight: InFlight::default(), clock: self.clock, ending });
+            Arc::new(Common { current: self.current, in_flight: InFlight::default(), clock: self.clock, tunnels: self.tunnels, ending });
         let served = listener::serve(self.listener, places, common, end, drain_timeout, shutdown);
         let served = tokio::spawn(served).await;
         drop(flush_last);

@@ -83,6 +83,8 @@ pub(super) struct Server {
     pub(super) idle_timeout: DurationText,
     /// How long an upload may stand still, and how long a client may take nothing of its answer.
     pub(super) body_timeout: DurationText,
+    /// How long nothing may go through a connection that has left HTTP, e.g. a WebSocket; then it is closed.
+    pub(super) tunnel_idle_timeout: DurationText,
     /// How many connections there may be at once; more wait to be accepted.
     pub(super) max_connections: u32,
     /// How many of them one address may have (of IPv6, one /64); as many as there may be if left out. Not for a gate behind a load
@@ -112,6 +114,8 @@ impl Default for Server {
             header_read_timeout: seconds(10),
             idle_timeout: seconds(75),
             body_timeout: seconds(30),
+            // As HAProxy's manual advises for tunnels: those who use them know better when one is dead.
+            tunnel_idle_timeout: seconds(3_600),
             max_connections: 10_000,
             max_connections_per_address: None,
             max_in_flight: 10_000,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::header::UPGRADE;
 use http::{HeaderMap, Method, Request, Response, request};
 use http_body::Body;
 use http_body_util::Full;
@@ -104,6 +105,10 @@ where
         };
         // The stack around may want to know, e.g. to choose the upstream.
         request.extensions_mut().insert(found.id);
+        if found.route.action.is_export() {
+            // What leaves HTTP leaves uncounted.
+            request.headers_mut().remove(UPGRADE);
+        }
         if !found.route.counts(request.method()) {
             let outcome = if found.route.action.is_export() { Outcome::Uncounted } else { Outcome::NotAnExport };
             gate.metrics.count(Some(found.id), outcome);

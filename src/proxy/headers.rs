@@ -57,7 +57,7 @@ pub(super) fn strip_connection_fields(headers: &mut HeaderMap) {
 }
 
 /// Whether a list field has a token, on any of its lines.
-fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+pub(super) fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).any(|listed| listed.trim().eq_ignore_ascii_case(token))
 }

@@ -3,6 +3,7 @@
 //! Bodies are streamed both ways. Framing and connection-bound fields (`headers.rs`) are made anew; all else is passed on as it came.
 
 mod headers;
+mod upgrade;
 
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HOST;
-use http::{HeaderName, HeaderValue, Method, Request, Response, Version};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use ipnet::IpNet;
 use prometheus_client::metrics::histogram::Histogram;
@@ -23,6 +24,9 @@ use tower::Service;
 use crate::clock::Clock;
 use crate::net::{self, Origin, Pool, PooledBody, RequestBody, SendError};
 use headers::Hop;
+use upgrade::Wish;
+
+pub use upgrade::Tunnel;
 
 /// What can be set about an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +52,9 @@ pub enum ProxyError {
     /// The head of the answer took too long.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+    /// The backend goes on with another protocol than was asked for.
+    #[error("the backend has left HTTP unasked")]
+    LeftHttp,
     /// TRACE and CONNECT are not forwarded.
     #[error("method {0} is not forwarded")]
     Method(Method),
@@ -105,16 +112,27 @@ where
     /// # Errors
     ///
     /// [`ProxyError`], before any byte of an answer.
-    pub async fn forward(&self, request: Request<B>) -> Result<Response<PooledBody<B>>, ProxyError> {
+    pub async fn forward(&self, mut request: Request<B>) -> Result<Response<PooledBody<B>>, ProxyError> {
         let Upstream { clock, duration, .. } = &*self.upstream;
         if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
             return Err(ProxyError::Method(request.method().clone()));
         }
-        let (request, body_sent) = self.outbound(request);
+        let wish = Wish::of(&mut request);
+        let (mut request, body_sent) = self.outbound(request);
+        if let Some(wish) = &wish {
+            wish.put(request.headers_mut());
+        }
         let started = clock.monotonic();
         let mut answer = self.await_head(pin!(self.send(request)), body_sent).await?;
         duration.observe(clock.monotonic().saturating_sub(started).as_secs_f64());
+        let protocol = match (answer.status(), wish) {
+            (StatusCode::SWITCHING_PROTOCOLS, wish) => Some(upgrade::agreed(wish, &mut answer)?),
+            _ => None,
+        };
         headers::strip_connection_fields(answer.headers_mut());
+        if let Some(protocol) = protocol {
+            upgrade::put(answer.headers_mut(), &protocol);
+        }
         // The version is that of a connection, not of the message (RFC 9110, section 2.5).
         *answer.version_mut() = Version::HTTP_11;
         Ok(answer)

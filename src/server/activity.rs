@@ -107,6 +107,12 @@ impl Activity {
         self.in_flight.fetch_sub(1, Relaxed);
     }
 
+    /// For how long nothing was read or written.
+    pub(super) fn quiet_for(&self) -> Duration {
+        let last = self.read.load(Relaxed).max(self.written.load(Relaxed));
+        Duration::from_millis(self.now().saturating_sub(last))
+    }
+
     /// What to make of the connection now.
     pub(super) fn verdict(&self, patience: &Patience) -> Verdict {
         let now = self.now();

@@ -8,17 +8,19 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::activity::{Activity, Patience, Verdict};
-use super::front::{Client, Current, Front, InFlight};
+use super::front::{Client, Current, Exit, Front, InFlight};
 use super::places::Place;
 use super::stream::ClientStream;
 use crate::clock::Clock;
-use crate::gate::Paced;
+use crate::gate::{Pace, Paced};
+use crate::proxy::Tunnel;
 
 /// How long a connection that is not used may take to say good-bye.
 const GOOD_BYE: Duration = Duration::from_secs(5);
@@ -42,6 +44,24 @@ pub struct Options {
     pub max_header_bytes: usize,
     /// How many requests may be under way at once on one connection.
     pub max_streams: u32,
+    /// How long nothing may go through a connection that has left HTTP.
+    pub tunnel_idle_timeout: Duration,
+}
+
+/// A tunnel that is open, until it is dropped.
+struct OpenTunnel(Gauge);
+
+impl OpenTunnel {
+    fn new(count: &Gauge) -> Self {
+        count.inc();
+        Self(count.clone())
+    }
+}
+
+impl Drop for OpenTunnel {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// What all connections have in common.
@@ -50,6 +70,8 @@ pub(super) struct Common {
     pub(super) current: Arc<ArcSwap<Current>>,
     pub(super) in_flight: InFlight,
     pub(super) clock: Arc<dyn Clock>,
+    /// How many connections have left HTTP.
+    pub(super) tunnels: Gauge,
     /// True once the gate is to end.
     pub(super) ending: watch::Receiver<bool>,
 }
@@ -109,7 +131,7 @@ impl Connection {
                 .max_send_buf_size(SEND_BUFFER)
                 .max_pending_accept_reset_streams(MAX_RESETS)
                 .max_local_error_reset_streams(MAX_FAULTS);
-            let connection = http.serve_connection(TokioIo::new(stream), self.front(None));
+            let connection = http.serve_connection(TokioIo::new(stream), self.front(None, Exit::default()));
             self.watch(connection, http2::Connection::graceful_shutdown).await;
         } else {
             let mut http = http1::Builder::new();
@@ -117,14 +139,40 @@ impl Connection {
             http.header_read_timeout(None).max_header_size(options.max_header_bytes);
             let stream = Paced::new(stream);
             let pace = stream.pace();
-            let connection = http.serve_connection(TokioIo::new(stream), self.front(Some(pace))).with_upgrades();
+            let exit = Exit::default();
+            let front = self.front(Some(pace), exit.clone());
+            let connection = http.serve_connection(TokioIo::new(stream), front).with_upgrades();
             self.watch(connection, http1::UpgradeableConnection::graceful_shutdown).await;
+            if let Some(tunnel) = exit.tunnel() {
+                self.go_on_by(tunnel).await;
+            }
         }
     }
 
-    fn front(&self, pace: Option<crate::gate::Pace>) -> Front {
+    fn front(&self, pace: Option<Pace>, exit: Exit) -> Front {
         let client = Client { pace, ..self.client.clone() };
-        Front::new(self.common.current.clone(), self.common.in_flight.clone(), self.activity.clone(), client)
+        let Common { current, in_flight, .. } = &*self.common;
+        Front::new(current.clone(), in_flight.clone(), self.activity.clone(), client, exit)
+    }
+
+    /// HTTP is over. The connection keeps its place, and a gate that ends waits for it as for a request; nothing else bounds what goes
+    /// through but that something does.
+    async fn go_on_by(&self, tunnel: Tunnel) {
+        let peer = self.client.peer;
+        let _open = OpenTunnel::new(&self.common.tunnels);
+        let mut tunnel = pin!(tunnel.run());
+        let idle = self.options.tunnel_idle_timeout;
+        let mut left = idle;
+        loop {
+            match timeout(left, &mut tunnel).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => return tracing::debug!(%peer, %error, "a tunnel broke"),
+                Err(_) => left = idle.saturating_sub(self.activity.quiet_for()),
+            }
+            if left.is_zero() {
+                return tracing::debug!(%peer, "nothing goes through a tunnel: it is closed");
+            }
+        }
     }
 
     async fn watch<C: Future<Output = hyper::Result<()>>>(&self, connection: C, say_good_bye: fn(Pin<&mut C>)) {

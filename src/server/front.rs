@@ -6,13 +6,13 @@ use std::convert::Infallible;
 use std::fmt;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
@@ -25,6 +25,7 @@ use super::connection::Options as ConnectionOptions;
 use super::{Options, tls};
 use crate::config::Config;
 use crate::gate::{ExportGate, ExportGateLayer, GateBody, Pace};
+use crate::proxy::Tunnel;
 
 type Stack = ExportGate<Backends>;
 
@@ -75,6 +76,23 @@ impl Drop for OneInFlight {
     }
 }
 
+/// Where a connection goes on once it has left HTTP.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Exit(Arc<OnceLock<Tunnel>>);
+
+impl Exit {
+    fn open(&self, tunnel: Option<&Tunnel>) {
+        if let Some(tunnel) = tunnel {
+            // There is no second: with the first the connection's HTTP ends.
+            let _ = self.0.set(tunnel.clone());
+        }
+    }
+
+    pub(super) fn tunnel(&self) -> Option<Tunnel> {
+        self.0.get().cloned()
+    }
+}
+
 /// Who has connected.
 #[derive(Debug, Clone)]
 pub(super) struct Client {
@@ -91,6 +109,7 @@ pub(super) struct Front {
     in_flight: InFlight,
     activity: Arc<Activity>,
     client: Client,
+    exit: Exit,
     /// The stack for this client, and what it was made of.
     stack: RefCell<(Arc<Current>, Stack)>,
 }
@@ -101,10 +120,11 @@ impl Front {
         in_flight: InFlight,
         activity: Arc<Activity>,
         client: Client,
+        exit: Exit,
     ) -> Self {
         let current = latest.load_full();
         let stack = RefCell::new((current.clone(), client.stack(&current)));
-        Self { latest, in_flight, activity, client, stack }
+        Self { latest, in_flight, activity, client, exit, stack }
     }
 
     /// The stack of the configuration that counts now, which may be another than for the last request.
@@ -140,7 +160,7 @@ impl hyper::service::Service<Request<Incoming>> for Front {
             }
             None => State::Shed { answer: Some(current.layer.overloaded(&request)) },
         };
-        ResponseFuture { state, under_way: Some(under_way) }
+        ResponseFuture { state, under_way: Some(under_way), exit: self.exit.clone() }
     }
 }
 
@@ -150,6 +170,7 @@ pin_project! {
         #[pin]
         state: State<F>,
         under_way: Option<UnderWay>,
+        exit: Exit,
     }
 }
 
@@ -179,6 +200,9 @@ where
         let (Some(answer), Some(under_way)) = (answer, this.under_way.take()) else {
             unreachable!("polled after it was ready")
         };
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            this.exit.open(answer.extensions().get());
+        }
         Poll::Ready(Ok(answer.map(|body| Tracked { body, under_way, _one: one })))
     }
 }

@@ -32,6 +32,8 @@ pub(super) fn options(raw: &raw::Server, surroundings: Surroundings<'_>, problem
         idle: patience("idle_timeout", raw.idle_timeout),
         body: patience("body_timeout", raw.body_timeout),
     };
+    let tunnel_idle_timeout =
+        positive(raw.tunnel_idle_timeout, &["server", "tunnel_idle_timeout"], problems);
     Options {
         listen: address(&raw.listen, &["server", "listen"], problems),
         worker_threads: raw.worker_threads,
@@ -41,6 +43,7 @@ pub(super) fn options(raw: &raw::Server, surroundings: Surroundings<'_>, problem
             h2c: raw.h2c,
             max_header_bytes: raw.max_header_bytes as usize,
             max_streams: raw.max_streams,
+            tunnel_idle_timeout,
         },
         max_connections: raw.max_connections as usize,
         max_connections_per_address: raw.max_connections_per_address,
