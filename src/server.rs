@@ -203,8 +203,13 @@ impl Server {
         // In a task of its own: should it panic, the ledger is flushed all the same.
         let places = Places::new(max_connections, max_connections_per_address);
         let (end, ending) = watch::channel(false);
-        let common =
-            Arc::new(Common { current: self.current, in_flight: InFlight::default(), clock: self.clock, tunnels: self.tunnels, ending });
+        let common = Arc::new(Common {
+            current: self.current,
+            in_flight: InFlight::default(),
+            clock: self.clock,
+            tunnels: self.tunnels,
+            ending,
+        });
         let served = listener::serve(self.listener, places, common, end, drain_timeout, shutdown);
         let served = tokio::spawn(served).await;
         drop(flush_last);

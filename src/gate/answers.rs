@@ -162,7 +162,8 @@ impl Answers {
             // Enough for nearly all.
             let mut body = Vec::with_capacity(640);
             // Texts and numbers into memory: nothing of this can fail.
-            let _ = serde_json::to_writer(&mut body, &ProblemJson { problem: &problem, status: status.as_u16(), instance });
+            let _ =
+                serde_json::to_writer(&mut body, &ProblemJson { problem: &problem, status: status.as_u16(), instance });
             self.finish(status, "application/problem+json", body.into(), asker)
         };
         answer.headers_mut().append(VARY, HeaderValue::from_static("accept"));

@@ -143,8 +143,7 @@ fn drop_claims(headers: &mut HeaderMap, trusted_headers: &[HeaderName]) {
         let is_listed = name.starts_with(['x', 'f'])
             && (matches!(name, "forwarded" | "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto")
                 || OVERRIDES.contains(&name));
-        is_listed
-            || trusted_headers.iter().any(|trusted| trusted == name)
+        is_listed || trusted_headers.iter().any(|trusted| trusted == name)
     };
     // Nearly all requests have none: look before collecting, at bytes.
     let suspicious = |name: &HeaderName| match name.as_str() {

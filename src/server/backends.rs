@@ -145,7 +145,9 @@ impl BackendsShared {
                 (StatusCode::BAD_REQUEST, "The request's body broke off, or is not framed as it should be.")
             }
             ProxyError::Unreachable(SendError::Host) => (StatusCode::BAD_REQUEST, "The Host field names no host."),
-            ProxyError::Unreachable(_) | ProxyError::LeftHttp => (StatusCode::BAD_GATEWAY, "The backend cannot be reached."),
+            ProxyError::Unreachable(_) | ProxyError::LeftHttp => {
+                (StatusCode::BAD_GATEWAY, "The backend cannot be reached.")
+            }
             ProxyError::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "The backend did not answer in time."),
             ProxyError::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "This method is not forwarded."),
         };

@@ -45,5 +45,6 @@ mod resumes;
 mod sessions;
 mod support;
 mod table;
+mod upgrades;
 mod upstreams;
 mod windows;

@@ -32,8 +32,7 @@ pub(super) fn options(raw: &raw::Server, surroundings: Surroundings<'_>, problem
         idle: patience("idle_timeout", raw.idle_timeout),
         body: patience("body_timeout", raw.body_timeout),
     };
-    let tunnel_idle_timeout =
-        positive(raw.tunnel_idle_timeout, &["server", "tunnel_idle_timeout"], problems);
+    let tunnel_idle_timeout = positive(raw.tunnel_idle_timeout, &["server", "tunnel_idle_timeout"], problems);
     Options {
         listen: address(&raw.listen, &["server", "listen"], problems),
         worker_threads: raw.worker_threads,
