@@ -459,6 +459,14 @@ const fn four_seconds() -> DurationText {
     seconds(4)
 }
 
+const fn ten_seconds() -> DurationText {
+    seconds(10)
+}
+
+const fn five_minutes() -> DurationText {
+    seconds(300)
+}
+
 const fn thirty_seconds() -> DurationText {
     seconds(30)
 }

@@ -88,6 +88,17 @@ pub enum SendError {
     Host,
 }
 
+impl SendError {
+    /// Whether the endpoint is to blame, and not what was to be sent.
+    pub fn is_of_endpoint(&self) -> bool {
+        match self {
+            Self::Connect { .. } => true,
+            Self::Broken { source, .. } => !source.is_user(),
+            Self::Host => false,
+        }
+    }
+}
+
 /// A request that was not answered.
 #[derive(Debug)]
 pub struct Unanswered<B> {

@@ -2,13 +2,15 @@
 //!
 //! Bodies are streamed both ways. Framing and connection-bound fields (`headers.rs`) are made anew; all else is passed on as it came.
 
+mod answer;
+mod bounds;
+mod endpoints;
 mod headers;
 mod upgrade;
 
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -23,9 +25,14 @@ use tower::Service;
 
 use crate::clock::Clock;
 use crate::net::{self, Origin, Pool, PooledBody, RequestBody, SendError};
+use bounds::{Full, Places};
+use endpoints::{Endpoints, UnderWay};
 use headers::Hop;
 use upgrade::Wish;
 
+pub use answer::AnswerBody;
+pub use bounds::{Bound, BoundMetrics};
+pub use endpoints::{Ejection, EndpointMetrics};
 pub use upgrade::Tunnel;
 
 /// What can be set about an upstream.
@@ -37,6 +44,10 @@ pub struct Options {
     pub response_timeout: Duration,
     /// Connections.
     pub connections: net::Options,
+    /// When endpoints are left out.
+    pub ejection: Ejection,
+    /// How much may be under way at once; `None` for whatever comes.
+    pub bound: Option<Bound>,
     /// Who may say where a request came from, and what other headers of theirs are believed.
     pub trusted_hops: Vec<IpNet>,
     /// Headers that are passed on from trusted hops only.
@@ -52,6 +63,9 @@ pub enum ProxyError {
     /// The head of the answer took too long.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+    /// Too much is under way at this upstream.
+    #[error("too much is under way at this upstream")]
+    Overloaded,
     /// The backend goes on with another protocol than was asked for.
     #[error("the backend has left HTTP unasked")]
     LeftHttp,
@@ -75,8 +89,8 @@ impl<B> Clone for Proxy<B> {
 
 #[derive(Debug)]
 struct Upstream<B> {
-    pools: Vec<Pool<B>>,
-    next: AtomicUsize,
+    endpoints: Endpoints<Pool<B>>,
+    places: Option<Places>,
     /// For clients that send none, as HTTP/1.0 allows.
     host: HeaderValue,
     options: Options,
@@ -84,18 +98,32 @@ struct Upstream<B> {
     duration: Histogram,
 }
 
+/// What is measured and counted of an upstream.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// How long heads of answers take, in seconds.
+    pub duration: Histogram,
+    /// Its bound.
+    pub bound: BoundMetrics,
+    /// Its endpoints.
+    pub endpoints: EndpointMetrics,
+}
+
 impl<B> Proxy<B>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// A proxy to the endpoints of `options`. `duration` observes how long heads of answers take, in seconds.
-    pub fn new(options: Options, clock: Arc<dyn Clock>, duration: Histogram) -> Self {
+    /// A proxy to the endpoints of `options`.
+    pub fn new(options: Options, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
+        let Metrics { duration, bound, endpoints } = metrics;
         let pool = |origin: &Origin| Pool::new(origin.clone(), &options.connections, clock.clone());
-        let pools = options.endpoints.iter().map(pool).collect();
+        let pools = options.endpoints.iter().map(|origin| (origin.to_string(), pool(origin)));
+        let endpoints = Endpoints::new(pools, options.ejection, endpoints);
+        let places = options.bound.map(|most| Places::new(most, bound));
         let host = options.endpoints.first().and_then(|endpoint| HeaderValue::try_from(endpoint.to_string()).ok());
         let host = host.unwrap_or(HeaderValue::from_static("upstream"));
-        let upstream = Upstream { pools, next: AtomicUsize::new(0), host, options, clock, duration };
+        let upstream = Upstream { endpoints, places, host, options, clock, duration };
         Self { upstream: Arc::new(upstream), hop: Arc::new(Hop::unknown()) }
     }
 
@@ -112,18 +140,22 @@ where
     /// # Errors
     ///
     /// [`ProxyError`], before any byte of an answer.
-    pub async fn forward(&self, mut request: Request<B>) -> Result<Response<PooledBody<B>>, ProxyError> {
-        let Upstream { clock, duration, .. } = &*self.upstream;
+    pub async fn forward(&self, mut request: Request<B>) -> Result<Response<AnswerBody<B>>, ProxyError> {
+        let Upstream { clock, duration, places, .. } = &*self.upstream;
         if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
             return Err(ProxyError::Method(request.method().clone()));
         }
+        let place = match places {
+            Some(places) => Some(Box::pin(places.enter()).await.map_err(|Full| ProxyError::Overloaded)?),
+            None => None,
+        };
         let wish = Wish::of(&mut request);
-        let (mut request, body_sent) = self.outbound(request);
+        let (mut request, upload) = self.outbound(request);
         if let Some(wish) = &wish {
             wish.put(request.headers_mut());
         }
         let started = clock.monotonic();
-        let mut answer = self.await_head(pin!(self.send(request)), body_sent).await?;
+        let (mut answer, under_way) = self.send(request, upload).await?;
         duration.observe(clock.monotonic().saturating_sub(started).as_secs_f64());
         let protocol = match (answer.status(), wish) {
             (StatusCode::SWITCHING_PROTOCOLS, wish) => Some(upgrade::agreed(wish, &mut answer)?),
@@ -135,22 +167,57 @@ where
         }
         // The version is that of a connection, not of the message (RFC 9110, section 2.5).
         *answer.version_mut() = Version::HTTP_11;
-        Ok(answer)
+        Ok(answer.map(|body| AnswerBody::new(body, under_way, place)))
+    }
+
+    /// Sends a request to an endpoint. One that no endpoint has seen, because no connection could be made, is sent to one other.
+    async fn send(
+        &self,
+        mut request: Request<RequestBody<B>>,
+        mut upload: Option<watch::Receiver<()>>,
+    ) -> Result<(Response<PooledBody<B>>, UnderWay<Pool<B>>), ProxyError> {
+        let Upstream { endpoints, clock, .. } = &*self.upstream;
+        let (mut endpoint, mut under_way) = endpoints.choose(clock.coarse());
+        let mut may_try_another = true;
+        loop {
+            let unanswered = match self.await_head(pin!(endpoint.pool.send(request)), upload.as_mut()).await {
+                Ok(Ok(answer)) => {
+                    endpoints.succeeded(&endpoint);
+                    return Ok((answer, under_way));
+                }
+                Ok(Err(unanswered)) => unanswered,
+                Err(late) => {
+                    endpoints.failed(&endpoint, clock.coarse());
+                    return Err(late);
+                }
+            };
+            if unanswered.error.is_of_endpoint() {
+                endpoints.failed(&endpoint, clock.coarse());
+            }
+            let unseen = unanswered.unseen.filter(|_| std::mem::take(&mut may_try_another));
+            match unseen.zip(endpoints.other_than(&endpoint, clock.coarse())) {
+                Some((unseen, other)) => {
+                    request = unseen;
+                    (endpoint, under_way) = other;
+                }
+                None => return Err(ProxyError::Unreachable(unanswered.error)),
+            }
+        }
     }
 
     /// Waits for the head of an answer. A slow upload is not a slow backend: the time to answer starts anew whenever some of the
     /// request has gone through.
     async fn await_head<T>(
         &self,
-        mut exchange: Pin<&mut impl Future<Output = Result<T, ProxyError>>>,
-        upload: Option<watch::Receiver<()>>,
+        mut exchange: Pin<&mut impl Future<Output = T>>,
+        upload: Option<&mut watch::Receiver<()>>,
     ) -> Result<T, ProxyError> {
         let limit = self.upstream.options.response_timeout;
         let too_late = |_| ProxyError::Timeout(limit);
-        if let Some(mut upload) = upload {
+        if let Some(upload) = upload {
             loop {
                 tokio::select! {
-                    head = &mut exchange => return head,
+                    head = &mut exchange => return Ok(head),
                     progress = tokio::time::timeout(limit, upload.changed()) => match progress.map_err(too_late)? {
                         Ok(()) => {}
                         Err(_sent) => break,
@@ -158,7 +225,7 @@ where
                 }
             }
         }
-        tokio::time::timeout(limit, exchange).await.map_err(too_late)?
+        tokio::time::timeout(limit, exchange).await.map_err(too_late)
     }
 
     /// The request as the backend shall see it: raw path and query, end-to-end headers, framing by the body.
@@ -184,13 +251,6 @@ where
         let (body, sent) = RequestBody::streamed(body);
         (Request::from_parts(head, body), Some(sent))
     }
-
-    async fn send(&self, request: Request<RequestBody<B>>) -> Result<Response<PooledBody<B>>, ProxyError> {
-        let Upstream { pools, next, .. } = &*self.upstream;
-        let first = next.fetch_add(1, Ordering::Relaxed);
-        let pool = &pools[first % pools.len()];
-        pool.send(request).await.map_err(|unanswered| ProxyError::Unreachable(unanswered.error))
-    }
 }
 
 impl<B> Service<Request<B>> for Proxy<B>
@@ -198,7 +258,7 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    type Response = Response<PooledBody<B>>;
+    type Response = Response<AnswerBody<B>>;
     type Error = ProxyError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ProxyError>> + Send>>;
 

@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::header::RETRY_AFTER;
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{Either, Full};
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tower::Service;
@@ -19,14 +22,14 @@ use super::front::ClientBody;
 use crate::clock::Clock;
 use crate::config::{Config, Upstream};
 use crate::gate::{Answers, Asker, Upload};
-use crate::net::{PooledBody, SendError};
+use crate::net::SendError;
 use crate::policy::RouteId;
-use crate::proxy::{Proxy, ProxyError};
+use crate::proxy::{self, BoundMetrics, EndpointMetrics, Proxy, ProxyError};
 
 /// The body of a request, as the gate hands it on.
 type RequestBody = Upload<ClientBody>;
 /// The body of a backend's answer, or of one in its place.
-pub(super) type AnswerBody = Either<PooledBody<RequestBody>, Full<Bytes>>;
+pub(super) type AnswerBody = Either<proxy::AnswerBody<RequestBody>, Full<Bytes>>;
 
 /// Where a configuration sends requests.
 pub(super) fn ways(config: &Config) -> Ways {
@@ -54,10 +57,61 @@ struct BackendsShared {
     default: usize,
     by_route: Vec<usize>,
     answers: Answers,
-    durations: Durations,
+    metrics: Metrics,
 }
 
-type Durations = Family<UpstreamLabels, Histogram, fn() -> Histogram>;
+/// What is measured and counted of all upstreams, those of earlier configurations among them.
+#[derive(Debug, Clone)]
+struct Metrics {
+    durations: Family<UpstreamLabels, Histogram, fn() -> Histogram>,
+    queued: Family<UpstreamLabels, Gauge>,
+    shed: Family<UpstreamLabels, Counter>,
+    ejections: Family<UpstreamLabels, Counter>,
+    endpoints: Family<EndpointLabels, Gauge>,
+}
+
+impl Metrics {
+    fn register(registry: &mut Registry) -> Self {
+        let durations =
+            Family::new_with_constructor((|| Histogram::new(exponential_buckets(0.001, 2.5, 12))) as fn() -> _);
+        let metrics = Self {
+            durations,
+            queued: Family::default(),
+            shed: Family::default(),
+            ejections: Family::default(),
+            endpoints: Family::default(),
+        };
+        let help = "Time from a request to the head of a backend's answer";
+        registry.register("exportgate_upstream_duration_seconds", help, metrics.durations.clone());
+        let help = "Requests that wait for a place at their upstream";
+        registry.register("exportgate_queued", help, metrics.queued.clone());
+        let help = "Requests that found too much under way at their upstream";
+        registry.register("exportgate_shed", help, metrics.shed.clone());
+        let help = "How often an endpoint was left out because it kept failing";
+        registry.register("exportgate_ejections", help, metrics.ejections.clone());
+        let help = "Endpoints that take requests, and that are left out";
+        registry.register("exportgate_endpoints", help, metrics.endpoints.clone());
+        metrics
+    }
+
+    fn of(&self, upstream: &str) -> proxy::Metrics {
+        let labels = UpstreamLabels { upstream: upstream.to_owned() };
+        let endpoints =
+            |state| self.endpoints.get_or_create_owned(&EndpointLabels { upstream: upstream.to_owned(), state });
+        proxy::Metrics {
+            duration: self.durations.get_or_create_owned(&labels),
+            bound: BoundMetrics {
+                queued: self.queued.get_or_create_owned(&labels),
+                shed: self.shed.get_or_create_owned(&labels),
+            },
+            endpoints: EndpointMetrics {
+                available: endpoints("available"),
+                ejected: endpoints("ejected"),
+                ejections: self.ejections.get_or_create_owned(&labels),
+            },
+        }
+    }
+}
 
 /// Where requests go.
 #[derive(Debug)]
@@ -75,12 +129,15 @@ struct UpstreamLabels {
     upstream: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndpointLabels {
+    upstream: String,
+    state: &'static str,
+}
+
 impl Backends {
     pub(super) fn new(ways: Ways, clock: &Arc<dyn Clock>, registry: &mut Registry) -> Self {
-        let durations = Durations::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.5, 12)));
-        let help = "Time from a request to the head of a backend's answer";
-        registry.register("exportgate_upstream_duration_seconds", help, durations.clone());
-        Self::made(ways, clock, durations, |_| None)
+        Self::made(ways, clock, Metrics::register(registry), |_| None)
     }
 
     /// Others in place of these. An upstream that stays as it was keeps its connections.
@@ -88,22 +145,19 @@ impl Backends {
         let Choice { shared, proxies } = &*self.0;
         let known = shared.upstreams.iter().zip(proxies);
         let stays = |new: &Upstream| known.clone().find(|(known, _)| *known == new).map(|(_, proxy)| proxy.clone());
-        Self::made(ways, clock, shared.durations.clone(), stays)
+        Self::made(ways, clock, shared.metrics.clone(), stays)
     }
 
     fn made(
         ways: Ways,
         clock: &Arc<dyn Clock>,
-        durations: Durations,
+        metrics: Metrics,
         known: impl Fn(&Upstream) -> Option<Proxy<RequestBody>>,
     ) -> Self {
         let Ways { upstreams, default, by_route, answers } = ways;
-        let made = |upstream: &Upstream| {
-            let duration = durations.get_or_create_owned(&UpstreamLabels { upstream: upstream.name.clone() });
-            Proxy::new(upstream.proxy.clone(), clock.clone(), duration)
-        };
+        let made = |upstream: &Upstream| Proxy::new(upstream.proxy.clone(), clock.clone(), metrics.of(&upstream.name));
         let proxies = upstreams.iter().map(|upstream| known(upstream).unwrap_or_else(|| made(upstream))).collect();
-        let shared = Arc::new(BackendsShared { upstreams, default, by_route, answers, durations });
+        let shared = Arc::new(BackendsShared { upstreams, default, by_route, answers, metrics });
         Self(Arc::new(Choice { shared, proxies }))
     }
 
@@ -145,6 +199,9 @@ impl BackendsShared {
                 (StatusCode::BAD_REQUEST, "The request's body broke off, or is not framed as it should be.")
             }
             ProxyError::Unreachable(SendError::Host) => (StatusCode::BAD_REQUEST, "The Host field names no host."),
+            ProxyError::Overloaded => {
+                (StatusCode::SERVICE_UNAVAILABLE, "Too much is going on at once. Try again in a moment.")
+            }
             ProxyError::Unreachable(_) | ProxyError::LeftHttp => {
                 (StatusCode::BAD_GATEWAY, "The backend cannot be reached.")
             }
@@ -152,6 +209,10 @@ impl BackendsShared {
             ProxyError::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "This method is not forwarded."),
         };
         tracing::warn!(%error, request_id = asker.request_id().to_str().ok(), "not forwarded");
-        self.answers.bad_backend(status, detail, asker)
+        let mut answer = self.answers.bad_backend(status, detail, asker);
+        if matches!(error, ProxyError::Overloaded) {
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        answer
     }
 }

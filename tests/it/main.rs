@@ -21,6 +21,7 @@ mod deploy;
 mod designs;
 mod disks;
 mod durability;
+mod endpoints;
 mod exceed;
 mod faults;
 mod files;

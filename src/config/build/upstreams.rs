@@ -22,12 +22,30 @@ pub(super) fn upstream(
         idle_timeout: raw.idle_timeout.0,
         ..net::Options::default()
     };
+    for (key, number) in [("max_failures", raw.max_failures), ("max_in_flight", raw.max_in_flight.unwrap_or(1))] {
+        if number == 0 {
+            let problem = Problem::at(&path(key), "nothing could be sent");
+            problems.add(problem.help("write 1 or more"));
+        }
+    }
+    let ejection = proxy::Ejection {
+        max_failures: raw.max_failures,
+        time: duration("ejection_time", raw.ejection_time, problems),
+        max_time: duration("max_ejection_time", raw.max_ejection_time, problems),
+    };
+    let bound = raw.max_in_flight.map(|most| proxy::Bound {
+        max_in_flight: most as usize,
+        queue_limit: raw.queue_limit as usize,
+        queue_timeout: raw.queue_timeout.0,
+    });
     Upstream {
         name: name.to_owned(),
         proxy: proxy::Options {
             endpoints: endpoints(name, raw, surroundings, problems),
             response_timeout: duration("response_timeout", raw.response_timeout, problems),
             connections,
+            ejection,
+            bound,
             trusted_hops: designs.trusted_hops.clone(),
             trusted_headers: [&designs.header].into_iter().chain(&designs.version_header).cloned().collect(),
         },

@@ -1,0 +1,234 @@
+//! Upstreams of several endpoints: which of them takes a request, what becomes of one that fails, and how much is asked for at once.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::Sender;
+
+use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, read_until, request};
+
+const EXPORT: &str = "/v1/designs/d1/download";
+
+/// A gate whose only upstream has these endpoints.
+fn before(endpoints: &[SocketAddr]) -> Setup {
+    let urls: Vec<String> = endpoints.iter().map(|endpoint| format!("\"http://{endpoint}\"")).collect();
+    Setup::before(endpoints[0]).set("EXPORT_GATE__UPSTREAMS__RENDERER__ENDPOINTS", &format!("[{}]", urls.join(", ")))
+}
+
+fn bounded(backend: &Backend, queue_limit: &str, queue_timeout: &str) -> Setup {
+    before(&[backend.address])
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__MAX_IN_FLIGHT", "1")
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__QUEUE_LIMIT", queue_limit)
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__QUEUE_TIMEOUT", queue_timeout)
+}
+
+/// An address on which nobody listens.
+fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn ejected(gate: &Gate) -> f64 {
+    gate.metric(r#"exportgate_endpoints{upstream="renderer",state="ejected"}"#)
+}
+
+/// A backend that holds all it is asked for, and who lets it go on.
+fn holding() -> (Backend, Sender<()>) {
+    let (reply, release) =
+        Reply::held(b"", b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ncontent-length: 5\r\n\r\nimage");
+    (Backend::start(reply), release)
+}
+
+/// A request that is under way.
+fn ask(gate: &Gate, target: &str, lines: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(gate.address).unwrap();
+    write!(stream, "GET {target} HTTP/1.1\r\nhost: gate.test\r\nconnection: close\r\n{lines}\r\n").unwrap();
+    stream
+}
+
+#[test]
+fn the_endpoint_that_is_slow_gets_no_more_than_what_it_is_slow_about() {
+    let (slow, release) = holding();
+    let fast = Backend::start(Reply::image());
+    let gate = before(&[slow.address, fast.address]).start();
+    let mut held: Vec<TcpStream> = Vec::new();
+    while slow.seen().is_empty() {
+        held.push(ask(&gate, "/page", ""));
+        let sent = held.len();
+        eventually("one of them has it", || slow.seen().len() + fast.seen().len() == sent);
+    }
+    for _ in 0..50 {
+        assert_eq!(get(gate.address, "/page", &[]).status, 200);
+    }
+    assert_eq!(slow.seen().len(), 1, "one is under way there, and none at the other");
+    release.send(()).unwrap();
+}
+
+#[test]
+fn nothing_is_lost_by_an_endpoint_that_is_not_there_and_it_is_left_out_until_it_answers() {
+    let there = Backend::start(Reply::image());
+    let gone = nobody();
+    let gate = before(&[gone, there.address]).set("EXPORT_GATE__UPSTREAMS__RENDERER__EJECTION_TIME", "200ms").start();
+    let token = Token::of("u").plan("max").ai().line();
+    let mut exports = 0;
+    while ejected(&gate) < 1.0 {
+        assert_eq!(get(gate.address, "/page", &[]).status, 200);
+        assert_eq!(
+            request(gate.address, "POST", "/v1/designs/d1", &[], b"a save").status,
+            200,
+            "nobody has seen any of it"
+        );
+        assert_eq!(get(gate.address, EXPORT, &[&token]).status, 200);
+        exports += 1;
+    }
+    assert_eq!(gate.used("u", "ai-exports"), exports, "however often it was tried, it is one export");
+    assert_eq!(gate.metric(r#"exportgate_ejections_total{upstream="renderer"}"#), 1.0);
+    assert!(gate.log().iter().any(|line| line.contains("left out") && line.contains(&gone.to_string())));
+    // Somebody listens there now.
+    let listener = TcpListener::bind(gone).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            read_until(&mut stream, b"\r\n\r\n");
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        }
+    });
+    eventually("it takes requests again", || {
+        assert_eq!(get(gate.address, "/page", &[]).status, 200);
+        ejected(&gate) == 0.0
+    });
+}
+
+#[test]
+fn what_an_endpoint_may_have_seen_is_not_sent_to_another() {
+    let breaking = Backend::start(Reply::RawThenClose(Vec::new()));
+    let good = Backend::start(Reply::image());
+    let gate = before(&[breaking.address, good.address]).start();
+    let token = Token::of("u").plan("max").ai().line();
+    let (mut broken, mut delivered) = (0, 0);
+    while broken < 5 {
+        let answer = request(gate.address, "POST", EXPORT, &[&token], b"{}");
+        match answer.status {
+            200 => delivered += 1,
+            502 => broken += 1,
+            other => panic!("{other}"),
+        }
+        assert_eq!((breaking.seen().len(), good.seen().len()), (broken, delivered));
+    }
+    assert_eq!(gate.used("u", "ai-exports"), delivered as u64, "what broke is not charged");
+    eventually("it is left out", || ejected(&gate) == 1.0);
+    for _ in 0..20 {
+        assert_eq!(request(gate.address, "POST", EXPORT, &[&token], b"{}").status, 200);
+    }
+}
+
+#[test]
+fn an_endpoint_that_says_nothing_is_left_out() {
+    let silent = Backend::start(Reply::Silence);
+    let good = Backend::start(Reply::image());
+    let gate = before(&[silent.address, good.address])
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__RESPONSE_TIMEOUT", "100ms")
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__MAX_FAILURES", "2")
+        .start();
+    eventually("it is left out", || {
+        assert!(matches!(get(gate.address, "/page", &[]).status, 200 | 504));
+        ejected(&gate) == 1.0
+    });
+    for _ in 0..20 {
+        assert_eq!(get(gate.address, "/page", &[]).status, 200);
+    }
+}
+
+#[test]
+fn when_none_is_there_it_is_said_and_the_first_that_comes_back_is_found() {
+    let (one, other) = (nobody(), nobody());
+    let gate = before(&[one, other]).set("EXPORT_GATE__UPSTREAMS__RENDERER__EJECTION_TIME", "1h").start();
+    eventually("both are left out", || {
+        assert_eq!(get(gate.address, "/page", &[]).status, 502);
+        ejected(&gate) == 2.0
+    });
+    let listener = TcpListener::bind(other).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            read_until(&mut stream, b"\r\n\r\n");
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        }
+    });
+    // Nobody waits an hour for it: where all are left out, none is.
+    assert_eq!(get(gate.address, "/page", &[]).status, 200);
+}
+
+#[test]
+fn a_reload_that_does_not_touch_the_upstream_keeps_who_is_left_out() {
+    let there = Backend::start(Reply::image());
+    let gate = before(&[nobody(), there.address]).set("EXPORT_GATE__UPSTREAMS__RENDERER__EJECTION_TIME", "1h").start();
+    eventually("one is left out", || {
+        assert_eq!(get(gate.address, "/page", &[]).status, 200);
+        ejected(&gate) == 1.0
+    });
+    let text = std::fs::read_to_string(gate.setup.config()).unwrap().replace("pro = 30", "pro = 31");
+    std::fs::write(gate.setup.config(), text).unwrap();
+    let generation = gate.metric("exportgate_config_generation");
+    gate.signal("HUP");
+    eventually("it is taken over", || gate.metric("exportgate_config_generation") > generation);
+    assert_eq!((get(gate.address, "/page", &[]).status, ejected(&gate)), (200, 1.0));
+}
+
+#[test]
+fn one_too_many_for_an_upstream_is_told_to_come_back_and_is_not_charged() {
+    let (backend, release) = holding();
+    let gate = bounded(&backend, "0", "1s").start();
+    let token = Token::of("u").ai().line();
+    let first = ask(&gate, EXPORT, &format!("{token}\r\n"));
+    eventually("it is under way", || backend.seen().len() == 1);
+    let refused = get(gate.address, EXPORT, &[&token]);
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
+    assert_eq!(refused.header("content-type"), Some("application/problem+json"));
+    let save = get(gate.address, "/page", &[]);
+    assert_eq!(save.status, 503, "it is the upstream that has no room, whatever is asked of it");
+    assert_eq!(gate.metric(r#"exportgate_shed_total{upstream="renderer"}"#), 2.0);
+    release.send(()).unwrap();
+    assert!(body(first).ends_with("image"));
+    eventually("one is counted", || gate.used("u", "ai-exports") == 1);
+    backend.will(Reply::image());
+    assert_eq!(get(gate.address, EXPORT, &[&token]).status, 200, "the place is free, and one export is left");
+}
+
+#[test]
+fn so_many_may_wait_and_who_leaves_frees_its_place() {
+    let (backend, release) = holding();
+    let gate = bounded(&backend, "1", "1h").start();
+    let first = ask(&gate, "/first", "");
+    eventually("it is under way", || backend.seen().len() == 1);
+    let second = ask(&gate, "/second", "");
+    eventually("it waits", || queued(&gate) == 1.0);
+    assert_eq!(get(gate.address, "/one-too-many", &[]).status, 503);
+    drop(second);
+    eventually("it has left", || queued(&gate) == 0.0);
+    let third = ask(&gate, "/third", "");
+    eventually("another waits", || queued(&gate) == 1.0);
+    backend.will(Reply::image());
+    release.send(()).unwrap();
+    assert!(body(first).ends_with("image"));
+    assert!(body(third).ends_with("an image"));
+    assert!(!backend.seen().iter().any(|seen| seen.line.contains("/second")));
+}
+
+fn queued(gate: &Gate) -> f64 {
+    gate.metric(r#"exportgate_queued{upstream="renderer"}"#)
+}
+
+fn body(mut stream: TcpStream) -> String {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[test]
+fn who_has_waited_for_too_long_is_told_so() {
+    let (backend, release) = holding();
+    let gate = bounded(&backend, "10", "50ms").start();
+    let first = ask(&gate, "/first", "");
+    eventually("it is under way", || backend.seen().len() == 1);
+    assert_eq!(get(gate.address, "/second", &[]).status, 503);
+    release.send(()).unwrap();
+    assert!(body(first).ends_with("image"));
+    assert_eq!(backend.seen().len(), 1);
+}
