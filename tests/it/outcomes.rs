@@ -153,7 +153,7 @@ impl Tally {
         for name in ["anna", "bert", "d1", "/v1", "127.0.0.1", "gate.test", "acme"] {
             assert!(!text.contains(name), "{name} is in a label");
         }
-        let known = ["route", "decision", "reason", "meter", "outcome", "upstream", "found", "le"];
+        let known = ["route", "decision", "reason", "meter", "outcome", "upstream", "state", "found", "le"];
         for (name, labels, _) in samples(gate) {
             for (label, _) in labels {
                 assert!(known.contains(&&*label), "{name} has a label {label}");
