@@ -16,6 +16,9 @@ use super::patience::Patience;
 use super::pool::Options;
 use crate::clock::Clock;
 
+/// How much of an answer is read ahead of its client, and how long its head may be, in bytes.
+const BUFFER: usize = 64 << 10;
+
 /// The unused connections to one endpoint.
 #[derive(Debug)]
 pub(super) struct Connections<B> {
@@ -82,7 +85,9 @@ where
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let mut http = http1::Builder::new();
+        http.max_buf_size(BUFFER);
+        let (sender, connection) = http.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         // Lives exactly as long as its sender, the body of its last answer or its tunnel; all of them see its end as their own.
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {

@@ -29,6 +29,8 @@ const GOOD_BYE: Duration = Duration::from_secs(5);
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const SEND_BUFFER: usize = 64 * 1024;
+/// The same for HTTP/1.1: how much is read ahead, and written behind, in bytes.
+const BUFFER: usize = 64 * 1024;
 /// How many streams a client may open and reset before the gate has seen them (CVE-2023-44487), and how many faulty ones it may send.
 const MAX_RESETS: usize = 20;
 const MAX_FAULTS: usize = 64;
@@ -136,7 +138,9 @@ impl Connection {
         } else {
             let mut http = http1::Builder::new();
             // The activity keeps time, also between requests.
-            http.header_read_timeout(None).max_header_size(options.max_header_bytes);
+            http.header_read_timeout(None)
+                .max_header_size(options.max_header_bytes)
+                .max_buf_size(BUFFER.max(options.max_header_bytes));
             let stream = Paced::new(stream);
             let pace = stream.pace();
             let exit = Exit::default();

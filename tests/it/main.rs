@@ -6,6 +6,7 @@
     reason = "the driver of a real process lives in real time; nothing asserts on it"
 )]
 
+mod abuse;
 mod answers;
 mod architecture;
 mod clocks;
