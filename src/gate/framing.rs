@@ -18,6 +18,8 @@ pub enum Malformed {
     Host,
     /// A target that names another host than Host does, user information, or another scheme than `http` and `https`.
     Target,
+    /// A field whose value begins or ends with a blank (RFC 9113, section 8.2.1): a backend that is asked by HTTP/1.1 never sees it.
+    Blank,
     /// More than one `Authorization`: somebody could be identified by one and served by the other.
     Authorization,
 }
@@ -28,6 +30,7 @@ impl fmt::Display for Malformed {
             Self::TransferEncoding => "Send Transfer-Encoding: chunked once, without Content-Length, or none.",
             Self::Host => "Send one Host, which is a host with or without a port.",
             Self::Target => "The target and Host must name the same host.",
+            Self::Blank => "No field's value may begin or end with a blank.",
             Self::Authorization => "Send one Authorization, or none.",
         })
     }
@@ -39,6 +42,9 @@ pub(super) fn settle<B>(request: &mut Request<B>, by_wire: bool) -> Result<(), M
     let version = request.version();
     check(version, request.method(), request.uri(), request.headers(), by_wire)?;
     if version == Version::HTTP_2 {
+        if request.headers().values().any(is_blank_at_an_edge) {
+            return Err(Malformed::Blank);
+        }
         to_one_host(request);
         join_cookies(request.headers_mut());
     }
@@ -75,6 +81,12 @@ fn check(version: Version, method: &Method, uri: &Uri, headers: &HeaderMap, by_w
         return Err(Malformed::Authorization);
     }
     Ok(())
+}
+
+/// By HTTP/1.1 blanks around a value are no part of it, and nobody sees them.
+fn is_blank_at_an_edge(value: &HeaderValue) -> bool {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    is_blank(value.as_bytes().first()) || is_blank(value.as_bytes().last())
 }
 
 /// A host and perhaps a port (RFC 3986, section 3.2), without user information.
@@ -237,5 +249,9 @@ mod tests {
         assert!(read(Version::HTTP_2, "GET", "https://a.example/x", &[("host", "a.example")]).is_ok());
         assert!(read(Version::HTTP_2, "GET", "https://a.example/x", &[("host", "b.example")]).is_err());
         assert!(read(Version::HTTP_2, "GET", "/x", &[]).is_err());
+        for value in [" high", "high\t", " "] {
+            let blank = read(Version::HTTP_2, "GET", "https://a.example/x", &[("x-quality", value)]);
+            assert_eq!(blank.err(), Some(Malformed::Blank), "a backend would read {value:?} as another value");
+        }
     }
 }
