@@ -11,6 +11,7 @@ use super::charge::{Admission, Charge, ChargeRequest, Denial, Standing, Why};
 use super::counters::CounterKey;
 use super::covers::{Asked, Cover, CoverUse, Wanted};
 use super::reservation::{Booked, Meters, Opening, Place, Reservation};
+use super::unflushed::Unflushed;
 use super::{Count, Ledger, MeterState, RETRY_SOON, history};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId, SessionUse, Span};
 use crate::seeded::{self, Bug};
@@ -112,8 +113,10 @@ impl Ledger {
             std::thread::yield_now();
         }
         let mut own = Reservation::new(self.next_serial(), request.user.clone());
+        // Booked and marked under the lock that a group is read under, if groups tell of what is under way: none has a charge in part.
+        let mut marks = self.tells_of_charges().then(|| self.unflushed());
         for (index, planned) in planned.iter().enumerate().filter(|(index, _)| rulings[*index] == Ruling::Book) {
-            match self.book(planned, time.as_second(), request.plan) {
+            match self.book(planned, time.as_second(), request.plan, &mut marks) {
                 Ok((booked, count)) => {
                     own.booked.push(booked);
                     charge.standings[index].count = count;
@@ -122,6 +125,7 @@ impl Ledger {
                 Err(count) => {
                     let violated = SmallVec::from_iter([Standing { count, ..charge.standings[index] }]);
                     charge.own = Some(Arc::new(own));
+                    drop(marks);
                     drop(stripes);
                     return Admission::Refused(Denial { why: Why::InFlight, violated, retry_after: Some(RETRY_SOON) });
                 }
@@ -134,8 +138,11 @@ impl Ledger {
         if books {
             let is_retry = charge.covered_by.iter().any(|by| by.name.kind == CoverKind::Retry);
             (own.retry, own.extends) = if is_retry { (None, retry) } else { (retry, None) };
-            self.announce(&mut own, request.design);
         }
+        if let Some(marks) = marks.as_mut().filter(|_| !own.booked.is_empty()) {
+            self.announce(&mut own, request.design, marks);
+        }
+        drop(marks);
         if books || own.opens.is_some() {
             charge.own = Some(self.under_way(own));
         }
@@ -211,7 +218,13 @@ impl Ledger {
         Standing { meter, on_exceed, shadow, limit, count, resets_at, window, cost }
     }
 
-    fn book(&self, planned: &Planned<'_>, now: i64, plan: PlanId) -> Result<(Booked, Count), Count> {
+    fn book(
+        &self,
+        planned: &Planned<'_>,
+        now: i64,
+        plan: PlanId,
+        marks: &mut Option<MutexGuard<'_, Unflushed>>,
+    ) -> Result<(Booked, Count), Count> {
         let Demand { meter, ref subject, cost, limit, .. } = *planned.demand;
         let booked = |place, span| Booked { meter, subject: subject.clone(), place, span, cost };
         let (booked, count) = match planned.spot {
@@ -224,7 +237,14 @@ impl Ledger {
             Spot::History { digest } => {
                 let Some(MeterState { window, .. }) = self.meter(meter) else { return Err(Count::default()) };
                 let reserved = self.histories.reserve(digest, window, now, cost, plan);
-                self.slots_dropped(planned.demand, digest, &reserved.dropped);
+                let dropped = |marks: &mut Unflushed| {
+                    reserved.dropped.iter().for_each(|start| marks.slot_dropped(planned.demand, digest, *start));
+                };
+                match marks {
+                    Some(marks) => dropped(marks),
+                    None if reserved.dropped.is_empty() => {}
+                    None => dropped(&mut self.unflushed()),
+                }
                 let place = Place::Slot { digest, start: reserved.slot };
                 (booked(place, history::span(window, reserved.slot)), reserved.count)
             }
@@ -243,13 +263,6 @@ impl Ledger {
             self.open_under_way(retry, Cover { files_left: self.options().retry_deliveries, ..Cover::of(&own) });
         }
         own
-    }
-
-    fn slots_dropped(&self, demand: &Demand, digest: u128, starts: &[i64]) {
-        if !starts.is_empty() {
-            let mut unflushed = self.unflushed();
-            starts.iter().for_each(|start| unflushed.slot_dropped(demand, digest, *start));
-        }
     }
 }
 

@@ -208,18 +208,17 @@ async fn patiently(ledger: &Ledger, mut writing: Reply<'_>) -> Result<(), StoreE
 }
 
 impl Ledger {
+    /// Whether the store is told of what is under way.
+    pub(super) fn tells_of_charges(&self) -> bool {
+        self.options().durability == Durability::Strict && !seeded::bug(Bug::NoIntent)
+    }
+
     /// Marks a charge that must be durable before it is delivered, and wakes the flusher.
-    pub(super) fn announce(&self, charge: &mut Reservation, design: &Arc<str>) {
-        if self.options().durability == Durability::Periodic || charge.booked.is_empty() || seeded::bug(Bug::NoIntent) {
-            return;
-        }
+    pub(super) fn announce(&self, charge: &mut Reservation, design: &Arc<str>, marks: &mut Unflushed) {
         let meters = charge.booked.iter().map(|booked| (booked.meter, booked.cost)).collect();
         let name = OpenName { user: charge.user.clone(), design: design.clone(), meters, is_covered: false };
-        {
-            let mut unflushed = self.unflushed();
-            unflushed.booked(&charge.booked);
-            charge.group = unflushed.begun(&name);
-        }
+        marks.booked(&charge.booked);
+        charge.group = marks.begun(&name);
         charge.open = Some(name);
         self.hurry();
     }

@@ -39,9 +39,8 @@
 //! 3. *What a crash has cut short is made good.* R after a crash counts as used: nobody knows whether it was delivered. The group that
 //!    makes a charge safe has a row of the store's table `open` as well: after the crash its user gets that design once more for nothing,
 //!    as much as was paid for, within 15 min of the gate being there again. Both are gone once a later group says U or nothing, in that
-//!    group: what settles does so under the lock under which a group reads, so none owes what it does not count. (The other way round is
-//!    possible for as long as a group takes: a group that takes what others have marked may hold R of a charge that is just being booked,
-//!    and its row `open` comes in the next. A crash between the two counts it and owes nothing.)
+//!    group: what books and what settles does so under the lock under which a group reads, so none has a charge on some of its meters
+//!    only, owes what it does not count, or counts what is under way and does not owe it.
 //!
 //! Delivered and void are written with whatever group comes next: nobody waits for them. What is taken from a cover of few deliveries
 //! (a retry, what a crash owes) is safe before it leaves, as a charge is, and has a row `open` of its own: what a second crash cuts short
