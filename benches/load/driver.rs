@@ -107,7 +107,7 @@ impl Tally {
     /// Fails unless exactly `allowed` requests got their image and all others were refused with 429.
     pub(crate) fn check(&self, allowed: u64) -> anyhow::Result<()> {
         let count = |status| self.statuses.get(&status).copied().unwrap_or(0);
-        let right = count(StatusCode::OK) == allowed
+        let right = self.images() == allowed
             && self.sent.checked_sub(allowed) == Some(count(StatusCode::TOO_MANY_REQUESTS))
             && self.wrong_bodies == 0;
         anyhow::ensure!(
@@ -120,6 +120,11 @@ impl Tally {
             self.wrong_bodies,
         );
         Ok(())
+    }
+
+    /// How many requests got an image.
+    pub(crate) fn images(&self) -> u64 {
+        self.statuses.get(&StatusCode::OK).copied().unwrap_or(0)
     }
 
     fn answered(&self) -> u64 {

@@ -46,11 +46,17 @@ pub(crate) struct Gate {
 impl Gate {
     /// Starts it and waits until it is ready to charge.
     pub(crate) fn start(upstream: SocketAddr, durability: Durability) -> anyhow::Result<Self> {
+        let key = format!("alg = \"HS256\", secret_env = \"{}\"", token::SECRET_ENV);
+        Self::start_with(upstream, durability, &key)
+    }
+
+    /// The same with another key, as the configuration has it.
+    pub(crate) fn start_with(upstream: SocketAddr, durability: Durability, key: &str) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("cannot create a directory for the gate")?;
         let config_file = directory.path().join("gate.toml");
         let [address, admin] = free_addresses().context("cannot find free ports for the gate")?;
         let ledger = directory.path().join("ledger.db");
-        std::fs::write(&config_file, config(address, admin, upstream, &ledger, durability))
+        std::fs::write(&config_file, config(address, admin, upstream, &ledger, durability, key))
             .context("cannot write the gate's configuration")?;
 
         let mut command = Command::new(env!("CARGO_BIN_EXE_export-gate"));
@@ -72,8 +78,9 @@ fn config(
     upstream: SocketAddr,
     ledger: &Path,
     durability: Durability,
+    key: &str,
 ) -> String {
-    let (issuer, audience, secret_env) = (token::ISSUER, token::AUDIENCE, token::SECRET_ENV);
+    let (issuer, audience) = (token::ISSUER, token::AUDIENCE);
     let week_starts = day_in_the_middle_of_this_week();
     format!(
         r#"
@@ -92,7 +99,7 @@ endpoints = ["http://{upstream}"]
 [identity]
 issuer = "{issuer}"
 audience = "{audience}"
-keys = [{{ kid = "{kid}", alg = "HS256", secret_env = "{secret_env}" }}]
+keys = [{{ kid = "{kid}", {key} }}]
 
 [identity.claims]
 user = "/sub"
@@ -137,7 +144,7 @@ fn day_in_the_middle_of_this_week() -> &'static str {
 }
 
 /// Addresses on which nobody listens. Somebody else may take them before the gate does; then it says so and ends.
-fn free_addresses() -> io::Result<[SocketAddr; 2]> {
+pub(crate) fn free_addresses() -> io::Result<[SocketAddr; 2]> {
     let (one, other) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
     Ok([one.local_addr()?, other.local_addr()?])
 }

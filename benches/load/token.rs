@@ -30,20 +30,24 @@ struct Claims<'a> {
 
 /// `Authorization` values of `user-0` to `user-<users - 1>`, all on `plan` and with a design that uses AI images.
 pub(crate) fn authorizations(plan: &str, users: u64) -> Vec<HeaderValue> {
-    let key = EncodingKey::from_secret(SECRET.as_bytes());
-    let header = Header { kid: Some(KEY_ID.to_owned()), ..Header::new(Algorithm::HS256) };
+    signed_by(&EncodingKey::from_secret(SECRET.as_bytes()), Algorithm::HS256, plan, users)
+}
+
+/// The same, signed by another key.
+pub(crate) fn signed_by(key: &EncodingKey, algorithm: Algorithm, plan: &str, users: u64) -> Vec<HeaderValue> {
+    let header = Header { kid: Some(KEY_ID.to_owned()), ..Header::new(algorithm) };
     let iat = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_secs();
     let mint = |user| {
         let claims = Claims {
             iss: ISSUER,
             aud: AUDIENCE,
-            sub: format!("user-{user}"),
+            sub: format!("{plan}-{user}"),
             plan,
             ai_features: ["ai-image"],
             iat,
             exp: iat + LIFETIME_SECONDS,
         };
-        let token = encode(&header, &claims, &key).expect("claims serialise and HS256 takes any key");
+        let token = encode(&header, &claims, key).expect("claims serialise and the key is of the algorithm's kind");
         let mut value = HeaderValue::try_from(format!("Bearer {token}")).expect("a token is visible ASCII");
         value.set_sensitive(true);
         value

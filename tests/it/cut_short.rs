@@ -167,12 +167,10 @@ fn no_group_owes_what_it_does_not_count_nor_has_a_charge_in_part() {
         }
     };
     std::thread::scope(|scope| {
-        (0..4).for_each(|thread| {
-            drop(scope.spawn({
-                let work = &work;
-                move || work(thread)
-            }))
-        });
+        for thread in 0..4 {
+            let work = &work;
+            scope.spawn(move || work(thread));
+        }
     });
     let seen = witness.0.lock().unwrap();
     assert!(seen.groups > 20, "{} groups", seen.groups);
