@@ -17,7 +17,7 @@ use super::pool::Options;
 use crate::clock::Clock;
 
 /// How much of an answer is read ahead of its client, and how long its head may be, in bytes.
-const BUFFER: usize = 64 << 10;
+const BUFFER: usize = 128 << 10;
 
 /// The unused connections to one endpoint.
 #[derive(Debug)]
