@@ -9,6 +9,7 @@
 pub mod cost;
 mod decision;
 mod degrade;
+mod host;
 mod meter;
 pub mod path;
 mod pattern;

@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use http::header::CONNECTION;
+use http::header::{CONNECTION, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
+use super::host;
 use super::path::{decoded, decoded_text, is_canonical, lenient_readings};
 use super::pattern::Pattern;
 use super::{Action, Delivers};
@@ -268,6 +269,14 @@ fn allows(route: &Route, method: &Method) -> bool {
 /// Whether a request meets the conditions; `Err` if it could be read either way.
 fn meets(conditions: &Conditions, uri: &Uri, headers: &HeaderMap) -> Result<bool, Misread> {
     for (name, value) in &conditions.headers {
+        if *name == HOST {
+            match headers.get(HOST) {
+                Some(sent) if host::is_same(sent, value) => continue,
+                Some(_) => return Ok(false),
+                // As HTTP/1.0 allows: whose it is then is the backend's guess.
+                None => return Err(Misread::Header(HOST)),
+            }
+        }
         if is_in_doubt(name, headers) {
             return Err(Misread::Header(name.clone()));
         }
@@ -461,6 +470,22 @@ mod tests {
         {
             assert_eq!(found(Method::GET, &format!("/render?{query}")), "400", "{query}");
         }
+    }
+
+    #[test]
+    fn a_route_that_is_bound_to_a_host_is_not_missed_by_another_spelling_of_it() {
+        let mut bound = route("download", &[Method::GET], "/d/{design}", Action::Download);
+        bound.conditions.headers = vec![(HOST, HeaderValue::from_static("exports.example"))];
+        let routes = Routes::new(vec![bound]).unwrap();
+        let find = |host: Option<&'static str>| {
+            let headers = host.map(|host| (HOST, HeaderValue::from_static(host))).into_iter().collect();
+            routes.find(&Method::GET, &"/d/d1".parse().unwrap(), &headers)
+        };
+        for host in ["exports.example", "EXPORTS.example", "exports.example:443", "exports.example."] {
+            assert!(matches!(find(Some(host)), Match::Route(_)), "{host}");
+        }
+        assert!(matches!(find(Some("www.example")), Match::Unmatched));
+        assert!(matches!(find(None), Match::Misread(Misread::Header(_))), "a backend may take it for its own");
     }
 
     #[test]

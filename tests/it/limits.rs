@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::support::{Backend, Reply, Setup, Token, get, request};
+use crate::support::{Backend, Reply, Setup, Token, get, request, send_raw};
 
 const DOWNLOAD: &str = "/v1/designs/d1/download";
 
@@ -134,4 +134,23 @@ fn an_export_in_a_disguised_spelling_is_a_bad_request_and_everything_else_passes
         assert_eq!(get(gate.address, path, &[]).status, 200, "{path}");
         assert_eq!(backend.last().line, format!("GET {path} HTTP/1.1"));
     }
+}
+
+#[test]
+fn an_export_that_is_bound_to_a_host_is_one_in_any_spelling_of_it() {
+    let backend = Backend::start(Reply::image());
+    let path = "path = \"/v1/designs/{design}/download\"";
+    let bound = format!("{path}\nheaders = {{ host = \"exports.test\" }}");
+    let gate = Setup::before(backend.address).replacing(path, &bound).start();
+    let status = |host: &str| {
+        let request = format!("GET /v1/designs/d1/download HTTP/1.1\r\n{host}connection: close\r\n\r\n");
+        send_raw(gate.address, request.as_bytes()).unwrap().status
+    };
+    for host in ["exports.test", "Exports.TEST", "exports.test:8443", "exports.test."] {
+        assert_eq!(status(&format!("host: {host}\r\n")), 401, "{host}: nobody knows who asks");
+    }
+    assert_eq!(backend.seen().len(), 0);
+    assert_eq!(status("host: www.test\r\n"), 200, "another host's business");
+    let without = send_raw(gate.address, b"GET /v1/designs/d1/download HTTP/1.0\r\n\r\n").unwrap();
+    assert_eq!((without.status, backend.seen().len()), (400, 1), "whose it is would be the backend's guess");
 }
