@@ -187,7 +187,10 @@ where
                 }
                 Ok(Err(unanswered)) => unanswered,
                 Err(late) => {
-                    endpoints.failed(&endpoint, clock.coarse());
+                    // While the client has more to send, nobody knows who it is that stands still.
+                    if upload.as_ref().is_none_or(|upload| upload.has_changed().is_err()) {
+                        endpoints.failed(&endpoint, clock.coarse());
+                    }
                     return Err(late);
                 }
             };

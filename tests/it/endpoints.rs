@@ -137,6 +137,22 @@ fn an_endpoint_that_says_nothing_is_left_out() {
 }
 
 #[test]
+fn a_client_that_stops_sending_does_not_have_an_endpoint_left_out() {
+    let backends = [Backend::start(Reply::image()), Backend::start(Reply::image())];
+    let gate = before(&backends.each_ref().map(|backend| backend.address))
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__RESPONSE_TIMEOUT", "100ms")
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__MAX_FAILURES", "1")
+        .start();
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(gate.address).unwrap();
+        stream.write_all(b"POST /save HTTP/1.1\r\nhost: gate.test\r\ncontent-length: 10\r\n\r\nabc").unwrap();
+        assert!(read_until(&mut stream, b"504"), "it has waited for long enough");
+    }
+    assert_eq!(ejected(&gate), 0.0);
+    assert_eq!(get(gate.address, "/page", &[]).status, 200);
+}
+
+#[test]
 fn when_none_is_there_it_is_said_and_the_first_that_comes_back_is_found() {
     let (one, other) = (nobody(), nobody());
     let gate = before(&[one, other]).set("EXPORT_GATE__UPSTREAMS__RENDERER__EJECTION_TIME", "1h").start();
