@@ -246,3 +246,28 @@ fn routes_choose_their_upstream() {
     assert_eq!(get(gate.address, "/v1/designs/d1/preview", &[]).status, 200);
     assert_eq!((saver.seen().len(), renderer.seen().len()), (1, 1));
 }
+
+#[test]
+fn by_ipv6_it_is_the_same() {
+    let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
+    let backend = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut head = vec![0; 4096];
+            let length = stream.read(&mut head).unwrap();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+            );
+            stream.write_all(&[answer.as_bytes(), &head[..length]].concat()).unwrap();
+        }
+    });
+    let gate = Setup::before(backend).set("EXPORT_GATE__SERVER__LISTEN", "[::1]:0").start();
+    assert!(gate.address.is_ipv6());
+    let answer = get(gate.address, "/page", &[]);
+    let seen = String::from_utf8(answer.body).unwrap();
+    assert_eq!(answer.status, 200);
+    assert!(
+        seen.contains("x-forwarded-for: ::1\r\n") && seen.contains("forwarded: for=\"[::1]\";proto=http\r\n"),
+        "{seen}"
+    );
+}
