@@ -68,16 +68,18 @@ impl Asker {
     /// Reads who asks, and for what form of an answer.
     pub fn of(method: &Method, headers: &HeaderMap) -> Self {
         let mut asker = Self { is_head: *method == Method::HEAD, ..Self::default() };
+        let (mut id, mut is_one) = (None, true);
         // One look at each field costs less than a search for each: this is done for every export.
         for (name, value) in headers {
             match name.as_str() {
                 "accept" => asker.accept.and(value),
                 "origin" if asker.origin.is_none() => asker.origin = Some(value.clone()),
-                "x-request-id" if asker.request_id.get().is_none() => {
-                    asker.request_id = request_id::sent(headers).cloned().map(OnceLock::from).unwrap_or_default();
-                }
+                "x-request-id" => is_one = id.replace(value).is_none(),
                 _ => {}
             }
+        }
+        if let Some(id) = id.filter(|id| is_one && request_id::can_be_logged(id)) {
+            asker.request_id = OnceLock::from(id.clone());
         }
         asker
     }

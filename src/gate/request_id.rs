@@ -25,8 +25,12 @@ pub(super) fn ensure(headers: &mut HeaderMap) -> HeaderValue {
 pub(super) fn sent(headers: &HeaderMap) -> Option<&HeaderValue> {
     let mut fields = headers.get_all(REQUEST_ID).iter();
     let (Some(id), None) = (fields.next(), fields.next()) else { return None };
-    let is_plain = (1..=LONGEST).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
-    is_plain.then_some(id)
+    can_be_logged(id).then_some(id)
+}
+
+/// Whether an id is of 1 to 128 visible ASCII characters.
+pub(super) fn can_be_logged(id: &HeaderValue) -> bool {
+    (1..=LONGEST).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
 }
 
 /// An id that no other request has: this process, and a number.

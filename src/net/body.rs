@@ -29,11 +29,17 @@ impl<B> RequestBody<B> {
     pub const fn none() -> Self {
         Self { body: None, sending: None }
     }
+}
 
-    /// A body that is streamed, and a receiver that hears of progress, and ends when all of it is on its way or nobody wants more.
-    pub fn streamed(body: B) -> (Self, watch::Receiver<()>) {
+impl<B: Body> RequestBody<B> {
+    /// A body that is streamed, and a receiver that hears of progress, and ends when all of it is on its way or nobody wants more; none
+    /// of either for a body that has ended before it began.
+    pub fn of(body: B) -> (Self, Option<watch::Receiver<()>>) {
+        if body.is_end_stream() {
+            return (Self::none(), None);
+        }
         let (sending, sent) = watch::channel(());
-        (Self { body: Some(body), sending: Some(sending) }, sent)
+        (Self { body: Some(body), sending: Some(sending) }, Some(sent))
     }
 }
 

@@ -186,43 +186,49 @@ where
     /// # Errors
     ///
     /// [`Unanswered`].
-    pub async fn send(&self, mut request: Request<RequestBody<B>>) -> Result<Response<PooledBody<B>>, Unanswered<B>> {
-        let mut refusals = 0;
-        let mut was_repeated = false;
-        loop {
-            // Where one connection died the others may be as dead: the second and last try is on a new one.
-            let idle = if was_repeated { None } else { self.take_idle() };
-            let lease = match idle {
-                Some(lease) => lease,
-                None => match Box::pin(self.connect(request.headers())).await {
-                    Ok(lease) => lease,
-                    Err(error) => return Err(Unanswered { error, unseen: Some(request) }),
-                },
-            };
-            let was_used = lease.was_used_before();
-            let copy = Copy::of(&request).filter(|copy| lease.is_http2() || was_used && copy.is_safe());
-            let (unsent, source) = match self.exchange(lease, request).await {
-                Ok(answer) => return Ok(answer),
-                Err(Failed::Host) => return Err(Unanswered { error: SendError::Host, unseen: None }),
-                Err(Failed::Broken { unsent, source }) => (unsent, source),
-            };
-            let broken = |source| SendError::Broken { address: self.origin.to_string(), source };
-            match (unsent, copy) {
-                // The connection had ended before; it is taken only once.
-                (Some(unsent), _) if was_used => request = unsent,
-                (Some(unsent), _) => return Err(Unanswered { error: broken(source), unseen: Some(unsent) }),
-                (None, Some(copy)) if http2::is_unprocessed(&source) => {
-                    request = copy.request();
-                    refusals += 1;
-                    if refusals > MOST_REFUSALS {
-                        return Err(Unanswered { error: broken(source), unseen: Some(request) });
+    #[expect(clippy::manual_async_fn, reason = "it would hold the request twice, and move it once more")]
+    pub fn send(
+        &self,
+        mut request: Request<RequestBody<B>>,
+    ) -> impl Future<Output = Result<Response<PooledBody<B>>, Unanswered<B>>> + Send {
+        async move {
+            let mut refusals = 0;
+            let mut was_repeated = false;
+            loop {
+                // Where one connection died the others may be as dead: the second and last try is on a new one.
+                let idle = if was_repeated { None } else { self.take_idle() };
+                let lease = match idle {
+                    Some(lease) => lease,
+                    None => match Box::pin(self.connect(request.headers())).await {
+                        Ok(lease) => lease,
+                        Err(error) => return Err(Unanswered { error, unseen: Some(request) }),
+                    },
+                };
+                let was_used = lease.was_used_before();
+                let copy = Copy::of(&request).filter(|copy| lease.is_http2() || was_used && copy.is_safe());
+                let (unsent, source) = match self.exchange(lease, request).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(Failed::Host) => return Err(Unanswered { error: SendError::Host, unseen: None }),
+                    Err(Failed::Broken { unsent, source }) => (unsent, source),
+                };
+                let broken = |source| SendError::Broken { address: self.origin.to_string(), source };
+                match (unsent, copy) {
+                    // The connection had ended before; it is taken only once.
+                    (Some(unsent), _) if was_used => request = unsent,
+                    (Some(unsent), _) => return Err(Unanswered { error: broken(source), unseen: Some(unsent) }),
+                    (None, Some(copy)) if http2::is_unprocessed(&source) => {
+                        request = copy.request();
+                        refusals += 1;
+                        if refusals > MOST_REFUSALS {
+                            return Err(Unanswered { error: broken(source), unseen: Some(request) });
+                        }
                     }
+                    (None, Some(copy)) if was_used && !was_repeated && copy.is_safe() && died_unanswered(&source) => {
+                        request = copy.request();
+                        was_repeated = true;
+                    }
+                    (None, _) => return Err(Unanswered { error: broken(source), unseen: None }),
                 }
-                (None, Some(copy)) if was_used && !was_repeated && copy.is_safe() && died_unanswered(&source) => {
-                    request = copy.request();
-                    was_repeated = true;
-                }
-                (None, _) => return Err(Unanswered { error: broken(source), unseen: None }),
             }
         }
     }
@@ -234,30 +240,33 @@ where
         self.http1.take_idle().map(|lent| Lease::Http1(lent, Used::Before))
     }
 
-    async fn exchange(
+    #[expect(clippy::manual_async_fn, reason = "it would hold the request twice, and move it once more")]
+    fn exchange(
         &self,
         lease: Lease<B>,
         request: Request<RequestBody<B>>,
-    ) -> Result<Response<PooledBody<B>>, Failed<B>> {
-        match lease {
-            Lease::Http1(mut lent, _) => {
-                let answer = lent.sender().try_send_request(request).await.map_err(Failed::of)?;
-                Ok(match answer.status() {
-                    StatusCode::SWITCHING_PROTOCOLS => answer.map(PooledBody::last),
-                    _ => answer.map(|body| PooledBody::new(body, Lease::Http1(lent, Used::Before))),
-                })
-            }
-            Lease::Http2(stream) => {
-                let scheme = if self.origin.tls().is_some() { Scheme::HTTPS } else { Scheme::HTTP };
-                let request = http2::translate(request, scheme).ok_or(Failed::Host)?;
-                match stream.sender().try_send_request(request).await {
-                    Ok(answer) => Ok(answer.map(|body| PooledBody::new(body, Lease::Http2(stream)))),
-                    Err(failed) => match Failed::of(failed) {
-                        Failed::Broken { unsent, source } => {
-                            Err(Failed::Broken { unsent: unsent.map(http2::translate_back), source })
-                        }
-                        host @ Failed::Host => Err(host),
-                    },
+    ) -> impl Future<Output = Result<Response<PooledBody<B>>, Failed<B>>> + Send {
+        async move {
+            match lease {
+                Lease::Http1(mut lent, _) => {
+                    let answer = lent.sender().try_send_request(request).await.map_err(Failed::of)?;
+                    Ok(match answer.status() {
+                        StatusCode::SWITCHING_PROTOCOLS => answer.map(PooledBody::last),
+                        _ => answer.map(|body| PooledBody::new(body, Lease::Http1(lent, Used::Before))),
+                    })
+                }
+                Lease::Http2(stream) => {
+                    let scheme = if self.origin.tls().is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+                    let request = http2::translate(request, scheme).ok_or(Failed::Host)?;
+                    match stream.sender().try_send_request(request).await {
+                        Ok(answer) => Ok(answer.map(|body| PooledBody::new(body, Lease::Http2(stream)))),
+                        Err(failed) => match Failed::of(failed) {
+                            Failed::Broken { unsent, source } => {
+                                Err(Failed::Broken { unsent: unsent.map(http2::translate_back), source })
+                            }
+                            host @ Failed::Host => Err(host),
+                        },
+                    }
                 }
             }
         }

@@ -44,7 +44,7 @@ impl Pattern {
         let Some(mut rest) = path.strip_prefix('/').map(Some) else { return false };
         for wanted in &self.segments {
             let Some(path) = rest else { return false };
-            let (segment, others) = path.split_once('/').map_or((path, None), |(first, others)| (first, Some(others)));
+            let (segment, others) = first_segment(path);
             match wanted {
                 Segment::Literal(literal) if segment == literal => {}
                 Segment::One(_) if !segment.is_empty() => {}
@@ -60,7 +60,8 @@ impl Pattern {
     pub(super) fn parameter<'p>(&self, name: &str, path: &'p str) -> Option<&'p str> {
         let mut rest = path.strip_prefix('/')?;
         for wanted in &self.segments {
-            let (segment, others) = rest.split_once('/').unwrap_or((rest, ""));
+            let (segment, others) = first_segment(rest);
+            let others = others.unwrap_or_default();
             match wanted {
                 Segment::One(known) if known == name => return Some(segment),
                 Segment::Rest(known) if known == name => return Some(rest),
@@ -114,6 +115,14 @@ impl Pattern {
     /// Whether the pattern ends in a slash: then a path that does as well is in its plain form.
     pub(super) fn ends_in_slash(&self) -> bool {
         self.text.len() > 1 && self.text.ends_with('/')
+    }
+}
+
+/// What stands before the first slash, and what after it. By bytes: segments are short, and each request is split.
+fn first_segment(path: &str) -> (&str, Option<&str>) {
+    match path.bytes().position(|byte| byte == b'/') {
+        Some(slash) => (&path[..slash], Some(&path[slash + 1..])),
+        None => (path, None),
     }
 }
 

@@ -109,6 +109,9 @@ pub struct Metrics {
     pub endpoints: EndpointMetrics,
 }
 
+/// An answer's head has come, from an endpoint that is busy with it.
+type Answered<B> = (Response<PooledBody<B>>, UnderWay<Pool<B>>);
+
 impl<B> Proxy<B>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -140,70 +143,83 @@ where
     /// # Errors
     ///
     /// [`ProxyError`], before any byte of an answer.
-    pub async fn forward(&self, mut request: Request<B>) -> Result<Response<AnswerBody<B>>, ProxyError> {
-        let Upstream { clock, duration, places, .. } = &*self.upstream;
-        if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
-            return Err(ProxyError::Method(request.method().clone()));
+    #[expect(clippy::manual_async_fn, reason = "it would hold the request twice, and move it once more")]
+    pub fn forward(
+        &self,
+        mut request: Request<B>,
+    ) -> impl Future<Output = Result<Response<AnswerBody<B>>, ProxyError>> + Send {
+        async move {
+            let Upstream { clock, duration, places, .. } = &*self.upstream;
+            if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
+                return Err(ProxyError::Method(request.method().clone()));
+            }
+            let place = match places {
+                Some(places) => Some(Box::pin(places.enter()).await.map_err(|Full| ProxyError::Overloaded)?),
+                None => None,
+            };
+            let wish = Wish::of(&mut request);
+            self.prepare(&mut request);
+            if let Some(wish) = &wish {
+                wish.put(request.headers_mut());
+            }
+            let (head, body) = request.into_parts();
+            // With a body that is sent while we wait comes word of how it goes.
+            let (body, upload) = RequestBody::of(body);
+            let request = Request::from_parts(head, body);
+            let started = clock.monotonic();
+            let (mut answer, under_way) = self.send(request, upload).await?;
+            duration.observe(clock.monotonic().saturating_sub(started).as_secs_f64());
+            let protocol = match (answer.status(), wish) {
+                (StatusCode::SWITCHING_PROTOCOLS, wish) => Some(upgrade::agreed(wish, &mut answer)?),
+                _ => None,
+            };
+            headers::strip_connection_fields(answer.headers_mut());
+            if let Some(protocol) = protocol {
+                upgrade::put(answer.headers_mut(), &protocol);
+            }
+            // The version is that of a connection, not of the message (RFC 9110, section 2.5).
+            *answer.version_mut() = Version::HTTP_11;
+            Ok(answer.map(|body| AnswerBody::new(body, under_way, place)))
         }
-        let place = match places {
-            Some(places) => Some(Box::pin(places.enter()).await.map_err(|Full| ProxyError::Overloaded)?),
-            None => None,
-        };
-        let wish = Wish::of(&mut request);
-        let (mut request, upload) = self.outbound(request);
-        if let Some(wish) = &wish {
-            wish.put(request.headers_mut());
-        }
-        let started = clock.monotonic();
-        let (mut answer, under_way) = self.send(request, upload).await?;
-        duration.observe(clock.monotonic().saturating_sub(started).as_secs_f64());
-        let protocol = match (answer.status(), wish) {
-            (StatusCode::SWITCHING_PROTOCOLS, wish) => Some(upgrade::agreed(wish, &mut answer)?),
-            _ => None,
-        };
-        headers::strip_connection_fields(answer.headers_mut());
-        if let Some(protocol) = protocol {
-            upgrade::put(answer.headers_mut(), &protocol);
-        }
-        // The version is that of a connection, not of the message (RFC 9110, section 2.5).
-        *answer.version_mut() = Version::HTTP_11;
-        Ok(answer.map(|body| AnswerBody::new(body, under_way, place)))
     }
 
     /// Sends a request to an endpoint. One that no endpoint has seen, because no connection could be made, is sent to one other.
-    async fn send(
+    #[expect(clippy::manual_async_fn, reason = "it would hold the request twice, and move it once more")]
+    fn send(
         &self,
         mut request: Request<RequestBody<B>>,
         mut upload: Option<watch::Receiver<()>>,
-    ) -> Result<(Response<PooledBody<B>>, UnderWay<Pool<B>>), ProxyError> {
-        let Upstream { endpoints, clock, .. } = &*self.upstream;
-        let (mut endpoint, mut under_way) = endpoints.choose(clock.coarse());
-        let mut may_try_another = true;
-        loop {
-            let unanswered = match self.await_head(pin!(endpoint.pool.send(request)), upload.as_mut()).await {
-                Ok(Ok(answer)) => {
-                    endpoints.succeeded(&endpoint);
-                    return Ok((answer, under_way));
-                }
-                Ok(Err(unanswered)) => unanswered,
-                Err(late) => {
-                    // While the client has more to send, nobody knows who it is that stands still.
-                    if upload.as_ref().is_none_or(|upload| upload.has_changed().is_err()) {
-                        endpoints.failed(&endpoint, clock.coarse());
+    ) -> impl Future<Output = Result<Answered<B>, ProxyError>> + Send {
+        async move {
+            let Upstream { endpoints, clock, .. } = &*self.upstream;
+            let (mut endpoint, mut under_way) = endpoints.choose(clock.coarse());
+            let mut may_try_another = true;
+            loop {
+                let unanswered = match self.await_head(pin!(endpoint.pool.send(request)), upload.as_mut()).await {
+                    Ok(Ok(answer)) => {
+                        endpoints.succeeded(&endpoint);
+                        return Ok((answer, under_way));
                     }
-                    return Err(late);
+                    Ok(Err(unanswered)) => unanswered,
+                    Err(late) => {
+                        // While the client has more to send, nobody knows who it is that stands still.
+                        if upload.as_ref().is_none_or(|upload| upload.has_changed().is_err()) {
+                            endpoints.failed(&endpoint, clock.coarse());
+                        }
+                        return Err(late);
+                    }
+                };
+                if unanswered.error.is_of_endpoint() {
+                    endpoints.failed(&endpoint, clock.coarse());
                 }
-            };
-            if unanswered.error.is_of_endpoint() {
-                endpoints.failed(&endpoint, clock.coarse());
-            }
-            let unseen = unanswered.unseen.filter(|_| std::mem::take(&mut may_try_another));
-            match unseen.zip(endpoints.other_than(&endpoint, clock.coarse())) {
-                Some((unseen, other)) => {
-                    request = unseen;
-                    (endpoint, under_way) = other;
+                let unseen = unanswered.unseen.filter(|_| std::mem::take(&mut may_try_another));
+                match unseen.zip(endpoints.other_than(&endpoint, clock.coarse())) {
+                    Some((unseen, other)) => {
+                        request = unseen;
+                        (endpoint, under_way) = other;
+                    }
+                    None => return Err(ProxyError::Unreachable(unanswered.error)),
                 }
-                None => return Err(ProxyError::Unreachable(unanswered.error)),
             }
         }
     }
@@ -231,28 +247,23 @@ where
         tokio::time::timeout(limit, exchange).await.map_err(too_late)
     }
 
-    /// The request as the backend shall see it: raw path and query, end-to-end headers, framing by the body.
-    /// With a body that is sent while we wait comes word of how it goes.
-    fn outbound(&self, request: Request<B>) -> (Request<RequestBody<B>>, Option<watch::Receiver<()>>) {
-        let (mut head, body) = request.into_parts();
-        head.version = Version::HTTP_11;
-        if let Some(authority) = head.uri.authority() {
+    /// Makes of a request what the backend shall see: raw path and query, end-to-end headers, framing by the body.
+    fn prepare(&self, request: &mut Request<B>) {
+        *request.version_mut() = Version::HTTP_11;
+        if let Some(authority) = request.uri().authority() {
             // An absolute target wins over the Host field (RFC 9112, section 3.2.2).
             let host = authority.as_str().rsplit('@').next().unwrap_or_default();
-            if let Ok(host) = HeaderValue::try_from(host) {
-                head.headers.insert(HOST, host);
+            let host = HeaderValue::try_from(host);
+            let target = request.uri().path_and_query().and_then(|target| target.as_str().parse().ok());
+            if let Ok(host) = host {
+                request.headers_mut().insert(HOST, host);
             }
-            let target = head.uri.path_and_query().map(|target| target.as_str().to_owned());
-            head.uri = target.and_then(|target| target.parse().ok()).unwrap_or_default();
+            *request.uri_mut() = target.unwrap_or_default();
         }
-        headers::frame(&mut head.headers, &body);
-        head.headers.entry(HOST).or_insert_with(|| self.upstream.host.clone());
-        self.hop.put(&mut head.headers, &self.upstream.options.trusted_headers);
-        if body.is_end_stream() {
-            return (Request::from_parts(head, RequestBody::none()), None);
-        }
-        let (body, sent) = RequestBody::streamed(body);
-        (Request::from_parts(head, body), Some(sent))
+        headers::frame(request);
+        let headers = request.headers_mut();
+        headers.entry(HOST).or_insert_with(|| self.upstream.host.clone());
+        self.hop.put(headers, &self.upstream.options.trusted_headers);
     }
 }
 
