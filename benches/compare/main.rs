@@ -63,7 +63,7 @@ use hyper::header::HeaderValue;
 
 use crate::child::Child;
 use crate::cpu::CpuTime;
-use crate::driver::{Driver, Load, Mix};
+use crate::driver::{Driver, Expected, Load, Mix, Requests};
 use crate::gate::FREE_LIMIT;
 use crate::peers::{Kind, Peer, Signed};
 use crate::report::{Line, Table};
@@ -254,7 +254,10 @@ impl Runner {
         let peer = Peer::start(kind, upstream, case.signed, case.asks == Asks::TooMany)?;
         let mut driver = Driver::connect(peer.address, settings.connections).await?;
         let path = if case.asks == Asks::Page { "/assets/logo.png" } else { "/v1/designs/d-1/download" };
-        let mix = |tokens| Arc::new(Mix::new(vec![path.parse().expect("a path is a URI")], tokens, case.body_bytes));
+        let mix = |tokens| {
+            let kind = Requests::get(vec![path.parse().expect("a path is a URI")], tokens);
+            Arc::new(Mix::new(vec![kind], case.body_bytes))
+        };
         let (good, few) = (case.signed.tokens("max", settings.users), case.signed.tokens("free", settings.users));
         let mut admitted = String::new();
         if kind.checks() && case.asks != Asks::Page {
@@ -269,13 +272,13 @@ impl Runner {
             let asked = (FREE_LIMIT + 1) * settings.users;
             let tally = driver.run(&mix(few.clone()), Load::Requests(asked)).await?;
             let allowed = FREE_LIMIT * settings.users;
-            anyhow::ensure!(tally.images() >= allowed, "{} of {allowed} allowed images", tally.images());
+            anyhow::ensure!(tally.images(0) >= allowed, "{} of {allowed} allowed images", tally.images(0));
             anyhow::ensure!(
-                !kind.is_ours() || tally.images() == allowed,
+                !kind.is_ours() || tally.images(0) == allowed,
                 "{} images, {allowed} allowed",
-                tally.images()
+                tally.images(0)
             );
-            admitted = format!("{} of {allowed}", tally.images());
+            admitted = format!("{} of {allowed}", tally.images(0));
         }
         let tokens = match case.asks {
             Asks::Page => Vec::new(),
@@ -295,7 +298,7 @@ impl Runner {
         // The driver has its last answer before the proxy has put its things away.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let refuses = case.asks == Asks::TooMany && self.kind.checks();
-        tally.check(if refuses { 0 } else { tally.sent })?;
+        tally.check(&[if refuses { Expected::Refusals } else { Expected::Images }])?;
         let used = before.since(self.peer.processes()?.map(times)?);
         let per_request = |time: Duration| time.as_secs_f64() * 1e6 / tally.sent as f64;
         self.cpu.push(per_request(used.0));

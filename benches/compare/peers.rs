@@ -138,7 +138,7 @@ impl Peer {
                 Signed::Hs256 => format!("alg = \"HS256\", secret_env = \"{}\"", token::SECRET_ENV),
                 Signed::Rs256 => format!("alg = \"RS256\", public_key_file = {key_file:?}"),
             };
-            let gate = Gate::start_with(upstream, durability, &key)?;
+            let gate = Gate::start_with(upstream, durability, 1, &key)?;
             return Ok(Self { address: gate.address, ..peer(Serving::Gate(gate)) });
         }
         let store = match kind {

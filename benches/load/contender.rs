@@ -8,16 +8,7 @@ use anyhow::Context;
 use hdrhistogram::Histogram;
 
 use crate::cpu::{self, CpuTime};
-use crate::driver::{Driver, Load, Mix, Tally};
-
-/// How the requests of a run must be answered.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Expected {
-    Images,
-    Refusals,
-    /// So many images in all, the rest refusals, in whatever order.
-    ImagesAndRefusals(u64),
-}
+use crate::driver::{Driver, Expected, Load, Mix, Tally};
 
 /// A proxy's process and the connections to it.
 pub(crate) struct Contender {
@@ -35,24 +26,19 @@ impl Contender {
     }
 
     /// Runs `load` and fails unless every answer is right.
-    pub(crate) async fn run(&mut self, load: Load, expected: Expected) -> anyhow::Result<Tally> {
+    pub(crate) async fn run(&mut self, load: Load, expected: &[Expected]) -> anyhow::Result<Tally> {
         let tally = self
             .driver
             .run(&self.mix, load)
             .await
             .with_context(|| format!("{} cannot be reached or does not answer", self.name))?;
-        let images = match expected {
-            Expected::Images => tally.sent,
-            Expected::Refusals => 0,
-            Expected::ImagesAndRefusals(images) => images,
-        };
-        tally.check(images).with_context(|| format!("wrong answers from {}", self.name))?;
+        tally.check(expected).with_context(|| format!("wrong answers from {}", self.name))?;
         self.sent_by_first_user += self.mix.of_first_user(tally.sent);
         Ok(tally)
     }
 
     /// Runs `load` and takes the time of its process.
-    pub(crate) async fn measure(&mut self, load: Load, expected: Expected) -> anyhow::Result<Round> {
+    pub(crate) async fn measure(&mut self, load: Load, expected: &[Expected]) -> anyhow::Result<Round> {
         let before = CpuTime::of(self.pid).context("cannot read CPU time")?;
         let tally = self.run(load, expected).await?;
         // The driver has its last answer before the proxy has put its things away.

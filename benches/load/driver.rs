@@ -13,7 +13,7 @@ use hdrhistogram::Histogram;
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HOST, HeaderMap, HeaderValue, USER_AGENT};
-use hyper::{Request, StatusCode, Uri};
+use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -27,18 +27,32 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// enough that waking up does not take a core from the proxies.
 const BEAT: Duration = Duration::from_micros(250);
 
-/// What is asked: the n-th request takes the n-th path and the n-th user, round and round.
-pub(crate) struct Mix {
-    paths: Vec<Uri>,
+/// Requests of one kind: the n-th of them takes the n-th path and the n-th user, round and round.
+pub(crate) struct Requests {
+    pub(crate) method: Method,
+    pub(crate) paths: Vec<Uri>,
     /// Empty: nobody says who they are.
-    authorizations: Vec<HeaderValue>,
+    pub(crate) authorizations: Vec<HeaderValue>,
+    /// Whether the client leaves as soon as it has the answer's head, and with it the connection.
+    pub(crate) hangs_up: bool,
+}
+
+impl Requests {
+    pub(crate) fn get(paths: Vec<Uri>, authorizations: Vec<HeaderValue>) -> Self {
+        Self { method: Method::GET, paths, authorizations, hangs_up: false }
+    }
+}
+
+/// What is asked: one request of each kind in turn, round and round.
+pub(crate) struct Mix {
+    kinds: Vec<Requests>,
     headers: HeaderMap,
     /// Length of the body that a 200 has to bring.
     body_bytes: usize,
 }
 
 impl Mix {
-    pub(crate) fn new(paths: Vec<Uri>, authorizations: Vec<HeaderValue>, body_bytes: usize) -> Self {
+    pub(crate) fn new(kinds: Vec<Requests>, body_bytes: usize) -> Self {
         // About what a client sends at least; header fields cost both proxies the same.
         let headers = HeaderMap::from_iter([
             (HOST, HeaderValue::from_static("exports.example.com")),
@@ -46,22 +60,31 @@ impl Mix {
             (ACCEPT, HeaderValue::from_static("image/png,image/*;q=0.8,*/*;q=0.5")),
             (ACCEPT_ENCODING, HeaderValue::from_static("gzip, br")),
         ]);
-        Self { paths, authorizations, headers, body_bytes }
+        Self { kinds, headers, body_bytes }
     }
 
-    /// How many of the first `requests` are those of user 0.
+    /// How many of the first `requests` are those of the first kind's user 0.
     pub(crate) fn of_first_user(&self, requests: u64) -> u64 {
-        match self.authorizations.len() as u64 {
+        match self.kinds.first().map_or(0, |kind| kind.authorizations.len() as u64) {
             0 => 0,
-            users => requests.div_ceil(users),
+            users => requests.div_ceil(self.kinds.len() as u64).div_ceil(users),
         }
     }
 
+    /// The kind of a request, by its index.
+    fn kind(&self, index: u64) -> (usize, &Requests) {
+        let at = (index % self.kinds.len() as u64) as usize;
+        (at, &self.kinds[at])
+    }
+
     fn request(&self, index: u64) -> Request<Empty<Bytes>> {
+        let (_, kind) = self.kind(index);
+        let index = index / self.kinds.len() as u64;
         let mut request = Request::new(Empty::new());
-        *request.uri_mut() = round_robin(&self.paths, index).expect("a mix has a path").clone();
+        *request.method_mut() = kind.method.clone();
+        *request.uri_mut() = round_robin(&kind.paths, index).expect("a kind has a path").clone();
         request.headers_mut().clone_from(&self.headers);
-        if let Some(authorization) = round_robin(&self.authorizations, index) {
+        if let Some(authorization) = round_robin(&kind.authorizations, index) {
             request.headers_mut().insert(AUTHORIZATION, authorization.clone());
         }
         request
@@ -71,6 +94,15 @@ impl Mix {
 fn round_robin<T>(items: &[T], index: u64) -> Option<&T> {
     let at = index.checked_rem(items.len() as u64)?;
     items.get(usize::try_from(at).ok()?)
+}
+
+/// How the requests of a kind must be answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Expected {
+    Images,
+    Refusals,
+    /// So many images in all, the rest refusals, in whatever order.
+    ImagesAndRefusals(u64),
 }
 
 /// When requests are sent, and how long.
@@ -91,7 +123,8 @@ pub(crate) struct Tally {
     pub(crate) elapsed: Duration,
     /// Microseconds, from the sending (open loop: the due time) to the end of the body.
     pub(crate) latency: Histogram<u64>,
-    statuses: BTreeMap<StatusCode, u64>,
+    /// Of each kind of request.
+    statuses: BTreeMap<(usize, StatusCode), u64>,
     /// 200s whose body was longer or shorter than it had to be.
     wrong_bodies: u64,
     /// Requests that got no complete answer.
@@ -104,15 +137,21 @@ impl Tally {
         Self { sent: 0, elapsed: Duration::ZERO, latency, statuses: BTreeMap::new(), wrong_bodies: 0, broken: 0 }
     }
 
-    /// Fails unless exactly `allowed` requests got their image and all others were refused with 429.
-    pub(crate) fn check(&self, allowed: u64) -> anyhow::Result<()> {
-        let count = |status| self.statuses.get(&status).copied().unwrap_or(0);
-        let right = self.images() == allowed
-            && self.sent.checked_sub(allowed) == Some(count(StatusCode::TOO_MANY_REQUESTS))
-            && self.wrong_bodies == 0;
+    /// Fails unless of each kind exactly as many requests got their image as are expected, and all others were refused with 429.
+    pub(crate) fn check(&self, expected: &[Expected]) -> anyhow::Result<()> {
+        let is_right = |(kind, expected): (usize, &Expected)| {
+            let (images, refusals) = (self.images(kind), self.count(kind, StatusCode::TOO_MANY_REQUESTS));
+            let others = self.answered_of(kind) - images - refusals;
+            others == 0
+                && match expected {
+                    Expected::Images => refusals == 0,
+                    Expected::Refusals => images == 0,
+                    Expected::ImagesAndRefusals(allowed) => images == *allowed,
+                }
+        };
         anyhow::ensure!(
-            right,
-            "of {} requests {allowed} had to be answered with 200 and the others with 429, but the answers were {:?}, \
+            expected.iter().enumerate().all(is_right) && self.broken == 0 && self.wrong_bodies == 0,
+            "of {} requests each kind had to be answered with {expected:?}, but the answers were {:?}, \
              {} without an answer, {} bodies of the wrong length",
             self.sent,
             self.statuses,
@@ -122,20 +161,29 @@ impl Tally {
         Ok(())
     }
 
-    /// How many requests got an image.
-    pub(crate) fn images(&self) -> u64 {
-        self.statuses.get(&StatusCode::OK).copied().unwrap_or(0)
+    /// How many requests of a kind got an image.
+    pub(crate) fn images(&self, kind: usize) -> u64 {
+        self.count(kind, StatusCode::OK)
+    }
+
+    fn count(&self, kind: usize, status: StatusCode) -> u64 {
+        self.statuses.get(&(kind, status)).copied().unwrap_or(0)
+    }
+
+    fn answered_of(&self, kind: usize) -> u64 {
+        self.statuses.iter().filter(|((of, _), _)| *of == kind).map(|(_, count)| count).sum()
     }
 
     fn answered(&self) -> u64 {
         self.statuses.values().sum()
     }
 
-    fn record(&mut self, outcome: hyper::Result<Answer>, body_bytes: usize, took: Duration) {
+    fn record(&mut self, kind: usize, outcome: hyper::Result<Answer>, body_bytes: usize, took: Duration) {
         match outcome {
             Ok(answer) => {
-                *self.statuses.entry(answer.status).or_default() += 1;
-                self.wrong_bodies += u64::from(answer.status == StatusCode::OK && answer.body_bytes != body_bytes);
+                *self.statuses.entry((kind, answer.status)).or_default() += 1;
+                let is_wrong = answer.body_bytes.is_some_and(|received| received != body_bytes);
+                self.wrong_bodies += u64::from(answer.status == StatusCode::OK && is_wrong);
                 self.latency.saturating_record(took.as_micros().try_into().unwrap_or(u64::MAX));
             }
             Err(_) => self.broken += 1,
@@ -187,7 +235,7 @@ impl Driver {
     pub(crate) async fn probe(&mut self, mix: &Mix, index: u64) -> anyhow::Result<(StatusCode, HeaderMap)> {
         let connection = self.connections.first_mut().expect("a driver has a connection");
         connection.ready().await?;
-        let answer = timeout(PATIENCE, connection.exchange(mix.request(index))).await??;
+        let answer = timeout(PATIENCE, connection.exchange(mix.request(index), false)).await??;
         Ok((answer.status, answer.headers))
     }
 }
@@ -200,9 +248,13 @@ async fn work(
 ) -> io::Result<Connection> {
     while let Some((index, since)) = schedule.next().await {
         connection.ready().await?;
-        let outcome = connection.exchange(mix.request(index)).await;
+        let (at, kind) = mix.kind(index);
+        let outcome = connection.exchange(mix.request(index), kind.hangs_up).await;
         let took = since.elapsed();
-        tally.lock().expect("no worker panicked").record(outcome, mix.body_bytes, took);
+        tally.lock().expect("no worker panicked").record(at, outcome, mix.body_bytes, took);
+        if kind.hangs_up {
+            connection = Connection::open(connection.server).await?;
+        }
     }
     Ok(connection)
 }
@@ -210,7 +262,8 @@ async fn work(
 struct Answer {
     status: StatusCode,
     headers: HeaderMap,
-    body_bytes: usize,
+    /// `None` if nobody waited for it.
+    body_bytes: Option<usize>,
 }
 
 struct Connection {
@@ -236,13 +289,16 @@ impl Connection {
         Ok(())
     }
 
-    async fn exchange(&mut self, request: Request<Empty<Bytes>>) -> hyper::Result<Answer> {
+    async fn exchange(&mut self, request: Request<Empty<Bytes>>, hangs_up: bool) -> hyper::Result<Answer> {
         let (head, mut body) = self.sender.send_request(request).await?.into_parts();
+        if hangs_up {
+            return Ok(Answer { status: head.status, headers: head.headers, body_bytes: None });
+        }
         let mut body_bytes = 0;
         while let Some(frame) = body.frame().await {
             body_bytes += frame?.data_ref().map_or(0, Bytes::len);
         }
-        Ok(Answer { status: head.status, headers: head.headers, body_bytes })
+        Ok(Answer { status: head.status, headers: head.headers, body_bytes: Some(body_bytes) })
     }
 }
 

@@ -45,18 +45,23 @@ pub(crate) struct Gate {
 
 impl Gate {
     /// Starts it and waits until it is ready to charge.
-    pub(crate) fn start(upstream: SocketAddr, durability: Durability) -> anyhow::Result<Self> {
+    pub(crate) fn start(upstream: SocketAddr, durability: Durability, workers: u16) -> anyhow::Result<Self> {
         let key = format!("alg = \"HS256\", secret_env = \"{}\"", token::SECRET_ENV);
-        Self::start_with(upstream, durability, &key)
+        Self::start_with(upstream, durability, workers, &key)
     }
 
     /// The same with another key, as the configuration has it.
-    pub(crate) fn start_with(upstream: SocketAddr, durability: Durability, key: &str) -> anyhow::Result<Self> {
+    pub(crate) fn start_with(
+        upstream: SocketAddr,
+        durability: Durability,
+        workers: u16,
+        key: &str,
+    ) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("cannot create a directory for the gate")?;
         let config_file = directory.path().join("gate.toml");
         let [address, admin] = free_addresses().context("cannot find free ports for the gate")?;
         let ledger = directory.path().join("ledger.db");
-        std::fs::write(&config_file, config(address, admin, upstream, &ledger, durability, key))
+        std::fs::write(&config_file, config(address, admin, upstream, &ledger, durability, workers, key))
             .context("cannot write the gate's configuration")?;
 
         let mut command = Command::new(env!("CARGO_BIN_EXE_export-gate"));
@@ -78,6 +83,7 @@ fn config(
     upstream: SocketAddr,
     ledger: &Path,
     durability: Durability,
+    workers: u16,
     key: &str,
 ) -> String {
     let (issuer, audience) = (token::ISSUER, token::AUDIENCE);
@@ -88,7 +94,7 @@ default_upstream = "renderer"
 
 [server]
 listen = "{listen}"
-worker_threads = 1
+worker_threads = {workers}
 
 [admin]
 listen = "{admin}"
@@ -117,6 +123,13 @@ path = "/v1/designs/{{design}}/download"
 action = "download"
 upstream = "renderer"
 delivers = "file"
+
+[[routes]]
+name = "save"
+methods = ["PUT"]
+path = "/v1/designs/{{design}}"
+action = "save-design"
+upstream = "renderer"
 
 [meters.ai-exports]
 counts = {{ ai = true }}

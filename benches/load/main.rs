@@ -13,6 +13,7 @@
 //! | `charged` | exports of many users, HS256 tokens, limits far away: every one is verified and charged | 200 | 200 |
 //! | `unmatched` | a path that no route knows | 200 | 200 |
 //! | `refused` | exports of users who have used up their limit | 429 | 200 |
+//! | `mixed` | one of each in turn: the three above, a save, and an export whose client leaves at the answer's head | all of it | 200 |
 //!
 //! # How
 //!
@@ -30,7 +31,8 @@
 //! latency say as much about them as about the proxy. `busy` says how close to a full core the proxy was.
 //!
 //! A fast gate that answers wrongly fails the bench, with a non-zero exit: every status and every body length is
-//! checked, users over their limit get exactly what the limit allows, and after `charged` one user's remaining quota
+//! checked for each kind of request, users over their limit get exactly what the limit allows, also while others save, look
+//! at images and hang up, and after `charged` one user's remaining quota
 //! must have gone down by exactly the number of that user's exports.
 //!
 //! # Command lines
@@ -41,6 +43,7 @@
 //! cargo bench --bench load -- charged                   only the cases whose name contains "charged"
 //! cargo bench --bench load -- --durability strict       the gate syncs every charge before it delivers
 //! cargo bench --bench load -- charged --rate 500 --delay-ms 50 --connections 400     latency at a rate, with a render
+//! cargo bench --bench load -- charged --workers 2        the gate with two worker threads
 //! cargo bench --bench load -- --enforce                 fail when a promised ratio is missed, too (not for --quick: noisy)
 //! cargo bench --bench load -- --help                    rounds, seconds, connections, body size, backend delay
 //! ```
@@ -101,6 +104,9 @@ struct Args {
     /// When the gate syncs its charges
     #[arg(long, value_enum, default_value_t = Durability::Periodic)]
     durability: Durability,
+    /// The gate's worker threads
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    workers: u16,
     /// Exit with an error when a promised ratio is missed
     #[arg(long)]
     enforce: bool,
@@ -176,6 +182,7 @@ fn settings(args: &Args) -> Settings {
         delay_ms: args.delay_ms,
         rate: args.rate,
         durability: args.durability,
+        workers: args.workers,
     }
 }
 

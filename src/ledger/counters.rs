@@ -38,7 +38,20 @@ pub(super) struct Counters {
 #[derive(Debug)]
 struct Bucket {
     day: i64,
-    cells: DashMap<Digest, Cell, BuildHasherDefault<DigestHasher>>,
+    cells: DashMap<Digest, Cell, ByDigest>,
+}
+
+impl Bucket {
+    const fn holds(&self, key: CounterKey) -> bool {
+        self.day == key.ends.div_euclid(DAY)
+    }
+
+    fn with<T>(&self, key: CounterKey, read: impl FnOnce(&Cell) -> T) -> T {
+        if let Some(cell) = self.cells.get(&Digest::of(key)) {
+            return read(&cell);
+        }
+        read(&self.cells.entry(Digest::of(key)).or_insert_with(|| Cell::new(Count::default())))
+    }
 }
 
 /// A digest in two words: a `u128` would be aligned to 16 bytes, and a counter take 32 in place of 24.
@@ -65,17 +78,19 @@ impl Counters {
     /// Runs `read` on a counter, made at zero if it is seen for the first time. `read` must not wait for anything: it runs
     /// under a lock of the map.
     pub(super) fn with<T>(&self, key: CounterKey, read: impl FnOnce(&Cell) -> T) -> T {
-        let bucket = self.bucket(key).unwrap_or_else(|| self.add_bucket(key));
-        if let Some(cell) = bucket.cells.get(&Digest::of(key)) {
-            return read(&cell);
+        // Found without a count of who holds it: that would be one word that all threads write.
+        let buckets = self.buckets.load();
+        match buckets.iter().find(|bucket| bucket.holds(key)) {
+            Some(bucket) => bucket.with(key, read),
+            None => self.add_bucket(key).with(key, read),
         }
-        read(&bucket.cells.entry(Digest::of(key)).or_insert_with(|| Cell::new(Count::default())))
     }
 
     /// What a counter says; zero if it was never seen.
     pub(super) fn count(&self, key: CounterKey) -> Count {
-        let cell = |bucket: Arc<Bucket>| bucket.cells.get(&Digest::of(key)).map(|cell| cell.count());
-        self.bucket(key).and_then(cell).unwrap_or_default()
+        let buckets = self.buckets.load();
+        let bucket = buckets.iter().find(|bucket| bucket.holds(key));
+        bucket.and_then(|bucket| bucket.cells.get(&Digest::of(key)).map(|cell| cell.count())).unwrap_or_default()
     }
 
     /// Puts a counter read from the store in its place, unless one is there: memory is never behind the store.
@@ -101,8 +116,7 @@ impl Counters {
     }
 
     fn bucket(&self, key: CounterKey) -> Option<Arc<Bucket>> {
-        let day = key.ends.div_euclid(DAY);
-        self.buckets.load().iter().find(|bucket| bucket.day == day).cloned()
+        self.buckets.load().iter().find(|bucket| bucket.holds(key)).cloned()
     }
 
     fn add_bucket(&self, key: CounterKey) -> Arc<Bucket> {
@@ -111,7 +125,7 @@ impl Counters {
             return bucket;
         }
         let day = key.ends.div_euclid(DAY);
-        let cells = DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), SHARDS);
+        let cells = DashMap::with_hasher_and_shard_amount(ByDigest::default(), SHARDS);
         let bucket = Arc::new(Bucket { day, cells });
         let mut buckets = Vec::clone(&self.buckets.load());
         buckets.push(bucket.clone());
@@ -120,7 +134,9 @@ impl Counters {
     }
 }
 
-/// A digest is a good hash already.
+/// For maps by digest: a digest is a good hash already, and nobody outside can choose one.
+pub(super) type ByDigest = BuildHasherDefault<DigestHasher>;
+
 #[derive(Debug, Default)]
 pub(super) struct DigestHasher(u64);
 

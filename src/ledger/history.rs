@@ -4,14 +4,12 @@
 //! of one that starts with a first charge, the slot whose period lies around now. What was neither delivered nor is under way
 //! leaves no slot behind, so an export that came to nothing starts no window.
 
-use std::hash::BuildHasherDefault;
-
 use dashmap::DashMap;
 use smallvec::SmallVec;
 
 use super::Count;
 use super::KEEP_CLOSED_WINDOWS;
-use super::counters::DigestHasher;
+use super::counters::ByDigest;
 use crate::policy::{PlanId, Rolling, Span, Window};
 
 /// How many slots that count no more are kept for a clock that steps back: all that a rolling window can have, and a few windows of
@@ -28,7 +26,7 @@ const A_DAY: i64 = 86_400;
 /// All histories, by a digest of meter and subject.
 #[derive(Debug, Default)]
 pub(super) struct Histories {
-    by_subject: DashMap<u128, History, BuildHasherDefault<DigestHasher>>,
+    by_subject: DashMap<u128, History, ByDigest>,
 }
 
 #[derive(Debug, Default)]

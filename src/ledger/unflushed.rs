@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use super::counters::ByDigest;
 use super::reservation::{Booked, Place};
 use crate::policy::{Demand, MeterId, Span, Subject};
 use crate::store::CoverName;
@@ -13,8 +14,8 @@ use crate::store::CoverName;
 /// Marks of what changed. The values are read when the group is built, so a counter that changed a thousand times is written once.
 #[derive(Debug, Default)]
 pub(super) struct Unflushed {
-    pub(super) counters: HashMap<Place, DirtyCounter>,
-    pub(super) covers: HashMap<u128, CoverName>,
+    pub(super) counters: HashMap<Place, DirtyCounter, ByDigest>,
+    pub(super) covers: HashMap<u128, CoverName, ByDigest>,
     /// What is under way that the store is told of, and how often.
     open: HashMap<OpenName, u32>,
     /// What of it has changed.
@@ -30,7 +31,7 @@ pub(super) struct Unflushed {
     /// Covers by the time that they end.
     ending: BTreeMap<(Duration, u128), CoverName>,
     /// Those that are in that queue: each once, however often it is opened anew. If it ends later it is put back.
-    queued: HashSet<u128>,
+    queued: HashSet<u128, ByDigest>,
 }
 
 /// What a crash cuts short, and therefore owes.
