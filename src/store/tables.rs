@@ -115,10 +115,16 @@ impl Tables {
     pub(super) fn check_pages(&self) -> Result<(), StoreError> {
         self.explained(|connection| {
             let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-            if found == "ok" {
-                return Ok(());
+            if found != "ok" {
+                return Err(damage(&found));
             }
-            Err(damage(&found))
+            // SQLite reads whatever still is a definition: a column by another name is missed only as it is written to.
+            let made = Connection::open_in_memory()?;
+            made.execute_batch(SCHEMA)?;
+            if !definitions(connection)?.is_superset(&definitions(&made)?) {
+                return Err(damage("its tables are not described as they were made"));
+            }
+            Ok(())
         })
     }
 
@@ -234,8 +240,19 @@ fn create(mut connection: Connection) -> rusqlite::Result<()> {
     creation.commit()
 }
 
+/// What a file says of its tables: kind, name, name of the table, definition. Where they begin is each file's own matter, and others may
+/// have added some of theirs.
+fn definitions(connection: &Connection) -> rusqlite::Result<HashSet<[String; 4]>> {
+    let mut definitions =
+        connection.prepare("SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL")?;
+    let texts = |row: &rusqlite::Row<'_>| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?]);
+    definitions.query_map([], texts)?.collect()
+}
+
 fn explain(path: &Path, error: &rusqlite::Error) -> StoreError {
-    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
+    use rusqlite::Error::{
+        FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, SqlInputError, Utf8Error,
+    };
     let path = path.display();
     let code = error.sqlite_error_code();
     // What is asked is always the same: where it makes no sense, or a constraint stands in its way, the file is not what it was.
@@ -243,7 +260,11 @@ fn explain(path: &Path, error: &rusqlite::Error) -> StoreError {
         || matches!(code, Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch))
         || matches!(
             error,
-            FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..)
+            FromSqlConversionFailure(..)
+                | IntegralValueOutOfRange(..)
+                | InvalidColumnType(..)
+                | SqlInputError { .. }
+                | Utf8Error(..)
         );
     if is_damage {
         StoreError::Unreadable(format!("{path} is damaged ({error})"))

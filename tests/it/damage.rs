@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -204,4 +205,44 @@ fn a_damaged_ledger_is_refused_or_counts_no_less_than_was_safe() {
         }
     }
     assert!(tally.refused > 100 && tally.read > 10, "{tally:?}");
+}
+
+#[test]
+fn a_file_whose_tables_are_described_otherwise_is_left_as_it_is() {
+    let times: usize = std::env::var("FLIPS").ok().and_then(|number| number.parse().ok()).unwrap_or(60);
+    let left = tempfile::tempdir().unwrap();
+    drop(open(options(left.path(), Duration::from_secs(60))).unwrap());
+    let name = Path::new("ledger.db");
+    let bytes = std::fs::read(left.path().join(name)).unwrap();
+    let find = |text: &str| bytes.windows(text.len()).position(|window| window == text.as_bytes()).unwrap();
+    // A page is filled from its end: the first table made is the last described.
+    let described = find("CREATE TABLE journal")..find("CREATE TABLE counters") + "CREATE TABLE counters (...)".len();
+    let mut tally = Tally::default();
+    let mut dice = Dice(7);
+    for _ in 0..times {
+        let (at, bit) = (described.start + dice.roll(described.len()), dice.roll(8));
+        let flip = |bytes: &mut Vec<u8>| bytes[at] ^= 1 << bit;
+        damaged(left.path(), &Counts::new(), name, &format!("bit {bit} of byte {at}"), flip, &mut tally);
+    }
+    // Each is still a table.
+    for (old, new) in
+        [("    used ", "    usee "), ("    seal ", "    sdal "), ("INTEGER", "integer"), ("NOT NULL", "        ")]
+    {
+        let at = find(old);
+        let change = |bytes: &mut Vec<u8>| bytes[at..at + old.len()].copy_from_slice(new.as_bytes());
+        damaged(left.path(), &Counts::new(), name, &format!("{new:?} for {old:?}"), change, &mut tally);
+    }
+    assert_eq!(tally.read, 0, "{tally:?}");
+}
+
+#[test]
+fn tables_that_others_have_added_are_their_business() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(folder.path(), Duration::from_secs(60));
+    drop(open(options.clone()).unwrap());
+    // As programs do that replicate the file.
+    let table = "CREATE TABLE _replication (id INTEGER PRIMARY KEY, position INTEGER); CREATE INDEX _p ON _replication (position)";
+    let added = Command::new("sqlite3").arg(&options.path).arg(table).status().unwrap();
+    assert!(added.success());
+    assert!(open(options).is_ok());
 }
