@@ -20,6 +20,8 @@ pub enum Malformed {
     Target,
     /// A field whose value begins or ends with a blank (RFC 9113, section 8.2.1): a backend that is asked by HTTP/1.1 never sees it.
     Blank,
+    /// More fields than are taken by HTTP/1.1, by HTTP/2 (RFC 6585, section 5).
+    TooMany,
     /// More than one `Authorization`: somebody could be identified by one and served by the other.
     Authorization,
 }
@@ -31,10 +33,14 @@ impl fmt::Display for Malformed {
             Self::Host => "Send one Host, which is a host with or without a port.",
             Self::Target => "The target and Host must name the same host.",
             Self::Blank => "No field's value may begin or end with a blank.",
+            Self::TooMany => "Send no more than 100 fields.",
             Self::Authorization => "Send one Authorization, or none.",
         })
     }
 }
+
+/// How many fields a request may have. hyper takes so many by HTTP/1.1, and any number by HTTP/2: a backend behind HTTP/1.1 might not.
+const MOST_FIELDS: usize = 100;
 
 /// Whether a request can be read in one way only. From here on its Host says whom it is for, whatever the version, and its cookies
 /// are one field. A request that came `by_wire` must say whom it is for; one that a program made need not.
@@ -47,6 +53,9 @@ pub(super) fn settle<B>(request: &mut Request<B>, by_wire: bool) -> Result<(), M
         }
         to_one_host(request);
         join_cookies(request.headers_mut());
+        if request.headers().len() > MOST_FIELDS {
+            return Err(Malformed::TooMany);
+        }
     }
     Ok(())
 }
@@ -73,7 +82,8 @@ fn check(version: Version, method: &Method, uri: &Uri, headers: &HeaderMap, by_w
         if !is_ours || !is_host(authority.as_str().as_bytes()) || !agrees {
             return Err(Malformed::Target);
         }
-    } else if uri.path() == "*" && *method != Method::OPTIONS {
+    }
+    if uri.path() == "*" && *method != Method::OPTIONS {
         return Err(Malformed::Target);
     }
     let mut authorizations = headers.get_all(AUTHORIZATION).iter();

@@ -84,6 +84,7 @@ impl Refusal {
             Self::OverLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::KeysUnavailable | Self::UnknownDesign | Self::LedgerUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Malformed(Malformed::TooMany) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
             Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
         }

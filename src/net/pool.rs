@@ -82,6 +82,8 @@ pub enum SendError {
         address: String,
         /// Why.
         source: hyper::Error,
+        /// Whether the request had a body, which may be to blame.
+        with_body: bool,
     },
     /// The request's Host field is no authority, and HTTP/2 has nothing else to say where a request goes.
     #[error("the Host field is no authority")]
@@ -93,9 +95,15 @@ impl SendError {
     pub fn is_of_endpoint(&self) -> bool {
         match self {
             Self::Connect { .. } => true,
-            Self::Broken { source, .. } => !source.is_user(),
+            Self::Broken { .. } => !self.is_of_body(),
             Self::Host => false,
         }
+    }
+
+    /// Whether the request's body is to blame: it broke off, or is not framed as it should be. hyper says the same of a connection that
+    /// ends just as a request without a body is handed to it.
+    pub fn is_of_body(&self) -> bool {
+        matches!(self, Self::Broken { source, with_body: true, .. } if source.is_user())
     }
 }
 
@@ -205,13 +213,14 @@ where
                     },
                 };
                 let was_used = lease.was_used_before();
+                let with_body = !request.body().is_end_stream();
                 let copy = Copy::of(&request).filter(|copy| lease.is_http2() || was_used && copy.is_safe());
                 let (unsent, source) = match self.exchange(lease, request).await {
                     Ok(answer) => return Ok(answer),
                     Err(Failed::Host) => return Err(Unanswered { error: SendError::Host, unseen: None }),
                     Err(Failed::Broken { unsent, source }) => (unsent, source),
                 };
-                let broken = |source| SendError::Broken { address: self.origin.to_string(), source };
+                let broken = |source| SendError::Broken { address: self.origin.to_string(), source, with_body };
                 match (unsent, copy) {
                     // The connection had ended before; it is taken only once.
                     (Some(unsent), _) if was_used => request = unsent,
@@ -361,7 +370,7 @@ impl<B> Failed<B> {
     }
 }
 
-/// Whether a connection ended before any byte of an answer.
+/// Whether a connection ended before any byte of an answer to a request without a body.
 fn died_unanswered(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error);
     let io = source
@@ -370,7 +379,8 @@ fn died_unanswered(error: &hyper::Error) -> bool {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
         matches!(io.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
     };
-    error.is_incomplete_message() || io.is_some_and(reset)
+    // With no body to be wrong, a "user" is the connection's own task, which has ended.
+    error.is_incomplete_message() || error.is_user() || io.is_some_and(reset)
 }
 
 /// A request without a body: it can be sent again.

@@ -195,7 +195,7 @@ impl BackendsShared {
     fn in_place_of(&self, error: &ProxyError, asker: &Asker) -> Response<Full<Bytes>> {
         let (status, detail) = match error {
             // The request's own body: the client broke it off, or framed it wrongly.
-            ProxyError::Unreachable(SendError::Broken { source, .. }) if source.is_user() => {
+            ProxyError::Unreachable(error) if error.is_of_body() => {
                 (StatusCode::BAD_REQUEST, "The request's body broke off, or is not framed as it should be.")
             }
             ProxyError::Unreachable(SendError::Host) => (StatusCode::BAD_REQUEST, "The Host field names no host."),

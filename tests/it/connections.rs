@@ -254,3 +254,27 @@ fn uploads_go_through_by_either_version() {
         assert_eq!(backend.last().body.len(), 3 << 20, "{version}");
     }
 }
+
+#[test]
+fn http2_takes_no_more_than_http1() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__SERVER__H2C", "true").start();
+    let page = format!("http://{}/page", gate.address);
+    let fields =
+        |count: usize| (0..count).flat_map(|n| ["--header".to_owned(), format!("x-{n}: 1")]).collect::<Vec<_>>();
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let ask = |more: &[String]| {
+            let more = more.iter().map(String::as_str);
+            let answer = curl(&[version, &page].into_iter().chain(more).collect::<Vec<_>>());
+            answer.trim_end().rsplit(' ').next().map(str::to_owned).unwrap_or_default()
+        };
+        // Host, User-Agent and Accept are three more.
+        assert_eq!(ask(&fields(97)), "200", "{version}");
+        assert_eq!(ask(&fields(98)), "431", "{version}");
+        // The server as a whole can only be asked what it can do (RFC 9110, section 7.1).
+        let target = |method: &str| ["--request-target", "*", "--request", method].map(str::to_owned);
+        assert_eq!(ask(&target("OPTIONS")), "200", "{version}");
+        assert_eq!(ask(&target("GET")), "400", "{version}");
+    }
+    assert_eq!(backend.seen().len(), 4);
+}
