@@ -13,7 +13,7 @@
 //! cargo bench --bench micro -- --test          each once: do they run?
 //! ```
 //!
-//! A charge by several threads is given as time that passes, divided by all charges that were made in it. Promised is at most 0.5 us,
+//! A charge by several threads is given as time that passes, divided by all charges that were made in it. The aim is 0.5 us,
 //! on a million random counters by one thread and on one hot counter by eight. `layer/service` is what the service around
 //! which the layer stands costs by itself, request and answer included: the layer is what is more.
 
