@@ -3,7 +3,7 @@
 //! | group | what |
 //! | --- | --- |
 //! | `route` | to find out what a request is: an export, or nothing that any route knows, among 1, 10 and 100 routes |
-//! | `decide` | to find out what an export is charged on, with 1, 4 and 16 meters |
+//! | `decide` | to find out what an export is charged on: a design with an AI feature, that 1, 4 and 16 meters count, and a plain one, that none does |
 //! | `charge` | to book a charge on one meter and settle it as delivered: one hot counter, or one of a million at random, by 1, 2 and 8 threads at once |
 //! | `layer` | the whole layer around a service that answers at once with 1 KiB: all that the gate does but proxying |
 //!
@@ -14,8 +14,13 @@
 //! ```
 //!
 //! A charge by several threads is given as time that passes, divided by all charges that were made in it. The aim is 0.5 us,
-//! on a million random counters by one thread and on one hot counter by eight. `layer/service` is what the service around
-//! which the layer stands costs by itself, request and answer included: the layer is what is more.
+//! on a million random counters by one thread and on one hot counter by eight. `memory` is a ledger that nobody writes to a store: the
+//! way through the code. `stored` has a store in a temporary folder and a flusher, with durability `periodic`, as in the gate: they
+//! take their share of cores, caches and the lock. A random user is made up anew for each charge, as a request brings one, so that nothing
+//! but the ledger's memory is cold: what that costs by itself is `charge/user`, and the charge is what is more.
+//!
+//! `layer/service` is what the service around which the layer stands costs by itself, request and answer included: the layer is what
+//! is more. Its tokens are known already; `tokens` measures those that are not.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a bench has nobody to recover for")]
@@ -26,8 +31,10 @@ use std::fmt::Write;
 use std::hint::black_box;
 use std::path::Path;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::task::{Context, Poll, Waker};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -37,12 +44,15 @@ use export_gate::config::{self, Config};
 use export_gate::design::Designs;
 use export_gate::gate::{ExportGateLayer, Parts, Upload};
 use export_gate::identity::Verifier;
-use export_gate::ledger::{Admission, ChargeRequest, Ledger, Settlement};
-use export_gate::policy::{Action, Delivers, Demand, Export, Match, PlanId, Platform, Subject, Who, cost};
+use export_gate::ledger::{self, Admission, ChargeRequest, Ledger, Settlement};
+use export_gate::policy::{Action, Delivers, Demand, Export, Match, PlanId, Platform, Subject, Verdict, Who, cost};
+use export_gate::store::{self, Embedded};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Full};
 use jsonwebtoken::{EncodingKey, Header};
 use serde_json::json;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
 use tower::{Layer, Service, service_fn};
 
 /// The allocator of the gate.
@@ -50,15 +60,19 @@ use tower::{Layer, Service, service_fn};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const SECRET: &str = "a-bench-secret-of-32-bytes-only!";
-const KEYS: u64 = 1_000_000;
+const AI_FEATURE: &str = "ai-image";
+const DOWNLOAD: &str = "/v1/designs/d1/download";
+const USERS: u64 = 1_000_000;
 
-/// The last route is the one that is asked for. No limit is ever reached on plan `max`, any is on plan `none`.
+/// The last route is the one that is asked for. All meters count designs with an AI feature, and no others. No limit is ever reached on
+/// plan `max`, any is on plan `none`.
 fn configuration(routes: usize, meters: usize) -> Config {
     let mut text = String::from(
         r#"
         default_upstream = "none"
         upstreams.none.endpoints = ["http://127.0.0.1:1"]
         identity = { issuer = "https://accounts.example.com", audience = "exports", keys = [{ kid = "bench", alg = "HS256", secret_env = "S" }] }
+        designs.ai_features = ["ai-image"]
         ledger.durability = "periodic"
         "#,
     );
@@ -73,7 +87,7 @@ fn configuration(routes: usize, meters: usize) -> Config {
     for meter in 0..meters {
         writeln!(
             text,
-            "[meters.m{meter}]\nwindow = {{ calendar = \"week\" }}\nlimits = {{ max = 1000000000, none = 0 }}"
+            "[meters.m{meter}]\ncounts = {{ ai = true }}\nwindow = {{ calendar = \"week\" }}\nlimits = {{ max = 1000000000, none = 0 }}"
         )
         .unwrap();
     }
@@ -83,7 +97,7 @@ fn configuration(routes: usize, meters: usize) -> Config {
 
 fn route(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("route");
-    let (export, other) = (Uri::from_static("/v1/designs/d1/download"), Uri::from_static("/assets/logo.png"));
+    let (export, other) = (Uri::from_static(DOWNLOAD), Uri::from_static("/assets/logo.png"));
     let headers = HeaderMap::new();
     for count in [1, 10, 100] {
         let routes = configuration(count, 1).routes;
@@ -98,30 +112,36 @@ fn route(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What the policy makes of a download by `user`.
-fn demands(config: &Config, user: &str) -> Vec<Demand> {
-    let export = Export {
+/// A download by `who`, on plan `max`.
+fn download<'e>(config: &Config, who: &'e Who, features: &'e [String]) -> Export<'e> {
+    Export {
         action: Action::Download,
         platform: Platform::Web,
-        ai: false,
-        features: &[],
-        who: &Who::user(user),
+        ai: !features.is_empty(),
+        features,
+        who,
         plan: config.policy.plans.find("max").unwrap(),
         delivers: Delivers::File,
-    };
-    let (target, headers) = (Uri::from_static("/v1/designs/d1/download"), HeaderMap::new());
-    let asked = cost::Request { route: "download", uri: &target, headers: &headers, body: None };
-    config.policy.decide(export, asked).unwrap().demands.into_vec()
+    }
+}
+
+fn verdict(config: &Config, export: Export<'_>, target: &Uri, headers: &HeaderMap) -> Verdict {
+    config.policy.decide(export, cost::Request { route: "download", uri: target, headers, body: None }).unwrap()
 }
 
 fn decide(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decide");
+    let (target, headers) = (Uri::from_static(DOWNLOAD), HeaderMap::new());
+    let (who, ai) = (Who::user("user-1"), [AI_FEATURE.to_owned()]);
     for meters in [1, 4, 16] {
         let config = configuration(1, meters);
-        assert_eq!(demands(&config, "u").len(), meters);
-        group.bench_function(BenchmarkId::from_parameter(meters), |bench| {
-            bench.iter(|| demands(&config, black_box("u")));
-        });
+        for (name, features, counting) in [("ai", &ai[..], meters), ("plain", &[], 0)] {
+            let export = download(&config, &who, features);
+            assert_eq!(verdict(&config, export, &target, &headers).demands.len(), counting);
+            group.bench_function(BenchmarkId::new(name, meters), |bench| {
+                bench.iter(|| verdict(&config, black_box(export), &target, &headers));
+            });
+        }
     }
     group.finish();
 }
@@ -134,68 +154,178 @@ fn at_once<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
+/// Where a ledger keeps what it has counted.
+#[derive(Clone, Copy)]
+enum Kept {
+    Memory,
+    Stored,
+}
+
+/// A ledger with its store, if it has one.
+struct Rig {
+    ledger: Arc<Ledger>,
+    flusher: Option<Flusher>,
+}
+
+struct Flusher {
+    end: oneshot::Sender<()>,
+    running: JoinHandle<()>,
+    _folder: TempDir,
+}
+
+impl Rig {
+    fn new(config: &Config, kept: Kept) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        match kept {
+            Kept::Memory => {
+                Self { ledger: Ledger::in_memory(&config.policy, config.ledger.clone(), clock), flusher: None }
+            }
+            Kept::Stored => {
+                let ledger = Ledger::new(&config.policy, config.ledger.clone(), clock.clone());
+                let flusher = Some(Flusher::start(&ledger, config, clock));
+                Self { ledger, flusher }
+            }
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if let Some(Flusher { end, running, _folder }) = self.flusher.take() {
+            drop(end);
+            running.join().unwrap();
+        }
+    }
+}
+
+impl Flusher {
+    fn start(ledger: &Arc<Ledger>, config: &Config, clock: Arc<dyn Clock>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let options = store::Options { path: folder.path().join("ledger.db"), ..config.store.clone() };
+        let store = Box::new(Embedded::new(options, clock).unwrap());
+        let (end, ended) = oneshot::channel::<()>();
+        let writing = ledger.clone();
+        let running = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            // A sender that is gone means the same.
+            let ended = async { drop(ended.await) };
+            runtime.block_on(ledger::run(writing, store, ended)).unwrap();
+        });
+        while ledger.availability().is_err() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        Self { end, running, _folder: folder }
+    }
+}
+
 /// Users of whom each is charged on a counter of his own.
 struct Users {
-    ledger: Arc<Ledger>,
+    rig: Rig,
     plan: PlanId,
     design: Arc<str>,
-    names: Vec<(Arc<str>, Demand)>,
+    count: u64,
+    /// What the first of them is charged on.
+    demand: Demand,
+    /// Where the next thread begins, so that none goes the way of an earlier one, through what is in the caches from it.
+    seed: AtomicU64,
 }
 
 impl Users {
-    fn new(count: u64) -> Self {
+    fn new(count: u64, kept: Kept) -> Self {
         let config = configuration(1, 1);
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let ledger = Ledger::in_memory(&config.policy, config.ledger.clone(), clock);
-        let demand = demands(&config, "u").remove(0);
-        let named = |user: u64| {
-            let name: Arc<str> = format!("{user:08x}-0000-4000-8000-{user:012x}").into();
-            let subject = Subject::user(name.clone());
-            (name, Demand { subject, ..demand.clone() })
-        };
-        let plan = config.policy.plans.find("max").unwrap();
-        let users = Self { ledger, plan, design: "d1".into(), names: (0..count).map(named).collect() };
+        let who = Who::user(name(0));
+        let features = [AI_FEATURE.to_owned()];
+        let export = download(&config, &who, &features);
+        let demand = verdict(&config, export, &Uri::from_static(DOWNLOAD), &HeaderMap::new()).demands.remove(0);
+        let rig = Rig::new(&config, kept);
+        let users = Self { rig, plan: export.plan, design: "d1".into(), count, demand, seed: AtomicU64::new(1) };
         // All are there before anything is measured.
-        (0..count).for_each(|user| users.export(user));
+        for user in 0..count {
+            let (name, demand) = users.user(user);
+            users.export(&name, &demand);
+        }
         users
     }
 
-    fn export(&self, user: u64) {
-        let (name, demand) = &self.names[user as usize];
-        let request = ChargeRequest::new(name, self.plan, &self.design, std::slice::from_ref(demand));
-        match at_once(self.ledger.charge(request)) {
+    fn user(&self, user: u64) -> (Arc<str>, Demand) {
+        let name = name(user);
+        let subject = Subject::user(name.clone());
+        (name, Demand { subject, ..self.demand.clone() })
+    }
+
+    fn export(&self, user: &Arc<str>, demand: &Demand) {
+        let request = ChargeRequest::new(user, self.plan, &self.design, std::slice::from_ref(demand));
+        match at_once(self.rig.ledger.charge(request)) {
             Admission::Charged(charge) => charge.settle(Settlement::Delivered),
             other => unreachable!("{other:?}"),
         }
     }
 
-    /// How long `threads` take for so many exports each.
+    /// Some exports in a row, of users at random or of the only one.
+    fn exports(&self, count: u64) {
+        if self.count == 1 {
+            // All threads share the name, as requests with one token do.
+            return (0..count).for_each(|_| self.export(&self.demand.subject.id, &self.demand));
+        }
+        let mut random = self.random();
+        for _ in 0..count {
+            let (name, demand) = self.user(random());
+            self.export(&name, &demand);
+        }
+    }
+
+    fn random(&self) -> impl FnMut() -> u64 {
+        let mut state = self.seed.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        let count = self.count;
+        move || {
+            // A linear congruential generator: it costs next to nothing.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % count
+        }
+    }
+
+    /// How long `threads` take for so many exports each: from when the first begins until the last has ended.
     fn time(&self, threads: u64, exports: u64) -> Duration {
-        let ready = Barrier::new(threads as usize + 1);
-        std::thread::scope(|scope| {
-            let work = |thread: u64| {
-                // A linear congruential generator: it costs next to nothing.
-                let mut random = thread.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-                ready.wait();
-                for _ in 0..exports {
-                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    self.export((random >> 33) % self.names.len() as u64);
-                }
-            };
-            let running: Vec<_> = (0..threads).map(|thread| scope.spawn(move || work(thread))).collect();
+        let ready = Barrier::new(threads as usize);
+        let work = || {
             ready.wait();
-            let started = Instant::now();
-            running.into_iter().for_each(|thread| thread.join().unwrap());
-            started.elapsed()
-        })
+            let begun = Instant::now();
+            self.exports(exports);
+            (begun, Instant::now())
+        };
+        let times: Vec<_> = thread::scope(|scope| {
+            let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            running.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let begun = times.iter().map(|(begun, _)| *begun).min().unwrap();
+        let ended = times.iter().map(|(_, ended)| *ended).max().unwrap();
+        ended - begun
     }
 }
 
+/// As long as a UUID.
+fn name(user: u64) -> Arc<str> {
+    let mut name = *b"00000000-0000-4000-8000-000000000000";
+    for (place, digit) in name.iter_mut().rev().zip(0..8) {
+        *place = b"0123456789abcdef"[(user >> (4 * digit) & 0xf) as usize];
+    }
+    str::from_utf8(&name).unwrap().into()
+}
+
 fn charge(criterion: &mut Criterion) {
-    let is_test = std::env::args().any(|argument| argument == "--test");
+    let given = |wanted: &str| std::env::args().any(|argument| argument == wanted);
+    let is_quick = given("--test") || !given("--bench");
+    let many = if is_quick { 1_000 } else { USERS };
     let mut group = criterion.benchmark_group("charge");
-    for (name, count) in [("hot", 1), ("random", if is_test { 1_000 } else { KEYS })] {
-        let users = Users::new(count);
+    let cases = [
+        ("memory/hot", 1, Kept::Memory),
+        ("memory/random", many, Kept::Memory),
+        ("stored/hot", 1, Kept::Stored),
+        ("stored/random", many, Kept::Stored),
+    ];
+    for (name, count, kept) in cases {
+        // Not in a closure that is measured: criterion would take it for the time of a first charge, and make few.
+        let users = Users::new(count, kept);
         for threads in [1, 2, 8] {
             group.bench_function(BenchmarkId::new(name, threads), |bench| {
                 bench.iter_custom(|charges| {
@@ -205,13 +335,18 @@ fn charge(criterion: &mut Criterion) {
             });
         }
     }
+    let users = Users::new(2, Kept::Memory);
+    group.bench_function("user", |bench| {
+        let mut random = users.random();
+        bench.iter(|| users.user(random()));
+    });
     group.finish();
 }
 
 fn authorization(plan: &str) -> String {
     let now = SystemClock::new().now().as_second();
     let claims = json!({
-        "iss": "https://accounts.example.com", "aud": "exports", "sub": "user-1", "plan": plan, "ai_features": [], "iat": now, "exp": now + 86_400,
+        "iss": "https://accounts.example.com", "aud": "exports", "sub": "user-1", "plan": plan, "ai_features": [AI_FEATURE], "iat": now, "exp": now + 86_400,
     });
     let header = Header { kid: Some("bench".to_owned()), ..Header::default() };
     format!("Bearer {}", jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap())
@@ -239,7 +374,7 @@ fn layer(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut group = criterion.benchmark_group("layer");
     let [max, none] = ["max", "none"].map(|plan| http::HeaderValue::try_from(authorization(plan)).unwrap());
-    let (export, other) = ("/v1/designs/d1/download", "/assets/logo.png");
+    let (export, other) = (DOWNLOAD, "/assets/logo.png");
 
     let bare = answer.clone();
     let mut service = service_fn(move |_: Request<Empty<Bytes>>| std::future::ready(Ok::<_, Infallible>(bare())));
