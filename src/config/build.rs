@@ -129,11 +129,6 @@ pub(super) fn build(
     }
 
     let designs = designs::options(&raw.designs, surroundings, &mut problems);
-    let upstreams = raw
-        .upstreams
-        .iter()
-        .map(|(name, raw)| upstreams::upstream(name, raw, surroundings, &designs, &mut problems))
-        .collect();
     let policy = meters::policy(&raw, running, &mut problems);
     let routes = routes::routes(&raw.routes, &mut problems);
     let gate = gate::Options {
@@ -158,6 +153,12 @@ pub(super) fn build(
         },
         log: log_options(&raw.log, surroundings, &mut problems),
     };
+    let acted_on = upstreams::acted_on(&routes, &policy, &gate);
+    let upstreams = raw
+        .upstreams
+        .iter()
+        .map(|(name, raw)| upstreams::upstream(name, raw, surroundings, &designs, &acted_on, &mut problems))
+        .collect();
     let mut identity = identity::options(&raw.identity, surroundings, &mut problems);
     identity.claims.others = policy.claims();
     identity::token_query(&raw, &mut problems);

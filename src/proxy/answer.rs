@@ -9,6 +9,7 @@ use pin_project_lite::pin_project;
 
 use super::bounds::Place;
 use super::endpoints::UnderWay;
+use super::trailers::Sifted;
 use crate::net::{BodyError, Pool, PooledBody};
 
 pin_project! {
@@ -16,14 +17,18 @@ pin_project! {
     #[derive(Debug)]
     pub struct AnswerBody<B> {
         #[pin]
-        body: PooledBody<B>,
-        under_way: UnderWay<Pool<B>>,
+        body: Sifted<PooledBody<Sifted<B>>>,
+        under_way: UnderWay<Pool<Sifted<B>>>,
         place: Option<Place>,
     }
 }
 
 impl<B> AnswerBody<B> {
-    pub(super) const fn new(body: PooledBody<B>, under_way: UnderWay<Pool<B>>, place: Option<Place>) -> Self {
+    pub(super) const fn new(
+        body: Sifted<PooledBody<Sifted<B>>>,
+        under_way: UnderWay<Pool<Sifted<B>>>,
+        place: Option<Place>,
+    ) -> Self {
         Self { body, under_way, place }
     }
 }

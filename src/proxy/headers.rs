@@ -16,7 +16,7 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// By these a backend may let the sender choose another method, path or origin than the gate has classified.
-const OVERRIDES: [&str; 14] = [
+pub(super) const OVERRIDES: [&str; 14] = [
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
@@ -38,13 +38,16 @@ const CONNECTION_FIELDS: [HeaderName; 7] =
     [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE];
 
 /// Removes the fields that are meant for this connection only, by name and by every `Connection` line (RFC 9110, section 7.6.1).
-pub(super) fn strip_connection_fields(headers: &mut HeaderMap) {
+/// Returns the names that were found on such lines, but for those that every message may have there.
+pub(super) fn strip_connection_fields(headers: &mut HeaderMap) -> Vec<HeaderName> {
+    let mut named = Vec::new();
     if headers.contains_key(CONNECTION) {
         let lines = headers.get_all(CONNECTION).iter().filter_map(|line| line.to_str().ok());
-        let named = lines.flat_map(|line| line.split(',')).filter_map(|name| name.trim().parse::<HeaderName>().ok());
-        for name in named.collect::<Vec<_>>() {
+        let names = lines.flat_map(|line| line.split(',')).filter_map(|name| name.trim().parse::<HeaderName>().ok());
+        named.extend(names.filter(|name| *name != "close" && !CONNECTION_FIELDS.contains(name)));
+        for name in &named {
             // A client must not talk the gate out of fields that the backend relies on.
-            if name != HOST && name != CONTENT_LENGTH && name != "x-request-id" {
+            if *name != HOST && *name != CONTENT_LENGTH && *name != "x-request-id" {
                 headers.remove(name);
             }
         }
@@ -55,6 +58,7 @@ pub(super) fn strip_connection_fields(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
+    named
 }
 
 /// Whether a list field has a token, on any of its lines.
@@ -64,12 +68,13 @@ pub(super) fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> b
 }
 
 /// Makes a request's framing anew, from the body and not from the client's fields (RFC 9112, section 6). Of what the client says
-/// about its connection only that it takes trailers is passed on: the gate does too, for it.
-pub(super) fn frame<B: Body>(request: &mut Request<B>) {
+/// about its connection only that it takes trailers is passed on: the gate does too, for it. Returns what
+/// [`strip_connection_fields`] has found.
+pub(super) fn frame<B: Body>(request: &mut Request<B>) -> Vec<HeaderName> {
     let length = request.body().size_hint().exact();
     let headers = request.headers_mut();
     let takes_trailers = headers.contains_key(TE) && has_token(headers, TE, "trailers");
-    strip_connection_fields(headers);
+    let named = strip_connection_fields(headers);
     if takes_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONNECTION, HeaderValue::from_static("te"));
@@ -85,6 +90,7 @@ pub(super) fn frame<B: Body>(request: &mut Request<B>) {
             headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
     }
+    named
 }
 
 /// Where requests come from: made once a connection, put on each of its requests.

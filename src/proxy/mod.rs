@@ -1,11 +1,13 @@
 //! Forwarding as a plain tower [`Service`]: one [`Proxy`] for each upstream.
 //!
-//! Bodies are streamed both ways. Framing and connection-bound fields (`headers.rs`) are made anew; all else is passed on as it came.
+//! Bodies are streamed both ways. Framing and connection-bound fields (`headers.rs`) are made anew, trailers that would act like a head
+//! (`trailers.rs`) are dropped; all else is passed on as it came.
 
 mod answer;
 mod bounds;
 mod endpoints;
 mod headers;
+mod trailers;
 mod upgrade;
 
 use std::net::IpAddr;
@@ -28,6 +30,7 @@ use crate::net::{self, Origin, Pool, PooledBody, RequestBody, SendError};
 use bounds::{Full, Places};
 use endpoints::{Endpoints, UnderWay};
 use headers::Hop;
+use trailers::{Sieve, Sifted};
 use upgrade::Wish;
 
 pub use answer::AnswerBody;
@@ -52,6 +55,8 @@ pub struct Options {
     pub trusted_hops: Vec<IpNet>,
     /// Headers that are passed on from trusted hops only.
     pub trusted_headers: Vec<HeaderName>,
+    /// Headers that somebody acts on, the trusted ones among them: none of them is passed on in trailers.
+    pub acted_on: Vec<HeaderName>,
 }
 
 /// Why a request could not be forwarded.
@@ -89,8 +94,9 @@ impl<B> Clone for Proxy<B> {
 
 #[derive(Debug)]
 struct Upstream<B> {
-    endpoints: Endpoints<Pool<B>>,
+    endpoints: Endpoints<Pool<Sifted<B>>>,
     places: Option<Places>,
+    sieve: Arc<Sieve>,
     /// For clients that send none, as HTTP/1.0 allows.
     host: HeaderValue,
     options: Options,
@@ -110,7 +116,7 @@ pub struct Metrics {
 }
 
 /// An answer's head has come, from an endpoint that is busy with it.
-type Answered<B> = (Response<PooledBody<B>>, UnderWay<Pool<B>>);
+type Answered<B> = (Response<PooledBody<Sifted<B>>>, UnderWay<Pool<Sifted<B>>>);
 
 impl<B> Proxy<B>
 where
@@ -126,7 +132,8 @@ where
         let places = options.bound.map(|most| Places::new(most, bound));
         let host = options.endpoints.first().and_then(|endpoint| HeaderValue::try_from(endpoint.to_string()).ok());
         let host = host.unwrap_or(HeaderValue::from_static("upstream"));
-        let upstream = Upstream { endpoints, places, host, options, clock, duration };
+        let sieve = Arc::new(Sieve::new(options.acted_on.iter().chain(&options.trusted_headers)));
+        let upstream = Upstream { endpoints, places, sieve, host, options, clock, duration };
         Self { upstream: Arc::new(upstream), hop: Arc::new(Hop::unknown()) }
     }
 
@@ -149,7 +156,7 @@ where
         mut request: Request<B>,
     ) -> impl Future<Output = Result<Response<AnswerBody<B>>, ProxyError>> + Send {
         async move {
-            let Upstream { clock, duration, places, .. } = &*self.upstream;
+            let Upstream { clock, duration, places, sieve, .. } = &*self.upstream;
             if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
                 return Err(ProxyError::Method(request.method().clone()));
             }
@@ -158,13 +165,13 @@ where
                 None => None,
             };
             let wish = Wish::of(&mut request);
-            self.prepare(&mut request);
+            let named = self.prepare(&mut request);
             if let Some(wish) = &wish {
                 wish.put(request.headers_mut());
             }
             let (head, body) = request.into_parts();
             // With a body that is sent while we wait comes word of how it goes.
-            let (body, upload) = RequestBody::of(body);
+            let (body, upload) = RequestBody::of(Sifted::request(body, sieve, named));
             let request = Request::from_parts(head, body);
             let started = clock.monotonic();
             let (mut answer, under_way) = self.send(request, upload).await?;
@@ -173,13 +180,13 @@ where
                 (StatusCode::SWITCHING_PROTOCOLS, wish) => Some(upgrade::agreed(wish, &mut answer)?),
                 _ => None,
             };
-            headers::strip_connection_fields(answer.headers_mut());
+            let named = headers::strip_connection_fields(answer.headers_mut());
             if let Some(protocol) = protocol {
                 upgrade::put(answer.headers_mut(), &protocol);
             }
             // The version is that of a connection, not of the message (RFC 9110, section 2.5).
-            *answer.version_mut() = Version::HTTP_11;
-            Ok(answer.map(|body| AnswerBody::new(body, under_way, place)))
+            let version = std::mem::replace(answer.version_mut(), Version::HTTP_11);
+            Ok(answer.map(|body| AnswerBody::new(Sifted::answer(body, version, sieve, named), under_way, place)))
         }
     }
 
@@ -187,7 +194,7 @@ where
     #[expect(clippy::manual_async_fn, reason = "it would hold the request twice, and move it once more")]
     fn send(
         &self,
-        mut request: Request<RequestBody<B>>,
+        mut request: Request<RequestBody<Sifted<B>>>,
         mut upload: Option<watch::Receiver<()>>,
     ) -> impl Future<Output = Result<Answered<B>, ProxyError>> + Send {
         async move {
@@ -247,8 +254,9 @@ where
         tokio::time::timeout(limit, exchange).await.map_err(too_late)
     }
 
-    /// Makes of a request what the backend shall see: raw path and query, end-to-end headers, framing by the body.
-    fn prepare(&self, request: &mut Request<B>) {
+    /// Makes of a request what the backend shall see: raw path and query, end-to-end headers, framing by the body. Returns the names of
+    /// fields that were meant for the client's connection.
+    fn prepare(&self, request: &mut Request<B>) -> Vec<HeaderName> {
         *request.version_mut() = Version::HTTP_11;
         if let Some(authority) = request.uri().authority() {
             // An absolute target wins over the Host field (RFC 9112, section 3.2.2).
@@ -260,10 +268,11 @@ where
             }
             *request.uri_mut() = target.unwrap_or_default();
         }
-        headers::frame(request);
+        let named = headers::frame(request);
         let headers = request.headers_mut();
         headers.entry(HOST).or_insert_with(|| self.upstream.host.clone());
         self.hop.put(headers, &self.upstream.options.trusted_headers);
+        named
     }
 }
 

@@ -49,6 +49,7 @@ mod sessions;
 mod slow;
 mod support;
 mod table;
+mod trailers;
 mod upgrades;
 mod upstreams;
 mod windows;

@@ -1,9 +1,13 @@
 //! The backends.
 
+use http::HeaderName;
+
 use crate::config::problem::Problem;
 use crate::config::raw;
 use crate::net::{self, Origin, Protocol, Trust, Url};
-use crate::{design, proxy};
+use crate::policy::cost::{Asked, AskedFrom};
+use crate::policy::{Cost, DesignFrom, Policy, Routes};
+use crate::{design, gate, proxy};
 
 use super::{Problems, Surroundings, Upstream, positive};
 
@@ -12,6 +16,7 @@ pub(super) fn upstream(
     raw: &raw::Upstream,
     surroundings: Surroundings<'_>,
     designs: &design::Options,
+    acted_on: &[HeaderName],
     problems: &mut Problems,
 ) -> Upstream {
     let path = |key| ["upstreams", name, key];
@@ -48,8 +53,33 @@ pub(super) fn upstream(
             bound,
             trusted_hops: designs.trusted_hops.clone(),
             trusted_headers: [&designs.header].into_iter().chain(&designs.version_header).cloned().collect(),
+            acted_on: acted_on.to_vec(),
         },
     }
+}
+
+/// The headers that routes, meters and the gate look at or set, besides those about designs.
+pub(super) fn acted_on(routes: &Routes, policy: &Policy, gate: &gate::Options) -> Vec<HeaderName> {
+    let of_routes = routes.iter().flat_map(|(_, route)| {
+        let design = match &route.design {
+            DesignFrom::Header(name) => Some(name),
+            _ => None,
+        };
+        route.conditions.headers.iter().map(|(name, _)| name).chain(design)
+    });
+    let of_meters = policy.meters.iter().flat_map(|meter| {
+        let asked = match &meter.cost {
+            Cost::Asked(Asked { from: AskedFrom::Header(name), .. }) => Some(name),
+            _ => None,
+        };
+        let set = meter.degrade.set_headers.iter().map(|(name, _)| name);
+        set.chain(&meter.degrade.remove_headers).chain(asked).chain(&meter.reported_by)
+    });
+    let of_gate = gate.platform_header.iter().chain(&gate.session_header);
+    let mut names: Vec<HeaderName> = of_routes.chain(of_meters).chain(of_gate).cloned().collect();
+    names.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+    names.dedup();
+    names
 }
 
 const fn protocol(raw: raw::Protocol) -> Protocol {

@@ -1,4 +1,4 @@
-//! A backend of HTTP/2 without TLS that says all it has seen.
+//! A backend of HTTP/2 without TLS that says all it has seen, and a client.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +16,8 @@ use tokio::sync::watch;
 pub(crate) enum Http2Reply {
     /// Answer, with trailers.
     Answer,
+    /// Answer with these trailers.
+    AnswerWith(&'static [(&'static str, &'static str)]),
     /// Answer when released.
     Held,
     /// Refuse the stream without looking at it.
@@ -124,9 +126,56 @@ impl Http2Backend {
         let seen = Http2Seen { head: Request::from_parts(head, ()), body, trailers };
         self.shared.seen.lock().unwrap().push(seen);
         reply.wait_for(|reply| !matches!(reply, Http2Reply::Held)).await.ok()?;
-        let head = Response::builder().header("content-type", "application/json").header("trailer", "x-sum");
+        let head = Response::builder().header("content-type", "application/json");
+        let trailers = match *reply.borrow() {
+            Http2Reply::AnswerWith(trailers) => fields(trailers),
+            _ => fields(&[("x-sum", "42")]),
+        };
+        let names: Vec<&str> = trailers.keys().map(http::HeaderName::as_str).collect();
+        let head = head.header("trailer", names.join(", "));
         let mut sending = answer.send_response(head.body(()).unwrap(), false).ok()?;
         sending.send_data("{}".into(), false).ok()?;
-        sending.send_trailers(HeaderMap::from_iter([("x-sum".parse().unwrap(), "42".parse().unwrap())])).ok()
+        sending.send_trailers(trailers).ok()
     }
+}
+
+/// Fields as they are given.
+pub(crate) fn fields(given: &[(&str, &str)]) -> HeaderMap {
+    let field = |(name, value): &(&str, &str)| (name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap());
+    given.iter().map(field).collect()
+}
+
+/// An answer by HTTP/2.
+#[derive(Debug)]
+pub(crate) struct Http2Answer {
+    pub(crate) head: Response<()>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) trailers: Option<HeaderMap>,
+}
+
+/// Sends a request by HTTP/2 without TLS, and takes its answer.
+pub(crate) fn by_http2(
+    address: SocketAddr,
+    request: Request<()>,
+    body: &'static [u8],
+    trailers: HeaderMap,
+) -> Result<Http2Answer, h2::Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (client, connection) = h2::client::handshake(stream).await?;
+        tokio::spawn(connection);
+        let (answer, mut sending) = client.ready().await?.send_request(request, false)?;
+        sending.send_data(body.into(), false)?;
+        sending.send_trailers(trailers)?;
+        let (head, mut stream) = answer.await?.into_parts();
+        let mut body = Vec::new();
+        while let Some(data) = stream.data().await {
+            let data = data?;
+            stream.flow_control().release_capacity(data.len())?;
+            body.extend_from_slice(&data);
+        }
+        let trailers = stream.trailers().await?;
+        Ok(Http2Answer { head: Response::from_parts(head, ()), body, trailers })
+    })
 }

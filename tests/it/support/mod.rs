@@ -10,7 +10,7 @@ mod web;
 pub(crate) use backend::{Backend, Reply, Seen};
 pub(crate) use client::{Answer, get, post, read_until, request, send_raw};
 pub(crate) use gate::{Folder, Gate, Setup, listening, shipped_config};
-pub(crate) use http2::{Http2Backend, Http2Reply};
+pub(crate) use http2::{Http2Backend, Http2Reply, by_http2, fields};
 pub(crate) use token::{SECRET, Token};
 pub(crate) use web::{WebServer, certify, nginx};
 
