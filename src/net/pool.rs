@@ -194,9 +194,22 @@ where
     /// # Errors
     ///
     /// [`Unanswered`].
-    #[expect(clippy::manual_async_fn, reason = "it would hold the request twice, and move it once more")]
     pub fn send(
         &self,
+        request: Request<RequestBody<B>>,
+    ) -> impl Future<Output = Result<Response<PooledBody<B>>, Unanswered<B>>> + Send {
+        self.send_within(self.connect_timeout, request)
+    }
+
+    /// The same for somebody who is in a hurry: a connection may take no longer than this to be made.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`].
+    #[expect(clippy::manual_async_fn, reason = "it would hold the request twice, and move it once more")]
+    pub fn send_within(
+        &self,
+        may_connect: Duration,
         mut request: Request<RequestBody<B>>,
     ) -> impl Future<Output = Result<Response<PooledBody<B>>, Unanswered<B>>> + Send {
         async move {
@@ -207,7 +220,7 @@ where
                 let idle = if was_repeated { None } else { self.take_idle() };
                 let lease = match idle {
                     Some(lease) => lease,
-                    None => match Box::pin(self.connect(request.headers())).await {
+                    None => match Box::pin(self.connect(request.headers(), may_connect)).await {
                         Ok(lease) => lease,
                         Err(error) => return Err(Unanswered { error, unseen: Some(request) }),
                     },
@@ -282,7 +295,7 @@ where
     }
 
     /// A connection for a request with these fields: a place on one that others use, or a new one.
-    async fn connect(&self, headers: &HeaderMap) -> Result<Lease<B>, SendError> {
+    async fn connect(&self, headers: &HeaderMap, may_take: Duration) -> Result<Lease<B>, SendError> {
         // HTTP/2 cannot be left for another protocol (RFC 9113, section 8.6).
         let protocol = if headers.contains_key(UPGRADE) { Protocol::Http1 } else { self.protocol };
         let found = async {
@@ -292,7 +305,7 @@ where
                 Protocol::Http2 | Protocol::Auto => self.share(protocol).await,
             }
         };
-        let found = tokio::time::timeout(self.connect_timeout, found).await;
+        let found = tokio::time::timeout(self.connect_timeout.min(may_take), found).await;
         let found = found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         found.map_err(|source| SendError::Connect { address: self.origin.to_string(), source })
     }

@@ -128,7 +128,9 @@ where
         let Metrics { duration, bound, endpoints } = metrics;
         let pool = |origin: &Origin| Pool::new(origin.clone(), &options.connections, clock.clone());
         let pools = options.endpoints.iter().map(|origin| (origin.to_string(), pool(origin)));
-        let endpoints = Endpoints::new(pools, options.ejection, endpoints);
+        // An exchange takes longer only if its client does.
+        let trial_time = options.connections.connect_timeout.saturating_add(options.response_timeout);
+        let endpoints = Endpoints::new(pools, options.ejection, trial_time, endpoints);
         let places = options.bound.map(|most| Places::new(most, bound));
         let host = options.endpoints.first().and_then(|endpoint| HeaderValue::try_from(endpoint.to_string()).ok());
         let host = host.unwrap_or(HeaderValue::from_static("upstream"));
@@ -174,7 +176,7 @@ where
             let (body, upload) = RequestBody::of(Sifted::request(body, sieve, named));
             let request = Request::from_parts(head, body);
             let started = clock.monotonic();
-            let (mut answer, under_way) = self.send(request, upload).await?;
+            let (mut answer, under_way) = self.send(request, upload, started).await?;
             duration.observe(clock.monotonic().saturating_sub(started).as_secs_f64());
             let protocol = match (answer.status(), wish) {
                 (StatusCode::SWITCHING_PROTOCOLS, wish) => Some(upgrade::agreed(wish, &mut answer)?),
@@ -190,40 +192,51 @@ where
         }
     }
 
-    /// Sends a request to an endpoint. One that no endpoint has seen, because no connection could be made, is sent to one other.
+    /// Sends a request to an endpoint. One that no endpoint has seen, because no connection could be made, is sent to each other in
+    /// turn, while connecting does not take twice as long as it may take once.
     #[expect(clippy::manual_async_fn, reason = "it would hold the request twice, and move it once more")]
     fn send(
         &self,
         mut request: Request<RequestBody<Sifted<B>>>,
         mut upload: Option<watch::Receiver<()>>,
+        mut began: Duration,
     ) -> impl Future<Output = Result<Answered<B>, ProxyError>> + Send {
         async move {
-            let Upstream { endpoints, clock, .. } = &*self.upstream;
-            let (mut endpoint, mut under_way) = endpoints.choose(clock.coarse());
-            let mut may_try_another = true;
+            let Upstream { endpoints, clock, options, .. } = &*self.upstream;
+            let (mut attempt, mut under_way) = endpoints.choose(|| clock.coarse());
+            let mut may_connect = options.connections.connect_timeout.saturating_mul(2);
+            let mut tried = Vec::new();
             loop {
-                let unanswered = match self.await_head(pin!(endpoint.pool.send(request)), upload.as_mut()).await {
+                let endpoint = attempt.endpoint();
+                let exchange = pin!(endpoint.pool.send_within(may_connect, request));
+                let unanswered = match self.await_head(exchange, upload.as_mut()).await {
                     Ok(Ok(answer)) => {
-                        endpoints.succeeded(&endpoint);
+                        attempt.succeeded(|| clock.coarse());
                         return Ok((answer, under_way));
                     }
                     Ok(Err(unanswered)) => unanswered,
                     Err(late) => {
                         // While the client has more to send, nobody knows who it is that stands still.
                         if upload.as_ref().is_none_or(|upload| upload.has_changed().is_err()) {
-                            endpoints.failed(&endpoint, clock.coarse());
+                            attempt.failed(clock.coarse());
                         }
                         return Err(late);
                     }
                 };
-                if unanswered.error.is_of_endpoint() {
-                    endpoints.failed(&endpoint, clock.coarse());
+                let now = clock.monotonic();
+                if matches!(unanswered.error, SendError::Connect { .. }) {
+                    may_connect = may_connect.saturating_sub(now.saturating_sub(began));
                 }
-                let unseen = unanswered.unseen.filter(|_| std::mem::take(&mut may_try_another));
-                match unseen.zip(endpoints.other_than(&endpoint, clock.coarse())) {
+                began = now;
+                tried.push(attempt.endpoint());
+                if unanswered.error.is_of_endpoint() {
+                    attempt.failed(now);
+                }
+                let unseen = unanswered.unseen.filter(|_| !may_connect.is_zero());
+                match unseen.zip(endpoints.other_than(&tried, now)) {
                     Some((unseen, other)) => {
                         request = unseen;
-                        (endpoint, under_way) = other;
+                        (attempt, under_way) = other;
                     }
                     None => return Err(ProxyError::Unreachable(unanswered.error)),
                 }

@@ -94,6 +94,14 @@ impl Metrics {
         metrics
     }
 
+    /// No longer shows the endpoints of an upstream that is gone, or becomes another: requests that are still under way there must not
+    /// be taken for those of its successor.
+    fn forget_endpoints(&self, upstream: &str) {
+        for state in ["available", "ejected"] {
+            self.endpoints.remove(&EndpointLabels { upstream: upstream.to_owned(), state });
+        }
+    }
+
     fn of(&self, upstream: &str) -> proxy::Metrics {
         let labels = UpstreamLabels { upstream: upstream.to_owned() };
         let endpoints =
@@ -145,6 +153,9 @@ impl Backends {
         let Choice { shared, proxies } = &*self.0;
         let known = shared.upstreams.iter().zip(proxies);
         let stays = |new: &Upstream| known.clone().find(|(known, _)| *known == new).map(|(_, proxy)| proxy.clone());
+        for gone in shared.upstreams.iter().filter(|known| !ways.upstreams.contains(known)) {
+            shared.metrics.forget_endpoints(&gone.name);
+        }
         Self::made(ways, clock, shared.metrics.clone(), stays)
     }
 

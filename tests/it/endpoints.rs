@@ -2,7 +2,19 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use bytes::Bytes;
+use export_gate::clock::{Clock, ManualClock};
+use export_gate::net::{self, Trust, Url};
+use export_gate::proxy::{BoundMetrics, Ejection, EndpointMetrics, Metrics, Options, Proxy};
+use http::{Request, StatusCode};
+use http_body_util::Empty;
+use prometheus_client::metrics::histogram::Histogram;
+use tower::ServiceExt;
 
 use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, read_until, request};
 
@@ -97,6 +109,141 @@ fn nothing_is_lost_by_an_endpoint_that_is_not_there_and_it_is_left_out_until_it_
 }
 
 #[test]
+fn what_nobody_has_seen_goes_to_each_endpoint_in_turn() {
+    let there = Backend::start(Reply::image());
+    let gate = before(&[nobody(), nobody(), nobody(), there.address, nobody()])
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__MAX_FAILURES", "1000")
+        .start();
+    for sent in 1..=20 {
+        assert_eq!(request(gate.address, "POST", "/v1/designs/d1", &[], b"a save").status, 200);
+        assert_eq!((there.seen().len(), there.last().body.as_slice()), (sent, &b"a save"[..]));
+    }
+}
+
+/// An endpoint with which no connection by TLS comes to be, and how many have tried.
+fn mute() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("\"https://{}\"", listener.local_addr().unwrap());
+    let tried = Arc::new(AtomicUsize::new(0));
+    let count = tried.clone();
+    std::thread::spawn(move || {
+        let mut streams = Vec::new();
+        for stream in listener.incoming().map_while(Result::ok) {
+            streams.push(stream);
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    (url, tried)
+}
+
+#[test]
+fn nobody_waits_for_more_than_two_connections_that_do_not_come_to_be() {
+    let endpoints = [mute(), mute(), mute(), mute()];
+    let urls = endpoints.each_ref().map(|(url, _)| url.as_str()).join(", ");
+    let gate = before(&[nobody()])
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__ENDPOINTS", &format!("[{urls}]"))
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__CONNECT_TIMEOUT", "100ms")
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__MAX_FAILURES", "1")
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__EJECTION_TIME", "1h")
+        .start();
+    assert_eq!(get(gate.address, "/page", &[]).status, 502);
+    assert_eq!(ejected(&gate), 2.0);
+    let tried = || endpoints.iter().map(|(_, tried)| tried.load(Ordering::SeqCst)).sum::<usize>();
+    eventually("both have seen it", || tried() == 2);
+    assert_eq!(get(gate.address, "/page", &[]).status, 502);
+    assert_eq!(ejected(&gate), 4.0);
+    eventually("the others have as well", || tried() == 4);
+}
+
+/// A proxy to these endpoints that leaves one out for an hour at its first failure, and the clock that says when.
+fn left_out_for_an_hour(endpoints: [&Backend; 2]) -> (Proxy<Empty<Bytes>>, EndpointMetrics, Arc<ManualClock>) {
+    let origin =
+        |backend: &Backend| format!("http://{}", backend.address).parse::<Url>().unwrap().origin(&Trust::default());
+    let ejection = Ejection { max_failures: 1, time: HOUR, max_time: 5 * HOUR };
+    let options = Options {
+        endpoints: endpoints.map(origin).to_vec(),
+        response_timeout: Duration::from_secs(60),
+        connections: net::Options::default(),
+        ejection,
+        bound: None,
+        trusted_hops: Vec::new(),
+        trusted_headers: Vec::new(),
+        acted_on: Vec::new(),
+    };
+    let clock = Arc::new(ManualClock::at("2026-11-02T12:00:00Z".parse().unwrap()));
+    let shown = EndpointMetrics::default();
+    let metrics = Metrics { duration: Histogram::new([1.0]), bound: BoundMetrics::default(), endpoints: shown.clone() };
+    (Proxy::new(options, clock.clone() as Arc<dyn Clock>, metrics), shown, clock)
+}
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+async fn pass(proxy: &Proxy<Empty<Bytes>>) -> Option<StatusCode> {
+    let request = Request::get("/page").header("host", "gate.test").body(Empty::new()).unwrap();
+    proxy.clone().oneshot(request).await.ok().map(|answer| answer.status())
+}
+
+/// Lets requests pass until this endpoint has one more, which is returned as it goes on.
+async fn pass_to(backend: &Backend, proxy: &Proxy<Empty<Bytes>>) -> tokio::task::JoinHandle<Option<StatusCode>> {
+    let before = backend.seen().len();
+    loop {
+        let proxy = proxy.clone();
+        let mut passing = tokio::spawn(async move { pass(&proxy).await });
+        while backend.seen().len() == before && !passing.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        if backend.seen().len() > before {
+            return passing;
+        }
+        assert_eq!((&mut passing).await.unwrap(), Some(StatusCode::OK), "by the other");
+    }
+}
+
+#[tokio::test]
+async fn a_trial_whose_client_leaves_is_the_next_requests() {
+    let [failing, good] = [Reply::RawThenClose(Vec::new()), Reply::image()].map(Backend::start);
+    let (proxy, shown, clock) = left_out_for_an_hour([&failing, &good]);
+    assert_eq!(pass_to(&failing, &proxy).await.await.unwrap(), None);
+    assert_eq!(shown.ejected.get(), 1);
+    failing.will(Reply::Silence);
+    clock.advance(HOUR);
+    for tried in 2..5 {
+        let trial = pass_to(&failing, &proxy).await;
+        assert_eq!((failing.seen().len(), pass(&proxy).await), (tried, Some(StatusCode::OK)), "no other tries");
+        trial.abort();
+        assert!(trial.await.is_err());
+    }
+    failing.will(Reply::image());
+    assert_eq!(pass(&proxy).await, Some(StatusCode::OK));
+    assert_eq!((failing.seen().len(), shown.ejected.get()), (5, 0), "it took this one, and all to come");
+}
+
+#[tokio::test]
+async fn what_began_before_an_endpoint_was_left_out_says_nothing_about_it_later() {
+    let (reply, release) = Reply::held(b"", b"nonsense\r\n\r\n");
+    let [flapping, good] = [reply, Reply::image()].map(Backend::start);
+    let (proxy, shown, clock) = left_out_for_an_hour([&flapping, &good]);
+    let slow = pass_to(&flapping, &proxy).await;
+    flapping.will(Reply::RawThenClose(Vec::new()));
+    // While the slow one is under way the other is less loaded, unless it is as loaded as well.
+    let (reply, release_good) = Reply::held(b"", b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+    good.will(reply);
+    let held = pass_to(&good, &proxy).await;
+    good.will(Reply::image());
+    assert_eq!(pass_to(&flapping, &proxy).await.await.unwrap(), None);
+    assert_eq!((shown.ejected.get(), shown.ejections.get()), (1, 1));
+    flapping.will(Reply::image());
+    clock.advance(HOUR);
+    assert_eq!(pass(&proxy).await, Some(StatusCode::OK));
+    assert_eq!(shown.ejected.get(), 0, "it was tried, and is well");
+    release.send(()).unwrap();
+    assert_eq!(slow.await.unwrap(), None);
+    assert_eq!((shown.ejected.get(), shown.ejections.get()), (0, 1), "that was long ago");
+    release_good.send(()).unwrap();
+    assert_eq!(held.await.unwrap(), Some(StatusCode::OK));
+}
+
+#[test]
 fn what_an_endpoint_may_have_seen_is_not_sent_to_another() {
     let breaking = Backend::start(Reply::RawThenClose(Vec::new()));
     let good = Backend::start(Reply::image());
@@ -179,12 +326,50 @@ fn a_reload_that_does_not_touch_the_upstream_keeps_who_is_left_out() {
         assert_eq!(get(gate.address, "/page", &[]).status, 200);
         ejected(&gate) == 1.0
     });
-    let text = std::fs::read_to_string(gate.setup.config()).unwrap().replace("pro = 30", "pro = 31");
+    reload(&gate, &std::fs::read_to_string(gate.setup.config()).unwrap().replace("pro = 30", "pro = 31"));
+    assert_eq!((get(gate.address, "/page", &[]).status, ejected(&gate)), (200, 1.0));
+}
+
+fn reload(gate: &Gate, text: &str) {
     std::fs::write(gate.setup.config(), text).unwrap();
     let generation = gate.metric("exportgate_config_generation");
     gate.signal("HUP");
     eventually("it is taken over", || gate.metric("exportgate_config_generation") > generation);
-    assert_eq!((get(gate.address, "/page", &[]).status, ejected(&gate)), (200, 1.0));
+}
+
+#[test]
+fn the_endpoints_of_an_upstream_that_goes_away_are_shown_no_more() {
+    let there = Backend::start(Reply::image());
+    let setup = before(&[there.address]);
+    let without = std::fs::read_to_string(setup.config()).unwrap();
+    let with = format!("{without}\n[upstreams.other]\nendpoints = [\"http://{}\"]\n", there.address);
+    std::fs::write(setup.config(), with).unwrap();
+    let gate = setup.start();
+    assert_eq!(gate.metric(r#"exportgate_endpoints{upstream="other",state="available"}"#), 1.0);
+    reload(&gate, &without);
+    let (_, shown) = gate.admin("/metrics");
+    assert!(!shown.lines().any(|line| line.starts_with(r#"exportgate_endpoints{upstream="other""#)), "{shown}");
+    assert_eq!(gate.metric(r#"exportgate_endpoints{upstream="renderer",state="available"}"#), 1.0);
+}
+
+#[test]
+fn what_is_under_way_as_an_upstream_changes_says_nothing_about_its_successor() {
+    let (reply, release) = Reply::held(b"", b"nonsense\r\n\r\n");
+    let (breaking, there) = (Backend::start(reply), Backend::start(Reply::image()));
+    let setup = before(&[breaking.address, there.address]).set("EXPORT_GATE__UPSTREAMS__RENDERER__MAX_FAILURES", "1");
+    let text = std::fs::read_to_string(setup.config()).unwrap();
+    let gate = setup.start();
+    let mut held = Vec::new();
+    while breaking.seen().is_empty() {
+        held.push(ask(&gate, "/page", ""));
+        let sent = held.len();
+        eventually("one of them has it", || breaking.seen().len() + there.seen().len() == sent);
+    }
+    reload(&gate, &text.replace("# response_timeout = \"60s\"", "response_timeout = \"59s\""));
+    release.send(()).unwrap();
+    assert!(body(held.pop().unwrap()).contains("502"));
+    assert_eq!(gate.metric(r#"exportgate_ejections_total{upstream="renderer"}"#), 1.0, "of the one before");
+    assert_eq!(ejected(&gate), 0.0);
 }
 
 #[test]

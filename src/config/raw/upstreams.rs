@@ -30,7 +30,7 @@ pub(in crate::config) struct Upstream {
     /// head in time.
     #[serde(default = "five")]
     pub(in crate::config) max_failures: u32,
-    /// For how long, the first time; then twice as long each time, until it has answered.
+    /// For how long, the first time; then twice as long each time, until it has been well for as long as it was left out.
     #[serde(default = "ten_seconds")]
     pub(in crate::config) ejection_time: DurationText,
     /// For how long at most.
