@@ -19,9 +19,20 @@ pin_project! {
     pub struct RequestBody<B> {
         #[pin]
         body: Option<B>,
-        // Told of each frame; gone when the body has been sent, or is not wanted any more.
-        sending: Option<watch::Sender<()>>,
+        // Told how it goes; gone when the body has been sent, or is not wanted any more.
+        sending: Option<watch::Sender<Sending>>,
     }
+}
+
+/// How the sending of a body goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sending {
+    /// There is something to send, as far as is known: who stands still is the one who is to take it.
+    Going,
+    /// More could be sent, and there is none: who stands still is the one who gives it.
+    Starving,
+    /// It broke off before its end.
+    Broken,
 }
 
 impl<B> RequestBody<B> {
@@ -31,14 +42,21 @@ impl<B> RequestBody<B> {
     }
 }
 
+impl<B> RequestBody<B> {
+    /// Another receiver of the same.
+    pub(super) fn watch(&self) -> Option<watch::Receiver<Sending>> {
+        self.sending.as_ref().map(watch::Sender::subscribe)
+    }
+}
+
 impl<B: Body> RequestBody<B> {
-    /// A body that is streamed, and a receiver that hears of progress, and ends when all of it is on its way or nobody wants more; none
-    /// of either for a body that has ended before it began.
-    pub fn of(body: B) -> (Self, Option<watch::Receiver<()>>) {
+    /// A body that is streamed, and a receiver that hears of each frame and of each time that there is none, and ends when all of it is
+    /// on its way or nobody wants more; none of either for a body that has ended before it began.
+    pub fn of(body: B) -> (Self, Option<watch::Receiver<Sending>>) {
         if body.is_end_stream() {
             return (Self::none(), None);
         }
-        let (sending, sent) = watch::channel(());
+        let (sending, sent) = watch::channel(Sending::Going);
         (Self { body: Some(body), sending: Some(sending) }, Some(sent))
     }
 }
@@ -50,13 +68,23 @@ impl<B: Body> Body for RequestBody<B> {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
         let Some(mut body) = this.body.as_pin_mut() else { return Poll::Ready(None) };
-        let frame = ready!(body.as_mut().poll_frame(cx));
-        if frame.is_none() || body.is_end_stream() {
-            *this.sending = None;
-        } else if let Some(sending) = this.sending {
-            sending.send_replace(());
+        let polled = body.as_mut().poll_frame(cx);
+        let Some(sending) = this.sending else { return polled };
+        match &polled {
+            // Who is told hears of it once: that there is still nothing is no news.
+            Poll::Pending => {
+                sending.send_if_modified(|now| std::mem::replace(now, Sending::Starving) != Sending::Starving);
+            }
+            Poll::Ready(Some(Err(_))) => {
+                sending.send_replace(Sending::Broken);
+                *this.sending = None;
+            }
+            Poll::Ready(Some(Ok(_))) if !body.is_end_stream() => {
+                sending.send_replace(Sending::Going);
+            }
+            Poll::Ready(_) => *this.sending = None,
         }
-        Poll::Ready(frame)
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -149,5 +177,70 @@ impl<B> Body for PooledBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use std::collections::VecDeque;
+    use std::pin::pin;
+    use std::task::Waker;
+
+    use super::*;
+
+    type Polled = Poll<Option<Result<Frame<Bytes>, &'static str>>>;
+
+    /// Polls that come to nothing, to a piece, to the end or to an error.
+    struct Script(VecDeque<Polled>);
+
+    impl Body for Script {
+        type Data = Bytes;
+        type Error = &'static str;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Polled {
+            self.0.pop_front().unwrap()
+        }
+    }
+
+    fn piece() -> Polled {
+        Poll::Ready(Some(Ok(Frame::data("piece".into()))))
+    }
+
+    /// What is heard after each poll: how it goes, and whether that is news. Nothing any more once all has been sent.
+    fn heard(polls: impl IntoIterator<Item = Polled>) -> Vec<(Sending, Option<bool>)> {
+        let polls: VecDeque<_> = polls.into_iter().collect();
+        let times = polls.len();
+        let (body, sending) = RequestBody::of(Script(polls));
+        let (mut body, mut sending) = (pin!(body), sending.unwrap());
+        let mut hear = |_| {
+            let _ = body.as_mut().poll_frame(&mut Context::from_waker(Waker::noop()));
+            let is_news = sending.has_changed().ok();
+            (*sending.borrow_and_update(), is_news)
+        };
+        (0..times).map(&mut hear).collect()
+    }
+
+    #[test]
+    fn who_waits_for_an_upload_hears_who_stands_still() {
+        use Sending::{Going, Starving};
+        let polls = [piece(), piece(), Poll::Pending, Poll::Pending, piece(), Poll::Pending, Poll::Ready(None)];
+        let expected = [
+            (Going, Some(true)),
+            (Going, Some(true)),
+            (Starving, Some(true)),
+            (Starving, Some(false)),
+            (Going, Some(true)),
+            (Starving, Some(true)),
+            (Starving, None),
+        ];
+        assert_eq!(heard(polls), expected);
+    }
+
+    #[test]
+    fn an_upload_that_broke_off_stays_broken() {
+        let polls = [Poll::Pending, Poll::Ready(Some(Err("gone"))), Poll::Ready(None)];
+        let expected = [(Sending::Starving, Some(true)), (Sending::Broken, None), (Sending::Broken, None)];
+        assert_eq!(heard(polls), expected);
     }
 }

@@ -14,7 +14,7 @@ mod resolve;
 mod tls;
 mod url;
 
-pub use body::{BodyError, PooledBody, RequestBody};
+pub use body::{BodyError, PooledBody, RequestBody, Sending};
 pub use documents::{Documents, FetchError, Options as DocumentOptions};
 pub use pool::{Options, Pool, Protocol, SendError, Unanswered};
 pub use tls::{BadRoots, Trust};

@@ -14,7 +14,7 @@ use hyper::client::conn::TrySendError;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::body::{PooledBody, RequestBody};
+use super::body::{PooledBody, RequestBody, Sending};
 use super::http1;
 use super::http2::{self, Found};
 use super::patience::Patience;
@@ -82,8 +82,8 @@ pub enum SendError {
         address: String,
         /// Why.
         source: hyper::Error,
-        /// Whether the request had a body, which may be to blame.
-        with_body: bool,
+        /// Whether the request's body had broken off, and is to blame.
+        of_body: bool,
     },
     /// The request's Host field is no authority, and HTTP/2 has nothing else to say where a request goes.
     #[error("the Host field is no authority")]
@@ -95,15 +95,14 @@ impl SendError {
     pub fn is_of_endpoint(&self) -> bool {
         match self {
             Self::Connect { .. } => true,
-            Self::Broken { .. } => !self.is_of_body(),
+            Self::Broken { of_body, .. } => !of_body,
             Self::Host => false,
         }
     }
 
-    /// Whether the request's body is to blame: it broke off, or is not framed as it should be. hyper says the same of a connection that
-    /// ends just as a request without a body is handed to it.
-    pub fn is_of_body(&self) -> bool {
-        matches!(self, Self::Broken { source, with_body: true, .. } if source.is_user())
+    /// Whether the request's body is to blame: it broke off, or was not framed as it should be.
+    pub const fn is_of_body(&self) -> bool {
+        matches!(self, Self::Broken { of_body: true, .. })
     }
 }
 
@@ -226,14 +225,15 @@ where
                     },
                 };
                 let was_used = lease.was_used_before();
-                let with_body = !request.body().is_end_stream();
+                let upload = request.body().watch();
                 let copy = Copy::of(&request).filter(|copy| lease.is_http2() || was_used && copy.is_safe());
                 let (unsent, source) = match self.exchange(lease, request).await {
                     Ok(answer) => return Ok(answer),
                     Err(Failed::Host) => return Err(Unanswered { error: SendError::Host, unseen: None }),
                     Err(Failed::Broken { unsent, source }) => (unsent, source),
                 };
-                let broken = |source| SendError::Broken { address: self.origin.to_string(), source, with_body };
+                let of_body = upload.is_some_and(|upload| *upload.borrow() == Sending::Broken);
+                let broken = |source| SendError::Broken { address: self.origin.to_string(), source, of_body };
                 match (unsent, copy) {
                     // The connection had ended before; it is taken only once.
                     (Some(unsent), _) if was_used => request = unsent,

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tower::Service;
 
 use crate::clock::Clock;
-use crate::net::{self, Origin, Pool, PooledBody, RequestBody, SendError};
+use crate::net::{self, Origin, Pool, PooledBody, RequestBody, SendError, Sending};
 use bounds::{Full, Places};
 use endpoints::{Endpoints, UnderWay};
 use headers::Hop;
@@ -68,6 +68,9 @@ pub enum ProxyError {
     /// The head of the answer took too long.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+    /// The client gave nothing of its body for too long, though the backend would have taken it.
+    #[error("the request's body stood still for {0:?}")]
+    StoodStill(Duration),
     /// Too much is under way at this upstream.
     #[error("too much is under way at this upstream")]
     Overloaded,
@@ -198,7 +201,7 @@ where
     fn send(
         &self,
         mut request: Request<RequestBody<Sifted<B>>>,
-        mut upload: Option<watch::Receiver<()>>,
+        mut upload: Option<watch::Receiver<Sending>>,
         mut began: Duration,
     ) -> impl Future<Output = Result<Answered<B>, ProxyError>> + Send {
         async move {
@@ -216,8 +219,7 @@ where
                     }
                     Ok(Err(unanswered)) => unanswered,
                     Err(late) => {
-                        // While the client has more to send, nobody knows who it is that stands still.
-                        if upload.as_ref().is_none_or(|upload| upload.has_changed().is_err()) {
+                        if matches!(late, ProxyError::Timeout(_)) {
                             attempt.failed(clock.coarse());
                         }
                         return Err(late);
@@ -245,26 +247,27 @@ where
     }
 
     /// Waits for the head of an answer. A slow upload is not a slow backend: the time to answer starts anew whenever some of the
-    /// request has gone through.
+    /// request has gone through, and if none does it matters who it is that stands still.
     async fn await_head<T>(
         &self,
         mut exchange: Pin<&mut impl Future<Output = T>>,
-        upload: Option<&mut watch::Receiver<()>>,
+        upload: Option<&mut watch::Receiver<Sending>>,
     ) -> Result<T, ProxyError> {
         let limit = self.upstream.options.response_timeout;
-        let too_late = |_| ProxyError::Timeout(limit);
         if let Some(upload) = upload {
             loop {
                 tokio::select! {
                     head = &mut exchange => return Ok(head),
-                    progress = tokio::time::timeout(limit, upload.changed()) => match progress.map_err(too_late)? {
-                        Ok(()) => {}
-                        Err(_sent) => break,
+                    progress = tokio::time::timeout(limit, upload.changed()) => match progress {
+                        Ok(Ok(())) => {}
+                        Ok(Err(_sent)) => break,
+                        Err(_) if *upload.borrow() == Sending::Starving => return Err(ProxyError::StoodStill(limit)),
+                        Err(_) => return Err(ProxyError::Timeout(limit)),
                     },
                 }
             }
         }
-        tokio::time::timeout(limit, exchange).await.map_err(too_late)
+        tokio::time::timeout(limit, exchange).await.map_err(|_| ProxyError::Timeout(limit))
     }
 
     /// Makes of a request what the backend shall see: raw path and query, end-to-end headers, framing by the body. Returns the names of

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::RETRY_AFTER;
+use http::header::{CONNECTION, RETRY_AFTER};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{Either, Full};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -216,13 +216,21 @@ impl BackendsShared {
             ProxyError::Unreachable(_) | ProxyError::LeftHttp => {
                 (StatusCode::BAD_GATEWAY, "The backend cannot be reached.")
             }
+            ProxyError::StoodStill(_) => (StatusCode::REQUEST_TIMEOUT, "The body stood still for too long."),
             ProxyError::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "The backend did not answer in time."),
             ProxyError::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "This method is not forwarded."),
         };
         tracing::warn!(%error, request_id = asker.request_id().to_str().ok(), "not forwarded");
         let mut answer = self.answers.bad_backend(status, detail, asker);
-        if matches!(error, ProxyError::Overloaded) {
-            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        match error {
+            ProxyError::Overloaded => {
+                answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            // The rest of the body would be taken for the next request (RFC 9110, section 15.5.9).
+            ProxyError::StoodStill(_) => {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
         }
         answer
     }

@@ -1,7 +1,7 @@
 //! Upstreams of several endpoints: which of them takes a request, what becomes of one that fails, and how much is asked for at once.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
@@ -16,7 +16,9 @@ use http_body_util::Empty;
 use prometheus_client::metrics::histogram::Histogram;
 use tower::ServiceExt;
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, read_until, request};
+use crate::support::{
+    Backend, Gate, Http2Backend, Http2Reply, Reply, Setup, Token, eventually, get, read_until, request,
+};
 
 const EXPORT: &str = "/v1/designs/d1/download";
 
@@ -293,10 +295,107 @@ fn a_client_that_stops_sending_does_not_have_an_endpoint_left_out() {
     for _ in 0..4 {
         let mut stream = TcpStream::connect(gate.address).unwrap();
         stream.write_all(b"POST /save HTTP/1.1\r\nhost: gate.test\r\ncontent-length: 10\r\n\r\nabc").unwrap();
-        assert!(read_until(&mut stream, b"504"), "it has waited for long enough");
+        assert!(read_until(&mut stream, b"HTTP/1.1 408"), "it has waited for long enough");
+        assert!(body(stream).contains("connection: close"));
     }
     assert_eq!(ejected(&gate), 0.0);
     assert_eq!(get(gate.address, "/page", &[]).status, 200);
+}
+
+/// Two endpoints that do this with a connection, of which one failure is too many.
+fn two_that(converse: fn(TcpStream)) -> Setup {
+    let endpoints = [0, 1].map(|_| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                std::thread::spawn(move || converse(stream));
+            }
+        });
+        address
+    });
+    before(&endpoints)
+        .set("EXPORT_GATE__SERVER__H2C", "true")
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__MAX_FAILURES", "1")
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__EJECTION_TIME", "1h")
+}
+
+/// Begins an upload that has no end, for as long as somebody takes it.
+fn upload(gate: &Gate) -> TcpStream {
+    let mut stream = TcpStream::connect(gate.address).unwrap();
+    stream.write_all(b"POST /save HTTP/1.1\r\nhost: gate.test\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+    let mut sender = stream.try_clone().unwrap();
+    let piece = [b"10000\r\n".to_vec(), vec![b'x'; 0x10000], b"\r\n".to_vec()].concat();
+    std::thread::spawn(move || while sender.write_all(&piece).is_ok() {});
+    stream
+}
+
+#[test]
+fn an_endpoint_that_takes_nothing_of_an_upload_is_left_out() {
+    let gate = two_that(|mut stream| {
+        read_until(&mut stream, b"\r\n\r\n");
+        std::thread::park();
+    })
+    .set("EXPORT_GATE__UPSTREAMS__RENDERER__RESPONSE_TIMEOUT", "200ms")
+    .start();
+    assert!(read_until(&mut upload(&gate), b"HTTP/1.1 504"), "the client has more to give");
+    assert_eq!(ejected(&gate), 1.0);
+}
+
+#[test]
+fn an_endpoint_that_breaks_off_in_the_middle_of_an_upload_is_left_out() {
+    // What it has not read makes its end a reset.
+    let gate = two_that(|mut stream| {
+        read_until(&mut stream, b"\r\n\r\n");
+    })
+    .start();
+    assert!(read_until(&mut upload(&gate), b"HTTP/1.1 502"));
+    assert_eq!(ejected(&gate), 1.0);
+}
+
+#[test]
+fn a_client_that_breaks_its_upload_off_does_not_have_an_endpoint_left_out() {
+    let gate = two_that(|mut stream| drop(stream.read_to_end(&mut Vec::new()))).start();
+    let mut broken = 0.0;
+    let mut is_noticed = || {
+        broken += 1.0;
+        let not_forwarded = || gate.log().iter().filter(|line| line.contains("not forwarded")).count();
+        eventually("it is noticed", || not_forwarded() as f64 >= broken);
+        assert_eq!(ejected(&gate), 0.0);
+    };
+    let begin = |framing: &str| {
+        let mut stream = TcpStream::connect(gate.address).unwrap();
+        write!(stream, "POST /save HTTP/1.1\r\nhost: gate.test\r\n{framing}\r\n\r\nxyz").unwrap();
+        stream
+    };
+    let mut stream = begin("content-length: 10");
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert!(read_until(&mut stream, b"HTTP/1.1 400"));
+    is_noticed();
+    drop(begin("content-length: 10"));
+    let mut no_chunk = begin("transfer-encoding: chunked");
+    no_chunk.write_all(b"\r\n").unwrap();
+    assert!(read_until(&mut no_chunk, b"HTTP/1.1 400"));
+    is_noticed();
+}
+
+#[tokio::test]
+async fn a_client_that_stops_sending_by_http2_does_not_have_an_endpoint_left_out() {
+    let backends = [0, 1].map(|_| Http2Backend::start(100, Http2Reply::Answer));
+    let gate = before(&backends.each_ref().map(|backend| backend.address))
+        .set("EXPORT_GATE__SERVER__H2C", "true")
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__PROTOCOL", "http2")
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__RESPONSE_TIMEOUT", "100ms")
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__MAX_FAILURES", "1")
+        .start();
+    let stream = tokio::net::TcpStream::connect(gate.address).await.unwrap();
+    let (client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post("http://gate.test/save").body(()).unwrap();
+    let (answer, mut sending) = client.ready().await.unwrap().send_request(request, false).unwrap();
+    sending.send_data(Bytes::from("abc"), false).unwrap();
+    assert_eq!(answer.await.unwrap().status(), StatusCode::REQUEST_TIMEOUT);
+    assert_eq!(ejected(&gate), 0.0);
 }
 
 #[test]
