@@ -4,11 +4,13 @@ use std::path::Path;
 
 use super::Failure;
 use super::table::table;
-use crate::config::Config;
-use crate::design::{Options, Source, UnknownDesign};
+use crate::config::{Config, Upstream};
+use crate::design::{self, Source, UnknownDesign};
 use crate::gate::UnclassifiedFiles;
+use crate::net::{self, Origin, Protocol};
 use crate::policy::cost::{Asked, AskedFrom, Combine};
 use crate::policy::{Cost, Counts, Degrade, DesignFrom, Meter, OnExceed, Policy, Route};
+use crate::proxy::{Bound, Ejection, Options};
 
 pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
     anstream::println!("{} is valid.\n", path.display());
@@ -26,6 +28,10 @@ pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
         ]
     });
     anstream::println!("{}\n", table(["route", "request", "action", "an export?", "delivers", "upstream"], routes));
+
+    anstream::println!("Upstreams: where requests go.");
+    let header = ["upstream", "endpoints", "protocol", "how long", "left out", "at once"];
+    anstream::println!("{}\n", table(header, config.upstreams.iter().map(upstream)));
 
     anstream::println!("Meters: what is counted.");
     let meters = config.policy.meters.iter().map(|meter| {
@@ -67,8 +73,43 @@ pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
+fn upstream(upstream: &Upstream) -> [String; 6] {
+    let Options { endpoints, response_timeout, connections, ejection, bound, .. } = &upstream.proxy;
+    let protocol = match connections.protocol {
+        Protocol::Auto => "HTTP/2 if offered by TLS, else HTTP/1.1",
+        Protocol::Http1 => "HTTP/1.1",
+        Protocol::Http2 => "HTTP/2",
+    };
+    let net::Options { connect_timeout, idle_timeout, .. } = connections;
+    [
+        upstream.name.clone(),
+        endpoints.iter().map(endpoint).collect::<Vec<_>>().join("\n"),
+        protocol.to_owned(),
+        format!("connect {connect_timeout:?}\nanswer {response_timeout:?}\nunused {idle_timeout:?}"),
+        match endpoints.len() {
+            0 | 1 => "never: there is no other".to_owned(),
+            _ => {
+                let Ejection { max_failures, time, max_time } = ejection;
+                format!("after {max_failures} failures\nfor {time:?} to {max_time:?}")
+            }
+        },
+        bound.map_or("whatever comes".to_owned(), |Bound { max_in_flight, queue_limit, queue_timeout }| {
+            let waiting = match queue_limit {
+                0 => "nobody waits".to_owned(),
+                limit => format!("{limit} wait for {queue_timeout:?}"),
+            };
+            format!("{max_in_flight}\n{waiting}")
+        }),
+    ]
+}
+
+fn endpoint(endpoint: &Origin) -> String {
+    let scheme = if endpoint.is_secure() { "https" } else { "http" };
+    format!("{scheme}://{endpoint}")
+}
+
 /// Who says what is in a design, and what if nobody does.
-fn designs(options: &Options) -> String {
+fn designs(options: &design::Options) -> String {
     let sources: Vec<String> = options
         .sources
         .iter()

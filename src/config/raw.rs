@@ -463,10 +463,6 @@ const fn ten_seconds() -> DurationText {
     seconds(10)
 }
 
-const fn five_minutes() -> DurationText {
-    seconds(300)
-}
-
 const fn thirty_seconds() -> DurationText {
     seconds(30)
 }

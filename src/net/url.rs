@@ -34,6 +34,11 @@ impl Origin {
         if self.port == usual { text.rsplit_once(':').map_or(text.clone(), |(host, _)| host.to_owned()) } else { text }
     }
 
+    /// Whether it is spoken with by TLS.
+    pub const fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
     pub(super) const fn tls(&self) -> Option<&Tls> {
         self.tls.as_ref()
     }

@@ -220,7 +220,10 @@ impl BackendsShared {
             ProxyError::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "The backend did not answer in time."),
             ProxyError::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "This method is not forwarded."),
         };
-        tracing::warn!(%error, request_id = asker.request_id().to_str().ok(), "not forwarded");
+        // A flood of requests must not become one of lines: those that are too many are counted, and no more.
+        if !matches!(error, ProxyError::Overloaded) {
+            tracing::warn!(%error, request_id = asker.request_id().to_str().ok(), "not forwarded");
+        }
         let mut answer = self.answers.bad_backend(status, detail, asker);
         match error {
             ProxyError::Overloaded => {

@@ -436,6 +436,34 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
         ("max_files = 100", "idle = \"of\"", "\"of\"", "\"off\", or a duration", ""),
         ("mode = \"off\"", "mode = \"maybe\"", "\"maybe\"", "unknown variant `maybe`", ""),
         ("unclassified_files = \"observe\"", "unclassified_files = \"deny\"", "\"deny\"", "unknown variant `deny`", ""),
+        (
+            "# queue_limit = 100",
+            "queue_limit = 100",
+            "queue_limit",
+            "nothing waits where nothing bounds what goes on",
+            "write max_in_flight = 200 as well, or leave `queue_limit` out",
+        ),
+        (
+            "# queue_timeout = \"1s\"",
+            "queue_timeout = \"1s\"",
+            "queue_timeout",
+            "nothing waits where nothing bounds what goes on",
+            "write max_in_flight = 200 as well, or leave `queue_timeout` out",
+        ),
+        (
+            "# max_in_flight = 200",
+            "queue_timeout = \"0s\"\nmax_in_flight = 200",
+            "\"0s\"",
+            "nobody can wait for no time",
+            "write \"1s\", or queue_limit = 0 if nobody shall wait",
+        ),
+        (
+            "# max_ejection_time = \"5m\"",
+            "max_ejection_time = \"9s\"",
+            "\"9s\"",
+            "this is shorter than `ejection_time`, which is 10s",
+            "write \"10s\" or longer",
+        ),
         ("plan = \"/plan\"", "plan = \"plan\"", "\"plan\"", "`plan` is no JSON pointer", "write \"/plan\""),
     ];
     for (old, new, underlined, wrong, instead) in cases {
@@ -483,6 +511,47 @@ fn an_override_that_is_wrong_is_shown_as_one() {
     for nowhere in ["EXPORT_GATE__ROUTES__99__NAME", "EXPORT_GATE__DEFAULT_UPSTREAM__NAME"] {
         let (valid, text) = check(nowhere, "x");
         assert!(!valid && text.contains("this override has no place") && text.contains(nowhere), "{text}");
+    }
+}
+
+#[test]
+fn check_shows_the_upstreams() {
+    let other = r#"
+[upstreams.other]
+endpoints = ["https://one.example", "https://two.example:8443"]
+protocol = "http2"
+max_failures = 3
+ejection_time = "20m"
+max_in_flight = 200
+queue_limit = 7
+queue_timeout = "250ms"
+"#;
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap());
+    let text = std::fs::read_to_string(setup.config()).unwrap();
+    std::fs::write(setup.config(), text + other).unwrap();
+    let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (_, table) = text.split_once("Upstreams: where requests go.\n").unwrap_or_else(|| panic!("no table:\n{text}"));
+    let (table, _) = table.split_once("\n\n").unwrap();
+    for cell in [
+        "renderer",
+        "http://127.0.0.1:9",
+        "HTTP/2 if offered by TLS, else HTTP/1.1",
+        "connect 1s",
+        "answer 60s",
+        "unused 4s",
+        "never: there is no other",
+        "whatever comes",
+        "other",
+        "https://one.example",
+        "https://two.example:8443",
+        "after 3 failures",
+        // The longest is no shorter than the first.
+        "for 1200s to 1200s",
+        "200",
+        "7 wait for 250ms",
+    ] {
+        assert!(table.contains(cell), "no {cell} in\n{table}");
     }
 }
 

@@ -492,6 +492,25 @@ fn one_too_many_for_an_upstream_is_told_to_come_back_and_is_not_charged() {
 }
 
 #[test]
+fn a_flood_of_requests_that_are_too_many_is_no_flood_of_lines() {
+    let (backend, release) = holding();
+    let gate = bounded(&backend, "0", "1s").start();
+    let first = ask(&gate, "/first", "");
+    eventually("it is under way", || backend.seen().len() == 1);
+    for _ in 0..20 {
+        assert_eq!(get(gate.address, "/page", &[]).status, 503);
+    }
+    release.send(()).unwrap();
+    assert!(body(first).ends_with("image"));
+    assert_eq!(gate.metric(r#"exportgate_shed_total{upstream="renderer"}"#), 20.0);
+    backend.will(Reply::RawThenClose(Vec::new()));
+    assert_eq!(get(gate.address, "/page", &[]).status, 502);
+    eventually("what is no flood is said", || gate.log().iter().any(|line| line.contains("not forwarded")));
+    let lines = gate.log().iter().filter(|line| line.contains("too much is under way")).count();
+    assert_eq!(lines, 0);
+}
+
+#[test]
 fn so_many_may_wait_and_who_leaves_frees_its_place() {
     let (backend, release) = holding();
     let gate = bounded(&backend, "1", "1h").start();

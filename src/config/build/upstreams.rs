@@ -1,5 +1,7 @@
 //! The backends.
 
+use std::time::Duration;
+
 use http::HeaderName;
 
 use crate::config::problem::Problem;
@@ -10,6 +12,11 @@ use crate::policy::{Cost, DesignFrom, Policy, Routes};
 use crate::{design, gate, proxy};
 
 use super::{Problems, Surroundings, Upstream, positive};
+
+/// What counts if nothing is written.
+const LONGEST_EJECTION: Duration = Duration::from_secs(300);
+const QUEUE_LIMIT: u32 = 100;
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) fn upstream(
     name: &str,
@@ -33,29 +40,57 @@ pub(super) fn upstream(
             problems.add(problem.help("write 1 or more"));
         }
     }
-    let ejection = proxy::Ejection {
-        max_failures: raw.max_failures,
-        time: duration("ejection_time", raw.ejection_time, problems),
-        max_time: duration("max_ejection_time", raw.max_ejection_time, problems),
-    };
-    let bound = raw.max_in_flight.map(|most| proxy::Bound {
-        max_in_flight: most as usize,
-        queue_limit: raw.queue_limit as usize,
-        queue_timeout: raw.queue_timeout.0,
-    });
     Upstream {
         name: name.to_owned(),
         proxy: proxy::Options {
             endpoints: endpoints(name, raw, surroundings, problems),
             response_timeout: duration("response_timeout", raw.response_timeout, problems),
             connections,
-            ejection,
-            bound,
+            ejection: ejection(name, raw, problems),
+            bound: bound(name, raw, problems),
             trusted_hops: designs.trusted_hops.clone(),
             trusted_headers: [&designs.header].into_iter().chain(&designs.version_header).cloned().collect(),
             acted_on: acted_on.to_vec(),
         },
     }
+}
+
+/// When endpoints are left out.
+fn ejection(name: &str, raw: &raw::Upstream, problems: &mut Problems) -> proxy::Ejection {
+    let time = positive(raw.ejection_time, &["upstreams", name, "ejection_time"], problems);
+    let max_time = match raw.max_ejection_time {
+        Some(max_time) => {
+            let path = ["upstreams", name, "max_ejection_time"];
+            if max_time.0 < time {
+                let problem = Problem::at(&path, format!("this is shorter than `ejection_time`, which is {time:?}"));
+                problems.add(problem.help(format!("write \"{time:?}\" or longer")));
+            }
+            max_time.0
+        }
+        None => LONGEST_EJECTION.max(time),
+    };
+    proxy::Ejection { max_failures: raw.max_failures, time, max_time }
+}
+
+/// How much may be under way at once, and who may wait.
+fn bound(name: &str, raw: &raw::Upstream, problems: &mut Problems) -> Option<proxy::Bound> {
+    let Some(most) = raw.max_in_flight else {
+        let written = [("queue_limit", raw.queue_limit.is_some()), ("queue_timeout", raw.queue_timeout.is_some())];
+        for (key, _) in written.into_iter().filter(|(_, is_written)| *is_written) {
+            let problem = Problem::at_key(&["upstreams", name, key], "nothing waits where nothing bounds what goes on");
+            problems.add(problem.help(format!("write max_in_flight = 200 as well, or leave `{key}` out")));
+        }
+        return None;
+    };
+    if raw.queue_timeout.is_some_and(|timeout| timeout.0.is_zero()) {
+        let problem = Problem::at(&["upstreams", name, "queue_timeout"], "nobody can wait for no time");
+        problems.add(problem.help("write \"1s\", or queue_limit = 0 if nobody shall wait"));
+    }
+    Some(proxy::Bound {
+        max_in_flight: most as usize,
+        queue_limit: raw.queue_limit.unwrap_or(QUEUE_LIMIT) as usize,
+        queue_timeout: raw.queue_timeout.map_or(QUEUE_TIMEOUT, |timeout| timeout.0),
+    })
 }
 
 /// The headers that routes, meters and the gate look at or set, besides those about designs.

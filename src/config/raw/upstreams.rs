@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::DurationText;
-use super::{five_minutes, four_seconds, one_minute, one_second, ten_seconds};
+use super::{four_seconds, one_minute, one_second, ten_seconds};
 
 /// A backend.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -33,25 +33,18 @@ pub(in crate::config) struct Upstream {
     /// For how long, the first time; then twice as long each time, until it has been well for as long as it was left out.
     #[serde(default = "ten_seconds")]
     pub(in crate::config) ejection_time: DurationText,
-    /// For how long at most.
-    #[serde(default = "five_minutes")]
-    pub(in crate::config) max_ejection_time: DurationText,
+    /// For how long at most; 5 minutes if left out, or `ejection_time` if that is longer.
+    pub(in crate::config) max_ejection_time: Option<DurationText>,
     /// How many requests may be under way at once at all endpoints together; as many as come if left out.
     pub(in crate::config) max_in_flight: Option<u32>,
-    /// How many more may wait, in the order that they came in; one more is answered with 503.
-    #[serde(default = "hundred")]
-    pub(in crate::config) queue_limit: u32,
-    /// For how long; then they are answered with 503.
-    #[serde(default = "one_second")]
-    pub(in crate::config) queue_timeout: DurationText,
+    /// How many more may wait, in the order that they came in; one more is answered with 503. 100 if left out.
+    pub(in crate::config) queue_limit: Option<u32>,
+    /// For how long; then they are answered with 503. One second if left out.
+    pub(in crate::config) queue_timeout: Option<DurationText>,
 }
 
 const fn five() -> u32 {
     5
-}
-
-const fn hundred() -> u32 {
-    100
 }
 
 /// What is spoken with a backend.
