@@ -41,6 +41,11 @@ pub(super) fn run(file: config::File) -> Result<(), Failure> {
     })
 }
 
+/// How many tasks run before a worker looks for new events, if it does not run out of tasks. Four times tokio's own number: work of one
+/// kind is done for many requests in a row, which finds its code and data in the caches, and backends are woken less often. At ten
+/// microseconds a task an event waits no longer than some milliseconds, behind tasks that would go first anyway.
+const TASKS_BETWEEN_EVENTS: u32 = 256;
+
 /// One worker needs nothing of what several share work by.
 fn runtime(worker_threads: Option<usize>) -> io::Result<Runtime> {
     let mut runtime = match worker_threads {
@@ -50,7 +55,7 @@ fn runtime(worker_threads: Option<usize>) -> io::Result<Runtime> {
     if let Some(threads) = worker_threads {
         runtime.worker_threads(threads);
     }
-    runtime.enable_all().build()
+    runtime.event_interval(TASKS_BETWEEN_EVENTS).enable_all().build()
 }
 
 /// Resolves at SIGTERM or SIGINT.
