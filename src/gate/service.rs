@@ -147,71 +147,66 @@ fn span(headers: &HeaderMap) -> Span {
 }
 
 /// An export, from its head to the body that settles it.
-#[expect(clippy::manual_async_fn, reason = "it would hold the request twice, and move it once more")]
-fn export<S, B, R>(
+async fn export<S, B, R>(
     gate: Arc<Gate>,
     peer: Option<IpAddr>,
     pace: Option<Pace>,
     mut inner: S,
     request: Request<Upload<B>>,
     found: Found,
-) -> impl Future<Output = Result<Response<GateBody<R>>, S::Error>>
+) -> Result<Response<GateBody<R>>, S::Error>
 where
     S: Service<Request<Upload<B>>, Response = Response<R>>,
     B: Body<Data = Bytes> + Unpin,
     R: Body,
 {
-    async move {
-        let arrived = gate.parts.clock.monotonic();
-        let asker = Asker::of(request.method(), request.headers());
-        let mut record = Record::of(&gate.parts, request.method(), request.headers(), &found);
-        let undecided = Undecided { gate: &gate, route: Some(found.id) };
+    let arrived = gate.parts.clock.monotonic();
+    let asker = Asker::of(request.method(), request.headers());
+    let mut record = Record::of(&gate.parts, request.method(), request.headers(), &found);
+    let undecided = Undecided { gate: &gate, route: Some(found.id) };
 
-        let (mut head, mut body) = request.into_parts();
-        // First of all: from here on no token is in the target.
-        let token = gate.parts.verifier.take_token(&mut head.uri, &head.headers);
-        let target = Target::of(&head, &found);
-        let asked = gate.ask(&head, token, &mut body, &found, peer, &mut record).await;
-        let resumes = asked.as_ref().ok().and_then(|asked| asked.may_resume(&gate));
-        let decided = match (asked, resumes) {
-            (Ok(asked), Some(degraded)) => {
-                Ok(Decided::OnceAnswered(Pending::new(gate.clone(), found.id, asked, degraded)))
-            }
-            (Ok(asked), None) => gate.charge(&asked, asked.request(), &mut record).await.map(Decided::Now),
-            (Err(refusal), _) => Err(refusal),
-        };
-        undecided.decided();
-        gate.metrics.decided(gate.parts.clock.monotonic().saturating_sub(arrived));
-        record.passed(Phase::Deciding);
-        let (charge, pending) = match decided.or_else(|refusal| gate.in_shadow(refusal).map(Decided::Now)) {
-            Ok(Decided::Now(Admitted { outcome, charge })) => {
-                gate.note(found.id, outcome, &mut record);
-                (charge, None)
-            }
-            Ok(Decided::OnceAnswered(pending)) => {
-                // Unless the answer says otherwise.
-                record.decided(Outcome::CoveredAsResume);
-                (None, Some(pending))
-            }
-            Err(refusal) => {
-                gate.note(found.id, refusal.outcome(), &mut record);
-                record.refused(refusal.status());
-                return Ok(gate.refuse(refusal, &asker).map(GateBody::own));
-            }
-        };
-        let degraded = charge.as_deref().map(Charge::degraded).or_else(|| pending.as_ref().map(Pending::degraded));
-        if gate.degrade(degraded.unwrap_or_default(), &mut head).is_err() {
-            // Dropping the charge gives it back.
-            record.refused(Refusal::TargetTooLong.status());
-            return Ok(gate.refuse(Refusal::TargetTooLong, &asker).map(GateBody::own));
+    let (mut head, mut body) = request.into_parts();
+    // First of all: from here on no token is in the target.
+    let token = gate.parts.verifier.take_token(&mut head.uri, &head.headers);
+    let target = Target::of(&head, &found);
+    let asked = gate.ask(&head, token, &mut body, &found, peer, &mut record).await;
+    let resumes = asked.as_ref().ok().and_then(|asked| asked.may_resume(&gate));
+    let decided = match (asked, resumes) {
+        (Ok(asked), Some(degraded)) => Ok(Decided::OnceAnswered(Pending::new(gate.clone(), found.id, asked, degraded))),
+        (Ok(asked), None) => gate.charge(&asked, asked.request(), &mut record).await.map(Decided::Now),
+        (Err(refusal), _) => Err(refusal),
+    };
+    undecided.decided();
+    gate.metrics.decided(gate.parts.clock.monotonic().saturating_sub(arrived));
+    record.passed(Phase::Deciding);
+    let (charge, pending) = match decided.or_else(|refusal| gate.in_shadow(refusal).map(Decided::Now)) {
+        Ok(Decided::Now(Admitted { outcome, charge })) => {
+            gate.note(found.id, outcome, &mut record);
+            (charge, None)
         }
-
-        // From here on every way out settles: an error, a client that hangs up and a panic all drop the delivery.
-        let client = Client { upload: body.watch(), taking: Taking::new(pace, &gate.parts.clock) };
-        let delivery = Delivery::new(charge, record, client);
-        let answer = inner.call(Request::from_parts(head, body)).await?;
-        Ok(gate.settle(answer, found.route.delivers, delivery, pending, &target, &asker).await)
+        Ok(Decided::OnceAnswered(pending)) => {
+            // Unless the answer says otherwise.
+            record.decided(Outcome::CoveredAsResume);
+            (None, Some(pending))
+        }
+        Err(refusal) => {
+            gate.note(found.id, refusal.outcome(), &mut record);
+            record.refused(refusal.status());
+            return Ok(gate.refuse(refusal, &asker).map(GateBody::own));
+        }
+    };
+    let degraded = charge.as_deref().map(Charge::degraded).or_else(|| pending.as_ref().map(Pending::degraded));
+    if gate.degrade(degraded.unwrap_or_default(), &mut head).is_err() {
+        // Dropping the charge gives it back.
+        record.refused(Refusal::TargetTooLong.status());
+        return Ok(gate.refuse(Refusal::TargetTooLong, &asker).map(GateBody::own));
     }
+
+    // From here on every way out settles: an error, a client that hangs up and a panic all drop the delivery.
+    let client = Client { upload: body.watch(), taking: Taking::new(pace, &gate.parts.clock) };
+    let delivery = Delivery::new(charge, record, client);
+    let answer = inner.call(Request::from_parts(head, body)).await?;
+    Ok(gate.settle(answer, found.route.delivers, delivery, pending, &target, &asker).await)
 }
 
 /// A request of which nothing is decided yet: should its client leave now, it has an outcome all the same.

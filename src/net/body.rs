@@ -134,7 +134,7 @@ impl<B> PooledBody<B> {
 }
 
 fn give_back<B>(lease: &mut Option<Lease<B>>) {
-    if let Some(Lease::Http1(lent, _)) = lease.take() {
+    if let Some(Lease::Http1(lent)) = lease.take() {
         lent.give_back();
     }
 }

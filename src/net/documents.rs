@@ -85,7 +85,7 @@ impl Documents {
         headers.insert(ACCEPT, HeaderValue::from_static("application/json, application/*+json"));
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("export-gate/", env!("CARGO_PKG_VERSION"))));
         headers.extend(self.options.authorization.clone().map(|value| (AUTHORIZATION, value)));
-        let answer = self.pool.send(request).await.map_err(|unanswered| FetchError::Send(unanswered.error))?;
+        let answer = self.pool.send(&mut Some(request)).await.map_err(FetchError::Send)?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), self.options.most_bytes).collect().await;
         let body = body.map_err(|error| match error.is::<LengthLimitError>() {

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{Request, Response};
 use http_body::Body;
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -32,13 +34,15 @@ pub(super) struct Connections<B> {
 
 #[derive(Debug)]
 struct Idle<B> {
-    connection: Connection<B>,
+    connection: Box<Connection<B>>,
     since: Duration,
 }
 
 #[derive(Debug)]
 struct Connection<B> {
     sender: SendRequest<RequestBody<B>>,
+    /// Whether it has carried an exchange.
+    was_used: bool,
     /// Goes from exchange to exchange with the connection: its timer is made once.
     patience: Patience,
 }
@@ -94,21 +98,21 @@ where
                 tracing::debug!(%error, "a connection to a backend ended");
             }
         });
-        let connection = Connection { sender, patience: Patience::new(self.body_idle_timeout) };
-        Ok(Lent { connection, home: self.clone() })
+        let connection = Connection { sender, was_used: false, patience: Patience::new(self.body_idle_timeout) };
+        Ok(Lent { connection: Box::new(connection), home: self.clone() })
     }
 }
 
 /// A connection on loan to an exchange.
 #[derive(Debug)]
 pub(super) struct Lent<B> {
-    connection: Connection<B>,
+    connection: Box<Connection<B>>,
     home: Arc<Connections<B>>,
 }
 
 impl<B> Lent<B> {
-    pub(super) fn sender(&mut self) -> &mut SendRequest<RequestBody<B>> {
-        &mut self.connection.sender
+    pub(super) const fn was_used_before(&self) -> bool {
+        self.connection.was_used
     }
 
     pub(super) fn patience(&mut self) -> &mut Patience {
@@ -125,5 +129,24 @@ impl<B> Lent<B> {
             idle.pop_front();
         }
         idle.push_back(Idle { connection: self.connection, since });
+    }
+}
+
+impl<B> Lent<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// Sends a request and waits for the head of its answer. If not a byte of it was sent, it is in `request` again.
+    pub(super) async fn exchange(
+        &mut self,
+        request: &mut Option<Request<RequestBody<B>>>,
+    ) -> hyper::Result<Response<Incoming>> {
+        let Some(whole) = request.take() else { unreachable!("there is no request to send") };
+        self.connection.was_used = true;
+        self.connection.sender.try_send_request(whole).await.map_err(|mut failed| {
+            *request = failed.take_message();
+            failed.into_error()
+        })
     }
 }

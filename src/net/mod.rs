@@ -16,6 +16,6 @@ mod url;
 
 pub use body::{BodyError, PooledBody, RequestBody, Sending};
 pub use documents::{Documents, FetchError, Options as DocumentOptions};
-pub use pool::{Options, Pool, Protocol, SendError, Unanswered};
+pub use pool::{Options, Pool, Protocol, SendError};
 pub use tls::{BadRoots, Trust};
 pub use url::{BadUrl, Origin, Url};

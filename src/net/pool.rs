@@ -10,7 +10,6 @@ use http::header::UPGRADE;
 use http::uri::Scheme;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
-use hyper::client::conn::TrySendError;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -106,15 +105,6 @@ impl SendError {
     }
 }
 
-/// A request that was not answered.
-#[derive(Debug)]
-pub struct Unanswered<B> {
-    /// Why.
-    pub error: SendError,
-    /// The request, if nobody has seen any of it.
-    pub unseen: Option<Request<RequestBody<B>>>,
-}
-
 /// The connections to one endpoint, for requests with bodies of type `B`.
 #[derive(Debug)]
 pub struct Pool<B> {
@@ -133,21 +123,14 @@ pub struct Pool<B> {
 /// A connection, or a part of it, for one exchange.
 #[derive(Debug)]
 pub(super) enum Lease<B> {
-    Http1(http1::Lent<B>, Used),
+    Http1(http1::Lent<B>),
     Http2(http2::Stream<B>),
-}
-
-/// Whether a connection has carried an exchange.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Used {
-    Never,
-    Before,
 }
 
 impl<B> Lease<B> {
     pub(super) fn patience(&mut self) -> &mut Patience {
         match self {
-            Self::Http1(lent, _) => lent.patience(),
+            Self::Http1(lent) => lent.patience(),
             Self::Http2(stream) => stream.patience(),
         }
     }
@@ -157,7 +140,10 @@ impl<B> Lease<B> {
     }
 
     fn was_used_before(&self) -> bool {
-        matches!(self, Self::Http1(_, Used::Before)) || matches!(self, Self::Http2(stream) if stream.was_used_before())
+        match self {
+            Self::Http1(lent) => lent.was_used_before(),
+            Self::Http2(stream) => stream.was_used_before(),
+        }
     }
 }
 
@@ -184,7 +170,7 @@ where
         }
     }
 
-    /// Sends a request in origin form, with a Host field, and waits for the head of its answer.
+    /// Takes a request in origin form, with a Host field, out of `request`, sends it, and waits for the head of its answer.
     ///
     /// A request without a body, of a method that is safe, is sent once more if a connection that was used before died before any byte
     /// of the answer (RFC 9110, section 9.2.2; RFC 9112, section 9.3.1). One that was not looked at is sent on another connection,
@@ -192,65 +178,68 @@ where
     ///
     /// # Errors
     ///
-    /// [`Unanswered`].
-    pub fn send(
+    /// [`SendError`]. If nobody has seen any of the request, it is in `request` again.
+    ///
+    /// # Panics
+    ///
+    /// If there is none in it.
+    pub async fn send(
         &self,
-        request: Request<RequestBody<B>>,
-    ) -> impl Future<Output = Result<Response<PooledBody<B>>, Unanswered<B>>> + Send {
-        self.send_within(self.connect_timeout, request)
+        request: &mut Option<Request<RequestBody<B>>>,
+    ) -> Result<Response<PooledBody<B>>, SendError> {
+        self.send_within(self.connect_timeout, request).await
     }
 
     /// The same for somebody who is in a hurry: a connection may take no longer than this to be made.
     ///
     /// # Errors
     ///
-    /// [`Unanswered`].
-    #[expect(clippy::manual_async_fn, reason = "it would hold the request twice, and move it once more")]
-    pub fn send_within(
+    /// [`SendError`].
+    ///
+    /// # Panics
+    ///
+    /// If there is no request.
+    pub async fn send_within(
         &self,
         may_connect: Duration,
-        mut request: Request<RequestBody<B>>,
-    ) -> impl Future<Output = Result<Response<PooledBody<B>>, Unanswered<B>>> + Send {
-        async move {
-            let mut refusals = 0;
-            let mut was_repeated = false;
-            loop {
-                // Where one connection died the others may be as dead: the second and last try is on a new one.
-                let idle = if was_repeated { None } else { self.take_idle() };
-                let lease = match idle {
-                    Some(lease) => lease,
-                    None => match Box::pin(self.connect(request.headers(), may_connect)).await {
-                        Ok(lease) => lease,
-                        Err(error) => return Err(Unanswered { error, unseen: Some(request) }),
-                    },
-                };
-                let was_used = lease.was_used_before();
-                let upload = request.body().watch();
-                let copy = Copy::of(&request).filter(|copy| lease.is_http2() || was_used && copy.is_safe());
-                let (unsent, source) = match self.exchange(lease, request).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(Failed::Host) => return Err(Unanswered { error: SendError::Host, unseen: None }),
-                    Err(Failed::Broken { unsent, source }) => (unsent, source),
-                };
-                let of_body = upload.is_some_and(|upload| *upload.borrow() == Sending::Broken);
-                let broken = |source| SendError::Broken { address: self.origin.to_string(), source, of_body };
-                match (unsent, copy) {
-                    // The connection had ended before; it is taken only once.
-                    (Some(unsent), _) if was_used => request = unsent,
-                    (Some(unsent), _) => return Err(Unanswered { error: broken(source), unseen: Some(unsent) }),
-                    (None, Some(copy)) if http2::is_unprocessed(&source) => {
-                        request = copy.request();
-                        refusals += 1;
-                        if refusals > MOST_REFUSALS {
-                            return Err(Unanswered { error: broken(source), unseen: Some(request) });
-                        }
-                    }
-                    (None, Some(copy)) if was_used && !was_repeated && copy.is_safe() && died_unanswered(&source) => {
-                        request = copy.request();
-                        was_repeated = true;
-                    }
-                    (None, _) => return Err(Unanswered { error: broken(source), unseen: None }),
+        request: &mut Option<Request<RequestBody<B>>>,
+    ) -> Result<Response<PooledBody<B>>, SendError> {
+        let mut refusals = 0;
+        let mut was_repeated = false;
+        loop {
+            let Some(whole) = request else { unreachable!("there is no request to send") };
+            // Where one connection died the others may be as dead: the second and last try is on a new one.
+            let idle = if was_repeated { None } else { self.take_idle() };
+            let lease = match idle {
+                Some(lease) => lease,
+                None => Box::pin(self.connect(whole.headers(), may_connect)).await?,
+            };
+            let was_used = lease.was_used_before();
+            let upload = whole.body().watch();
+            let copy = Copy::of(whole).filter(|copy| lease.is_http2() || was_used && copy.is_safe());
+            let source = match self.exchange(lease, request).await {
+                Ok(answer) => return Ok(answer),
+                Err(Failed::Host) => return Err(SendError::Host),
+                Err(Failed::Broken(source)) => source,
+            };
+            let is_tried_again = match copy {
+                // The connection had ended before; it is taken only once.
+                _ if request.is_some() => was_used,
+                Some(copy) if http2::is_unprocessed(&source) => {
+                    *request = Some(copy.request());
+                    refusals += 1;
+                    refusals <= MOST_REFUSALS
                 }
+                Some(copy) if was_used && !was_repeated && copy.is_safe() && died_unanswered(&source) => {
+                    *request = Some(copy.request());
+                    was_repeated = true;
+                    true
+                }
+                _ => false,
+            };
+            if !is_tried_again {
+                let of_body = upload.is_some_and(|upload| *upload.borrow() == Sending::Broken);
+                return Err(SendError::Broken { address: self.origin.to_string(), source, of_body });
             }
         }
     }
@@ -259,35 +248,31 @@ where
         if self.protocol == Protocol::Http2 {
             return None;
         }
-        self.http1.take_idle().map(|lent| Lease::Http1(lent, Used::Before))
+        self.http1.take_idle().map(Lease::Http1)
     }
 
-    #[expect(clippy::manual_async_fn, reason = "it would hold the request twice, and move it once more")]
-    fn exchange(
+    /// One exchange on one connection. A request of which not a byte was sent is in `request` again.
+    async fn exchange(
         &self,
         lease: Lease<B>,
-        request: Request<RequestBody<B>>,
-    ) -> impl Future<Output = Result<Response<PooledBody<B>>, Failed<B>>> + Send {
-        async move {
-            match lease {
-                Lease::Http1(mut lent, _) => {
-                    let answer = lent.sender().try_send_request(request).await.map_err(Failed::of)?;
-                    Ok(match answer.status() {
-                        StatusCode::SWITCHING_PROTOCOLS => answer.map(PooledBody::last),
-                        _ => answer.map(|body| PooledBody::new(body, Lease::Http1(lent, Used::Before))),
-                    })
-                }
-                Lease::Http2(stream) => {
-                    let scheme = if self.origin.tls().is_some() { Scheme::HTTPS } else { Scheme::HTTP };
-                    let request = http2::translate(request, scheme).ok_or(Failed::Host)?;
-                    match stream.sender().try_send_request(request).await {
-                        Ok(answer) => Ok(answer.map(|body| PooledBody::new(body, Lease::Http2(stream)))),
-                        Err(failed) => match Failed::of(failed) {
-                            Failed::Broken { unsent, source } => {
-                                Err(Failed::Broken { unsent: unsent.map(http2::translate_back), source })
-                            }
-                            host @ Failed::Host => Err(host),
-                        },
+        request: &mut Option<Request<RequestBody<B>>>,
+    ) -> Result<Response<PooledBody<B>>, Failed> {
+        match lease {
+            Lease::Http1(mut lent) => {
+                let answer = lent.exchange(request).await.map_err(Failed::Broken)?;
+                Ok(match answer.status() {
+                    StatusCode::SWITCHING_PROTOCOLS => answer.map(PooledBody::last),
+                    _ => answer.map(|body| PooledBody::new(body, Lease::Http1(lent))),
+                })
+            }
+            Lease::Http2(stream) => {
+                let scheme = if self.origin.is_secure() { Scheme::HTTPS } else { Scheme::HTTP };
+                let translated = request.take().and_then(|request| http2::translate(request, scheme));
+                match stream.sender().try_send_request(translated.ok_or(Failed::Host)?).await {
+                    Ok(answer) => Ok(answer.map(|body| PooledBody::new(body, Lease::Http2(stream)))),
+                    Err(mut failed) => {
+                        *request = failed.take_message().map(http2::translate_back);
+                        Err(Failed::Broken(failed.into_error()))
                     }
                 }
             }
@@ -357,30 +342,16 @@ where
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        self.http1.begin(stream).await.map(|lent| Lease::Http1(lent, Used::Never))
+        self.http1.begin(stream).await.map(Lease::Http1)
     }
 }
 
 /// Why there is no head of an answer.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it lives for a moment, and a request that was not sent is not to be boxed for it"
-)]
-enum Failed<B> {
+enum Failed {
     /// HTTP/2 cannot say where the request goes.
     Host,
     /// The connection ended.
-    Broken {
-        /// The request, if not a byte of it was sent.
-        unsent: Option<Request<RequestBody<B>>>,
-        source: hyper::Error,
-    },
-}
-
-impl<B> Failed<B> {
-    fn of(mut failed: TrySendError<Request<RequestBody<B>>>) -> Self {
-        Self::Broken { unsent: failed.take_message(), source: failed.into_error() }
-    }
+    Broken(hyper::Error),
 }
 
 /// Whether a connection ended before any byte of an answer to a request without a body.

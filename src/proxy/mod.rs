@@ -155,94 +155,85 @@ where
     /// # Errors
     ///
     /// [`ProxyError`], before any byte of an answer.
-    #[expect(clippy::manual_async_fn, reason = "it would hold the request twice, and move it once more")]
-    pub fn forward(
-        &self,
-        mut request: Request<B>,
-    ) -> impl Future<Output = Result<Response<AnswerBody<B>>, ProxyError>> + Send {
-        async move {
-            let Upstream { clock, duration, places, sieve, .. } = &*self.upstream;
-            if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
-                return Err(ProxyError::Method(request.method().clone()));
-            }
-            let place = match places {
-                Some(places) => Some(Box::pin(places.enter()).await.map_err(|Full| ProxyError::Overloaded)?),
-                None => None,
-            };
-            let wish = Wish::of(&mut request);
-            let named = self.prepare(&mut request);
-            if let Some(wish) = &wish {
-                wish.put(request.headers_mut());
-            }
-            let (head, body) = request.into_parts();
-            // With a body that is sent while we wait comes word of how it goes.
-            let (body, upload) = RequestBody::of(Sifted::request(body, sieve, named));
-            let request = Request::from_parts(head, body);
-            let started = clock.monotonic();
-            let (mut answer, under_way) = self.send(request, upload, started).await?;
-            duration.observe(clock.monotonic().saturating_sub(started).as_secs_f64());
-            let protocol = match (answer.status(), wish) {
-                (StatusCode::SWITCHING_PROTOCOLS, wish) => Some(upgrade::agreed(wish, &mut answer)?),
-                _ => None,
-            };
-            let named = headers::strip_connection_fields(answer.headers_mut());
-            if let Some(protocol) = protocol {
-                upgrade::put(answer.headers_mut(), &protocol);
-            }
-            // The version is that of a connection, not of the message (RFC 9110, section 2.5).
-            let version = std::mem::replace(answer.version_mut(), Version::HTTP_11);
-            Ok(answer.map(|body| AnswerBody::new(Sifted::answer(body, version, sieve, named), under_way, place)))
+    pub async fn forward(&self, mut request: Request<B>) -> Result<Response<AnswerBody<B>>, ProxyError> {
+        let Upstream { clock, duration, places, sieve, .. } = &*self.upstream;
+        if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
+            return Err(ProxyError::Method(request.method().clone()));
         }
+        let place = match places {
+            Some(places) => Some(Box::pin(places.enter()).await.map_err(|Full| ProxyError::Overloaded)?),
+            None => None,
+        };
+        let wish = Wish::of(&mut request);
+        let named = self.prepare(&mut request);
+        if let Some(wish) = &wish {
+            wish.put(request.headers_mut());
+        }
+        // With a body that is sent while we wait comes word of how it goes.
+        let mut upload = None;
+        let request = request.map(|body| {
+            let (body, sending) = RequestBody::of(Sifted::request(body, sieve, named));
+            upload = sending;
+            body
+        });
+        let started = clock.monotonic();
+        let (mut answer, under_way) = self.send(&mut Some(request), upload, started).await?;
+        duration.observe(clock.monotonic().saturating_sub(started).as_secs_f64());
+        let protocol = match (answer.status(), wish) {
+            (StatusCode::SWITCHING_PROTOCOLS, wish) => Some(upgrade::agreed(wish, &mut answer)?),
+            _ => None,
+        };
+        let named = headers::strip_connection_fields(answer.headers_mut());
+        if let Some(protocol) = protocol {
+            upgrade::put(answer.headers_mut(), &protocol);
+        }
+        // The version is that of a connection, not of the message (RFC 9110, section 2.5).
+        let version = std::mem::replace(answer.version_mut(), Version::HTTP_11);
+        Ok(answer.map(|body| AnswerBody::new(Sifted::answer(body, version, sieve, named), under_way, place)))
     }
 
     /// Sends a request to an endpoint. One that no endpoint has seen, because no connection could be made, is sent to each other in
     /// turn, while connecting does not take twice as long as it may take once.
-    #[expect(clippy::manual_async_fn, reason = "it would hold the request twice, and move it once more")]
-    fn send(
+    async fn send(
         &self,
-        mut request: Request<RequestBody<Sifted<B>>>,
+        request: &mut Option<Request<RequestBody<Sifted<B>>>>,
         mut upload: Option<watch::Receiver<Sending>>,
         mut began: Duration,
-    ) -> impl Future<Output = Result<Answered<B>, ProxyError>> + Send {
-        async move {
-            let Upstream { endpoints, clock, options, .. } = &*self.upstream;
-            let (mut attempt, mut under_way) = endpoints.choose(|| clock.coarse());
-            let mut may_connect = options.connections.connect_timeout.saturating_mul(2);
-            let mut tried = Vec::new();
-            loop {
-                let endpoint = attempt.endpoint();
-                let exchange = pin!(endpoint.pool.send_within(may_connect, request));
-                let unanswered = match self.await_head(exchange, upload.as_mut()).await {
-                    Ok(Ok(answer)) => {
-                        attempt.succeeded(|| clock.coarse());
-                        return Ok((answer, under_way));
-                    }
-                    Ok(Err(unanswered)) => unanswered,
-                    Err(late) => {
-                        if matches!(late, ProxyError::Timeout(_)) {
-                            attempt.failed(clock.coarse());
-                        }
-                        return Err(late);
-                    }
-                };
-                let now = clock.monotonic();
-                if matches!(unanswered.error, SendError::Connect { .. }) {
-                    may_connect = may_connect.saturating_sub(now.saturating_sub(began));
+    ) -> Result<Answered<B>, ProxyError> {
+        let Upstream { endpoints, clock, options, .. } = &*self.upstream;
+        let (mut attempt, mut under_way) = endpoints.choose(|| clock.coarse());
+        let mut may_connect = options.connections.connect_timeout.saturating_mul(2);
+        let mut tried = Vec::new();
+        loop {
+            let endpoint = attempt.endpoint();
+            let head = self.await_head(pin!(endpoint.pool.send_within(may_connect, request)), upload.as_mut()).await;
+            let error = match head {
+                Ok(Ok(answer)) => {
+                    attempt.succeeded(|| clock.coarse());
+                    return Ok((answer, under_way));
                 }
-                began = now;
-                tried.push(attempt.endpoint());
-                if unanswered.error.is_of_endpoint() {
-                    attempt.failed(now);
-                }
-                let unseen = unanswered.unseen.filter(|_| !may_connect.is_zero());
-                match unseen.zip(endpoints.other_than(&tried, now)) {
-                    Some((unseen, other)) => {
-                        request = unseen;
-                        (attempt, under_way) = other;
+                Ok(Err(error)) => error,
+                Err(late) => {
+                    if matches!(late, ProxyError::Timeout(_)) {
+                        attempt.failed(clock.coarse());
                     }
-                    None => return Err(ProxyError::Unreachable(unanswered.error)),
+                    return Err(late);
                 }
+            };
+            let now = clock.monotonic();
+            if matches!(error, SendError::Connect { .. }) {
+                may_connect = may_connect.saturating_sub(now.saturating_sub(began));
             }
+            began = now;
+            tried.push(attempt.endpoint());
+            if error.is_of_endpoint() {
+                attempt.failed(now);
+            }
+            let other = match request {
+                Some(_unseen) if !may_connect.is_zero() => endpoints.other_than(&tried, now),
+                _ => None,
+            };
+            (attempt, under_way) = other.ok_or(ProxyError::Unreachable(error))?;
         }
     }
 

@@ -151,7 +151,7 @@ impl Walker<'_> {
             format!("http://{address}").parse().map_err(|_| Failure::Other(format!("{address} is no HOST:PORT")))?;
         let pool =
             Pool::<Empty<Bytes>>::new(url.origin(&Trust::default()), &Options::default(), Arc::new(SystemClock::new()));
-        let (head, body) = pool.send(request).await.map_err(|unanswered| unanswered.error)?.into_parts();
+        let (head, body) = pool.send(&mut Some(request)).await?.into_parts();
         let body = body.collect().await.map_err(|error| Failure::Other(error.to_string()))?.to_bytes();
         Ok((head.status, head.headers, body))
     }
