@@ -8,6 +8,7 @@ mod body;
 mod documents;
 mod http1;
 mod http2;
+mod last_words;
 mod patience;
 mod pool;
 mod resolve;

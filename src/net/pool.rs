@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use super::body::{PooledBody, RequestBody, Sending};
 use super::http1;
 use super::http2::{self, Found};
+use super::last_words::LastWords;
 use super::patience::Patience;
 use super::resolve::Resolver;
 use super::tls::H2;
@@ -319,6 +320,7 @@ where
         let addresses = self.resolver.addresses().await?;
         let stream = TcpStream::connect(&*addresses).await?;
         stream.set_nodelay(true)?;
+        let stream = LastWords::new(stream);
         let Some(tls) = self.origin.tls() else {
             return match protocol {
                 Protocol::Http2 => self.http2.begin(stream).await.map(Lease::Http2),

@@ -8,7 +8,7 @@ use rustls::ClientConfig;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -94,7 +94,10 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    pub(super) async fn connect(&self, stream: TcpStream, protocol: Protocol) -> io::Result<TlsStream<TcpStream>> {
+    pub(super) async fn connect<IO>(&self, stream: IO, protocol: Protocol) -> io::Result<TlsStream<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
         let offer: &[&[u8]] = match protocol {
             Protocol::Http1 => &[HTTP1],
             Protocol::Http2 => &[H2],

@@ -49,6 +49,8 @@ pub(super) struct Activity {
     /// Uploads that wait for the client, and answers that it has yet to take.
     uploads_waiting: AtomicUsize,
     answers_waiting: AtomicUsize,
+    /// Whether an upload was not read to its end: nobody wanted more of it.
+    left_an_upload: AtomicBool,
     /// Whether frames are read that are no request: then a read begins no head.
     multiplexed: AtomicBool,
 }
@@ -66,6 +68,7 @@ impl Activity {
             is_full: AtomicBool::new(false),
             uploads_waiting: AtomicUsize::new(0),
             answers_waiting: AtomicUsize::new(0),
+            left_an_upload: AtomicBool::new(false),
             multiplexed: AtomicBool::new(false),
         }
     }
@@ -77,6 +80,11 @@ impl Activity {
     /// HTTP/2 is spoken.
     pub(super) fn multiplexed(&self) {
         self.multiplexed.store(true, Relaxed);
+    }
+
+    /// Whether the client may still be sending what nobody reads. By HTTP/2 it is told, and the connection goes on.
+    pub(super) fn may_be_sending(&self) -> bool {
+        self.left_an_upload.load(Relaxed) && !self.multiplexed.load(Relaxed)
     }
 
     pub(super) fn has_read(&self) {
@@ -186,11 +194,17 @@ impl Drop for UnderWay {
 pub(super) struct UploadUnderWay {
     activity: Arc<Activity>,
     waits: bool,
+    has_ended: bool,
 }
 
 impl UploadUnderWay {
     pub(super) const fn new(activity: Arc<Activity>) -> Self {
-        Self { activity, waits: false }
+        Self { activity, waits: false, has_ended: false }
+    }
+
+    /// All of it has been read.
+    pub(super) const fn ended(&mut self) {
+        self.has_ended = true;
     }
 
     /// Whether the client is waited for.
@@ -205,6 +219,9 @@ impl UploadUnderWay {
 impl Drop for UploadUnderWay {
     fn drop(&mut self) {
         toggle(&self.activity.uploads_waiting, &mut self.waits, false);
+        if !self.has_ended {
+            self.activity.left_an_upload.store(true, Relaxed);
+        }
     }
 }
 

@@ -243,16 +243,17 @@ pin_project! {
     /// The body of a request, as the client sends it.
     #[derive(Debug)]
     pub(super) struct ClientBody {
+        // Dropped first: once the body is, the connection goes on, and has to know.
+        under_way: Option<UploadUnderWay>,
         #[pin]
         body: Incoming,
-        under_way: Option<UploadUnderWay>,
     }
 }
 
 impl ClientBody {
     fn new(body: Incoming, activity: &Arc<Activity>) -> Self {
         let under_way = (!body.is_end_stream()).then(|| UploadUnderWay::new(activity.clone()));
-        Self { body, under_way }
+        Self { under_way, body }
     }
 }
 
@@ -261,10 +262,13 @@ impl Body for ClientBody {
     type Error = hyper::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let this = self.project();
-        let polled = this.body.poll_frame(cx);
+        let mut this = self.project();
+        let polled = this.body.as_mut().poll_frame(cx);
         if let Some(under_way) = this.under_way {
             under_way.waits(polled.is_pending());
+            if matches!(polled, Poll::Ready(None)) || this.body.is_end_stream() {
+                under_way.ended();
+            }
         }
         polled
     }

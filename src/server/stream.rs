@@ -1,13 +1,16 @@
 //! A client's socket, as the server sees it.
 
 use std::io::{IoSlice, Result};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use super::activity::Activity;
 use super::places::Place;
@@ -25,12 +28,28 @@ pin_project! {
         ahead: Bytes,
         activity: Arc<Activity>,
         place: Place,
+        farewell: Farewell,
     }
+}
+
+/// How long a client is heard that was answered before its upload had ended. Who closes a connection on which something is unread takes
+/// back what is on its way to the client: the end of the answer (RFC 9112, section 9.6).
+const HEARD_OUT: Duration = Duration::from_secs(30);
+
+/// How a connection ends.
+#[derive(Debug)]
+enum Farewell {
+    /// It does not yet.
+    NotYet,
+    /// The client was told, and is heard until it ends as well, or until this.
+    Said(Pin<Box<Sleep>>),
+    /// Nothing is left to be done.
+    Over,
 }
 
 impl<T> ClientStream<T> {
     pub(super) const fn new(stream: T, activity: Arc<Activity>, place: Place) -> Self {
-        Self { stream, ahead: Bytes::new(), activity, place }
+        Self { stream, ahead: Bytes::new(), activity, place, farewell: Farewell::NotYet }
     }
 }
 
@@ -76,7 +95,7 @@ fn note(activity: &Activity, written: Poll<Result<usize>>) -> Poll<Result<usize>
     written
 }
 
-impl<T: AsyncWrite> AsyncWrite for ClientStream<T> {
+impl<T: AsyncRead + AsyncWrite> AsyncWrite for ClientStream<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
         let this = self.project();
         note(this.activity, this.stream.poll_write(cx, bytes))
@@ -96,7 +115,24 @@ impl<T: AsyncWrite> AsyncWrite for ClientStream<T> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.project().stream.poll_shutdown(cx)
+        let mut this = self.project();
+        if matches!(this.farewell, Farewell::NotYet) {
+            ready!(this.stream.as_mut().poll_shutdown(cx))?;
+            let may_be_sending = this.activity.may_be_sending();
+            *this.farewell = if may_be_sending { Farewell::Said(Box::pin(sleep(HEARD_OUT))) } else { Farewell::Over };
+        }
+        if let Farewell::Said(until) = this.farewell {
+            let mut discarded = [MaybeUninit::uninit(); 4096];
+            while until.as_mut().poll(cx).is_pending() {
+                let mut discarded = ReadBuf::uninit(&mut discarded);
+                let heard = ready!(this.stream.as_mut().poll_read(cx, &mut discarded));
+                if heard.is_err() || discarded.filled().is_empty() {
+                    break;
+                }
+            }
+            *this.farewell = Farewell::Over;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -104,9 +140,12 @@ impl<T: AsyncWrite> AsyncWrite for ClientStream<T> {
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
     use jiff::Timestamp;
+    use tokio::io::{AsyncWriteExt, DuplexStream};
+    use tokio::time::timeout;
 
     use super::*;
     use crate::clock::ManualClock;
+    use crate::server::activity::UploadUnderWay;
     use crate::server::places::Places;
 
     async fn begins(sent: &'static [&'static [u8]]) -> (bool, Vec<u8>) {
@@ -119,6 +158,40 @@ mod tests {
         let mut all = Vec::new();
         stream.read_to_end(&mut all).await.unwrap();
         (is_preface, all)
+    }
+
+    /// A connection on which an upload was left, or none, and its client.
+    async fn connection(left_an_upload: bool) -> (ClientStream<DuplexStream>, DuplexStream) {
+        let activity = Arc::new(Activity::new(Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH))));
+        let mut upload = UploadUnderWay::new(activity.clone());
+        if !left_an_upload {
+            upload.ended();
+        }
+        drop(upload);
+        let places = Places::new(1, None);
+        let place = places.take(places.free().await, [127, 0, 0, 1].into()).unwrap();
+        let (ours, theirs) = tokio::io::duplex(16);
+        (ClientStream::new(ours, activity, place), theirs)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_still_sends_is_heard_until_it_ends_or_for_so_long() {
+        let (mut stream, mut client) = connection(true).await;
+        let mut farewell = tokio::spawn(async move { stream.shutdown().await });
+        client.write_all(&[b'x'; 10_000]).await.unwrap();
+        assert!(timeout(HEARD_OUT / 2, &mut farewell).await.is_err(), "it may send more");
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "and was told");
+        drop(client);
+        farewell.await.unwrap().unwrap();
+
+        let (mut stream, _client) = connection(true).await;
+        assert!(timeout(2 * HEARD_OUT, stream.shutdown()).await.is_ok(), "nobody is waited for for ever");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_sent_all_is_not_waited_for() {
+        let (mut stream, _client) = connection(false).await;
+        assert!(timeout(HEARD_OUT / 2, stream.shutdown()).await.is_ok());
     }
 
     /// Each piece by a read of its own.

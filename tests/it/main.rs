@@ -25,6 +25,7 @@ mod disks;
 mod durability;
 mod endpoints;
 mod exceed;
+mod expectations;
 mod faults;
 mod files;
 mod forwarding;
