@@ -16,6 +16,11 @@ impl Accept {
     /// Whether the client ranks a page for people above problem details for programs, as browsers do when they navigate. One that
     /// takes anything, or does not say, is a program.
     pub(super) fn prefers_page(&self) -> bool {
+        // Programs name no text, and need no closer look.
+        let is_text = |field: &HeaderValue| field.as_bytes().windows(5).any(|word| word.eq_ignore_ascii_case(b"text/"));
+        if !self.0.iter().any(is_text) {
+            return false;
+        }
         let fields = || self.0.iter().filter_map(|field| field.to_str().ok());
         let rank = |media_type| fields().flat_map(ranges).filter_map(|range| range.rank(media_type)).max();
         let weight = |media_type| rank(media_type).map_or(0, |(_, weight)| weight);

@@ -2,6 +2,7 @@
 //! client should know.
 
 use std::borrow::Cow;
+use std::fmt::Write;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -198,6 +199,8 @@ impl Answers {
         let mut answer = Response::new(if asker.is_head { Full::default() } else { Full::new(body) });
         *answer.status_mut() = status;
         let headers = answer.headers_mut();
+        // Enough for a refusal, which has most.
+        headers.reserve(12);
         headers.insert(CONTENT_LENGTH, length);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
         // Parts of a request are in some answers: they are what the media type says, and nothing else.
@@ -360,14 +363,17 @@ fn quota_detail(denial: &Denial, plan: &str, policy: &Policy) -> String {
         }
         Why::Exhausted => {
             let resets_at = instant(standing.resets_at).strftime("%A, %-d %B %Y at %H:%M UTC");
-            let stand = match standing.cost {
-                1 => format!("You have used {used} of the {limit} {meter} of your {plan} plan."),
+            // In one piece: each refusal has one. Writing to memory cannot fail.
+            let mut text = String::with_capacity(160);
+            let _ = match standing.cost {
+                1 => write!(text, "You have used {used} of the {limit} {meter} of your {plan} plan."),
                 cost => {
                     let left = standing.remaining();
-                    format!("This takes {cost} {meter}, and of the {limit} of your {plan} plan {left} are left.")
+                    write!(text, "This takes {cost} {meter}, and of the {limit} of your {plan} plan {left} are left.")
                 }
             };
-            format!("{stand} More are available from {resets_at}.")
+            let _ = write!(text, " More are available from {resets_at}.");
+            text
         }
     }
 }

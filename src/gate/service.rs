@@ -13,7 +13,8 @@ use http_body::Body;
 use http_body_util::Full;
 use pin_project_lite::pin_project;
 use tower::Service;
-use tracing::{Instrument, Level, Span};
+use tracing::instrument::{Instrument, Instrumented};
+use tracing::{Level, Span};
 
 use super::access::Entry;
 use super::answers::Asker;
@@ -84,7 +85,7 @@ where
             let gate = gate.clone();
             let (mut head, _) = request.into_parts();
             let page = async move { Ok(gate.own_page(&mut head).await.map(GateBody::own)) };
-            return ResponseFuture::export(page).logged(entry);
+            return ResponseFuture::export(page, Span::none()).logged(entry);
         }
         if seeded::bug(Bug::OthersWaitForTheLedger) && gate.parts.ledger.availability().is_err() {
             let asker = Asker::of(request.method(), request.headers());
@@ -127,7 +128,7 @@ where
         let ready = std::mem::replace(&mut self.inner, clone);
         let (peer, pace) = (self.peer, self.pace.clone());
         let export = export(self.gate.clone(), peer, pace, ready, request.map(Upload::new), found);
-        ResponseFuture::export(export.instrument(span))
+        ResponseFuture::export(export, span)
     }
 }
 
@@ -146,15 +147,15 @@ fn span(headers: &HeaderMap) -> Span {
     )
 }
 
-/// An export, from its head to the body that settles it.
-async fn export<S, B, R>(
+/// An export, from its head to the body that settles it. The request is taken apart before the future is made, which then holds it once.
+fn export<S, B, R>(
     gate: Arc<Gate>,
     peer: Option<IpAddr>,
     pace: Option<Pace>,
     mut inner: S,
     request: Request<Upload<B>>,
     found: Found,
-) -> Result<Response<GateBody<R>>, S::Error>
+) -> impl Future<Output = Result<Response<GateBody<R>>, S::Error>>
 where
     S: Service<Request<Upload<B>>, Response = Response<R>>,
     B: Body<Data = Bytes> + Unpin,
@@ -163,50 +164,53 @@ where
     let arrived = gate.parts.clock.monotonic();
     let asker = Asker::of(request.method(), request.headers());
     let mut record = Record::of(&gate.parts, request.method(), request.headers(), &found);
-    let undecided = Undecided { gate: &gate, route: Some(found.id) };
-
     let (mut head, mut body) = request.into_parts();
-    // First of all: from here on no token is in the target.
-    let token = gate.parts.verifier.take_token(&mut head.uri, &head.headers);
-    let target = Target::of(&head, &found);
-    let asked = gate.ask(&head, token, &mut body, &found, peer, &mut record).await;
-    let resumes = asked.as_ref().ok().and_then(|asked| asked.may_resume(&gate));
-    let decided = match (asked, resumes) {
-        (Ok(asked), Some(degraded)) => Ok(Decided::OnceAnswered(Pending::new(gate.clone(), found.id, asked, degraded))),
-        (Ok(asked), None) => gate.charge(&asked, asked.request(), &mut record).await.map(Decided::Now),
-        (Err(refusal), _) => Err(refusal),
-    };
-    undecided.decided();
-    gate.metrics.decided(gate.parts.clock.monotonic().saturating_sub(arrived));
-    record.passed(Phase::Deciding);
-    let (charge, pending) = match decided.or_else(|refusal| gate.in_shadow(refusal).map(Decided::Now)) {
-        Ok(Decided::Now(Admitted { outcome, charge })) => {
-            gate.note(found.id, outcome, &mut record);
-            (charge, None)
+    async move {
+        let undecided = Undecided { gate: &gate, route: Some(found.id) };
+        // First of all: from here on no token is in the target.
+        let token = gate.parts.verifier.take_token(&mut head.uri, &head.headers);
+        let target = Target::of(&head, &found);
+        let asked = gate.ask(&head, token, &mut body, &found, peer, &mut record).await;
+        let resumes = asked.as_ref().ok().and_then(|asked| asked.may_resume(&gate));
+        let decided = match (asked, resumes) {
+            (Ok(asked), Some(degraded)) => {
+                Ok(Decided::OnceAnswered(Pending::new(gate.clone(), found.id, asked, degraded)))
+            }
+            (Ok(asked), None) => gate.charge(&asked, asked.request(), &mut record).await.map(Decided::Now),
+            (Err(refusal), _) => Err(refusal),
+        };
+        undecided.decided();
+        gate.metrics.decided(gate.parts.clock.monotonic().saturating_sub(arrived));
+        record.passed(Phase::Deciding);
+        let (charge, pending) = match decided.or_else(|refusal| gate.in_shadow(refusal).map(Decided::Now)) {
+            Ok(Decided::Now(Admitted { outcome, charge })) => {
+                gate.note(found.id, outcome, &mut record);
+                (charge, None)
+            }
+            Ok(Decided::OnceAnswered(pending)) => {
+                // Unless the answer says otherwise.
+                record.decided(Outcome::CoveredAsResume);
+                (None, Some(pending))
+            }
+            Err(refusal) => {
+                gate.note(found.id, refusal.outcome(), &mut record);
+                record.refused(refusal.status());
+                return Ok(gate.refuse(refusal, &asker).map(GateBody::own));
+            }
+        };
+        let degraded = charge.as_deref().map(Charge::degraded).or_else(|| pending.as_ref().map(Pending::degraded));
+        if gate.degrade(degraded.unwrap_or_default(), &mut head).is_err() {
+            // Dropping the charge gives it back.
+            record.refused(Refusal::TargetTooLong.status());
+            return Ok(gate.refuse(Refusal::TargetTooLong, &asker).map(GateBody::own));
         }
-        Ok(Decided::OnceAnswered(pending)) => {
-            // Unless the answer says otherwise.
-            record.decided(Outcome::CoveredAsResume);
-            (None, Some(pending))
-        }
-        Err(refusal) => {
-            gate.note(found.id, refusal.outcome(), &mut record);
-            record.refused(refusal.status());
-            return Ok(gate.refuse(refusal, &asker).map(GateBody::own));
-        }
-    };
-    let degraded = charge.as_deref().map(Charge::degraded).or_else(|| pending.as_ref().map(Pending::degraded));
-    if gate.degrade(degraded.unwrap_or_default(), &mut head).is_err() {
-        // Dropping the charge gives it back.
-        record.refused(Refusal::TargetTooLong.status());
-        return Ok(gate.refuse(Refusal::TargetTooLong, &asker).map(GateBody::own));
-    }
 
-    // From here on every way out settles: an error, a client that hangs up and a panic all drop the delivery.
-    let client = Client { upload: body.watch(), taking: Taking::new(pace, &gate.parts.clock) };
-    let delivery = Delivery::new(charge, record, client);
-    let answer = inner.call(Request::from_parts(head, body)).await?;
-    Ok(gate.settle(answer, found.route.delivers, delivery, pending, &target, &asker).await)
+        // From here on every way out settles: an error, a client that hangs up and a panic all drop the delivery.
+        let client = Client { upload: body.watch(), taking: Taking::new(pace, &gate.parts.clock) };
+        let delivery = Delivery::new(charge, record, client);
+        let answer = inner.call(Request::from_parts(head, body)).await?;
+        Ok(gate.settle(answer, found.route.delivers, delivery, pending, &target, &asker).await)
+    }
 }
 
 /// A request of which nothing is decided yet: should its client leave now, it has an outcome all the same.
@@ -485,11 +489,14 @@ pin_project! {
     }
 }
 
+/// Boxed where it is made, before anything is put around it: it is large.
+type Export<R, E> = Pin<Box<dyn Future<Output = Result<Response<GateBody<R>>, E>> + Send>>;
+
 pin_project! {
     #[project = StateProjection]
     enum State<F, R, E> {
         Forwarded { #[pin] future: F, watched: Watched },
-        Export { future: Pin<Box<dyn Future<Output = Result<Response<GateBody<R>>, E>> + Send>> },
+        Export { #[pin] future: Instrumented<Export<R, E>> },
         Own { answer: Option<Response<Full<Bytes>>> },
     }
 }
@@ -499,8 +506,9 @@ impl<F, R, E> ResponseFuture<F, R, E> {
         Self { state: State::Forwarded { future, watched }, entry: Entry::default() }
     }
 
-    fn export(future: impl Future<Output = Result<Response<GateBody<R>>, E>> + Send + 'static) -> Self {
-        Self { state: State::Export { future: Box::pin(future) }, entry: Entry::default() }
+    fn export(future: impl Future<Output = Result<Response<GateBody<R>>, E>> + Send + 'static, span: Span) -> Self {
+        let future: Export<R, E> = Box::pin(future);
+        Self { state: State::Export { future: future.instrument(span) }, entry: Entry::default() }
     }
 
     fn own(answer: Response<Full<Bytes>>) -> Self {
@@ -527,7 +535,7 @@ where
                 let answer = ready!(future.poll(cx))?;
                 std::mem::take(watched).look_at(answer)
             }
-            StateProjection::Export { future } => ready!(future.as_mut().poll(cx))?,
+            StateProjection::Export { future } => ready!(future.poll(cx))?,
             StateProjection::Own { answer } => answer.take().unwrap_or_default().map(GateBody::own),
         };
         let mut entry = std::mem::take(this.entry);

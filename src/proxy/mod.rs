@@ -118,6 +118,16 @@ pub struct Metrics {
     pub endpoints: EndpointMetrics,
 }
 
+/// A request as the backend shall see it.
+#[derive(Debug)]
+pub struct Outgoing<B> {
+    /// Taken out as it is sent.
+    request: Option<Request<RequestBody<Sifted<B>>>>,
+    /// How the sending of its body goes.
+    upload: Option<watch::Receiver<Sending>>,
+    wish: Option<Wish>,
+}
+
 /// An answer's head has come, from an endpoint that is busy with it.
 type Answered<B> = (Response<PooledBody<Sifted<B>>>, UnderWay<Pool<Sifted<B>>>);
 
@@ -150,36 +160,42 @@ where
         Self { upstream: self.upstream.clone(), hop: Arc::new(Hop::new(peer, trusted, is_secure)) }
     }
 
-    /// Forwards a request.
-    ///
-    /// # Errors
-    ///
-    /// [`ProxyError`], before any byte of an answer.
-    pub async fn forward(&self, mut request: Request<B>) -> Result<Response<AnswerBody<B>>, ProxyError> {
-        let Upstream { clock, duration, places, sieve, .. } = &*self.upstream;
-        if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
-            return Err(ProxyError::Method(request.method().clone()));
-        }
-        let place = match places {
-            Some(places) => Some(Box::pin(places.enter()).await.map_err(|Full| ProxyError::Overloaded)?),
-            None => None,
-        };
+    /// Makes of a request what the backend shall see.
+    pub fn prepare(&self, mut request: Request<B>) -> Outgoing<B> {
         let wish = Wish::of(&mut request);
-        let named = self.prepare(&mut request);
+        let named = self.make_anew(&mut request);
         if let Some(wish) = &wish {
             wish.put(request.headers_mut());
         }
         // With a body that is sent while we wait comes word of how it goes.
         let mut upload = None;
         let request = request.map(|body| {
-            let (body, sending) = RequestBody::of(Sifted::request(body, sieve, named));
+            let (body, sending) = RequestBody::of(Sifted::request(body, &self.upstream.sieve, named));
             upload = sending;
             body
         });
+        Outgoing { request: Some(request), upload, wish }
+    }
+
+    /// Forwards a request. It stays where it is until it is sent: it is large, and futures that hand it on hold it twice.
+    ///
+    /// # Errors
+    ///
+    /// [`ProxyError`], before any byte of an answer.
+    pub async fn forward(&self, outgoing: &mut Outgoing<B>) -> Result<Response<AnswerBody<B>>, ProxyError> {
+        let Outgoing { request, upload, wish } = outgoing;
+        let Upstream { clock, duration, places, sieve, .. } = &*self.upstream;
+        if let Some(method @ (&Method::TRACE | &Method::CONNECT)) = request.as_ref().map(Request::method) {
+            return Err(ProxyError::Method(method.clone()));
+        }
+        let place = match places {
+            Some(places) => Some(Box::pin(places.enter()).await.map_err(|Full| ProxyError::Overloaded)?),
+            None => None,
+        };
         let started = clock.monotonic();
-        let (mut answer, under_way) = self.send(&mut Some(request), upload, started).await?;
+        let (mut answer, under_way) = self.send(request, upload, started).await?;
         duration.observe(clock.monotonic().saturating_sub(started).as_secs_f64());
-        let protocol = match (answer.status(), wish) {
+        let protocol = match (answer.status(), wish.take()) {
             (StatusCode::SWITCHING_PROTOCOLS, wish) => Some(upgrade::agreed(wish, &mut answer)?),
             _ => None,
         };
@@ -197,7 +213,7 @@ where
     async fn send(
         &self,
         request: &mut Option<Request<RequestBody<Sifted<B>>>>,
-        mut upload: Option<watch::Receiver<Sending>>,
+        upload: &mut Option<watch::Receiver<Sending>>,
         mut began: Duration,
     ) -> Result<Answered<B>, ProxyError> {
         let Upstream { endpoints, clock, options, .. } = &*self.upstream;
@@ -261,9 +277,9 @@ where
         tokio::time::timeout(limit, exchange).await.map_err(|_| ProxyError::Timeout(limit))
     }
 
-    /// Makes of a request what the backend shall see: raw path and query, end-to-end headers, framing by the body. Returns the names of
-    /// fields that were meant for the client's connection.
-    fn prepare(&self, request: &mut Request<B>) -> Vec<HeaderName> {
+    /// Raw path and query, end-to-end headers, framing by the body. Returns the names of fields that were meant for the client's
+    /// connection.
+    fn make_anew(&self, request: &mut Request<B>) -> Vec<HeaderName> {
         *request.version_mut() = Version::HTTP_11;
         if let Some(authority) = request.uri().authority() {
             // An absolute target wins over the Host field (RFC 9112, section 3.2.2).
@@ -298,6 +314,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let proxy = self.clone();
-        Box::pin(async move { proxy.forward(request).await })
+        let mut outgoing = proxy.prepare(request);
+        Box::pin(async move { proxy.forward(&mut outgoing).await })
     }
 }

@@ -190,13 +190,14 @@ impl Service<Request<RequestBody>> for Backends {
 
     fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
         let Self(choice) = self.clone();
+        let route = request.extensions().get::<RouteId>();
+        let index = route.and_then(|route| choice.shared.by_route.get(usize::from(route.0))).copied();
+        let index = index.unwrap_or(choice.shared.default);
+        let asker = Asker::of(request.method(), request.headers());
+        let mut outgoing = choice.proxies[index].prepare(request);
         Box::pin(async move {
             let Choice { shared, proxies } = &*choice;
-            let route = request.extensions().get::<RouteId>();
-            let index = route.and_then(|route| shared.by_route.get(usize::from(route.0))).copied();
-            let asker = Asker::of(request.method(), request.headers());
-            let proxy = &proxies[index.unwrap_or(shared.default)];
-            let answer = proxy.forward(request).await.map(|answer| answer.map(Either::Left));
+            let answer = proxies[index].forward(&mut outgoing).await.map(|answer| answer.map(Either::Left));
             Ok(answer.unwrap_or_else(|error| shared.in_place_of(&error, &asker).map(Either::Right)))
         })
     }
