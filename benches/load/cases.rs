@@ -59,39 +59,27 @@ impl Case {
         }
     }
 
-    fn mix(self, settings: &Settings) -> Mix {
+    /// The kinds of requests, and what the gate shall answer to each: at first, while users over their limit still have something left,
+    /// and from then on.
+    fn kinds(self, settings: &Settings) -> Vec<(Requests, [Expected; 2])> {
+        const IMAGES: [Expected; 2] = [Expected::Images; 2];
         let exports = || (0..DESIGNS).map(|n| uri(&format!("/v1/designs/d-{n}/download"))).collect();
         let users = |plan| token::authorizations(plan, settings.subjects);
         let charged = || Requests::get(exports(), users("max"));
         let unmatched = || Requests::get(vec![uri("/assets/logo.png")], Vec::new());
-        let refused = || Requests::get(exports(), users("free"));
-        let kinds = match self {
-            Self::Charged => vec![charged()],
-            Self::Unmatched => vec![unmatched()],
+        let refused = || {
+            let allowed = Expected::ImagesAndRefusals(FREE_LIMIT * settings.subjects);
+            (Requests::get(exports(), users("free")), [allowed, Expected::Refusals])
+        };
+        match self {
+            Self::Charged => vec![(charged(), IMAGES)],
+            Self::Unmatched => vec![(unmatched(), IMAGES)],
             Self::Refused => vec![refused()],
             Self::Mixed => {
                 let designs = (0..DESIGNS).map(|n| uri(&format!("/v1/designs/d-{n}"))).collect();
                 let save = Requests { method: Method::PUT, ..Requests::get(designs, users("max")) };
                 let aborted = Requests { hangs_up: true, ..charged() };
-                vec![charged(), unmatched(), refused(), save, aborted]
-            }
-        };
-        Mix::new(kinds, settings.body_bytes)
-    }
-
-    /// What the gate shall answer to each kind of request: at first, while users over their limit still have something left, and from then on.
-    fn expected(self, settings: &Settings) -> (Vec<Expected>, Vec<Expected>) {
-        let allowed = Expected::ImagesAndRefusals(FREE_LIMIT * settings.subjects);
-        match self {
-            Self::Charged | Self::Unmatched => (vec![Expected::Images], vec![Expected::Images]),
-            Self::Refused => (vec![allowed], vec![Expected::Refusals]),
-            Self::Mixed => {
-                let with = |refused| {
-                    let mut all = vec![Expected::Images; 5];
-                    all[2] = refused;
-                    all
-                };
-                (with(allowed), with(Expected::Refusals))
+                vec![(charged(), IMAGES), (unmatched(), IMAGES), refused(), (save, IMAGES), (aborted, IMAGES)]
             }
         }
     }
@@ -109,6 +97,8 @@ pub(crate) struct Comparison {
     /// Rate of the open loop, per second.
     pub(crate) open_rate: u32,
     pub(crate) promise: Option<f64>,
+    /// How many exports one write of the ledger made durable, where each waited for that.
+    pub(crate) group_size: Option<f64>,
 }
 
 impl Comparison {
@@ -130,25 +120,30 @@ pub(crate) fn compare(case: Case, settings: &Settings) -> anyhow::Result<Compari
     let delay_ms = settings.delay_ms.to_string();
     let (_backend, upstream) = Child::start_part(&["backend", "--body-bytes", &body_bytes, "--delay-ms", &delay_ms])?;
     let (bare, bare_address) = Child::start_part(&["bare-proxy", "--upstream", &upstream.to_string()])?;
-    let gate = Gate::start(upstream, settings.durability, settings.workers)?;
+    let process = Gate::start(upstream, settings.durability, settings.workers)?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mix = Arc::new(case.mix(settings));
+        let (kinds, expected): (Vec<_>, Vec<_>) = case.kinds(settings).into_iter().unzip();
+        let mix = Arc::new(Mix::new(kinds, settings.body_bytes));
         let connect = |address| Driver::connect(address, settings.connections);
         let mut bare = Contender::new("bare", bare.pid(), connect(bare_address).await?, Arc::clone(&mix));
-        let mut gate = Contender::new("gate", gate.pid(), connect(gate.address).await?, Arc::clone(&mix));
-        take_turns(case, settings, &mut bare, &mut gate).await.with_context(|| format!("case {name}"))
+        let mut gate = Contender::new("gate", process.pid(), connect(process.address).await?, Arc::clone(&mix));
+        take_turns(case, settings, &expected, &mut bare, &mut gate, &process)
+            .await
+            .with_context(|| format!("case {name}"))
     })
 }
 
 async fn take_turns(
     case: Case,
     settings: &Settings,
+    from_gate: &[[Expected; 2]],
     bare: &mut Contender,
     gate: &mut Contender,
+    process: &Gate,
 ) -> anyhow::Result<Comparison> {
-    let (in_opening, from_gate) = case.expected(settings);
+    let (in_opening, from_gate): (Vec<_>, Vec<_>) = from_gate.iter().copied().map(<(_, _)>::from).unzip();
     let from_bare = vec![Expected::Images; from_gate.len()];
     let remaining = if case == Case::Charged { Some(gate.remaining().await?) } else { None };
 
@@ -159,10 +154,14 @@ async fn take_turns(
 
     let closed = Load::Closed { lasts: settings.lasts };
     let (mut of_bare, mut of_gate) = (Rounds::default(), Rounds::default());
+    let groups_before = process.groups()?;
     for _ in 0..settings.rounds {
         of_bare.add(bare.measure(closed, &from_bare).await?);
         of_gate.add(gate.measure(closed, &from_gate).await?);
     }
+
+    let (sent, groups) = (of_gate.sent(), process.groups()? - groups_before);
+    let waits = matches!((case, settings.durability), (Case::Charged, Durability::Strict));
 
     let slower = of_bare.median_per_second().min(of_gate.median_per_second());
     let open_rate = settings.rate.unwrap_or((slower / 2.0).ceil() as u32);
@@ -179,5 +178,6 @@ async fn take_turns(
         gate: of_gate.figures(gate_latency, gate.peak_memory()?),
         open_rate,
         promise: case.promise(settings.durability),
+        group_size: waits.then_some(sent as f64 / groups as f64),
     })
 }

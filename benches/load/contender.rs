@@ -91,6 +91,11 @@ impl Rounds {
         median(&self.per_second())
     }
 
+    /// How many requests, in all rounds.
+    pub(crate) fn sent(&self) -> u64 {
+        self.0.iter().map(|round| round.sent).sum()
+    }
+
     pub(crate) fn figures(self, latency: Histogram<u64>, peak_memory_bytes: u64) -> Figures {
         Figures {
             cpu_micros: self.each(|round| round.cpu.as_secs_f64() * 1e6 / round.sent as f64),

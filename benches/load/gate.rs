@@ -38,6 +38,7 @@ impl fmt::Display for Durability {
 /// A running gate with an empty ledger.
 pub(crate) struct Gate {
     pub(crate) address: SocketAddr,
+    admin: SocketAddr,
     // Before the directory: fields are dropped in order, and the process must be gone when its files go.
     process: Child,
     _directory: TempDir,
@@ -69,11 +70,20 @@ impl Gate {
         command.env(token::SECRET_ENV, token::SECRET).env("RUST_LOG", "off");
         let mut process = Child::start(&mut command).context("cannot start the gate")?;
         wait_until_ready(&mut process, admin).context("the gate does not get ready")?;
-        Ok(Self { address, process, _directory: directory })
+        Ok(Self { address, admin, process, _directory: directory })
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// How many groups it has written to its ledger so far.
+    pub(crate) fn groups(&self) -> anyhow::Result<u64> {
+        const NAME: &str = "exportgate_flush_duration_seconds_count ";
+        let metrics = get(self.admin, "/metrics").context("cannot read the gate's metrics")?;
+        let number =
+            metrics.lines().find_map(|line| line.strip_prefix(NAME)).context("it does not count its groups")?;
+        number.trim().parse().with_context(|| format!("{number:?} is no number of groups"))
     }
 }
 
@@ -168,7 +178,7 @@ fn wait_until_ready(gate: &mut Child, admin: SocketAddr) -> anyhow::Result<()> {
     let mut last = None;
     for _ in 0..ATTEMPTS {
         gate.ensure_alive()?;
-        match readyz(admin) {
+        match get(admin, "/readyz") {
             Ok(head) if head.starts_with("HTTP/1.1 200") => return Ok(()),
             other => last = Some(other),
         }
@@ -177,10 +187,10 @@ fn wait_until_ready(gate: &mut Child, admin: SocketAddr) -> anyhow::Result<()> {
     anyhow::bail!("GET /readyz still gives {last:?}")
 }
 
-fn readyz(admin: SocketAddr) -> io::Result<String> {
+fn get(admin: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(admin)?;
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)

@@ -71,13 +71,15 @@ fn spread(values: &[f64], digits: usize) -> String {
 fn promises(comparisons: &[Comparison]) -> String {
     let line = |comparison: &Comparison| {
         let (name, ratio) = (comparison.case.name(), median(&comparison.ratios()));
-        match comparison.promise {
+        let promise = match comparison.promise {
             None => format!("{name}: {ratio:.3} x bare (nothing promised)"),
             Some(promise) if comparison.misses_promise() => {
                 format!("{name}: {ratio:.3} x bare, promised {promise:.2}: MISSED")
             }
             Some(promise) => format!("{name}: {ratio:.3} x bare, promised {promise:.2}: kept"),
-        }
+        };
+        let group = comparison.group_size.map(|size| format!("; a write of the ledger made {size:.1} exports durable"));
+        promise + &group.unwrap_or_default()
     };
     comparisons.iter().map(line).collect::<Vec<_>>().join("\n")
 }
