@@ -116,7 +116,7 @@ fn is_host(text: &[u8]) -> bool {
         },
     };
     // Of reg-name only what names have: who needs `!$&'()*+,;=%` here wants to be read in two ways.
-    let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
+    let is_name = |byte: &u8| matches!(byte, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~');
     !host.is_empty() && host.iter().all(is_name) && is_port(port)
 }
 
