@@ -29,6 +29,7 @@ mod expectations;
 mod faults;
 mod files;
 mod forwarding;
+mod http2;
 mod identity;
 mod keys;
 mod layer;

@@ -1,7 +1,7 @@
 //! What the gate is to its backends: TLS, HTTP/2, which of several endpoints, how much at once, how long.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 
 use crate::support::{Folder, Gate, Http2Backend, Http2Reply, Setup, WebServer, eventually, get, request, send_raw};
 
@@ -131,51 +131,4 @@ fn a_request_that_a_backend_refuses_to_look_at_is_sent_again_whatever_its_method
     assert_eq!(backend.refused(), 4);
     backend.will(Http2Reply::Answer);
     assert_eq!(get(gate.address, "/x", &[]).status, 200);
-}
-
-/// A backend of HTTP/2 that goes away at the first request of its first connection, without having looked at it.
-fn going_away(listener: &TcpListener, then: SocketAddr) {
-    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-    const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
-    const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let (mut client, _) = listener.accept().unwrap();
-    let mut preface = [0; 24];
-    client.read_exact(&mut preface).unwrap();
-    client.write_all(&SETTINGS).unwrap();
-    let await_frame = |client: &mut TcpStream, kind: u8| {
-        loop {
-            let mut frame = [0; 9];
-            client.read_exact(&mut frame).unwrap();
-            let mut content = vec![0; u32::from_be_bytes([0, frame[0], frame[1], frame[2]]) as usize];
-            client.read_exact(&mut content).unwrap();
-            if frame[3] == kind {
-                return;
-            }
-        }
-    };
-    // HEADERS
-    await_frame(&mut client, 1);
-    // Whoever answers these has sent the request off, and waits for its answer.
-    for _ in 0..2 {
-        client.write_all(&PING).unwrap();
-        await_frame(&mut client, 6);
-    }
-    client.write_all(&GOAWAY).unwrap();
-    // The next connection goes to a backend that stays.
-    let (mut client, _) = listener.accept().unwrap();
-    let mut backend = TcpStream::connect(then).unwrap();
-    let (mut from, mut to) = (client.try_clone().unwrap(), backend.try_clone().unwrap());
-    std::thread::spawn(move || std::io::copy(&mut from, &mut to));
-    // It ends with the gate.
-    let _ = std::io::copy(&mut backend, &mut client);
-}
-
-#[test]
-fn a_request_that_a_backend_goes_away_before_is_sent_on_another_connection() {
-    let backend = Http2Backend::start(100, Http2Reply::Answer);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || going_away(&listener, backend.address));
-    let gate = before_http2(address);
-    assert_eq!(request(gate.address, "POST", "/x", &[], b"").status, 200);
 }
