@@ -1,7 +1,7 @@
 //! HTTP/2: a connection carries many exchanges, as many as the server allows.
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,8 +14,9 @@ use http_body::Body;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+use super::acknowledging::Acknowledging;
 use super::body::RequestBody;
 use super::patience::Patience;
 use super::pool::Options;
@@ -90,7 +91,8 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// A new connection, and its first exchange.
+    /// A new connection, and its first exchange, once the server has said how many it takes. Nothing is sent before that: of a request
+    /// that waits inside for its stream nobody would say, were the server to go away, whether it was looked at.
     pub(super) async fn begin<IO>(&self, stream: IO) -> io::Result<Stream<B>>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -102,26 +104,40 @@ where
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MOST_HEADER_BYTES)
-            // The first request waits inside for the server to say how many it takes at once, and all others for the first.
+            // None, until the server has said how many it takes at once.
             .initial_max_send_streams(0);
+        let (said, mut most) = watch::channel(None);
+        let written = Arc::new(Notify::new());
+        let stream = Acknowledging::new(stream, written.clone(), most.clone());
         let (sender, mut connection) = http.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        let (said, most) = watch::channel(None);
         // Lives as long as its senders and streams; all of them see its end as their own.
         tokio::spawn(async move {
-            let ended = std::future::poll_fn(|cx| {
+            let mut ended = pin!(std::future::poll_fn(|cx| {
                 let ended = Pin::new(&mut connection).poll(cx);
                 let most = Some(connection.current_max_send_streams()).filter(|most| *most > 0);
                 said.send_if_modified(|known| most.is_some() && std::mem::replace(known, most) != most);
                 ended
-            });
-            if let Err(error) = ended.await {
+            }));
+            let ended = loop {
+                tokio::select! {
+                    ended = &mut ended => break ended,
+                    // It looks again.
+                    () = written.notified() => {}
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "a connection to a backend ended");
             }
         });
         let (streams, unused_since) = (AtomicUsize::new(1), AtomicU64::new(0));
-        let connection = Arc::new(Connection { sender, streams, most, clock: self.clock.clone(), unused_since });
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).push(connection.clone());
-        Ok(self.stream(&connection, Used::Never))
+        let clock = self.clock.clone();
+        let connection = Arc::new(Connection { sender, streams, most: most.clone(), clock, unused_since });
+        let stream = self.stream(&connection, Used::Never);
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        match most.wait_for(Option::is_some).await {
+            Ok(_) => Ok(stream),
+            Err(_ended) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server does not speak HTTP/2")),
+        }
     }
 }
 
@@ -129,7 +145,9 @@ impl<B> Connection<B> {
     fn is_good(&self, expired: Option<Duration>) -> bool {
         let unused_since = Duration::from_millis(self.unused_since.load(Ordering::Relaxed));
         let is_unused = self.streams.load(Ordering::Relaxed) == 0;
-        !(self.sender.is_closed() || is_unused && expired.is_some_and(|expired| unused_since < expired))
+        // Whoever made it did not live to hear how many the server takes: nobody else is to wait for that.
+        let is_mute = self.most.borrow().is_none();
+        !(self.sender.is_closed() || is_unused && (is_mute || expired.is_some_and(|expired| unused_since < expired)))
     }
 
     fn enter(&self) -> bool {

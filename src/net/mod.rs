@@ -4,6 +4,7 @@
 //! has been read to its end; one that was dropped midway is closed. One of HTTP/2 carries many exchanges. [`Documents`] fetches small
 //! things over such a pool.
 
+mod acknowledging;
 mod body;
 mod documents;
 mod http1;

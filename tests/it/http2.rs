@@ -541,3 +541,26 @@ fn what_a_backend_may_have_looked_at_before_it_hung_up_is_repeated_once_if_it_is
     assert_eq!(second_export(&backend, "GET", b""), (200, 2));
     assert_eq!(backend.seen(), [(0, 1), (0, 3), (1, 1)]);
 }
+
+#[test]
+fn what_an_endpoint_never_looks_at_is_sent_to_another_once() {
+    let leaving = Leaving::start(|_, _| Reaction::GoesAway(0));
+    let staying = Leaving::start(|_, _| Reaction::Answers);
+    let gate = before_leaving(&[leaving.address, staying.address]);
+    let token = Token::of("u").plan("max").ai().line();
+    let mut sent = 0;
+    while leaving.seen().is_empty() {
+        assert_eq!(
+            request(gate.address, "POST", EXPORT, &[&token], b"").status,
+            200,
+            "{:?} {:?}",
+            leaving.seen(),
+            gate.log()
+        );
+        sent += 1;
+    }
+    assert_eq!(leaving.seen(), [(0, 1), (1, 1), (2, 1)], "not for ever");
+    assert_eq!(staying.seen().len(), sent);
+    assert!(settles(&gate));
+    assert_eq!(gate.used("u", "ai-exports"), sent as u64);
+}
