@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -49,7 +50,16 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // Either fails only when the process is gone already, which is what is wanted.
+        const PAUSE: Duration = Duration::from_millis(20);
+        const PAUSES: u32 = 100;
+        // Asked first: nginx ends its workers only if it is let. Whatever fails, the process is gone already, which is what is wanted.
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+        for _ in 0..PAUSES {
+            if !matches!(self.0.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(PAUSE);
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

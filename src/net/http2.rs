@@ -136,7 +136,7 @@ where
         self.open.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         match most.wait_for(Option::is_some).await {
             Ok(_) => Ok(stream),
-            Err(_ended) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server does not speak HTTP/2")),
+            Err(_ended) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "it ended before HTTP/2 began")),
         }
     }
 }

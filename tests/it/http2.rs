@@ -485,17 +485,16 @@ fn speak(
     }
 }
 
-fn before_leaving(endpoints: &[SocketAddr]) -> Gate {
+fn before_leaving(endpoints: &[SocketAddr]) -> Setup {
     let urls: Vec<String> = endpoints.iter().map(|endpoint| format!("\"http://{endpoint}\"")).collect();
     Setup::before(endpoints[0])
         .set("EXPORT_GATE__UPSTREAMS__RENDERER__ENDPOINTS", &format!("[{}]", urls.join(", ")))
         .set("EXPORT_GATE__UPSTREAMS__RENDERER__PROTOCOL", "http2")
-        .start()
 }
 
 /// Two exports by this method and with this body, of which the backend goes away at the second: its status, and how many are charged.
 fn second_export(backend: &Leaving, method: &str, body: &[u8]) -> (u16, u64) {
-    let gate = before_leaving(&[backend.address]);
+    let gate = before_leaving(&[backend.address]).start();
     let token = Token::of("u").plan("max").ai().line();
     assert_eq!(get(gate.address, EXPORT, &[&token]).status, 200);
     let status = request(gate.address, method, EXPORT, &[&token], body).status;
@@ -546,20 +545,34 @@ fn what_a_backend_may_have_looked_at_before_it_hung_up_is_repeated_once_if_it_is
 fn what_an_endpoint_never_looks_at_is_sent_to_another_once() {
     let leaving = Leaving::start(|_, _| Reaction::GoesAway(0));
     let staying = Leaving::start(|_, _| Reaction::Answers);
-    let gate = before_leaving(&[leaving.address, staying.address]);
+    let gate = before_leaving(&[leaving.address, staying.address]).start();
     let token = Token::of("u").plan("max").ai().line();
     let mut sent = 0;
     while leaving.seen().is_empty() {
-        assert_eq!(
-            request(gate.address, "POST", EXPORT, &[&token], b"").status,
-            200,
-            "{:?} {:?}",
-            leaving.seen(),
-            gate.log()
-        );
+        assert_eq!(request(gate.address, "POST", EXPORT, &[&token], b"").status, 200);
         sent += 1;
     }
     assert_eq!(leaving.seen(), [(0, 1), (1, 1), (2, 1)], "not for ever");
+    assert_eq!(staying.seen().len(), sent);
+    assert!(settles(&gate));
+    assert_eq!(gate.used("u", "ai-exports"), sent as u64);
+}
+
+#[test]
+fn what_an_endpoint_that_never_begins_is_asked_for_goes_to_another_a_body_and_all() {
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    let staying = Leaving::start(|_, _| Reaction::Answers);
+    let gate = before_leaving(&[mute.local_addr().unwrap(), staying.address])
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__CONNECT_TIMEOUT", "100ms")
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__MAX_FAILURES", "2")
+        .start();
+    let token = Token::of("u").plan("max").ai().line();
+    let left_out = || gate.metric(r#"exportgate_endpoints{upstream="renderer",state="ejected"}"#) == 1.0;
+    let mut sent = 0;
+    while !left_out() {
+        assert_eq!(request(gate.address, "POST", EXPORT, &[&token], b"{}").status, 200);
+        sent += 1;
+    }
     assert_eq!(staying.seen().len(), sent);
     assert!(settles(&gate));
     assert_eq!(gate.used("u", "ai-exports"), sent as u64);
