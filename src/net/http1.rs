@@ -150,3 +150,41 @@ where
         })
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use http_body_util::Empty;
+    use tokio::io::{AsyncReadExt, DuplexStream};
+
+    use super::*;
+    use crate::clock::SystemClock;
+
+    async fn lent() -> (Lent<Empty<Bytes>>, DuplexStream) {
+        let connections = Arc::new(Connections::new(&Options::default(), Arc::new(SystemClock::new())));
+        let (ours, theirs) = tokio::io::duplex(1024);
+        (connections.begin(ours).await.unwrap(), theirs)
+    }
+
+    #[tokio::test]
+    async fn a_request_that_finds_its_connection_ended_is_still_there() {
+        let (mut lent, server) = lent().await;
+        drop(server);
+        let mut request = Some(Request::new(RequestBody::none()));
+        assert!(lent.exchange(&mut request).await.is_err());
+        assert!(request.is_some(), "not a byte of it was sent");
+    }
+
+    #[tokio::test]
+    async fn a_request_of_which_something_was_sent_is_gone() {
+        let (mut lent, mut server) = lent().await;
+        let mut request = Some(Request::new(RequestBody::none()));
+        let leaves = async {
+            server.read_u8().await.unwrap();
+            drop(server);
+        };
+        let (answer, ()) = tokio::join!(lent.exchange(&mut request), leaves);
+        assert!(answer.is_err());
+        assert!(request.is_none(), "the server may have looked at it");
+    }
+}
