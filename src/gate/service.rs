@@ -96,7 +96,7 @@ where
                 gate.metrics.count(None, Outcome::Unmatched);
                 let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
                 let watched = Watched::Unclassified(Unclassified::of(gate, &request));
-                return ResponseFuture::forwarded(self.inner.call(request.map(Upload::new)), watched).logged(entry);
+                return ResponseFuture::forwarded(self.inner.call(passed_on(request, None)), watched).logged(entry);
             }
             Match::Misread(misread) => {
                 let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
@@ -104,8 +104,6 @@ where
             }
             Match::Route(found) => found,
         };
-        // The stack around may want to know, e.g. to choose the upstream.
-        request.extensions_mut().insert(found.id);
         if found.route.action.is_export() {
             // What leaves HTTP leaves uncounted.
             request.headers_mut().remove(UPGRADE);
@@ -119,7 +117,7 @@ where
             }
             gate.parts.verifier.strip_token(request.uri_mut());
             let watched = Save::of(gate, &found, &request).map_or(Watched::Nothing, Watched::Save);
-            return ResponseFuture::forwarded(self.inner.call(request.map(Upload::new)), watched).logged(entry);
+            return ResponseFuture::forwarded(self.inner.call(passed_on(request, Some(found.id))), watched).logged(entry);
         }
         request_id::ensure(request.headers_mut());
         let span = span(request.headers());
@@ -127,9 +125,13 @@ where
         let clone = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, clone);
         let (peer, pace) = (self.peer, self.pace.clone());
-        let export = export(self.gate.clone(), peer, pace, ready, request.map(Upload::new), found);
+        let export = export(self.gate.clone(), peer, pace, ready, passed_on(request, Some(found.id)), found);
         ResponseFuture::export(export, span)
     }
+}
+
+fn passed_on<B>(request: Request<B>, route: Option<RouteId>) -> Request<Upload<B>> {
+    request.map(|body| Upload::new(body, route))
 }
 
 /// What all log lines about an export have in common.

@@ -16,6 +16,8 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use pin_project_lite::pin_project;
 
+use crate::policy::RouteId;
+
 /// Whether a client has broken its upload off.
 #[derive(Debug, Clone)]
 pub(super) struct UploadBroken(Arc<AtomicBool>);
@@ -37,6 +39,7 @@ pin_project! {
         // Sent without its length, and so to be handed on without: trailers may follow.
         unknown_length: bool,
         broken: Option<Arc<AtomicBool>>,
+        route: Option<RouteId>,
     }
 }
 
@@ -52,8 +55,13 @@ pub(super) enum ReadAheadError {
 }
 
 impl<B> Upload<B> {
-    pub(super) fn new(body: B) -> Self {
-        Self { body, ahead: VecDeque::new(), unknown_length: false, broken: None }
+    pub(super) const fn new(body: B, route: Option<RouteId>) -> Self {
+        Self { body, ahead: VecDeque::new(), unknown_length: false, broken: None, route }
+    }
+
+    /// The route that the request has matched, e.g. to choose the upstream by.
+    pub const fn route(&self) -> Option<RouteId> {
+        self.route
     }
 }
 

@@ -30,7 +30,7 @@ impl Ledger {
 
     /// A charge was delivered for the first time.
     fn deliver(&self, charge: &Reservation, delivered: &Delivered) {
-        let now = self.clock.monotonic();
+        let now = self.clock.coarse();
         // Held until all is marked: a group says all of this, or nothing.
         let mut unflushed = self.unflushed();
         let mut used: SmallVec<[(MeterId, u32); 2]> = SmallVec::new();

@@ -41,6 +41,10 @@ const CONNECTION_FIELDS: [HeaderName; 7] =
 /// Returns the names that were found on such lines, but for those that every message may have there.
 pub(super) fn strip_connection_fields(headers: &mut HeaderMap) -> Vec<HeaderName> {
     let mut named = Vec::new();
+    // Most messages have none: one look at what there is costs less than a search for each.
+    if !headers.keys().any(|name| CONNECTION_FIELDS.contains(name)) {
+        return named;
+    }
     if headers.contains_key(CONNECTION) {
         let lines = headers.get_all(CONNECTION).iter().filter_map(|line| line.to_str().ok());
         let names = lines.flat_map(|line| line.split(',')).filter_map(|name| name.trim().parse::<HeaderName>().ok());
@@ -52,11 +56,8 @@ pub(super) fn strip_connection_fields(headers: &mut HeaderMap) -> Vec<HeaderName
             }
         }
     }
-    // Most messages have none: one look at what there is costs less than a search for each.
-    if headers.keys().any(|name| CONNECTION_FIELDS.contains(name)) {
-        for name in CONNECTION_FIELDS {
-            headers.remove(name);
-        }
+    for name in CONNECTION_FIELDS {
+        headers.remove(name);
     }
     named
 }

@@ -23,7 +23,6 @@ use crate::clock::Clock;
 use crate::config::{Config, Upstream};
 use crate::gate::{Answers, Asker, Upload};
 use crate::net::SendError;
-use crate::policy::RouteId;
 use crate::proxy::{self, BoundMetrics, EndpointMetrics, Proxy, ProxyError};
 
 /// The body of a request, as the gate hands it on.
@@ -190,7 +189,7 @@ impl Service<Request<RequestBody>> for Backends {
 
     fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
         let Self(choice) = self.clone();
-        let route = request.extensions().get::<RouteId>();
+        let route = request.body().route();
         let index = route.and_then(|route| choice.shared.by_route.get(usize::from(route.0))).copied();
         let index = index.unwrap_or(choice.shared.default);
         let asker = Asker::of(request.method(), request.headers());
