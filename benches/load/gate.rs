@@ -11,11 +11,13 @@ use anyhow::Context;
 use clap::ValueEnum;
 use tempfile::TempDir;
 
+use crate::charges::Charges;
 use crate::child::Child;
-use crate::token;
+use crate::token::{self, Signed};
 
 /// Exports per week on plan `free`.
 pub(crate) const FREE_LIMIT: u64 = 2;
+const METER: &str = "ai-exports";
 /// Far more than a run can use up: exports on plan `max` are charged against a limit, but never refused.
 const MAX_LIMIT: u64 = 1_000_000_000;
 
@@ -35,6 +37,14 @@ impl fmt::Display for Durability {
     }
 }
 
+/// What can be set about the gate.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    pub(crate) durability: Durability,
+    pub(crate) workers: u16,
+    pub(crate) signed: Signed,
+}
+
 /// A running gate with an empty ledger.
 pub(crate) struct Gate {
     pub(crate) address: SocketAddr,
@@ -46,23 +56,12 @@ pub(crate) struct Gate {
 
 impl Gate {
     /// Starts it and waits until it is ready to charge.
-    pub(crate) fn start(upstream: SocketAddr, durability: Durability, workers: u16) -> anyhow::Result<Self> {
-        let key = format!("alg = \"HS256\", secret_env = \"{}\"", token::SECRET_ENV);
-        Self::start_with(upstream, durability, workers, &key)
-    }
-
-    /// The same with another key, as the configuration has it.
-    pub(crate) fn start_with(
-        upstream: SocketAddr,
-        durability: Durability,
-        workers: u16,
-        key: &str,
-    ) -> anyhow::Result<Self> {
+    pub(crate) fn start(upstream: SocketAddr, setup: &Setup) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("cannot create a directory for the gate")?;
         let config_file = directory.path().join("gate.toml");
         let [address, admin] = free_addresses().context("cannot find free ports for the gate")?;
         let ledger = directory.path().join("ledger.db");
-        std::fs::write(&config_file, config(address, admin, upstream, &ledger, durability, workers, key))
+        std::fs::write(&config_file, config(address, admin, upstream, &ledger, setup))
             .context("cannot write the gate's configuration")?;
 
         let mut command = Command::new(env!("CARGO_BIN_EXE_export-gate"));
@@ -80,23 +79,25 @@ impl Gate {
     /// How many groups it has written to its ledger so far.
     pub(crate) fn groups(&self) -> anyhow::Result<u64> {
         const NAME: &str = "exportgate_flush_duration_seconds_count ";
-        let metrics = get(self.admin, "/metrics").context("cannot read the gate's metrics")?;
+        let metrics = self.metrics()?;
         let number =
             metrics.lines().find_map(|line| line.strip_prefix(NAME)).context("it does not count its groups")?;
         number.trim().parse().with_context(|| format!("{number:?} is no number of groups"))
     }
+
+    /// What it says it has charged so far.
+    pub(crate) fn charges(&self) -> anyhow::Result<Charges> {
+        Charges::read(&self.metrics()?, METER)
+    }
+
+    fn metrics(&self) -> anyhow::Result<String> {
+        get(self.admin, "/metrics").context("cannot read the gate's metrics")
+    }
 }
 
-fn config(
-    listen: SocketAddr,
-    admin: SocketAddr,
-    upstream: SocketAddr,
-    ledger: &Path,
-    durability: Durability,
-    workers: u16,
-    key: &str,
-) -> String {
-    let (issuer, audience) = (token::ISSUER, token::AUDIENCE);
+fn config(listen: SocketAddr, admin: SocketAddr, upstream: SocketAddr, ledger: &Path, setup: &Setup) -> String {
+    let Setup { durability, workers, signed } = setup;
+    let (issuer, audience, key) = (token::ISSUER, token::AUDIENCE, signed.configured());
     let week_starts = day_in_the_middle_of_this_week();
     format!(
         r#"
@@ -141,7 +142,7 @@ path = "/v1/designs/{{design}}"
 action = "save-design"
 upstream = "renderer"
 
-[meters.ai-exports]
+[meters.{METER}]
 counts = {{ ai = true }}
 subject = "user"
 window = {{ calendar = "week", starts = "{week_starts}", time_zone = "UTC" }}

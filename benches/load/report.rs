@@ -3,8 +3,11 @@
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 
-use crate::cases::{Comparison, Settings};
-use crate::contender::{Figures, median};
+use crate::cases::Settings;
+use crate::contender::{Figures, Who};
+use crate::figures::{median, spread};
+use crate::gate::Setup;
+use crate::turns::Comparison;
 
 /// Prints all figures, what they mean and what they do not, and how they stand to what is promised.
 pub(crate) fn print(settings: &Settings, comparisons: &[Comparison]) {
@@ -12,16 +15,15 @@ pub(crate) fn print(settings: &Settings, comparisons: &[Comparison]) {
 }
 
 fn conditions(settings: &Settings) -> String {
-    let Settings { rounds, lasts, subjects, connections, body_bytes, delay_ms, durability, .. } = settings;
-    let cores =
-        std::thread::available_parallelism().map_or_else(|_| "an unknown number of".to_owned(), |n| n.to_string());
+    let Settings { rounds, lasts, subjects, connections, body_bytes, delay_ms, gate, cores, .. } = settings;
+    let Setup { durability, workers, signed } = gate;
     format!(
-        "{rounds} round(s) of {lasts:?} each, {connections} connections, {subjects} subjects, bodies of {body_bytes} \
-         bytes, backend delay {delay_ms} ms, durability {durability}.\n\
-         Driver, backend and proxies share {cores} core(s) and are not pinned: only CPU per request compares. Requests \
-         per second and latency belong to the whole lot.\n\
-         CPU, ratio, requests/s, busy: closed loop; median (min..max) of the rounds. Ratio: gate to bare, within a round.\n\
-         Latency: open loop at the given rate, from when a request was due to the end of the body."
+        "{rounds} round(s) of {lasts:?} each, {connections} connections, {subjects} subjects, {signed} tokens, bodies of {body_bytes} \
+         bytes, backend delay {delay_ms} ms, durability {durability}, {workers} worker(s).\n\
+         Cores: {cores}. Only CPU per request compares: requests per second and latency belong to the whole lot.\n\
+         CPU, ratio, requests/s, busy: closed loop; median (min..max) of the rounds. Ratio: to bare, within a round.\n\
+         Latency: open loop at the given rate, from when a request was due to the end of the body.",
+        signed = signed.name(),
     )
 }
 
@@ -31,9 +33,9 @@ fn figures(comparisons: &[Comparison]) -> Table {
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN).set_header(header);
     for comparison in comparisons {
-        let ratio = spread(&comparison.ratios(), 2);
-        table.add_row(row(comparison, "bare", &comparison.bare, "1".to_owned()));
-        table.add_row(row(comparison, "gate", &comparison.gate, ratio));
+        for figures in &comparison.figures {
+            table.add_row(row(comparison, figures));
+        }
     }
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -41,13 +43,13 @@ fn figures(comparisons: &[Comparison]) -> Table {
     table
 }
 
-fn row(comparison: &Comparison, proxy: &str, figures: &Figures, ratio: String) -> [String; 10] {
+fn row(comparison: &Comparison, figures: &Figures) -> [String; 10] {
     let milliseconds = |quantile| format!("{:.2}", figures.latency.value_at_quantile(quantile) as f64 / 1e3);
     [
         comparison.case.name().to_owned(),
-        proxy.to_owned(),
+        figures.who.to_string(),
         spread(&figures.cpu_micros, 1),
-        ratio,
+        spread(&comparison.ratios(figures.who, Who::Bare), 2),
         format!("{:.0}", median(&figures.per_second)),
         format!("{:.0} %", median(&figures.busy) * 100.0),
         comparison.open_rate.to_string(),
@@ -57,20 +59,9 @@ fn row(comparison: &Comparison, proxy: &str, figures: &Figures, ratio: String) -
     ]
 }
 
-/// The median, and the range where there is one.
-fn spread(values: &[f64], digits: usize) -> String {
-    let middle = median(values);
-    if values.len() == 1 {
-        return format!("{middle:.digits$}");
-    }
-    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    format!("{middle:.digits$} ({least:.digits$}..{most:.digits$})")
-}
-
 fn promises(comparisons: &[Comparison]) -> String {
     let line = |comparison: &Comparison| {
-        let (name, ratio) = (comparison.case.name(), median(&comparison.ratios()));
+        let (name, ratio) = (comparison.case.name(), median(&comparison.ratios(Who::Gate, Who::Bare)));
         let promise = match comparison.promise {
             None => format!("{name}: {ratio:.3} x bare (nothing promised)"),
             Some(promise) if comparison.misses_promise() => {

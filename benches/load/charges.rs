@@ -1,0 +1,50 @@
+//! What the gate says it has charged, and whether it agrees with what clients got.
+
+use anyhow::Context;
+
+/// Charges so far, by outcome: `exportgate_charges_total`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Charges {
+    reserved: u64,
+    delivered: u64,
+    void: u64,
+}
+
+impl Charges {
+    /// Reads the gate's metrics.
+    pub(crate) fn read(metrics: &str, meter: &str) -> anyhow::Result<Self> {
+        let of = |outcome: &str| {
+            let name = format!("exportgate_charges_total{{meter=\"{meter}\",outcome=\"{outcome}\"}} ");
+            let number = metrics.lines().find_map(|line| line.strip_prefix(&name));
+            number.and_then(|number| number.trim().parse().ok()).with_context(|| format!("no number of {name}"))
+        };
+        Ok(Self { reserved: of("reserved")?, delivered: of("delivered")?, void: of("void")? })
+    }
+
+    pub(crate) fn since(self, earlier: Self) -> Self {
+        Self {
+            reserved: self.reserved - earlier.reserved,
+            delivered: self.delivered - earlier.delivered,
+            void: self.void - earlier.void,
+        }
+    }
+
+    /// Whether nothing is under way.
+    pub(crate) fn are_settled(self) -> bool {
+        self.reserved == self.delivered + self.void
+    }
+
+    /// Fails unless each of `images` that clients got or began to get was charged, and nothing else was. Of those who left before the
+    /// answer began each was charged and given back, or had left before the gate charged anything; some of them must have been charged,
+    /// or nothing was shown.
+    pub(crate) fn check(self, images: u64, left: u64) -> anyhow::Result<()> {
+        anyhow::ensure!(self.are_settled(), "not all charges are settled: {self:?}");
+        anyhow::ensure!(self.delivered == images, "clients got {images} images, but the gate says: {self:?}");
+        let given_back = if left == 0 { 0..=0 } else { 1..=left };
+        anyhow::ensure!(
+            given_back.contains(&self.void),
+            "{left} clients left before they were answered, but the gate says: {self:?}"
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+//! How the contenders take turns in a case.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use crate::cases::{Case, Kind, Settings};
+use crate::charges::Charges;
+use crate::child::Child;
+use crate::contender::{Contender, Figures, Who};
+use crate::driver::{Driver, Load};
+use crate::figures::median;
+use crate::gate::{Durability, FREE_LIMIT, Gate};
+use crate::mix::Mix;
+use crate::tally::Expected;
+
+/// What a case has shown.
+pub(crate) struct Comparison {
+    pub(crate) case: Case,
+    pub(crate) figures: Vec<Figures>,
+    /// Rate of the open loop, per second.
+    pub(crate) open_rate: u32,
+    pub(crate) promise: Option<f64>,
+    /// How many exports one write of the ledger made durable, where each waited for that.
+    pub(crate) group_size: Option<f64>,
+}
+
+impl Comparison {
+    pub(crate) fn of(&self, who: Who) -> Option<&Figures> {
+        self.figures.iter().find(|figures| figures.who == who)
+    }
+
+    /// CPU per request of one over that of another, round by round. Empty if one of them was not there.
+    pub(crate) fn ratios(&self, who: Who, to: Who) -> Vec<f64> {
+        self.each_round(who, to, |ours, theirs| ours / theirs)
+    }
+
+    fn each_round(&self, who: Who, to: Who, figure: impl Fn(f64, f64) -> f64) -> Vec<f64> {
+        let cpu = |who| self.of(who).map_or(&[][..], |figures| &figures.cpu_micros);
+        cpu(who).iter().zip(cpu(to)).map(|(ours, theirs)| figure(*ours, *theirs)).collect()
+    }
+
+    pub(crate) fn misses_promise(&self) -> bool {
+        self.promise.is_some_and(|promise| median(&self.ratios(Who::Gate, Who::Bare)) > promise)
+    }
+}
+
+/// Runs one case on processes of its own: each starts with an empty ledger, cold caches and no memory in use.
+pub(crate) fn compare(case: Case, settings: &Settings) -> anyhow::Result<Comparison> {
+    let name = case.name();
+    eprintln!("{name} ...");
+    let body_bytes = settings.body_bytes.to_string();
+    let delay_ms = settings.delay_ms.to_string();
+    let (_backend, upstream) = Child::start_part(&["backend", "--body-bytes", &body_bytes, "--delay-ms", &delay_ms])?;
+    let upstream_argument = upstream.to_string();
+    let proxy = |part| settings.cores.start_proxy(|| Child::start_part(&[part, "--upstream", &upstream_argument]));
+    let (bare, bare_address) = proxy("bare-proxy")?;
+    let gate = settings.cores.start_proxy(|| Gate::start(upstream, &settings.gate))?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let kinds = case.kinds(settings);
+        let unchecked: Vec<Expected> = kinds.iter().map(Kind::unchecked).collect();
+        let at_first = kinds.iter().map(|kind| kind.at_first).collect();
+        let then = kinds.iter().map(|kind| kind.then).collect();
+        let exports: Vec<bool> = kinds.iter().map(|kind| kind.is_export).collect();
+        let requests = kinds.into_iter().map(|kind| kind.requests).collect();
+        let mix = Arc::new(Mix::new(requests, settings.body_bytes));
+        let mut sides = Vec::new();
+        for (who, pid, address, at_first, then) in [
+            (Who::Bare, bare.pid(), bare_address, unchecked.clone(), unchecked),
+            (Who::Gate, gate.pid(), gate.address, at_first, then),
+        ] {
+            let driver = Driver::connect(address, settings.connections).await?;
+            sides.push(Side { contender: Contender::new(who, pid, driver, Arc::clone(&mix)), at_first, then });
+        }
+        let turns = Turns { case, settings, sides, gate: &gate, exports };
+        turns.take().await.with_context(|| format!("case {name}"))
+    })
+}
+
+/// A contender, and how it must answer.
+struct Side {
+    contender: Contender,
+    at_first: Vec<Expected>,
+    then: Vec<Expected>,
+}
+
+struct Turns<'t> {
+    case: Case,
+    settings: &'t Settings,
+    /// The gate is the last.
+    sides: Vec<Side>,
+    gate: &'t Gate,
+    /// Which kinds the gate charges.
+    exports: Vec<bool>,
+}
+
+impl Turns<'_> {
+    async fn take(mut self) -> anyhow::Result<Comparison> {
+        let charged_before = self.gate.charges()?;
+        let remaining = if self.case == Case::Charged { Some(self.gate_contender().remaining().await?) } else { None };
+
+        // Before anything is measured the gate has seen every subject, and on plan `free` nobody has anything left: the requests of each
+        // user have raced each other for it.
+        for Side { contender, at_first, .. } in &mut self.sides {
+            contender.open(2 * FREE_LIMIT, at_first).await?;
+        }
+        let groups_before = self.gate.groups()?;
+        let closed = Load::Closed { lasts: self.settings.lasts };
+        for round in 0..self.settings.rounds {
+            for Side { contender, then, .. } in self.in_order(round) {
+                contender.measure(closed, then).await?;
+            }
+        }
+        let groups = self.gate.groups()? - groups_before;
+        let open_rate = self.open_rate();
+        let open = Load::Open { per_second: open_rate, lasts: self.settings.lasts };
+        for round in 0..self.settings.rounds {
+            for Side { contender, then, .. } in self.in_order(round) {
+                contender.time(open, then).await?;
+            }
+        }
+
+        if let Some(before) = remaining {
+            self.gate_contender().check_remaining(before).await?;
+        }
+        self.check_charges(charged_before).await?;
+        let waits = matches!((self.case, self.settings.gate.durability), (Case::Charged, Durability::Strict));
+        let measured = self.gate_contender().measured();
+        let figures = self.sides.into_iter().map(|side| side.contender.figures()).collect::<anyhow::Result<_>>()?;
+        Ok(Comparison {
+            case: self.case,
+            figures,
+            open_rate,
+            promise: self.case.promise(self.settings),
+            group_size: waits.then_some(measured as f64 / groups as f64),
+        })
+    }
+
+    fn gate_contender(&mut self) -> &mut Contender {
+        let gate = self.sides.last_mut().expect("the gate is there");
+        &mut gate.contender
+    }
+
+    /// To and fro, so that a machine that grows slower or faster meanwhile favours nobody.
+    fn in_order(&mut self, round: u32) -> Vec<&mut Side> {
+        let mut sides: Vec<_> = self.sides.iter_mut().collect();
+        if round % 2 == 1 {
+            sides.reverse();
+        }
+        sides
+    }
+
+    /// Half of what bare manages.
+    fn open_rate(&self) -> u32 {
+        let half = || {
+            let bare = self.sides.first().expect("bare is there");
+            (median(&bare.contender.per_second()) / 2.0).ceil() as u32
+        };
+        self.settings.rate.unwrap_or_else(half)
+    }
+
+    /// Fails unless the gate has charged what clients got, and nothing else.
+    async fn check_charges(&mut self, before: Charges) -> anyhow::Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let began = Instant::now();
+        let mut charges = self.gate.charges()?.since(before);
+        // A client has its last byte, or has left, before the gate has put its things away.
+        while !charges.are_settled() && began.elapsed() < PATIENCE {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            charges = self.gate.charges()?.since(before);
+        }
+        let exports = self.exports.clone();
+        let (images, left) = self.gate_contender().had(&exports);
+        charges.check(images, left).context("charges")
+    }
+}
