@@ -105,7 +105,7 @@ impl Peer {
         let key_file = folder.path().join("key.pem");
         std::fs::write(&key_file, PUBLIC_KEY)?;
         if let Some(durability) = durability {
-            let gate = Gate::start(upstream, &Setup { durability, workers: 1, signed })?;
+            let gate = Gate::start(upstream, &Setup { durability, workers: 1, signed, records: false })?;
             return Ok(Self { address: gate.address, ..peer(Serving::Gate(gate)) });
         }
         let store = match kind {

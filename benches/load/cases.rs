@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyper::{Method, Uri};
 
 use crate::cores::Cores;
-use crate::gate::{Durability, FREE_LIMIT, Setup};
+use crate::gate::{FREE_LIMIT, Setup};
 use crate::mix::{Leaves, Requests};
 use crate::tally::Expected;
 
@@ -70,17 +70,6 @@ impl Case {
             Self::Unmatched => "unmatched",
             Self::Refused => "refused",
             Self::Mixed => "mixed",
-        }
-    }
-
-    /// How much CPU per request the gate may take, as a multiple of bare's.
-    pub(crate) fn promise(self, settings: &Settings) -> Option<f64> {
-        match (self, settings.gate.durability) {
-            (Self::Charged, Durability::Periodic) => Some(1.0),
-            (Self::Charged, Durability::Strict) => Some(1.35),
-            (Self::Unmatched, _) => Some(1.0),
-            (Self::Mixed, _) => None,
-            (Self::Refused, _) => Some(0.5),
         }
     }
 

@@ -1,5 +1,7 @@
 //! What the gate says it has charged, and whether it agrees with what clients got.
 
+use std::ops::RangeInclusive;
+
 use anyhow::Context;
 
 /// Charges so far, by outcome: `exportgate_charges_total`.
@@ -8,6 +10,17 @@ pub(crate) struct Charges {
     reserved: u64,
     delivered: u64,
     void: u64,
+}
+
+/// What clients had from a contender.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Had {
+    /// Images, whole or begun.
+    pub(crate) images: u64,
+    /// Answers of any kind.
+    pub(crate) answered: u64,
+    /// How many left before they were answered.
+    pub(crate) left: u64,
 }
 
 impl Charges {
@@ -34,17 +47,22 @@ impl Charges {
         self.reserved == self.delivered + self.void
     }
 
-    /// Fails unless each of `images` that clients got or began to get was charged, and nothing else was. Of those who left before the
+    /// Fails unless each image that clients got or began to get was charged, and nothing else was. Of those who left before the
     /// answer began each was charged and given back, or had left before the gate charged anything; some of them must have been charged,
     /// or nothing was shown.
-    pub(crate) fn check(self, images: u64, left: u64) -> anyhow::Result<()> {
+    pub(crate) fn check(self, had: Had) -> anyhow::Result<()> {
         anyhow::ensure!(self.are_settled(), "not all charges are settled: {self:?}");
-        anyhow::ensure!(self.delivered == images, "clients got {images} images, but the gate says: {self:?}");
-        let given_back = if left == 0 { 0..=0 } else { 1..=left };
+        let given_back = if had.left == 0 { 0..=0 } else { 1..=had.left };
         anyhow::ensure!(
-            given_back.contains(&self.void),
-            "{left} clients left before they were answered, but the gate says: {self:?}"
+            self.delivered == had.images && given_back.contains(&self.void),
+            "of exports clients had {had:?}, but the gate says: {self:?}"
         );
         Ok(())
+    }
+
+    /// How many records of decisions there have to be: one of each export that was answered, and of each whose client left after the gate
+    /// had seen it.
+    pub(crate) fn records(self, had: Had) -> RangeInclusive<u64> {
+        had.answered + self.void..=had.answered + had.left
     }
 }

@@ -8,6 +8,7 @@ use anyhow::Context;
 use hdrhistogram::Histogram;
 use hyper::StatusCode;
 
+use crate::charges::Had;
 use crate::cpu::{self, CpuTime};
 use crate::driver::{Driver, Load};
 use crate::mix::Mix;
@@ -16,13 +17,27 @@ use crate::tally::{Expected, Tally, histogram};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Who {
     Bare,
+    /// The gate's own proxy, without the layer.
+    Own,
     Gate,
+}
+
+impl Who {
+    /// The part of this binary that plays it.
+    pub(crate) fn part(self) -> &'static str {
+        match self {
+            Self::Bare => "bare-proxy",
+            Self::Own => "own-proxy",
+            Self::Gate => unreachable!("the gate is a binary of its own"),
+        }
+    }
 }
 
 impl fmt::Display for Who {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Bare => "bare",
+            Self::Own => "own",
             Self::Gate => "gate",
         })
     }
@@ -36,6 +51,8 @@ pub(crate) struct Contender {
     mix: Arc<Mix>,
     /// Of each kind: images that were had, or begun.
     images: Vec<u64>,
+    /// Of each kind: whatever was answered.
+    answered: Vec<u64>,
     /// Of each kind: clients that left before they were answered.
     left: Vec<u64>,
     /// Images that user 0 had of the first kind.
@@ -53,6 +70,7 @@ impl Contender {
             driver,
             mix,
             images: none.clone(),
+            answered: none.clone(),
             left: none,
             of_first_user: 0,
             rounds: Vec::new(),
@@ -65,14 +83,14 @@ impl Contender {
         let kinds = self.mix.kinds();
         let users = kinds.iter().map(|kind| kind.users() as u64).max().unwrap_or(0);
         let load = Load::Requests(in_a_row * users * kinds.len() as u64);
-        self.run(&Arc::new(self.mix.in_a_row(in_a_row)), load, expected).await?;
+        self.ask(&Arc::new(self.mix.in_a_row(in_a_row)), load, expected).await?;
         Ok(())
     }
 
     /// Runs `load` and takes the time of its process.
     pub(crate) async fn measure(&mut self, load: Load, expected: &[Expected]) -> anyhow::Result<()> {
         let before = CpuTime::of(self.pid).context("cannot read CPU time")?;
-        let tally = self.run(&self.mix.clone(), load, expected).await?;
+        let tally = self.ask(&self.mix.clone(), load, expected).await?;
         // The driver has its last answer before the proxy has put its things away.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let cpu = CpuTime::of(self.pid).context("cannot read CPU time")?.since(before);
@@ -81,19 +99,21 @@ impl Contender {
     }
 
     /// Runs `load` and takes note of latencies.
-    pub(crate) async fn time(&mut self, load: Load, expected: &[Expected]) -> anyhow::Result<()> {
-        let tally = self.run(&self.mix.clone(), load, expected).await?;
+    pub(crate) async fn run(&mut self, load: Load, expected: &[Expected]) -> anyhow::Result<()> {
+        let tally = self.ask(&self.mix.clone(), load, expected).await?;
         self.latency.add(tally.latency).context("histograms are alike")
     }
 
-    async fn run(&mut self, mix: &Arc<Mix>, load: Load, expected: &[Expected]) -> anyhow::Result<Tally> {
+    /// Asks, and fails unless every answer is right.
+    async fn ask(&mut self, mix: &Arc<Mix>, load: Load, expected: &[Expected]) -> anyhow::Result<Tally> {
         let who = self.who;
         let tally = self.driver.run(mix, load).await;
         let tally = tally.with_context(|| format!("{who} cannot be reached or does not answer"))?;
         tally.check(expected).with_context(|| format!("wrong answers from {who}"))?;
-        for (kind, (images, left)) in self.images.iter_mut().zip(&mut self.left).enumerate() {
-            *images += tally.images(kind);
-            *left += tally.left(kind);
+        for kind in 0..mix.kinds().len() {
+            self.images[kind] += tally.images(kind);
+            self.answered[kind] += tally.answered(kind);
+            self.left[kind] += tally.left(kind);
         }
         self.of_first_user += tally.images_by_user(0)[0];
         Ok(tally)
@@ -104,6 +124,7 @@ impl Contender {
         let (status, headers) = self.driver.probe(&self.mix, 0).await?;
         anyhow::ensure!(status == StatusCode::OK, "user 0 is answered with {status}");
         self.images[0] += 1;
+        self.answered[0] += 1;
         self.of_first_user += 1;
         let field = headers.get("ratelimit").context("no RateLimit field")?;
         let text = field.to_str().context("RateLimit is not text")?;
@@ -121,10 +142,10 @@ impl Contender {
         Ok(())
     }
 
-    /// Of the kinds that `is_meant`: images that were had or begun, and clients that left before they were answered.
-    pub(crate) fn had(&self, is_meant: &[bool]) -> (u64, u64) {
+    /// What came of the requests of the kinds that `is_meant`.
+    pub(crate) fn had(&self, is_meant: &[bool]) -> Had {
         let sum = |counts: &[u64]| counts.iter().zip(is_meant).filter(|(_, is)| **is).map(|(count, _)| count).sum();
-        (sum(&self.images), sum(&self.left))
+        Had { images: sum(&self.images), answered: sum(&self.answered), left: sum(&self.left) }
     }
 
     /// How many requests, in all rounds that were measured.

@@ -5,6 +5,7 @@
 //! Proxies forward to the same backend and are asked the same things, turn by turn, in one run:
 //!
 //! * **bare** ([`bare_proxy`]): hyper in front, hyper-util's `Client` behind, and no check at all. The yardstick.
+//! * **own** ([`own_proxy`]): the gate's own proxy, without the layer that decides and charges. Asked where the gate forwards everything.
 //! * **gate**: the `export-gate` binary as users run it, with a configuration file, one worker thread and a ledger
 //!   on disk.
 //!
@@ -37,6 +38,12 @@
 //! - The gate's own count of charges must agree with what clients got ([`charges`]): each image was charged once, each client that left
 //!   amid an image as well, and whoever left before it was charged and given back.
 //! - After `charged` one user's remaining quota must have gone down by exactly the number of that user's exports.
+//! - With `--records` the gate must have written one record for each export that it saw.
+//!
+//! # Instructions
+//!
+//! `--instructions` has valgrind count what each proxy executes in user space ([`instructions`]): figures that a busy machine
+//! does not change. They say nothing of the kernel's part and of caches.
 //!
 //! # Command lines
 //!
@@ -47,8 +54,10 @@
 //! cargo bench --bench load -- --durability strict       the gate syncs every charge before it delivers
 //! cargo bench --bench load -- charged --rate 500 --delay-ms 50 --connections 400     latency at a rate, with a render
 //! cargo bench --bench load -- charged --workers 2        the gate with two worker threads
-//! cargo bench --bench load -- --enforce                 fail when a promised ratio is missed, too (not for --quick: noisy)
+//! cargo bench --bench load -- --enforce                 fail when a promise is missed, too (not for --quick: noisy)
 //! cargo bench --bench load -- charged --alg RS256        tokens that are signed by another algorithm
+//! cargo bench --bench load -- --records                 the gate writes a record of each export's decision, as it does in production
+//! cargo bench --bench load -- --instructions            instructions per request, by valgrind
 //! cargo bench --bench load -- --no-pinning              leave it to the scheduler which process runs where
 //! cargo bench --bench load -- --help                    rounds, seconds, connections, body size, backend delay
 //! ```
@@ -70,7 +79,10 @@ mod cpu;
 mod driver;
 mod figures;
 mod gate;
+mod instructions;
 mod mix;
+mod own_proxy;
+mod promises;
 mod report;
 mod tally;
 mod token;
@@ -123,10 +135,16 @@ struct Args {
     /// What tokens are signed by
     #[arg(long, value_enum, default_value_t = Signed::Hs256)]
     alg: Signed,
+    /// Let the gate write a record of each export's decision
+    #[arg(long)]
+    records: bool,
+    /// Count instructions with valgrind, in place of measuring times
+    #[arg(long)]
+    instructions: bool,
     /// Leave it to the scheduler which process runs on which core
     #[arg(long)]
     no_pinning: bool,
-    /// Exit with an error when a promised ratio is missed
+    /// Exit with an error when a promise is missed
     #[arg(long)]
     enforce: bool,
     /// Set by `cargo bench`
@@ -153,6 +171,12 @@ enum Part {
         #[arg(long)]
         upstream: SocketAddr,
     },
+    /// The same by the gate's own proxy
+    #[command(hide = true)]
+    OwnProxy {
+        #[arg(long)]
+        upstream: SocketAddr,
+    },
 }
 
 fn main() -> ExitCode {
@@ -160,6 +184,7 @@ fn main() -> ExitCode {
     let outcome = match args.part {
         Some(Part::Backend { body_bytes, delay_ms }) => backend::run(body_bytes, Duration::from_millis(delay_ms)),
         Some(Part::BareProxy { upstream }) => bare_proxy::run(upstream),
+        Some(Part::OwnProxy { upstream }) => own_proxy::run(upstream),
         None => compare_all(&args),
     };
     match outcome {
@@ -172,22 +197,25 @@ fn main() -> ExitCode {
 }
 
 fn compare_all(args: &Args) -> anyhow::Result<()> {
-    let settings = settings(args)?;
+    // Without `--bench` nobody asked for a benchmark: `cargo test --all-targets` only wants to see it work.
+    let is_quick = args.quick || !args.bench;
+    let settings = settings(args, is_quick)?;
     let filter = args.filter.as_deref().unwrap_or_default();
     let cases: Vec<Case> = Case::ALL.into_iter().filter(|case| case.name().contains(filter)).collect();
     anyhow::ensure!(!cases.is_empty(), "no case has {filter:?} in its name");
-    let comparisons: Vec<_> =
-        cases.into_iter().map(|case| turns::compare(case, &settings)).collect::<anyhow::Result<_>>()?;
-    report::print(&settings, &comparisons);
-    let missed = comparisons.iter().filter(|comparison| comparison.misses_promise()).count();
-    anyhow::ensure!(!args.enforce || missed == 0, "{missed} promised ratio(s) missed");
+    let missed = if args.instructions {
+        let requests = if is_quick { 500 } else { 2_000 };
+        instructions::compare(&cases, requests, &Settings { subjects: instructions::SUBJECTS, ..settings })?
+    } else {
+        let comparisons = cases.into_iter().map(|case| turns::compare(case, &settings));
+        report::print(&settings, &comparisons.collect::<anyhow::Result<Vec<_>>>()?)
+    };
+    anyhow::ensure!(!args.enforce || missed == 0, "{missed} promise(s) missed");
     Ok(())
 }
 
-fn settings(args: &Args) -> anyhow::Result<Settings> {
-    // Without `--bench` nobody asked for a benchmark: `cargo test --all-targets` only wants to see it work.
-    let quick = args.quick || !args.bench;
-    let (rounds, seconds, subjects) = if quick { (1, 0.4, 2_000) } else { (3, 4.0, 10_000) };
+fn settings(args: &Args, is_quick: bool) -> anyhow::Result<Settings> {
+    let (rounds, seconds, subjects) = if is_quick { (1, 0.4, 2_000) } else { (3, 4.0, 10_000) };
     let cores = if args.no_pinning { Cores::Shared } else { Cores::divide(usize::from(args.workers))? };
     Ok(Settings {
         rounds: args.rounds.unwrap_or(rounds),
@@ -197,7 +225,7 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
         body_bytes: usize::try_from(args.body_bytes)?,
         delay_ms: args.delay_ms,
         rate: args.rate,
-        gate: Setup { durability: args.durability, workers: args.workers, signed: args.alg },
+        gate: Setup { durability: args.durability, workers: args.workers, signed: args.alg, records: args.records },
         cores,
     })
 }

@@ -109,6 +109,11 @@ impl Tally {
         self.kinds[kind].images.iter().sum()
     }
 
+    /// How many requests of a kind were answered.
+    pub(crate) fn answered(&self, kind: usize) -> u64 {
+        self.kinds[kind].statuses.values().sum()
+    }
+
     /// How many clients left before they were answered.
     pub(crate) fn left(&self, kind: usize) -> u64 {
         self.kinds[kind].left

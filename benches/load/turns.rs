@@ -21,7 +21,6 @@ pub(crate) struct Comparison {
     pub(crate) figures: Vec<Figures>,
     /// Rate of the open loop, per second.
     pub(crate) open_rate: u32,
-    pub(crate) promise: Option<f64>,
     /// How many exports one write of the ledger made durable, where each waited for that.
     pub(crate) group_size: Option<f64>,
 }
@@ -36,13 +35,14 @@ impl Comparison {
         self.each_round(who, to, |ours, theirs| ours / theirs)
     }
 
+    /// The same of the difference, in microseconds.
+    pub(crate) fn differences(&self, who: Who, to: Who) -> Vec<f64> {
+        self.each_round(who, to, |ours, theirs| ours - theirs)
+    }
+
     fn each_round(&self, who: Who, to: Who, figure: impl Fn(f64, f64) -> f64) -> Vec<f64> {
         let cpu = |who| self.of(who).map_or(&[][..], |figures| &figures.cpu_micros);
         cpu(who).iter().zip(cpu(to)).map(|(ours, theirs)| figure(*ours, *theirs)).collect()
-    }
-
-    pub(crate) fn misses_promise(&self) -> bool {
-        self.promise.is_some_and(|promise| median(&self.ratios(Who::Gate, Who::Bare)) > promise)
     }
 }
 
@@ -54,8 +54,15 @@ pub(crate) fn compare(case: Case, settings: &Settings) -> anyhow::Result<Compari
     let delay_ms = settings.delay_ms.to_string();
     let (_backend, upstream) = Child::start_part(&["backend", "--body-bytes", &body_bytes, "--delay-ms", &delay_ms])?;
     let upstream_argument = upstream.to_string();
-    let proxy = |part| settings.cores.start_proxy(|| Child::start_part(&[part, "--upstream", &upstream_argument]));
-    let (bare, bare_address) = proxy("bare-proxy")?;
+    let proxy = |who: Who| {
+        let arguments = [who.part(), "--upstream", &upstream_argument];
+        let (child, address) = settings.cores.start_proxy(|| Child::start_part(&arguments))?;
+        anyhow::Ok((who, child, address))
+    };
+    // The gate's own proxy is of interest where the gate forwards all that is asked.
+    let forwarding = matches!(case, Case::Charged | Case::Unmatched);
+    let others = [Some(Who::Bare), forwarding.then_some(Who::Own)].into_iter().flatten();
+    let others = others.map(proxy).collect::<anyhow::Result<Vec<_>>>()?;
     let gate = settings.cores.start_proxy(|| Gate::start(upstream, &settings.gate))?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -67,14 +74,17 @@ pub(crate) fn compare(case: Case, settings: &Settings) -> anyhow::Result<Compari
         let exports: Vec<bool> = kinds.iter().map(|kind| kind.is_export).collect();
         let requests = kinds.into_iter().map(|kind| kind.requests).collect();
         let mix = Arc::new(Mix::new(requests, settings.body_bytes));
-        let mut sides = Vec::new();
-        for (who, pid, address, at_first, then) in [
-            (Who::Bare, bare.pid(), bare_address, unchecked.clone(), unchecked),
-            (Who::Gate, gate.pid(), gate.address, at_first, then),
-        ] {
+        let contender = async |who, pid, address| {
             let driver = Driver::connect(address, settings.connections).await?;
-            sides.push(Side { contender: Contender::new(who, pid, driver, Arc::clone(&mix)), at_first, then });
+            anyhow::Ok(Contender::new(who, pid, driver, Arc::clone(&mix)))
+        };
+        let mut sides = Vec::new();
+        for (who, child, address) in &others {
+            let contender = contender(*who, child.pid(), *address).await?;
+            sides.push(Side { contender, at_first: unchecked.clone(), then: unchecked.clone() });
         }
+        let contender = contender(Who::Gate, gate.pid(), gate.address).await?;
+        sides.push(Side { contender, at_first, then });
         let turns = Turns { case, settings, sides, gate: &gate, exports };
         turns.take().await.with_context(|| format!("case {name}"))
     })
@@ -90,7 +100,7 @@ struct Side {
 struct Turns<'t> {
     case: Case,
     settings: &'t Settings,
-    /// The gate is the last.
+    /// Bare is the first, the gate the last.
     sides: Vec<Side>,
     gate: &'t Gate,
     /// Which kinds the gate charges.
@@ -119,7 +129,7 @@ impl Turns<'_> {
         let open = Load::Open { per_second: open_rate, lasts: self.settings.lasts };
         for round in 0..self.settings.rounds {
             for Side { contender, then, .. } in self.in_order(round) {
-                contender.time(open, then).await?;
+                contender.run(open, then).await?;
             }
         }
 
@@ -134,7 +144,6 @@ impl Turns<'_> {
             case: self.case,
             figures,
             open_rate,
-            promise: self.case.promise(self.settings),
             group_size: waits.then_some(measured as f64 / groups as f64),
         })
     }
@@ -162,18 +171,31 @@ impl Turns<'_> {
         self.settings.rate.unwrap_or_else(half)
     }
 
-    /// Fails unless the gate has charged what clients got, and nothing else.
+    /// Fails unless the gate has charged what clients got, and nothing else, and has written a record of each export if it is to.
     async fn check_charges(&mut self, before: Charges) -> anyhow::Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(5);
-        let began = Instant::now();
-        let mut charges = self.gate.charges()?.since(before);
-        // A client has its last byte, or has left, before the gate has put its things away.
-        while !charges.are_settled() && began.elapsed() < PATIENCE {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            charges = self.gate.charges()?.since(before);
-        }
         let exports = self.exports.clone();
-        let (images, left) = self.gate_contender().had(&exports);
-        charges.check(images, left).context("charges")
+        let had = self.gate_contender().had(&exports);
+        let charges = async || Ok(self.gate.charges()?.since(before));
+        let charges = once(charges, |charges: &Charges| charges.are_settled()).await?;
+        charges.check(had).context("charges")?;
+        if self.settings.gate.records {
+            let wanted = charges.records(had);
+            let records = once(async || self.gate.records(), |records| records >= wanted.start()).await?;
+            anyhow::ensure!(wanted.contains(&records), "{records} decision records in place of {wanted:?}");
+        }
+        Ok(())
+    }
+}
+
+/// Asks again until it is so, for some seconds: a client has its last byte, or has left, before the gate has put its things away.
+async fn once<T>(ask: impl AsyncFn() -> anyhow::Result<T>, is_so: impl Fn(&T) -> bool) -> anyhow::Result<T> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let began = Instant::now();
+    loop {
+        let answer = ask().await?;
+        if is_so(&answer) || began.elapsed() > PATIENCE {
+            return Ok(answer);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
