@@ -122,7 +122,8 @@ fn count_run(case: Case, who: Who, setup: &Setup, requests: u64, settings: &Sett
     };
     match who {
         Who::Gate => {
-            let gate = Gate::start_by(valgrind(&folder, Path::new(gate::PROGRAM)), upstream, setup)?;
+            let start = || Gate::start_by(valgrind(&folder, Path::new(gate::PROGRAM)), upstream, setup);
+            let gate = settings.cores.start_proxy(start)?;
             drive(gate.pid(), gate.address, |kind| kind.at_first, |kind| kind.then)?;
             gate.end()?;
         }
@@ -130,7 +131,8 @@ fn count_run(case: Case, who: Who, setup: &Setup, requests: u64, settings: &Sett
             let this = std::env::current_exe().context("where is this binary?")?;
             let upstream = upstream.to_string();
             let arguments = [who.part(), "--upstream", &upstream];
-            let (proxy, address) = Child::start_part_by(valgrind(&folder, &this), &arguments)?;
+            let start = || Child::start_part_by(valgrind(&folder, &this), &arguments);
+            let (proxy, address) = settings.cores.start_proxy(start)?;
             drive(proxy.pid(), address, Kind::unchecked, Kind::unchecked)?;
             proxy.end()?;
         }
