@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | `route` | to find out what a request is: an export, or nothing that any route knows, among 1, 10 and 100 routes |
 //! | `decide` | to find out what an export is charged on: a design with an AI feature, that 1, 4 and 16 meters count, and a plain one, that none does |
-//! | `charge` | to book a charge on one meter and settle it as delivered: one hot counter, or one of a million at random, by 1, 2 and 8 threads at once |
+//! | `charge` | to book a charge on one meter and settle it as delivered: one hot counter, or one of a million at random, by 1, 2 and 8 threads at once; on 1, 4 and 16 meters at once, by one thread |
+//! | `durable` | the same with durability `strict`, waiting until it is safe from a crash: one alone, and 64 at once |
 //! | `layer` | the whole layer around a service that answers at once with 1 KiB: all that the gate does but proxying |
 //!
 //! ```text
@@ -18,6 +19,9 @@
 //! way through the code. `stored` has a store in a temporary folder and a flusher, with durability `periodic`, as in the gate: they
 //! take their share of cores, caches and the lock. A random user is made up anew for each charge, as a request brings one, so that nothing
 //! but the ledger's memory is cold: what that costs by itself is `charge/user`, and the charge is what is more.
+//!
+//! `durable` is time that passes, divided by all charges in it: nearly all of it is the disk's, and the pause between two groups. In the
+//! gate the backend renders meanwhile.
 //!
 //! `layer/service` is what the service around which the layer stands costs by itself, request and answer included: the layer is what
 //! is more. Its tokens are known already; `tokens` measures those that are not.
@@ -44,7 +48,7 @@ use export_gate::config::{self, Config};
 use export_gate::design::Designs;
 use export_gate::gate::{ExportGateLayer, Parts, Upload};
 use export_gate::identity::Verifier;
-use export_gate::ledger::{self, Admission, ChargeRequest, Ledger, Settlement};
+use export_gate::ledger::{self, Admission, Charge, ChargeRequest, Durability, Ledger, Settlement};
 use export_gate::policy::{Action, Delivers, Demand, Export, Match, PlanId, Platform, Subject, Verdict, Who, cost};
 use export_gate::store::{self, Embedded};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
@@ -53,6 +57,7 @@ use jsonwebtoken::{EncodingKey, Header};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tower::{Layer, Service, service_fn};
 
 /// The allocator of the gate.
@@ -154,6 +159,13 @@ fn at_once<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
+async fn charged(ledger: &Arc<Ledger>, request: ChargeRequest<'_>) -> Box<Charge> {
+    match ledger.charge(request).await {
+        Admission::Charged(charge) => charge,
+        other => unreachable!("{other:?}"),
+    }
+}
+
 /// Where a ledger keeps what it has counted.
 #[derive(Clone, Copy)]
 enum Kept {
@@ -218,6 +230,34 @@ impl Flusher {
     }
 }
 
+/// What the first user's download is charged on, and that user's plan.
+fn demands(config: &Config) -> (PlanId, Vec<Demand>) {
+    let (who, features) = (Who::user(name(0)), [AI_FEATURE.to_owned()]);
+    let export = download(config, &who, &features);
+    let verdict = verdict(config, export, &Uri::from_static(DOWNLOAD), &HeaderMap::new());
+    (export.plan, verdict.demands.into_iter().collect())
+}
+
+/// One user, who is charged on all meters of a configuration at once.
+struct One {
+    rig: Rig,
+    user: Arc<str>,
+    plan: PlanId,
+    design: Arc<str>,
+    demands: Vec<Demand>,
+}
+
+impl One {
+    fn new(config: &Config, kept: Kept) -> Self {
+        let (plan, demands) = demands(config);
+        Self { rig: Rig::new(config, kept), user: name(0), plan, design: "d1".into(), demands }
+    }
+
+    async fn charge(&self) -> Box<Charge> {
+        charged(&self.rig.ledger, ChargeRequest::new(&self.user, self.plan, &self.design, &self.demands)).await
+    }
+}
+
 /// Users of whom each is charged on a counter of his own.
 struct Users {
     rig: Rig,
@@ -233,12 +273,9 @@ struct Users {
 impl Users {
     fn new(count: u64, kept: Kept) -> Self {
         let config = configuration(1, 1);
-        let who = Who::user(name(0));
-        let features = [AI_FEATURE.to_owned()];
-        let export = download(&config, &who, &features);
-        let demand = verdict(&config, export, &Uri::from_static(DOWNLOAD), &HeaderMap::new()).demands.remove(0);
-        let rig = Rig::new(&config, kept);
-        let users = Self { rig, plan: export.plan, design: "d1".into(), count, demand, seed: AtomicU64::new(1) };
+        let (plan, mut demands) = demands(&config);
+        let (rig, demand) = (Rig::new(&config, kept), demands.remove(0));
+        let users = Self { rig, plan, design: "d1".into(), count, demand, seed: AtomicU64::new(1) };
         // All are there before anything is measured.
         for user in 0..count {
             let (name, demand) = users.user(user);
@@ -255,10 +292,7 @@ impl Users {
 
     fn export(&self, user: &Arc<str>, demand: &Demand) {
         let request = ChargeRequest::new(user, self.plan, &self.design, std::slice::from_ref(demand));
-        match at_once(self.rig.ledger.charge(request)) {
-            Admission::Charged(charge) => charge.settle(Settlement::Delivered),
-            other => unreachable!("{other:?}"),
-        }
+        at_once(charged(&self.rig.ledger, request)).settle(Settlement::Delivered);
     }
 
     /// Some exports in a row, of users at random or of the only one.
@@ -335,12 +369,56 @@ fn charge(criterion: &mut Criterion) {
             });
         }
     }
+    for meters in [1, 4, 16] {
+        let one = One::new(&configuration(1, meters), Kept::Memory);
+        assert_eq!(one.demands.len(), meters);
+        group.bench_function(BenchmarkId::new("meters", meters), |bench| {
+            bench.iter(|| at_once(one.charge()).settle(Settlement::Delivered));
+        });
+    }
     let users = Users::new(2, Kept::Memory);
     group.bench_function("user", |bench| {
         let mut random = users.random();
         bench.iter(|| users.user(random()));
     });
     group.finish();
+}
+
+fn durable(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("durable");
+    let mut config = configuration(1, 1);
+    config.ledger.durability = Durability::Strict;
+    let one = Arc::new(One::new(&config, Kept::Stored));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for together in [1, 64] {
+        group.bench_function(BenchmarkId::from_parameter(together), |bench| {
+            bench.iter_custom(|charges| {
+                let each = charges.div_ceil(together);
+                let begun = Instant::now();
+                runtime.block_on(charge_durably(&one, together, each));
+                begun.elapsed().mul_f64(charges as f64 / (each * together) as f64)
+            });
+        });
+    }
+    group.finish();
+}
+
+/// So many at a time, each so often in a row.
+async fn charge_durably(one: &Arc<One>, together: u64, each: u64) {
+    let mut tasks = JoinSet::new();
+    for _ in 0..together {
+        let one = one.clone();
+        tasks.spawn(async move {
+            for _ in 0..each {
+                let charge = one.charge().await;
+                charge.durable().await.unwrap();
+                charge.settle(Settlement::Delivered);
+            }
+        });
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap();
+    }
 }
 
 fn authorization(plan: &str) -> String {
@@ -410,6 +488,6 @@ fn layer(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = route, decide, charge, layer
+    targets = route, decide, charge, durable, layer
 }
 criterion_main!(benches);

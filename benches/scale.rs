@@ -5,7 +5,11 @@
 //! cargo bench --bench scale -- --subjects 10000000
 //! cargo bench --bench scale -- --quick            for CI: does it work?
 //! cargo bench --bench scale -- restart            one part only: memory, restart, rollover, year
+//! cargo bench --bench scale -- --enforce          fail when a start takes longer than is promised, too
 //! ```
+//!
+//! A million subjects, or more, may take 100 bytes each: more fails the bench. Times fail it only with `--enforce`: a start with a million
+//! of them, or fewer, may take 2 s.
 //!
 //! The ledger and its store run in this process, as in the gate, on a real disk; clients are a thread that charges without pause.
 //! Times are of this machine; bytes are not. Linux only: memory is read from `/proc`.
@@ -39,6 +43,11 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// As short as makes sense: more work than users will have.
 const COMPACT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// What is promised of memory and of a start is promised of so many subjects.
+const PROMISED: u64 = 1_000_000;
+const MOST_BYTES: f64 = 100.0;
+const LONGEST_START: Duration = Duration::from_secs(2);
+
 const DAY: Duration = Duration::from_hours(24);
 
 /// What a ledger of many subjects costs.
@@ -53,6 +62,9 @@ struct Args {
     /// Little of everything
     #[arg(long)]
     quick: bool,
+    /// Exit with an error when a promised time is missed
+    #[arg(long)]
+    enforce: bool,
     /// Starts the ledger of this folder
     #[arg(long, hide = true)]
     start: Option<PathBuf>,
@@ -62,19 +74,20 @@ struct Args {
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() {
+async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let is_quick = args.quick || !args.bench;
     let subjects = if is_quick { 20_000 } else { args.subjects };
     if let Some(folder) = &args.start {
-        return start(folder, args.filter.as_deref().unwrap_or_default()).await;
+        return start(folder, args.filter.as_deref().unwrap_or_default(), args.enforce).await;
     }
     let asked = |part: &str| args.filter.as_ref().is_none_or(|filter| part.contains(filter.as_str()));
+    anyhow::ensure!(["memory", "restart", "rollover", "year"].into_iter().any(asked), "there is no such part");
     if asked("memory") {
-        memory(subjects).await;
+        memory(subjects).await?;
     }
     if asked("restart") {
-        restart(subjects).await;
+        restart(subjects, args.enforce && subjects <= PROMISED).await?;
     }
     if asked("rollover") {
         rollover(subjects).await;
@@ -82,6 +95,7 @@ async fn main() {
     if asked("year") {
         year(if is_quick { 500 } else { 20_000 }, if is_quick { 7 } else { 53 }).await;
     }
+    Ok(())
 }
 
 fn policy() -> Policy {
@@ -168,7 +182,7 @@ async fn export_for_all(rig: &Rig, subjects: u64) {
     }
 }
 
-async fn memory(subjects: u64) {
+async fn memory(subjects: u64) -> anyhow::Result<()> {
     let folder = tempfile::tempdir().expect("a folder");
     let rig = Rig::start(folder.path(), Arc::new(SystemClock::new())).await;
     export(&rig.ledger, 0, SessionUse::None).await;
@@ -184,8 +198,12 @@ async fn memory(subjects: u64) {
         took.as_secs_f64(),
         took.as_secs_f64() * 1e6 / subjects as f64
     );
-    println!("memory: {:.0} bytes resident per (subject, meter)", per(after - before, subjects));
+    let each = per(after - before, subjects);
+    println!("memory: {each:.0} bytes resident per (subject, meter)");
     rig.end().await;
+    // Of a few, what a ledger takes at first weighs too much.
+    anyhow::ensure!(subjects < PROMISED || each <= MOST_BYTES, "promised were {MOST_BYTES} bytes");
+    Ok(())
 }
 
 fn per(bytes: u64, subjects: u64) -> f64 {
@@ -200,7 +218,7 @@ fn resident() -> u64 {
     kibibytes * 1_024
 }
 
-async fn restart(subjects: u64) {
+async fn restart(subjects: u64, enforce: bool) -> anyhow::Result<()> {
     let folder = tempfile::tempdir().expect("a folder");
     let clock = Arc::new(SystemClock::new());
     let mut store = open(folder.path(), clock.clone()).await;
@@ -221,7 +239,7 @@ async fn restart(subjects: u64) {
         mebibytes(size),
         per(size, subjects)
     );
-    start_elsewhere(folder.path(), "after a clean end");
+    start_elsewhere(folder.path(), "after a clean end", enforce)?;
     let rig = Rig::start(folder.path(), Arc::new(SystemClock::new())).await;
     // As a kill would leave it: half a second's charges are in the journal only.
     for user in 0..(subjects / 100).min(20_000) {
@@ -233,26 +251,30 @@ async fn restart(subjects: u64) {
         std::fs::copy(entry.path(), killed.path().join(entry.file_name())).expect("it is copied");
     }
     rig.end().await;
-    start_elsewhere(killed.path(), "after a kill");
+    start_elsewhere(killed.path(), "after a kill", enforce)
 }
 
 /// In a process that has done nothing before.
-fn start_elsewhere(folder: &Path, when: &str) {
-    let itself = std::env::current_exe().expect("this bench");
-    let status = std::process::Command::new(itself).arg("--start").arg(folder).arg(when).status();
-    assert!(status.expect("it can be started again").success());
+fn start_elsewhere(folder: &Path, when: &str, enforce: bool) -> anyhow::Result<()> {
+    let mut itself = std::process::Command::new(std::env::current_exe()?);
+    itself.arg("--start").arg(folder).arg(when).args(enforce.then_some("--enforce"));
+    anyhow::ensure!(itself.status()?.success(), "the start {when} failed");
+    Ok(())
 }
 
-async fn start(folder: &Path, when: &str) {
+async fn start(folder: &Path, when: &str, enforce: bool) -> anyhow::Result<()> {
     let before = resident();
     let started = Instant::now();
     let rig = Rig::start(folder, Arc::new(SystemClock::new())).await;
-    let (took, after) = (started.elapsed().as_secs_f64(), resident());
+    let (took, after) = (started.elapsed(), resident());
     println!(
-        "restart: ready after {took:.2} s, {when}, with {:.1} MiB more resident than before",
+        "restart: ready after {:.2} s, {when}, with {:.1} MiB more resident than before",
+        took.as_secs_f64(),
         mebibytes(after - before)
     );
     rig.end().await;
+    anyhow::ensure!(!enforce || took < LONGEST_START, "promised were {LONGEST_START:?}");
+    Ok(())
 }
 
 async fn open(folder: &Path, clock: Arc<dyn Clock>) -> Embedded {

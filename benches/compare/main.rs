@@ -34,6 +34,9 @@
 mod backend;
 #[path = "../load/bare_proxy.rs"]
 mod bare_proxy;
+#[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
+#[path = "../load/charges.rs"]
+mod charges;
 #[path = "../load/child.rs"]
 mod child;
 #[path = "../load/cpu.rs"]
@@ -45,8 +48,14 @@ mod driver;
 #[path = "../load/gate.rs"]
 mod gate;
 mod install;
+#[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
+#[path = "../load/mix.rs"]
+mod mix;
 mod peers;
 mod report;
+#[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
+#[path = "../load/tally.rs"]
+mod tally;
 #[path = "../load/token.rs"]
 mod token;
 
@@ -63,10 +72,13 @@ use hyper::header::HeaderValue;
 
 use crate::child::Child;
 use crate::cpu::CpuTime;
-use crate::driver::{Driver, Expected, Load, Mix, Requests};
+use crate::driver::{Driver, Load};
 use crate::gate::FREE_LIMIT;
-use crate::peers::{Kind, Peer, Signed};
+use crate::mix::{Mix, Requests};
+use crate::peers::{Kind, Peer};
 use crate::report::{Line, Table};
+use crate::tally::Expected;
+use crate::token::Signed;
 
 /// The gate next to what one would use instead.
 #[derive(Parser)]
@@ -258,7 +270,8 @@ impl Runner {
             let kind = Requests::get(vec![path.parse().expect("a path is a URI")], tokens);
             Arc::new(Mix::new(vec![kind], case.body_bytes))
         };
-        let (good, few) = (case.signed.tokens("max", settings.users), case.signed.tokens("free", settings.users));
+        let (good, few) =
+            (case.signed.authorizations("max", settings.users), case.signed.authorizations("free", settings.users));
         let mut admitted = String::new();
         if kind.checks() && case.asks != Asks::Page {
             let forged = forged(good.first().context("there is a user")?);

@@ -8,15 +8,13 @@ use std::time::Duration;
 use anyhow::Context;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use hyper::header::HeaderValue;
-use jsonwebtoken::{Algorithm, EncodingKey};
 use tempfile::TempDir;
 
 use crate::child::Child;
 use crate::cpu;
-use crate::gate::{Durability, FREE_LIMIT, Gate, free_addresses};
+use crate::gate::{Durability, FREE_LIMIT, Gate, Setup, free_addresses};
 use crate::install;
-use crate::token;
+use crate::token::{self, Signed};
 
 /// Who is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,45 +61,18 @@ impl Kind {
     }
 }
 
-/// What tokens are signed by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Signed {
-    Hs256,
-    Rs256,
-}
-
-const PRIVATE_KEY: &[u8] = include_bytes!("../../tests/fixtures/keys/rsa.private.pem");
 const PUBLIC_KEY: &str = include_str!("../../tests/fixtures/keys/rsa.public.pem");
 const PUBLIC_JWKS: &str = include_str!("../../tests/fixtures/keys/public.jwk.json");
 
-impl Signed {
-    pub(crate) fn tokens(self, plan: &str, users: u64) -> Vec<HeaderValue> {
-        match self {
-            Self::Hs256 => token::authorizations(plan, users),
-            Self::Rs256 => {
-                let key = EncodingKey::from_rsa_pem(PRIVATE_KEY).expect("the fixture is an RSA key");
-                token::signed_by(&key, Algorithm::RS256, plan, users)
-            }
-        }
-    }
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Hs256 => "HS256",
-            Self::Rs256 => "RS256",
-        }
-    }
-
-    /// The key set that Envoy reads.
-    fn jwks(self) -> anyhow::Result<String> {
-        let mut key = match self {
-            Self::Hs256 => serde_json::json!({ "kty": "oct", "k": URL_SAFE_NO_PAD.encode(token::SECRET) }),
-            Self::Rs256 => serde_json::from_str::<serde_json::Value>(PUBLIC_JWKS)?["RS256"].clone(),
-        };
-        key["kid"] = token::KEY_ID.into();
-        key["alg"] = self.name().into();
-        Ok(serde_json::json!({ "keys": [key] }).to_string())
-    }
+/// The key set that Envoy reads.
+fn jwks(signed: Signed) -> anyhow::Result<String> {
+    let mut key = match signed {
+        Signed::Hs256 => serde_json::json!({ "kty": "oct", "k": URL_SAFE_NO_PAD.encode(token::SECRET) }),
+        _ => serde_json::from_str::<serde_json::Value>(PUBLIC_JWKS)?[signed.name()].clone(),
+    };
+    key["kid"] = token::KEY_ID.into();
+    key["alg"] = signed.name().into();
+    Ok(serde_json::json!({ "keys": [key] }).to_string())
 }
 
 /// A running contender.
@@ -134,11 +105,7 @@ impl Peer {
         let key_file = folder.path().join("key.pem");
         std::fs::write(&key_file, PUBLIC_KEY)?;
         if let Some(durability) = durability {
-            let key = match signed {
-                Signed::Hs256 => format!("alg = \"HS256\", secret_env = \"{}\"", token::SECRET_ENV),
-                Signed::Rs256 => format!("alg = \"RS256\", public_key_file = {key_file:?}"),
-            };
-            let gate = Gate::start_with(upstream, durability, 1, &key)?;
+            let gate = Gate::start(upstream, &Setup { durability, workers: 1, signed, records: false })?;
             return Ok(Self { address: gate.address, ..peer(Serving::Gate(gate)) });
         }
         let store = match kind {
@@ -154,9 +121,9 @@ impl Peer {
         };
         let redis = store.as_ref().map_or("nil".to_owned(), |_| store_address.port().to_string());
         let key = match (kind, signed) {
-            (Kind::HaproxyJwt, Signed::Rs256) => key_file.display().to_string(),
-            (_, Signed::Rs256) => PUBLIC_KEY.to_owned(),
             (_, Signed::Hs256) => token::SECRET.to_owned(),
+            (Kind::HaproxyJwt, _) => key_file.display().to_string(),
+            _ => PUBLIC_KEY.to_owned(),
         };
         let fill = |template: &str| {
             let values = [
@@ -167,7 +134,7 @@ impl Peer {
                 ("@FOLDER@", folder.path().display().to_string()),
                 ("@ALG@", signed.name().to_owned()),
                 ("@KEY@", key.clone()),
-                ("@JWKS@", signed.jwks().unwrap_or_default()),
+                ("@JWKS@", jwks(signed).unwrap_or_default()),
                 ("@ISSUER@", token::ISSUER.to_owned()),
                 ("@AUDIENCE@", token::AUDIENCE.to_owned()),
                 ("@FREE_LIMIT@", FREE_LIMIT.to_string()),

@@ -1,18 +1,40 @@
-//! The backend behind both proxies: every request gets the same image.
+//! The backend behind all proxies: every request gets the same image.
 
 use std::convert::Infallible;
+use std::future::pending;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use http_body_util::{Either, Full};
+use hyper::body::{Body, Frame, Incoming};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::child;
+
+/// The field by which a request wants less than an image.
+pub(crate) const STALLS: HeaderName = HeaderName::from_static("x-stalls");
+
+/// Where an answer stops, until the connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stalls {
+    BeforeHead,
+    MidBody,
+}
+
+impl From<Stalls> for HeaderValue {
+    fn from(stalls: Stalls) -> Self {
+        Self::from_static(match stalls {
+            Stalls::BeforeHead => "before-head",
+            Stalls::MidBody => "mid-body",
+        })
+    }
+}
 
 /// Serves until the parent process is gone.
 pub(crate) fn run(body_bytes: usize, delay: Duration) -> anyhow::Result<()> {
@@ -30,16 +52,53 @@ pub(crate) fn run(body_bytes: usize, delay: Duration) -> anyhow::Result<()> {
 }
 
 async fn serve(stream: TcpStream, image: Bytes, delay: Duration) {
-    let answer = service_fn(move |_: Request<Incoming>| {
-        let mut response = Response::new(Full::new(image.clone()));
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("image/png"));
-        async move {
-            if !delay.is_zero() {
-                tokio::time::sleep(delay).await;
-            }
-            Ok::<_, Infallible>(response)
-        }
-    });
+    let answer = service_fn(|request: Request<Incoming>| answer(request, image.clone(), delay));
     // A connection that breaks shows at the other end, where the driver counts it.
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    image: Bytes,
+    delay: Duration,
+) -> Result<Response<Either<Full<Bytes>, Half>>, Infallible> {
+    let stalls = request.headers().get(STALLS);
+    let is = |where_: Stalls| stalls.is_some_and(|stalls| *stalls == HeaderValue::from(where_));
+    if is(Stalls::BeforeHead) {
+        pending::<()>().await;
+    }
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+    let length = image.len();
+    let body = if is(Stalls::MidBody) { Either::Right(Half::of(&image)) } else { Either::Left(Full::new(image)) };
+    let is_half = matches!(body, Either::Right(_));
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("image/png"));
+    if is_half {
+        headers.insert(CONTENT_LENGTH, length.into());
+    }
+    Ok(response)
+}
+
+/// The first half of an image; the second never comes.
+pub(crate) struct Half(Option<Bytes>);
+
+impl Half {
+    fn of(image: &Bytes) -> Self {
+        Self(Some(image.slice(..image.len().div_ceil(2))))
+    }
+}
+
+impl Body for Half {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.0.take() {
+            Some(half) => Poll::Ready(Some(Ok(Frame::data(half)))),
+            None => Poll::Pending,
+        }
+    }
 }

@@ -20,8 +20,13 @@ impl Child {
     /// Starts this binary again to play another part, and waits until it has said where it listens.
     pub(crate) fn start_part(arguments: &[&str]) -> anyhow::Result<(Self, SocketAddr)> {
         let binary = std::env::current_exe().context("where is this binary?")?;
+        Self::start_part_by(Command::new(binary), arguments)
+    }
+
+    /// The same by a command that runs this binary.
+    pub(crate) fn start_part_by(mut command: Command, arguments: &[&str]) -> anyhow::Result<(Self, SocketAddr)> {
         // The child watches its stdin (see `announce`), so it must be a pipe that this process holds open.
-        let mut child = Command::new(binary)
+        let mut child = command
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -46,22 +51,39 @@ impl Child {
             None => Ok(()),
         }
     }
+
+    /// Asks it to end, and waits until it has: with all that it does at the end.
+    pub(crate) fn end(mut self) -> anyhow::Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        anyhow::ensure!(self.ends_within(PATIENCE), "it does not end within {PATIENCE:?}");
+        Ok(())
+    }
+
+    fn ends_within(&mut self, patience: Duration) -> bool {
+        const PAUSE: Duration = Duration::from_millis(20);
+        // Whatever fails, the process is gone already, which is what is wanted.
+        let _ = Command::new("kill").arg(self.0.id().to_string()).stderr(Stdio::null()).status();
+        for _ in 0..patience.div_duration_f64(PAUSE) as u32 {
+            if !matches!(self.0.try_wait(), Ok(None)) {
+                return true;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        false
+    }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
-        const PAUSE: Duration = Duration::from_millis(20);
-        const PAUSES: u32 = 100;
-        // Asked first: nginx ends its workers only if it is let. Whatever fails, the process is gone already, which is what is wanted.
-        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
-        for _ in 0..PAUSES {
-            if !matches!(self.0.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(PAUSE);
+        // Who has ended already has no process any more that a signal could reach.
+        if !matches!(self.0.try_wait(), Ok(None)) {
+            return;
         }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        // Asked first: nginx ends its workers only if it is let.
+        if !self.ends_within(Duration::from_secs(2)) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
     }
 }
 

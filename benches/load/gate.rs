@@ -1,7 +1,8 @@
 //! The gate as users run it: the real binary, a configuration file, a ledger on disk.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,11 +12,17 @@ use anyhow::Context;
 use clap::ValueEnum;
 use tempfile::TempDir;
 
+use crate::charges::Charges;
 use crate::child::Child;
-use crate::token;
+use crate::token::{self, Signed};
+
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_export-gate");
 
 /// Exports per week on plan `free`.
 pub(crate) const FREE_LIMIT: u64 = 2;
+/// Where its decision records go, in its directory.
+const LOG: &str = "log";
+const METER: &str = "ai-exports";
 /// Far more than a run can use up: exports on plan `max` are charged against a limit, but never refused.
 const MAX_LIMIT: u64 = 1_000_000_000;
 
@@ -35,68 +42,91 @@ impl fmt::Display for Durability {
     }
 }
 
+/// What can be set about the gate.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    pub(crate) durability: Durability,
+    pub(crate) workers: u16,
+    pub(crate) signed: Signed,
+    /// Whether it writes a decision record for each export.
+    pub(crate) records: bool,
+}
+
 /// A running gate with an empty ledger.
 pub(crate) struct Gate {
     pub(crate) address: SocketAddr,
     admin: SocketAddr,
     // Before the directory: fields are dropped in order, and the process must be gone when its files go.
     process: Child,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Gate {
     /// Starts it and waits until it is ready to charge.
-    pub(crate) fn start(upstream: SocketAddr, durability: Durability, workers: u16) -> anyhow::Result<Self> {
-        let key = format!("alg = \"HS256\", secret_env = \"{}\"", token::SECRET_ENV);
-        Self::start_with(upstream, durability, workers, &key)
+    pub(crate) fn start(upstream: SocketAddr, setup: &Setup) -> anyhow::Result<Self> {
+        Self::start_by(Command::new(PROGRAM), upstream, setup)
     }
 
-    /// The same with another key, as the configuration has it.
-    pub(crate) fn start_with(
-        upstream: SocketAddr,
-        durability: Durability,
-        workers: u16,
-        key: &str,
-    ) -> anyhow::Result<Self> {
+    /// The same by a command that runs [`PROGRAM`].
+    pub(crate) fn start_by(mut command: Command, upstream: SocketAddr, setup: &Setup) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("cannot create a directory for the gate")?;
         let config_file = directory.path().join("gate.toml");
         let [address, admin] = free_addresses().context("cannot find free ports for the gate")?;
         let ledger = directory.path().join("ledger.db");
-        std::fs::write(&config_file, config(address, admin, upstream, &ledger, durability, workers, key))
+        std::fs::write(&config_file, config(address, admin, upstream, &ledger, setup))
             .context("cannot write the gate's configuration")?;
 
-        let mut command = Command::new(env!("CARGO_BIN_EXE_export-gate"));
         command.arg("serve").arg("--config").arg(&config_file).stdout(Stdio::null());
-        command.env(token::SECRET_ENV, token::SECRET).env("RUST_LOG", "off");
+        command.env(token::SECRET_ENV, token::SECRET);
+        if setup.records {
+            let log = File::create(directory.path().join(LOG)).context("cannot create the gate's log")?;
+            command.env("RUST_LOG", "off,decision=info").stderr(log);
+        } else {
+            command.env("RUST_LOG", "off");
+        }
         let mut process = Child::start(&mut command).context("cannot start the gate")?;
         wait_until_ready(&mut process, admin).context("the gate does not get ready")?;
-        Ok(Self { address, admin, process, _directory: directory })
+        Ok(Self { address, admin, process, directory })
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
     }
 
+    /// Ends it as its operators would.
+    pub(crate) fn end(self) -> anyhow::Result<()> {
+        self.process.end().context("the gate")
+    }
+
+    /// How many decision records it has written so far.
+    pub(crate) fn records(&self) -> anyhow::Result<u64> {
+        let log = File::open(self.directory.path().join(LOG)).context("cannot read the gate's log")?;
+        let lines = BufReader::new(log).split(b'\n').filter(|line| line.as_ref().is_ok_and(|line| !line.is_empty()));
+        Ok(lines.count() as u64)
+    }
+
     /// How many groups it has written to its ledger so far.
     pub(crate) fn groups(&self) -> anyhow::Result<u64> {
         const NAME: &str = "exportgate_flush_duration_seconds_count ";
-        let metrics = get(self.admin, "/metrics").context("cannot read the gate's metrics")?;
+        let metrics = self.metrics()?;
         let number =
             metrics.lines().find_map(|line| line.strip_prefix(NAME)).context("it does not count its groups")?;
         number.trim().parse().with_context(|| format!("{number:?} is no number of groups"))
     }
+
+    /// What it says it has charged so far.
+    pub(crate) fn charges(&self) -> anyhow::Result<Charges> {
+        Charges::read(&self.metrics()?, METER)
+    }
+
+    fn metrics(&self) -> anyhow::Result<String> {
+        get(self.admin, "/metrics").context("cannot read the gate's metrics")
+    }
 }
 
-fn config(
-    listen: SocketAddr,
-    admin: SocketAddr,
-    upstream: SocketAddr,
-    ledger: &Path,
-    durability: Durability,
-    workers: u16,
-    key: &str,
-) -> String {
-    let (issuer, audience) = (token::ISSUER, token::AUDIENCE);
+fn config(listen: SocketAddr, admin: SocketAddr, upstream: SocketAddr, ledger: &Path, setup: &Setup) -> String {
+    let Setup { durability, workers, signed, .. } = setup;
+    let (issuer, audience, key) = (token::ISSUER, token::AUDIENCE, signed.configured());
     let week_starts = day_in_the_middle_of_this_week();
     format!(
         r#"
@@ -141,7 +171,7 @@ path = "/v1/designs/{{design}}"
 action = "save-design"
 upstream = "renderer"
 
-[meters.ai-exports]
+[meters.{METER}]
 counts = {{ ai = true }}
 subject = "user"
 window = {{ calendar = "week", starts = "{week_starts}", time_zone = "UTC" }}

@@ -3,25 +3,42 @@
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 
-use crate::cases::{Comparison, Settings};
-use crate::contender::{Figures, median};
+use crate::cases::Settings;
+use crate::contender::{Figures, Who};
+use crate::figures::{median, spread};
+use crate::gate::Setup;
+use crate::promises;
+use crate::turns::Comparison;
 
-/// Prints all figures, what they mean and what they do not, and how they stand to what is promised.
-pub(crate) fn print(settings: &Settings, comparisons: &[Comparison]) {
-    println!("{}\n\n{}\n\n{}", conditions(settings), figures(comparisons), promises(comparisons));
+/// Prints all figures, what they mean and what they do not, and how they stand to what is promised. Says how many promises were missed.
+pub(crate) fn print(settings: &Settings, comparisons: &[Comparison]) -> usize {
+    println!("{}\n\n{}\n", conditions(settings), figures(comparisons));
+    let mut missed = 0;
+    for comparison in comparisons {
+        for promise in promises::of(comparison, settings) {
+            println!("{promise}");
+            missed += usize::from(promise.is_missed());
+        }
+        println!("{}", added_latency(comparison));
+        if let Some(size) = comparison.group_size {
+            println!("{}: a write of the ledger made {size:.1} exports durable", comparison.case.name());
+        }
+    }
+    missed
 }
 
 fn conditions(settings: &Settings) -> String {
-    let Settings { rounds, lasts, subjects, connections, body_bytes, delay_ms, durability, .. } = settings;
-    let cores =
-        std::thread::available_parallelism().map_or_else(|_| "an unknown number of".to_owned(), |n| n.to_string());
+    let Settings { rounds, lasts, subjects, connections, body_bytes, delay_ms, gate, cores, .. } = settings;
+    let Setup { durability, workers, signed, records } = gate;
+    let records = if *records { "with" } else { "without" };
     format!(
-        "{rounds} round(s) of {lasts:?} each, {connections} connections, {subjects} subjects, bodies of {body_bytes} \
-         bytes, backend delay {delay_ms} ms, durability {durability}.\n\
-         Driver, backend and proxies share {cores} core(s) and are not pinned: only CPU per request compares. Requests \
-         per second and latency belong to the whole lot.\n\
-         CPU, ratio, requests/s, busy: closed loop; median (min..max) of the rounds. Ratio: gate to bare, within a round.\n\
-         Latency: open loop at the given rate, from when a request was due to the end of the body."
+        "{rounds} round(s) of {lasts:?} each, {connections} connections, {subjects} subjects, {signed} tokens, bodies of {body_bytes} \
+         bytes, backend delay {delay_ms} ms, durability {durability}, {workers} worker(s), \
+         {records} decision records.\n\
+         Cores: {cores}. Only CPU per request compares: requests per second and latency belong to the whole lot.\n\
+         CPU, ratio, requests/s, busy: closed loop; median (min..max) of the rounds. Ratio: to bare, within a round.\n\
+         Latency: open loop at the given rate, all rounds together, from when a request was due to the end of the body.",
+        signed = signed.name(),
     )
 }
 
@@ -31,9 +48,9 @@ fn figures(comparisons: &[Comparison]) -> Table {
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN).set_header(header);
     for comparison in comparisons {
-        let ratio = spread(&comparison.ratios(), 2);
-        table.add_row(row(comparison, "bare", &comparison.bare, "1".to_owned()));
-        table.add_row(row(comparison, "gate", &comparison.gate, ratio));
+        for figures in &comparison.figures {
+            table.add_row(row(comparison, figures));
+        }
     }
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -41,13 +58,13 @@ fn figures(comparisons: &[Comparison]) -> Table {
     table
 }
 
-fn row(comparison: &Comparison, proxy: &str, figures: &Figures, ratio: String) -> [String; 10] {
+fn row(comparison: &Comparison, figures: &Figures) -> [String; 10] {
     let milliseconds = |quantile| format!("{:.2}", figures.latency.value_at_quantile(quantile) as f64 / 1e3);
     [
         comparison.case.name().to_owned(),
-        proxy.to_owned(),
+        figures.who.to_string(),
         spread(&figures.cpu_micros, 1),
-        ratio,
+        spread(&comparison.ratios(figures.who, Who::Bare), 2),
         format!("{:.0}", median(&figures.per_second)),
         format!("{:.0} %", median(&figures.busy) * 100.0),
         comparison.open_rate.to_string(),
@@ -57,29 +74,17 @@ fn row(comparison: &Comparison, proxy: &str, figures: &Figures, ratio: String) -
     ]
 }
 
-/// The median, and the range where there is one.
-fn spread(values: &[f64], digits: usize) -> String {
-    let middle = median(values);
-    if values.len() == 1 {
-        return format!("{middle:.digits$}");
-    }
-    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    format!("{middle:.digits$} ({least:.digits$}..{most:.digits$})")
-}
-
-fn promises(comparisons: &[Comparison]) -> String {
-    let line = |comparison: &Comparison| {
-        let (name, ratio) = (comparison.case.name(), median(&comparison.ratios()));
-        let promise = match comparison.promise {
-            None => format!("{name}: {ratio:.3} x bare (nothing promised)"),
-            Some(promise) if comparison.misses_promise() => {
-                format!("{name}: {ratio:.3} x bare, promised {promise:.2}: MISSED")
-            }
-            Some(promise) => format!("{name}: {ratio:.3} x bare, promised {promise:.2}: kept"),
-        };
-        let group = comparison.group_size.map(|size| format!("; a write of the ledger made {size:.1} exports durable"));
-        promise + &group.unwrap_or_default()
+fn added_latency(comparison: &Comparison) -> String {
+    let milliseconds = |who, quantile| {
+        let micros = comparison.of(who).map_or(0, |figures| figures.latency.value_at_quantile(quantile));
+        micros as f64 / 1e3
     };
-    comparisons.iter().map(line).collect::<Vec<_>>().join("\n")
+    let added = |quantile| milliseconds(Who::Gate, quantile) - milliseconds(Who::Bare, quantile);
+    format!(
+        "{}: at {} requests/s the gate adds {:+.3} ms to bare's p50 and {:+.3} ms to its p99",
+        comparison.case.name(),
+        comparison.open_rate,
+        added(0.5),
+        added(0.99)
+    )
 }

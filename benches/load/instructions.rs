@@ -1,0 +1,160 @@
+//! Instructions per request, as valgrind counts them: in user space, and the same on a busy machine as on an idle one.
+//!
+//! Each contender runs twice, for so many requests and for four times as many; what more the longer run took is divided by what more it was
+//! asked, so that starting and ending cancel out. Few users ask: what is written once a second weighs more the slower a proxy
+//! runs, and valgrind makes it slow.
+//!
+//! What the kernel does is not counted, nor how well the caches are used. And valgrind does not pass on that a processor has instructions
+//! for SHA-256: looking a token up by its hash costs 12,600 here that are some hundred on such a processor.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::Context;
+use comfy_table::presets::ASCII_MARKDOWN;
+use comfy_table::{CellAlignment, Table};
+use tempfile::TempDir;
+
+use crate::cases::{Case, Kind, Settings};
+use crate::child::Child;
+use crate::contender::{Contender, Who};
+use crate::driver::{Driver, Load};
+use crate::gate::{self, FREE_LIMIT, Gate, Setup};
+use crate::mix::Mix;
+use crate::promises::Promise;
+
+/// How many users ask.
+pub(crate) const SUBJECTS: u64 = 50;
+
+/// Who is counted: the gate also with two workers.
+const COUNTED: [(Who, u16); 4] = [(Who::Bare, 1), (Who::Own, 1), (Who::Gate, 1), (Who::Gate, 2)];
+
+/// Instructions per request of each of them.
+struct Counts {
+    case: Case,
+    each: [f64; COUNTED.len()],
+}
+
+/// Counts, prints, and says how many promises were missed.
+pub(crate) fn compare(cases: &[Case], requests: u64, settings: &Settings) -> anyhow::Result<usize> {
+    let version = Command::new("valgrind").arg("--version").output();
+    version.context("valgrind is not installed: apt install valgrind")?;
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN).set_header(["case", "proxy", "instructions/request", "to own", "to bare"]);
+    let mut promises = Vec::new();
+    for case in cases.iter().filter(|case| **case != Case::Mixed) {
+        eprintln!("{} ...", case.name());
+        let counts = Counts::of(*case, requests, settings)?;
+        counts.rows().into_iter().for_each(|row| _ = table.add_row(row));
+        promises.extend(counts.promises());
+    }
+    table.column_iter_mut().skip(2).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    let Settings { connections, subjects, gate, body_bytes, .. } = settings;
+    println!(
+        "Instructions in user space, by valgrind: {requests} and {} requests, {connections} connections, {subjects} subjects, {} tokens, \
+         bodies of {body_bytes} bytes, durability {}.\n\
+         An export has 12,600 for SHA-256 in it, which a processor with instructions for it does with some hundred: valgrind has none.\n\n\
+         {table}\n",
+        4 * requests,
+        gate.signed.name(),
+        gate.durability,
+    );
+    promises.iter().for_each(|promise| println!("{promise}"));
+    Ok(promises.iter().filter(|promise| promise.is_missed()).count())
+}
+
+impl Counts {
+    fn of(case: Case, requests: u64, settings: &Settings) -> anyhow::Result<Self> {
+        let mut each = [0.0; COUNTED.len()];
+        for (count, (who, workers)) in each.iter_mut().zip(COUNTED) {
+            let setup = Setup { workers, ..settings.gate };
+            let run = |requests| {
+                let counted = count_run(case, who, &setup, requests, settings);
+                counted.with_context(|| format!("case {}, {who}", case.name()))
+            };
+            let (few, many) = (run(requests)?, run(4 * requests)?);
+            *count = (many as f64 - few as f64) / (3 * requests) as f64;
+        }
+        Ok(Self { case, each })
+    }
+
+    fn rows(&self) -> Vec<[String; 5]> {
+        let [bare, own, ..] = self.each;
+        let row = |((who, workers), count): ((Who, u16), &f64)| {
+            let proxy = if workers == 1 { who.to_string() } else { format!("{who}, {workers} workers") };
+            let (to_own, to_bare) = (count / own, count / bare);
+            [self.case.name().to_owned(), proxy, format!("{count:.0}"), format!("{to_own:.3}"), format!("{to_bare:.3}")]
+        };
+        COUNTED.into_iter().zip(&self.each).map(row).collect()
+    }
+
+    fn promises(&self) -> Vec<Promise> {
+        let [_, own, gate, with_two] = self.each;
+        let name = self.case.name();
+        let mut promises = Vec::new();
+        if self.case == Case::Unmatched {
+            let of = format!("{name}: the gate");
+            promises.push(Promise { of, value: gate / own, unit: "x its own proxy", most: Some(1.05) });
+        }
+        let of = format!("{name}: with two workers");
+        promises.push(Promise { of, value: with_two / gate, unit: "x with one", most: Some(1.02) });
+        promises
+    }
+}
+
+/// All instructions of a proxy that is started, asked so many times, and ended.
+fn count_run(case: Case, who: Who, setup: &Setup, requests: u64, settings: &Settings) -> anyhow::Result<u64> {
+    let folder = tempfile::tempdir().context("cannot create a directory for valgrind's log")?;
+    let body_bytes = settings.body_bytes.to_string();
+    let (_backend, upstream) = Child::start_part(&["backend", "--body-bytes", &body_bytes, "--delay-ms", "0"])?;
+    let kinds = case.kinds(settings);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let drive = |pid, address, at_first: fn(&Kind) -> _, then: fn(&Kind) -> _| {
+        let (at_first, then): (Vec<_>, Vec<_>) = kinds.iter().map(|kind| (at_first(kind), then(kind))).unzip();
+        let mix = Arc::new(Mix::new(kinds.into_iter().map(|kind| kind.requests).collect(), settings.body_bytes));
+        runtime.block_on(async {
+            let driver = Driver::connect(address, settings.connections).await?;
+            let mut contender = Contender::new(who, pid, driver, mix);
+            contender.open(2 * FREE_LIMIT, &at_first).await?;
+            contender.run(Load::Requests(requests), &then).await
+        })
+    };
+    match who {
+        Who::Gate => {
+            let start = || Gate::start_by(valgrind(&folder, Path::new(gate::PROGRAM)), upstream, setup);
+            let gate = settings.cores.start_proxy(start)?;
+            drive(gate.pid(), gate.address, |kind| kind.at_first, |kind| kind.then)?;
+            gate.end()?;
+        }
+        Who::Bare | Who::Own => {
+            let this = std::env::current_exe().context("where is this binary?")?;
+            let upstream = upstream.to_string();
+            let arguments = [who.part(), "--upstream", &upstream];
+            let start = || Child::start_part_by(valgrind(&folder, &this), &arguments);
+            let (proxy, address) = settings.cores.start_proxy(start)?;
+            drive(proxy.pid(), address, Kind::unchecked, Kind::unchecked)?;
+            proxy.end()?;
+        }
+    }
+    let log = std::fs::read_to_string(log(&folder)).context("cannot read valgrind's log")?;
+    instructions(&log).with_context(|| format!("no number of instructions in valgrind's log:\n{log}"))
+}
+
+fn log(folder: &TempDir) -> std::path::PathBuf {
+    folder.path().join("log")
+}
+
+/// Runs a program on a processor that counts instructions, and nothing besides.
+fn valgrind(folder: &TempDir, program: &Path) -> Command {
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args(["--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]);
+    valgrind.arg(format!("--log-file={}", log(folder).display())).arg(program);
+    valgrind
+}
+
+/// `==123== I   refs:      1,234,567`, written as the program ends.
+fn instructions(log: &str) -> Option<u64> {
+    let number = log.lines().find_map(|line| line.split_once("I   refs:").or_else(|| line.split_once("I refs:")))?.1;
+    number.trim().replace(',', "").parse().ok()
+}

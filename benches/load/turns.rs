@@ -1,0 +1,201 @@
+//! How the contenders take turns in a case.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use crate::cases::{Case, Kind, Settings};
+use crate::charges::Charges;
+use crate::child::Child;
+use crate::contender::{Contender, Figures, Who};
+use crate::driver::{Driver, Load};
+use crate::figures::median;
+use crate::gate::{Durability, FREE_LIMIT, Gate};
+use crate::mix::Mix;
+use crate::tally::Expected;
+
+/// What a case has shown.
+pub(crate) struct Comparison {
+    pub(crate) case: Case,
+    pub(crate) figures: Vec<Figures>,
+    /// Rate of the open loop, per second.
+    pub(crate) open_rate: u32,
+    /// How many exports one write of the ledger made durable, where each waited for that.
+    pub(crate) group_size: Option<f64>,
+}
+
+impl Comparison {
+    pub(crate) fn of(&self, who: Who) -> Option<&Figures> {
+        self.figures.iter().find(|figures| figures.who == who)
+    }
+
+    /// CPU per request of one over that of another, round by round. Empty if one of them was not there.
+    pub(crate) fn ratios(&self, who: Who, to: Who) -> Vec<f64> {
+        self.each_round(who, to, |ours, theirs| ours / theirs)
+    }
+
+    /// The same of the difference, in microseconds.
+    pub(crate) fn differences(&self, who: Who, to: Who) -> Vec<f64> {
+        self.each_round(who, to, |ours, theirs| ours - theirs)
+    }
+
+    fn each_round(&self, who: Who, to: Who, figure: impl Fn(f64, f64) -> f64) -> Vec<f64> {
+        let cpu = |who| self.of(who).map_or(&[][..], |figures| &figures.cpu_micros);
+        cpu(who).iter().zip(cpu(to)).map(|(ours, theirs)| figure(*ours, *theirs)).collect()
+    }
+}
+
+/// Runs one case on processes of its own: each starts with an empty ledger, cold caches and no memory in use.
+pub(crate) fn compare(case: Case, settings: &Settings) -> anyhow::Result<Comparison> {
+    let name = case.name();
+    eprintln!("{name} ...");
+    let body_bytes = settings.body_bytes.to_string();
+    let delay_ms = settings.delay_ms.to_string();
+    let (_backend, upstream) = Child::start_part(&["backend", "--body-bytes", &body_bytes, "--delay-ms", &delay_ms])?;
+    let upstream_argument = upstream.to_string();
+    let proxy = |who: Who| {
+        let arguments = [who.part(), "--upstream", &upstream_argument];
+        let (child, address) = settings.cores.start_proxy(|| Child::start_part(&arguments))?;
+        anyhow::Ok((who, child, address))
+    };
+    // The gate's own proxy is of interest where the gate forwards all that is asked.
+    let forwarding = matches!(case, Case::Charged | Case::Unmatched);
+    let others = [Some(Who::Bare), forwarding.then_some(Who::Own)].into_iter().flatten();
+    let others = others.map(proxy).collect::<anyhow::Result<Vec<_>>>()?;
+    let gate = settings.cores.start_proxy(|| Gate::start(upstream, &settings.gate))?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let kinds = case.kinds(settings);
+        let unchecked: Vec<Expected> = kinds.iter().map(Kind::unchecked).collect();
+        let at_first = kinds.iter().map(|kind| kind.at_first).collect();
+        let then = kinds.iter().map(|kind| kind.then).collect();
+        let exports: Vec<bool> = kinds.iter().map(|kind| kind.is_export).collect();
+        let requests = kinds.into_iter().map(|kind| kind.requests).collect();
+        let mix = Arc::new(Mix::new(requests, settings.body_bytes));
+        let contender = async |who, pid, address| {
+            let driver = Driver::connect(address, settings.connections).await?;
+            anyhow::Ok(Contender::new(who, pid, driver, Arc::clone(&mix)))
+        };
+        let mut sides = Vec::new();
+        for (who, child, address) in &others {
+            let contender = contender(*who, child.pid(), *address).await?;
+            sides.push(Side { contender, at_first: unchecked.clone(), then: unchecked.clone() });
+        }
+        let contender = contender(Who::Gate, gate.pid(), gate.address).await?;
+        sides.push(Side { contender, at_first, then });
+        let turns = Turns { case, settings, sides, gate: &gate, exports };
+        turns.take().await.with_context(|| format!("case {name}"))
+    })
+}
+
+/// A contender, and how it must answer.
+struct Side {
+    contender: Contender,
+    at_first: Vec<Expected>,
+    then: Vec<Expected>,
+}
+
+struct Turns<'t> {
+    case: Case,
+    settings: &'t Settings,
+    /// Bare is the first, the gate the last.
+    sides: Vec<Side>,
+    gate: &'t Gate,
+    /// Which kinds the gate charges.
+    exports: Vec<bool>,
+}
+
+impl Turns<'_> {
+    async fn take(mut self) -> anyhow::Result<Comparison> {
+        let charged_before = self.gate.charges()?;
+        let remaining = if self.case == Case::Charged { Some(self.gate_contender().remaining().await?) } else { None };
+
+        // Before anything is measured the gate has seen every subject, and on plan `free` nobody has anything left: the requests of each
+        // user have raced each other for it.
+        for Side { contender, at_first, .. } in &mut self.sides {
+            contender.open(2 * FREE_LIMIT, at_first).await?;
+        }
+        let groups_before = self.gate.groups()?;
+        let closed = Load::Closed { lasts: self.settings.lasts };
+        for round in 0..self.settings.rounds {
+            for Side { contender, then, .. } in self.in_order(round) {
+                contender.measure(closed, then).await?;
+            }
+        }
+        let groups = self.gate.groups()? - groups_before;
+        let open_rate = self.open_rate();
+        let open = Load::Open { per_second: open_rate, lasts: self.settings.lasts };
+        for round in 0..self.settings.rounds {
+            for Side { contender, then, .. } in self.in_order(round) {
+                contender.run(open, then).await?;
+            }
+        }
+
+        if let Some(before) = remaining {
+            self.gate_contender().check_remaining(before).await?;
+        }
+        self.check_charges(charged_before).await?;
+        let waits = matches!((self.case, self.settings.gate.durability), (Case::Charged, Durability::Strict));
+        let measured = self.gate_contender().measured();
+        let figures = self.sides.into_iter().map(|side| side.contender.figures()).collect::<anyhow::Result<_>>()?;
+        Ok(Comparison {
+            case: self.case,
+            figures,
+            open_rate,
+            group_size: waits.then_some(measured as f64 / groups as f64),
+        })
+    }
+
+    fn gate_contender(&mut self) -> &mut Contender {
+        let gate = self.sides.last_mut().expect("the gate is there");
+        &mut gate.contender
+    }
+
+    /// To and fro, so that a machine that grows slower or faster meanwhile favours nobody.
+    fn in_order(&mut self, round: u32) -> Vec<&mut Side> {
+        let mut sides: Vec<_> = self.sides.iter_mut().collect();
+        if round % 2 == 1 {
+            sides.reverse();
+        }
+        sides
+    }
+
+    /// Half of what bare manages.
+    fn open_rate(&self) -> u32 {
+        let half = || {
+            let bare = self.sides.first().expect("bare is there");
+            (median(&bare.contender.per_second()) / 2.0).ceil() as u32
+        };
+        self.settings.rate.unwrap_or_else(half)
+    }
+
+    /// Fails unless the gate has charged what clients got, and nothing else, and has written a record of each export if it is to.
+    async fn check_charges(&mut self, before: Charges) -> anyhow::Result<()> {
+        let exports = self.exports.clone();
+        let had = self.gate_contender().had(&exports);
+        let charges = async || Ok(self.gate.charges()?.since(before));
+        let charges = once(charges, |charges: &Charges| charges.are_settled()).await?;
+        charges.check(had).context("charges")?;
+        if self.settings.gate.records {
+            let wanted = charges.records(had);
+            let records = once(async || self.gate.records(), |records| records >= wanted.start()).await?;
+            anyhow::ensure!(wanted.contains(&records), "{records} decision records in place of {wanted:?}");
+        }
+        Ok(())
+    }
+}
+
+/// Asks again until it is so, for some seconds: a client has its last byte, or has left, before the gate has put its things away.
+async fn once<T>(ask: impl AsyncFn() -> anyhow::Result<T>, is_so: impl Fn(&T) -> bool) -> anyhow::Result<T> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let began = Instant::now();
+    loop {
+        let answer = ask().await?;
+        if is_so(&answer) || began.elapsed() > PATIENCE {
+            return Ok(answer);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
