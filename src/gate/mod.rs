@@ -3,7 +3,8 @@
 //! [`service`](ExportGate) is the way of a request, top to bottom. A request that matches no route is handed on as it came. An
 //! export is identified, looked up, charged, handed on, and settled by the [body](GateBody) of its answer: the charge travels in
 //! it, and sticks with the first byte that is taken. A refused export never reaches the inner service; its [`Refusal`] is also in
-//! the extensions of the answer. The inner service gets the request's body as an [`Upload`], which is the same bytes.
+//! the extensions of the answer. The inner service gets the request's body as an [`Upload`]: the same bytes, and the route that was
+//! matched.
 
 mod accept;
 mod access;

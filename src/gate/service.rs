@@ -117,7 +117,8 @@ where
             }
             gate.parts.verifier.strip_token(request.uri_mut());
             let watched = Save::of(gate, &found, &request).map_or(Watched::Nothing, Watched::Save);
-            return ResponseFuture::forwarded(self.inner.call(passed_on(request, Some(found.id))), watched).logged(entry);
+            return ResponseFuture::forwarded(self.inner.call(passed_on(request, Some(found.id))), watched)
+                .logged(entry);
         }
         request_id::ensure(request.headers_mut());
         let span = span(request.headers());

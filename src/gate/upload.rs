@@ -161,7 +161,7 @@ mod tests {
 
     fn in_pieces() -> Upload<Pieces> {
         let frames = [Frame::data("{\"n\"".into()), Frame::data(":4}".into()), Frame::trailers(HeaderMap::new())];
-        Upload::new(Pieces(frames.into()))
+        Upload::new(Pieces(frames.into()), None)
     }
 
     #[tokio::test]
@@ -180,13 +180,13 @@ mod tests {
         let mut upload = in_pieces();
         assert_eq!(upload.read_ahead(6, PATIENCE).await, Err(ReadAheadError::TooLong));
         assert_eq!(upload.collect().await.unwrap().to_bytes(), "{\"n\":4}", "nothing of it is lost");
-        let known = Upload::new(Full::<Bytes>::from("1234567")).read_ahead(6, PATIENCE).await;
+        let known = Upload::new(Full::<Bytes>::from("1234567"), None).read_ahead(6, PATIENCE).await;
         assert_eq!(known, Err(ReadAheadError::TooLong));
     }
 
     #[tokio::test]
     async fn the_length_stays_known() {
-        let mut upload = Upload::new(Full::<Bytes>::from("[1]"));
+        let mut upload = Upload::new(Full::<Bytes>::from("[1]"), None);
         assert_eq!(upload.size_hint().exact(), Some(3));
         upload.read_ahead(10, PATIENCE).await.unwrap();
         assert_eq!(upload.size_hint().exact(), Some(3));

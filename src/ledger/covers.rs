@@ -11,13 +11,13 @@ use dashmap::mapref::one::RefMut;
 use smallvec::SmallVec;
 
 use super::reservation::{Meters, Reservation};
-use super::unflushed::OpenName;
+use super::unflushed::Open;
 use crate::policy::{Demand, MeterId};
 use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, CoverName, Representation};
 
 /// Between a design and what was paid for it, in the name of what is owed.
-pub(super) const OWED: char = '\t';
+pub(super) const OWED: &str = "\t";
 
 /// How many covers of a kind a user can have.
 pub(super) const MOST_OF_A_KIND: usize = 256;
@@ -117,7 +117,7 @@ pub(super) struct CoverUse {
     /// What was booked for it, where it was taken from a cover of a delivered charge.
     pub(super) paid: SmallVec<[(MeterId, u32); 2]>,
     /// What the store is told of it besides.
-    pub(super) open: Option<OpenName>,
+    pub(super) open: Option<Arc<Open>>,
     /// The group that tells the store that it was taken; 0 if nobody has to wait for that.
     pub(super) group: u64,
 }

@@ -1,7 +1,6 @@
 //! The one task that writes to the store.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -13,7 +12,7 @@ use super::charge::NotDurable;
 use super::covers::{Cover, CoverUse, OWED};
 use super::history;
 use super::reservation::{Meters, Place, Reservation};
-use super::unflushed::{OpenName, Unflushed};
+use super::unflushed::{Open, Unflushed};
 use super::{Count, Durability, KEEP_CLOSED_WINDOWS, Ledger, MeterState, Options, REDELIVERY};
 use crate::policy::{MeterId, PlanId};
 use crate::seeded::{self, Bug};
@@ -215,11 +214,11 @@ impl Ledger {
 
     /// Marks a charge that must be durable before it is delivered, and wakes the flusher.
     pub(super) fn announce(&self, charge: &mut Reservation, design: &Arc<str>, marks: &mut Unflushed) {
-        let meters = charge.booked.iter().map(|booked| (booked.meter, booked.cost)).collect();
-        let name = OpenName { user: charge.user.clone(), design: design.clone(), meters, is_covered: false };
+        let meters = charge.booked.iter().map(|booked| (booked.meter, booked.cost));
+        let open = self.open(&charge.user, design, "charged", meters);
         marks.booked(&charge.booked);
-        charge.group = marks.begun(&name);
-        charge.open = Some(name);
+        charge.group = marks.begun(&open);
+        charge.open = Some(open);
         self.hurry();
     }
 
@@ -233,13 +232,13 @@ impl Ledger {
     pub(super) fn announce_uses(&self, uses: &mut [CoverUse], design: &Arc<str>) {
         let is_scarce = |by: &CoverUse| matches!(by.name.kind, CoverKind::Retry | CoverKind::Redelivery);
         for by in uses.iter_mut().filter(|by| self.options().durability == Durability::Strict && is_scarce(by)) {
-            let (user, design, meters) = (by.name.user.clone(), design.clone(), by.paid.clone());
+            // What is taken from a cover was counted with that one's charge.
+            let paid = Some(by.paid.iter().copied()).filter(|paid| paid.len() > 0);
+            by.open = paid.map(|paid| self.open(&by.name.user, design, "covered", paid));
             let mut unflushed = self.unflushed();
             by.group = unflushed.changed(self.digests.of(&by.name), by.name.clone());
-            if !meters.is_empty() {
-                let name = OpenName { user, design, meters, is_covered: true };
-                by.group = unflushed.begun(&name);
-                by.open = Some(name);
+            if let Some(open) = &by.open {
+                by.group = unflushed.begun(open);
             }
             drop(unflushed);
             self.hurry();
@@ -400,7 +399,13 @@ impl Ledger {
                 |owed: &CoverName| OpenRow { user: owed.user.clone(), what: owed.what.clone(), ..OpenRow::default() };
             // The same may be under way again: that comes after.
             let open = marks.cut_short().iter().map(ended);
-            let open = open.chain(marks.open_changed().map(|name| self.open_row(name, unflushed.open(name)))).collect();
+            let row = |open: &Open| OpenRow {
+                user: open.user.clone(),
+                what: open.what.clone(),
+                charges: unflushed.count(open),
+                meters: open.meters.clone(),
+            };
+            let open = open.chain(marks.open_changed().map(row)).collect();
             let counts: Vec<Option<Count>> = marks.counters.keys().map(|place| self.count_at(*place)).collect();
             (marks, counts, covers, gone, open)
         };
@@ -410,7 +415,8 @@ impl Ledger {
         for ((place, dirty), count) in marks.counters.iter().zip(counts) {
             let Some(MeterState { name, window, .. }) = self.meter(dirty.meter) else { continue };
             let named = |span| CounterName { meter: name.clone(), subject: dirty.subject.clone(), span };
-            let plan = |plan: Option<PlanId>| plan.map_or("", |plan| plans.name(plan)).into();
+            let plan =
+                |plan: Option<PlanId>| plan.and_then(|plan| plans.shared_name(plan)).cloned().unwrap_or_default();
             let (span, count) = match *place {
                 Place::Counter(_) => (dirty.span, count),
                 Place::Slot { start, .. } => (history::span(window, start), count.filter(tells)),
@@ -433,16 +439,24 @@ impl Ledger {
         }
     }
 
-    fn open_row(&self, name: &OpenName, charges: u32) -> OpenRow {
-        let OpenName { user, design, meters, is_covered } = name;
+    /// What a crash would owe a user.
+    fn open(
+        &self,
+        user: &Arc<str>,
+        design: &str,
+        paid: &str,
+        booked: impl Iterator<Item = (MeterId, u32)>,
+    ) -> Arc<Open> {
         let name_of = |id: MeterId| Some(self.meter(id)?.name.clone());
-        let meters: Vec<_> = meters.iter().filter_map(|(id, cost)| Some((name_of(*id)?, *cost))).collect();
-        let mut what = format!("{design}{OWED}{}", if *is_covered { "covered" } else { "charged" });
+        let meters: Vec<_> = booked.filter_map(|(id, cost)| Some((name_of(id)?, cost))).collect();
+        // Without the formatting machinery: each export has one.
+        let mut what = String::with_capacity(design.len() + 64);
+        what.extend([design, OWED, paid]);
         for (meter, cost) in &meters {
-            // Writing to a string cannot fail.
-            let _ = write!(what, " {meter}={cost}");
+            what.extend([" ", meter, "=", itoa::Buffer::new().format(*cost)]);
         }
-        OpenRow { user: user.clone(), what: what.into(), charges, meters }
+        let digest = self.digests.of(&("open", &**user, &*what));
+        Arc::new(Open { digest, user: user.clone(), what: what.into(), meters })
     }
 
     /// Covers as they are now, and names of those that are no more.

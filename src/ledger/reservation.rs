@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use smallvec::SmallVec;
 
 use super::counters::CounterKey;
-use super::unflushed::OpenName;
+use super::unflushed::Open;
 use crate::policy::{MeterId, Span, Subject};
 use crate::store::{CoverKind, CoverName, Representation};
 
@@ -29,7 +29,7 @@ pub(super) struct Reservation {
     /// The group that tells the store of it; 0 if none does before it is delivered.
     pub(super) group: u64,
     /// What the store is told of it besides the counts.
-    pub(super) open: Option<OpenName>,
+    pub(super) open: Option<Arc<Open>>,
     state: Mutex<State>,
 }
 

@@ -1,10 +1,9 @@
 //! What the store does not know yet.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
-
-use smallvec::SmallVec;
 
 use super::counters::ByDigest;
 use super::reservation::{Booked, Place};
@@ -16,10 +15,10 @@ use crate::store::CoverName;
 pub(super) struct Unflushed {
     pub(super) counters: HashMap<Place, DirtyCounter, ByDigest>,
     pub(super) covers: HashMap<u128, CoverName, ByDigest>,
-    /// What is under way that the store is told of, and how often.
-    open: HashMap<OpenName, u32>,
+    /// How often something is under way that the store is told of, by its digest.
+    open: HashMap<u128, u32, ByDigest>,
     /// What of it has changed.
-    open_changed: HashSet<OpenName>,
+    open_changed: HashMap<u128, Arc<Open>, ByDigest>,
     /// What was under way when the last process ended: by now it is owed.
     cut_short: Vec<CoverName>,
     /// How many groups have been taken.
@@ -34,15 +33,16 @@ pub(super) struct Unflushed {
     queued: HashSet<u128, ByDigest>,
 }
 
-/// What a crash cuts short, and therefore owes.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct OpenName {
+/// What a crash cuts short, and therefore owes. Made once a charge: the store is told of it as it begins and as it ends.
+#[derive(Debug)]
+pub(super) struct Open {
+    /// Of user and name.
+    pub(super) digest: u128,
     pub(super) user: Arc<str>,
-    pub(super) design: Arc<str>,
-    /// What it has booked, and how much: no more is owed, and no less.
-    pub(super) meters: SmallVec<[(MeterId, u32); 2]>,
-    /// Whether it is taken from a cover: then it was counted with that one's charge.
-    pub(super) is_covered: bool,
+    /// The design, how it is paid for, and what it has booked.
+    pub(super) what: Arc<str>,
+    /// Names of the meters that it has booked, and how much: no more is owed, and no less.
+    pub(super) meters: Vec<(Arc<str>, u32)>,
 }
 
 /// What a count's place does not tell.
@@ -68,32 +68,32 @@ impl Unflushed {
     }
 
     /// Something is under way that the store is told of. The group that will tell it.
-    pub(super) fn begun(&mut self, name: &OpenName) -> u64 {
-        *self.open.entry(name.clone()).or_default() += 1;
-        self.open_changed.insert(name.clone());
+    pub(super) fn begun(&mut self, open: &Arc<Open>) -> u64 {
+        *self.open.entry(open.digest).or_default() += 1;
+        self.open_changed.insert(open.digest, open.clone());
         self.next_number()
     }
 
     /// It has ended.
-    pub(super) fn closed(&mut self, name: Option<&OpenName>) {
-        let Some(name) = name else { return };
-        if let Some(open) = self.open.get_mut(name) {
-            *open = open.saturating_sub(1);
-            if *open == 0 {
-                self.open.remove(name);
+    pub(super) fn closed(&mut self, open: Option<&Arc<Open>>) {
+        let Some(open) = open else { return };
+        if let Entry::Occupied(mut count) = self.open.entry(open.digest) {
+            *count.get_mut() = count.get().saturating_sub(1);
+            if *count.get() == 0 {
+                count.remove();
             }
         }
-        self.open_changed.insert(name.clone());
+        self.open_changed.insert(open.digest, open.clone());
     }
 
     /// How often that is under way.
-    pub(super) fn open(&self, name: &OpenName) -> u32 {
-        self.open.get(name).copied().unwrap_or_default()
+    pub(super) fn count(&self, open: &Open) -> u32 {
+        self.open.get(&open.digest).copied().unwrap_or_default()
     }
 
-    /// Names of what is under way that have changed.
-    pub(super) fn open_changed(&self) -> impl Iterator<Item = &OpenName> {
-        self.open_changed.iter()
+    /// What is under way and has changed.
+    pub(super) fn open_changed(&self) -> impl Iterator<Item = &Open> {
+        self.open_changed.values().map(Arc::as_ref)
     }
 
     /// What the store has under way was cut short, and is owed under this name.

@@ -168,7 +168,12 @@ impl Plans {
 
     /// The name of a plan; empty if it is none of these.
     pub fn name(&self, plan: PlanId) -> &str {
-        self.names.get(usize::from(plan.0)).map_or("", |name| name)
+        self.shared_name(plan).map_or("", |name| name)
+    }
+
+    /// The same, for whoever keeps it.
+    pub fn shared_name(&self, plan: PlanId) -> Option<&Arc<str>> {
+        self.names.get(usize::from(plan.0))
     }
 
     /// All plans.
