@@ -106,7 +106,7 @@ struct Args {
     #[arg(long)]
     smoke: bool,
     /// What a user costs in memory, in place of the cases
-    #[arg(long)]
+    #[arg(long, conflicts_with = "filter")]
     memory: bool,
     /// The folder for results.csv and chart.svg
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/compare"))]
@@ -186,7 +186,7 @@ impl Args {
     fn settings(&self) -> anyhow::Result<Settings> {
         let (rounds, seconds, users) = match self.extent() {
             Extent::Smoke => (1, 0.2, 200),
-            Extent::Quick => (3, 0.8, 2_000),
+            Extent::Quick => (5, 0.7, 2_000),
             Extent::Full => (5, 3.0, 10_000),
         };
         Ok(Settings {
@@ -199,12 +199,13 @@ impl Args {
     }
 
     fn crowd(&self) -> Crowd {
-        let (before, counted) = match self.extent() {
-            Extent::Smoke => (200, 2_000),
-            Extent::Quick => (100_000, 50_000),
-            Extent::Full => (100_000, 200_000),
+        let (before, counted, seconds) = match self.extent() {
+            Extent::Smoke => (200, 2_000, 0.1),
+            // Fewer would be lost in what an allocator has in hand, and the gate's gives back after ten seconds what it does not need.
+            Extent::Quick | Extent::Full => (100_000, 200_000, 12.0),
         };
-        Crowd { before, counted, connections: usize::from(self.connections) }
+        let patience = Duration::from_secs_f64(seconds);
+        Crowd { before, counted, patience, connections: usize::from(self.connections) }
     }
 }
 

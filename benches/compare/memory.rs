@@ -33,6 +33,8 @@ pub(crate) struct Crowd {
     /// More than anybody keeps tokens of.
     pub(crate) before: u64,
     pub(crate) counted: u64,
+    /// For so long everybody puts things away before it is looked at what they have.
+    pub(crate) patience: Duration,
     pub(crate) connections: usize,
 }
 
@@ -72,17 +74,17 @@ async fn row(
     let peer = Peer::start(kind, place)?;
     let mut driver = Driver::connect(peer.address, crowd.connections).await?;
     driver.run(before, Load::Requests(crowd.before)).await?.check(&[Expected::Images])?;
-    let (empty, empty_store) = settled(&peer).await?;
+    let (empty, empty_store) = settled(&peer, crowd.patience).await?;
     let tally = driver.run(counted, Load::Requests(crowd.counted * (FREE_LIMIT + 1))).await?;
     tally.check(&[Expected::ImagesEach(FREE_LIMIT)]).context("it does not hold all users")?;
-    let (full, full_store) = settled(&peer).await?;
+    let (full, full_store) = settled(&peer, crowd.patience).await?;
     let a_user = |empty: u64, full: u64| format!("{:.0}", (full as f64 - empty as f64) / crowd.counted as f64);
     let store = if full_store > 0 { a_user(empty_store, full_store) } else { String::new() };
     Ok([kind.name().to_owned(), a_user(empty, full), store, format!("{:.0}", mib(full + full_store))])
 }
 
 /// What it has, and what it keeps its counts in, when it has put its things away.
-async fn settled(peer: &Peer) -> anyhow::Result<(u64, u64)> {
-    tokio::time::sleep(Duration::from_secs(2)).await;
+async fn settled(peer: &Peer, patience: Duration) -> anyhow::Result<(u64, u64)> {
+    tokio::time::sleep(patience).await;
     Ok((peer.memory()?.now, peer.store_memory()?.now))
 }

@@ -30,7 +30,7 @@ impl fmt::Display for Settings {
         let Self { rounds, lasts, users, connections, cores } = self;
         write!(
             formatter,
-            "{rounds} round(s) of {lasts:?} each, {connections} connections, {users} users; median (least..most). {cores}."
+            "{rounds} round(s) of {lasts:?} each, {connections} connections, {users} users; median (least..most). Cores: {cores}."
         )
     }
 }
