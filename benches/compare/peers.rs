@@ -1,9 +1,10 @@
 //! The contenders: how each is started.
 
+use std::fs::{self, File};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use base64::Engine;
@@ -11,76 +12,29 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tempfile::TempDir;
 
 use crate::child::Child;
-use crate::cpu;
+use crate::contenders::Kind;
+use crate::cores::Cores;
 use crate::gate::{Durability, FREE_LIMIT, Gate, Setup, free_addresses};
 use crate::install;
 use crate::token::{self, Signed};
+use crate::usage::{Memory, Times};
 
-/// Who is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Bare,
-    GatePeriodic,
-    GateStrict,
-    HaproxyPlain,
-    HaproxyJwt,
-    NginxPlain,
-    NginxLua,
-    NginxLuaRedis,
-    EnvoyPlain,
-    EnvoyJwt,
-}
-
-impl Kind {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Bare => "bare hyper",
-            Self::GatePeriodic => "export-gate, periodic",
-            Self::GateStrict => "export-gate, strict",
-            Self::HaproxyPlain => "HAProxy, plain",
-            Self::HaproxyJwt => "HAProxy, jwt_verify + stick table",
-            Self::NginxPlain => "nginx, plain",
-            Self::NginxLua => "nginx + Lua + shared dict",
-            Self::NginxLuaRedis => "nginx + Lua + Redis",
-            Self::EnvoyPlain => "Envoy, plain",
-            Self::EnvoyJwt => "Envoy, jwt_authn + local limit",
-        }
-    }
-
-    pub(crate) const fn is_ours(self) -> bool {
-        matches!(self, Self::GatePeriodic | Self::GateStrict)
-    }
-
-    /// Whether it verifies tokens.
-    pub(crate) const fn checks(self) -> bool {
-        !matches!(self, Self::Bare | Self::HaproxyPlain | Self::NginxPlain | Self::EnvoyPlain)
-    }
-
-    pub(crate) const fn counts_by_user(self) -> bool {
-        self.checks() && !matches!(self, Self::EnvoyJwt)
-    }
-}
-
-const PUBLIC_KEY: &str = include_str!("../../tests/fixtures/keys/rsa.public.pem");
-const PUBLIC_JWKS: &str = include_str!("../../tests/fixtures/keys/public.jwk.json");
-
-/// The key set that Envoy reads.
-fn jwks(signed: Signed) -> anyhow::Result<String> {
-    let mut key = match signed {
-        Signed::Hs256 => serde_json::json!({ "kty": "oct", "k": URL_SAFE_NO_PAD.encode(token::SECRET) }),
-        _ => serde_json::from_str::<serde_json::Value>(PUBLIC_JWKS)?[signed.name()].clone(),
-    };
-    key["kid"] = token::KEY_ID.into();
-    key["alg"] = signed.name().into();
-    Ok(serde_json::json!({ "keys": [key] }).to_string())
+/// Where a contender is started, and in front of what.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'p> {
+    pub(crate) cores: &'p Cores,
+    pub(crate) upstream: SocketAddr,
+    pub(crate) signed: Signed,
 }
 
 /// A running contender.
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
+    // Before the folder: fields are dropped in order, and the processes must be gone when their files go.
     serving: Serving,
-    store: Option<Child>,
-    _folder: TempDir,
+    /// What it keeps its counts in, if that is a process of its own.
+    store: Option<Redis>,
+    _folder: Option<TempDir>,
 }
 
 enum Serving {
@@ -89,85 +43,84 @@ enum Serving {
 }
 
 impl Peer {
-    pub(crate) fn start(kind: Kind, upstream: SocketAddr, signed: Signed, is_used_up: bool) -> anyhow::Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let [address, store_address] = free_addresses()?;
-        let peer = |serving| Self { address, serving, store: None, _folder: tempfile::tempdir().expect("a folder") };
-        let durability = match kind {
-            Kind::Bare => {
-                let (child, address) = Child::start_part(&["bare-proxy", "--upstream", &upstream.to_string()])?;
-                return Ok(Self { address, ..peer(Serving::Other(child)) });
-            }
-            Kind::GatePeriodic => Some(Durability::Periodic),
-            Kind::GateStrict => Some(Durability::Strict),
-            _ => None,
-        };
-        let key_file = folder.path().join("key.pem");
-        std::fs::write(&key_file, PUBLIC_KEY)?;
-        if let Some(durability) = durability {
-            let gate = Gate::start(upstream, &Setup { durability, workers: 1, signed, records: false })?;
-            return Ok(Self { address: gate.address, ..peer(Serving::Gate(gate)) });
+    pub(crate) fn start(kind: Kind, place: Place<'_>) -> anyhow::Result<Self> {
+        match kind {
+            Kind::Bare => Self::bare(place),
+            Kind::GatePeriodic => Self::gate(Durability::Periodic, place),
+            Kind::GateStrict => Self::gate(Durability::Strict, place),
+            Kind::HaproxyPlain => Self::haproxy(include_str!("peers/haproxy-plain.cfg"), place),
+            Kind::HaproxyJwt => Self::haproxy(include_str!("peers/haproxy-jwt.cfg"), place),
+            Kind::NginxPlain => Self::nginx(include_str!("peers/nginx-plain.conf"), None, place),
+            Kind::NginxLua => Self::nginx(include_str!("peers/nginx-lua.conf"), None, place),
+            Kind::NginxLuaRedis => Self::nginx(include_str!("peers/nginx-lua.conf"), Some(Redis::start()?), place),
+            Kind::EnvoyPlain => Self::envoy(include_str!("peers/envoy-plain.yaml"), place),
+            Kind::EnvoyJwt => Self::envoy(include_str!("peers/envoy-jwt.yaml"), place),
         }
-        let store = match kind {
-            Kind::NginxLuaRedis => {
-                let port = store_address.port().to_string();
-                let mut redis = Command::new("redis-server");
-                redis.args(["--port", &port, "--save", "", "--appendonly", "no", "--bind", "127.0.0.1"]);
-                let redis = Child::start(redis.stdout(Stdio::null()))?;
-                wait_for(store_address)?;
-                Some(redis)
-            }
-            _ => None,
-        };
-        let redis = store.as_ref().map_or("nil".to_owned(), |_| store_address.port().to_string());
-        let key = match (kind, signed) {
-            (_, Signed::Hs256) => token::SECRET.to_owned(),
-            (Kind::HaproxyJwt, _) => key_file.display().to_string(),
-            _ => PUBLIC_KEY.to_owned(),
-        };
-        let fill = |template: &str| {
-            let values = [
-                ("@PORT@", address.port().to_string()),
-                ("@UPSTREAM@", upstream.to_string()),
-                ("@UPSTREAM_HOST@", upstream.ip().to_string()),
-                ("@UPSTREAM_PORT@", upstream.port().to_string()),
-                ("@FOLDER@", folder.path().display().to_string()),
-                ("@ALG@", signed.name().to_owned()),
-                ("@KEY@", key.clone()),
-                ("@JWKS@", jwks(signed).unwrap_or_default()),
-                ("@ISSUER@", token::ISSUER.to_owned()),
-                ("@AUDIENCE@", token::AUDIENCE.to_owned()),
-                ("@FREE_LIMIT@", FREE_LIMIT.to_string()),
-                ("@REDIS@", redis.clone()),
-                ("@BUCKET@", if is_used_up { "1" } else { "4000000000" }.to_owned()),
-            ];
-            values.iter().fold(template.to_owned(), |text, (name, value)| text.replace(name, value))
-        };
-        let written = |name: &str, template: &str| -> anyhow::Result<PathBuf> {
-            let path = folder.path().join(name);
-            std::fs::write(&path, fill(template))?;
-            Ok(path)
-        };
-        let mut command = match kind {
-            Kind::HaproxyPlain => haproxy(&written("haproxy.cfg", include_str!("peers/haproxy-plain.cfg"))?),
-            Kind::HaproxyJwt => haproxy(&written("haproxy.cfg", include_str!("peers/haproxy-jwt.cfg"))?),
-            Kind::NginxPlain => nginx(&written("nginx.conf", include_str!("peers/nginx-plain.conf"))?),
-            Kind::NginxLua | Kind::NginxLuaRedis => {
-                written("count.lua", include_str!("peers/count.lua"))?;
-                nginx(&written("nginx.conf", include_str!("peers/nginx-lua.conf"))?)
-            }
-            Kind::EnvoyPlain => envoy(&written("envoy.yaml", include_str!("peers/envoy-plain.yaml"))?)?,
-            Kind::EnvoyJwt => envoy(&written("envoy.yaml", include_str!("peers/envoy-jwt.yaml"))?)?,
-            Kind::Bare | Kind::GatePeriodic | Kind::GateStrict => unreachable!("started above"),
-        };
-        let said = std::fs::File::create(folder.path().join("said"))?;
-        command.stdout(said.try_clone()?).stderr(said);
-        let child = Child::start(&mut command).with_context(|| format!("cannot start {command:?}"))?;
-        if wait_for(address).is_err() {
-            let said = std::fs::read_to_string(folder.path().join("said")).unwrap_or_default();
-            anyhow::bail!("it does not listen: {said}");
+    }
+
+    fn bare(place: Place<'_>) -> anyhow::Result<Self> {
+        let upstream = place.upstream.to_string();
+        let (child, address) =
+            place.cores.start_proxy(|| Child::start_part(&["bare-proxy", "--upstream", &upstream]))?;
+        Ok(Self { address, serving: Serving::Other(child), store: None, _folder: None })
+    }
+
+    fn gate(durability: Durability, place: Place<'_>) -> anyhow::Result<Self> {
+        let setup = Setup { durability, workers: 1, signed: place.signed, records: false };
+        let gate = place.cores.start_proxy(|| Gate::start(place.upstream, &setup))?;
+        Ok(Self { address: gate.address, serving: Serving::Gate(gate), store: None, _folder: None })
+    }
+
+    fn haproxy(template: &str, place: Place<'_>) -> anyhow::Result<Self> {
+        let desk = Desk::new(place)?;
+        let mut command = Command::new(install::HAPROXY);
+        command.args(["-db", "-f"]).arg(desk.write("haproxy.cfg", template)?);
+        desk.start(command, None)
+    }
+
+    fn nginx(template: &str, redis: Option<Redis>, place: Place<'_>) -> anyhow::Result<Self> {
+        let mut desk = Desk::new(place)?;
+        let port = redis.as_ref().map_or("nil".to_owned(), |redis| redis.port.to_string());
+        desk.values.extend([("@REDIS@", port), ("@WEEK_STARTS@", half_a_week_ago().to_string())]);
+        desk.write("count.lua", include_str!("peers/count.lua"))?;
+        let mut command = Command::new(install::NGINX);
+        command.arg("-c").arg(desk.write("nginx.conf", template)?);
+        desk.start(command, redis)
+    }
+
+    fn envoy(template: &str, place: Place<'_>) -> anyhow::Result<Self> {
+        let mut desk = Desk::new(place)?;
+        desk.values.push(("@JWKS@", jwks(place.signed)?));
+        let mut command = Command::new(install::envoy().context("Envoy is not installed")?);
+        command.args(["--concurrency", "1", "--log-level", "error", "--use-dynamic-base-id", "-c"]);
+        command.arg(desk.write("envoy.yaml", template)?);
+        desk.start(command, None)
+    }
+
+    /// CPU time so far of what serves, with all it has started.
+    pub(crate) fn times(&self) -> anyhow::Result<Times> {
+        Times::of(self.pid())
+    }
+
+    /// The same of what it keeps its counts in.
+    pub(crate) fn store_times(&self) -> anyhow::Result<Times> {
+        self.store.as_ref().map_or(Ok(Times::default()), |store| Times::of(store.process.pid()))
+    }
+
+    pub(crate) fn memory(&self) -> anyhow::Result<Memory> {
+        Memory::of(self.pid())
+    }
+
+    pub(crate) fn store_memory(&self) -> anyhow::Result<Memory> {
+        self.store.as_ref().map_or(Ok(Memory::default()), |store| Memory::of(store.process.pid()))
+    }
+
+    /// How many groups of charges the gate has written to its ledger.
+    pub(crate) fn groups(&self) -> anyhow::Result<Option<u64>> {
+        match &self.serving {
+            Serving::Gate(gate) => gate.groups().map(Some),
+            Serving::Other(_) => Ok(None),
         }
-        Ok(Self { address, serving: Serving::Other(child), store, _folder: folder })
     }
 
     fn pid(&self) -> u32 {
@@ -176,74 +129,118 @@ impl Peer {
             Serving::Other(child) => child.pid(),
         }
     }
+}
 
-    /// What serves, with all it has started, and what it keeps its counts in.
-    pub(crate) fn processes(&self) -> anyhow::Result<Processes> {
-        Ok(Processes { serving: tree(self.pid())?, store: self.store.iter().map(Child::pid).collect() })
+/// Redis as those run it who count on its counts: what it forgets at a crash is what the gate may with `periodic`.
+struct Redis {
+    process: Child,
+    port: u16,
+    _folder: TempDir,
+}
+
+impl Redis {
+    /// Not on the proxies' cores.
+    fn start() -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let [address, _] = free_addresses()?;
+        let port = address.port();
+        let mut command = Command::new(install::REDIS);
+        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(folder.path());
+        command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]);
+        let mut process = Child::start(command.stdout(Stdio::null())).context("cannot start Redis")?;
+        wait_until_listening(&mut process, address).context("Redis")?;
+        Ok(Self { process, port, _folder: folder })
+    }
+}
+
+/// A folder for a peer's files, and what their templates are filled with.
+struct Desk<'p> {
+    place: Place<'p>,
+    address: SocketAddr,
+    folder: TempDir,
+    values: Vec<(&'static str, String)>,
+}
+
+impl<'p> Desk<'p> {
+    fn new(place: Place<'p>) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let [address, _] = free_addresses()?;
+        let (upstream, signed) = (place.upstream, place.signed);
+        let key_file = public_key_file(signed);
+        let key = key_file.as_ref().map_or(Ok(token::SECRET.to_owned()), fs::read_to_string)?;
+        let values = vec![
+            ("@PORT@", address.port().to_string()),
+            ("@UPSTREAM@", upstream.to_string()),
+            ("@UPSTREAM_HOST@", upstream.ip().to_string()),
+            ("@UPSTREAM_PORT@", upstream.port().to_string()),
+            ("@FOLDER@", folder.path().display().to_string()),
+            ("@ALG@", signed.name().to_owned()),
+            ("@KEY_OR_FILE@", key_file.map_or(key.clone(), |file| file.display().to_string())),
+            ("@KEY@", key),
+            ("@ISSUER@", token::ISSUER.to_owned()),
+            ("@AUDIENCE@", token::AUDIENCE.to_owned()),
+            ("@FREE_LIMIT@", FREE_LIMIT.to_string()),
+        ];
+        Ok(Self { place, address, folder, values })
     }
 
-    /// The most memory that any of its processes has taken, in bytes.
-    pub(crate) fn peak_memory(&self) -> anyhow::Result<u64> {
-        let peaks = tree(self.pid())?.into_iter().map(cpu::peak_memory).collect::<Result<Vec<_>, _>>()?;
-        Ok(peaks.into_iter().max().unwrap_or(0))
+    fn write(&self, name: &str, template: &str) -> anyhow::Result<PathBuf> {
+        let path = self.folder.path().join(name);
+        let text = self.values.iter().fold(template.to_owned(), |text, (name, value)| text.replace(name, value));
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    /// Starts what was prepared, and waits until it listens.
+    fn start(self, mut command: Command, store: Option<Redis>) -> anyhow::Result<Peer> {
+        let said = self.folder.path().join("said");
+        let output = File::create(&said)?;
+        command.stdout(output.try_clone()?).stderr(output);
+        let start = || Child::start(&mut command).with_context(|| format!("cannot start {command:?}"));
+        let mut child = self.place.cores.start_proxy(start)?;
+        wait_until_listening(&mut child, self.address)
+            .with_context(|| format!("it said: {}", fs::read_to_string(&said).unwrap_or_default()))?;
+        Ok(Peer { address: self.address, serving: Serving::Other(child), store, _folder: Some(self.folder) })
     }
 }
 
-pub(crate) struct Processes {
-    serving: Vec<u32>,
-    store: Vec<u32>,
+/// `None` for a secret.
+fn public_key_file(signed: Signed) -> Option<PathBuf> {
+    let name = match signed {
+        Signed::Hs256 => return None,
+        Signed::Rs256 => "rsa",
+        Signed::Es256 => "p256",
+    };
+    Some(PathBuf::from(format!("{}/tests/fixtures/keys/{name}.public.pem", env!("CARGO_MANIFEST_DIR"))))
 }
 
-impl Processes {
-    pub(crate) fn map<T>(self, with: impl FnOnce(Vec<u32>, Vec<u32>) -> T) -> T {
-        with(self.serving, self.store)
-    }
+/// The key set that Envoy reads.
+fn jwks(signed: Signed) -> anyhow::Result<String> {
+    const PUBLIC: &str = include_str!("../../tests/fixtures/keys/public.jwk.json");
+    let mut key = match signed {
+        Signed::Hs256 => serde_json::json!({ "kty": "oct", "k": URL_SAFE_NO_PAD.encode(token::SECRET) }),
+        Signed::Rs256 | Signed::Es256 => serde_json::from_str::<serde_json::Value>(PUBLIC)?[signed.name()].clone(),
+    };
+    key["kid"] = token::KEY_ID.into();
+    key["alg"] = signed.name().into();
+    Ok(serde_json::json!({ "keys": [key] }).to_string())
 }
 
-/// A process and all that descend from it.
-fn tree(root: u32) -> anyhow::Result<Vec<u32>> {
-    let mut parents = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        // It may have ended since.
-        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
-        parents.extend(parent.map(|parent| (pid, parent)));
-    }
-    let mut tree = vec![root];
-    let mut at = 0;
-    while at < tree.len() {
-        let above = tree[at];
-        tree.extend(parents.iter().filter(|(_, parent)| *parent == above).map(|(pid, _)| *pid));
-        at += 1;
-    }
-    Ok(tree)
+/// Where weeks begin, in seconds: so that none ends under way and gives quota back.
+fn half_a_week_ago() -> u64 {
+    const HALF: u64 = 7 * 24 * 60 * 60 / 2;
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_secs() - HALF
 }
 
-fn haproxy(config: &Path) -> Command {
-    let mut command = Command::new(install::HAPROXY);
-    command.args(["-db", "-f"]).arg(config);
-    command
-}
-
-fn nginx(config: &Path) -> Command {
-    let mut command = Command::new(install::NGINX);
-    command.arg("-c").arg(config);
-    command
-}
-
-fn envoy(config: &Path) -> anyhow::Result<Command> {
-    let mut command = Command::new(install::envoy().context("Envoy is not installed")?);
-    command.args(["--concurrency", "1", "--log-level", "error", "--use-dynamic-base-id", "-c"]).arg(config);
-    Ok(command)
-}
-
-fn wait_for(address: SocketAddr) -> anyhow::Result<()> {
-    for _ in 0..500 {
+fn wait_until_listening(child: &mut Child, address: SocketAddr) -> anyhow::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(20);
+    const ATTEMPTS: u32 = 500;
+    for _ in 0..ATTEMPTS {
+        child.ensure_alive()?;
         if TcpStream::connect(address).is_ok() {
             return Ok(());
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(PAUSE);
     }
-    anyhow::bail!("nobody listens on {address}")
+    anyhow::bail!("it does not listen")
 }

@@ -1,0 +1,135 @@
+//! The cases: what is asked, of whom, and how it must be answered.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use hyper::header::HeaderValue;
+
+use crate::contenders::Kind;
+use crate::mix::{Mix, Requests};
+use crate::tally::Expected;
+use crate::token::Signed;
+
+/// What is asked, and of whom.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) body_bytes: usize,
+    pub(crate) signed: Signed,
+    pub(crate) asks: Asks,
+    /// The first one is the yardstick.
+    pub(crate) contenders: &'static [Kind],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asks {
+    /// For what nobody checks.
+    Page,
+    /// Of users far from their limit.
+    Exports,
+    /// Of users over it.
+    TooMany,
+}
+
+const CHECKING: &[Kind] = &[
+    Kind::Bare,
+    Kind::GatePeriodic,
+    Kind::GateStrict,
+    Kind::HaproxyJwt,
+    Kind::NginxLua,
+    Kind::NginxLuaRedis,
+    Kind::EnvoyJwt,
+];
+
+/// And what two of them take for large images alone.
+const WITH_PLAIN: &[Kind] = &[
+    Kind::Bare,
+    Kind::GatePeriodic,
+    Kind::GateStrict,
+    Kind::HaproxyPlain,
+    Kind::HaproxyJwt,
+    Kind::NginxPlain,
+    Kind::NginxLua,
+    Kind::NginxLuaRedis,
+    Kind::EnvoyJwt,
+];
+
+/// Nobody looks at what is only forwarded.
+const PLAIN: &[Kind] = &[Kind::Bare, Kind::GatePeriodic, Kind::HaproxyPlain, Kind::NginxPlain, Kind::EnvoyPlain];
+
+pub(crate) const HS256: &str = "1 KiB HS256";
+pub(crate) const RS256: &str = "1 KiB RS256";
+pub(crate) const ES256: &str = "1 KiB ES256";
+pub(crate) const REFUSED: &str = "429";
+pub(crate) const LARGE: &str = "256 KiB HS256";
+pub(crate) const FORWARDED: &str = "forwarded only";
+
+pub(crate) const CASES: [Case; 6] = [
+    Case::exports(HS256, 1 << 10, Signed::Hs256, CHECKING),
+    Case::exports(RS256, 1 << 10, Signed::Rs256, CHECKING),
+    Case::exports(ES256, 1 << 10, Signed::Es256, CHECKING),
+    Case { asks: Asks::TooMany, ..Case::exports(REFUSED, 1 << 10, Signed::Hs256, CHECKING) },
+    Case::exports(LARGE, 256 << 10, Signed::Hs256, WITH_PLAIN),
+    Case { asks: Asks::Page, ..Case::exports(FORWARDED, 1 << 10, Signed::Hs256, PLAIN) },
+];
+
+impl Case {
+    const fn exports(name: &'static str, body_bytes: usize, signed: Signed, contenders: &'static [Kind]) -> Self {
+        Self { name, body_bytes, signed, asks: Asks::Exports, contenders }
+    }
+
+    /// How a contender must answer while it is measured.
+    pub(crate) fn expected(&self, kind: Kind) -> Expected {
+        if self.asks == Asks::TooMany && kind.checks() { Expected::Refusals } else { Expected::Images }
+    }
+}
+
+/// The requests of a case, the same for all contenders: tokens are signed once.
+pub(crate) struct Asked {
+    pub(crate) measured: Arc<Mix>,
+    /// What those who check are asked before.
+    pub(crate) proof: Option<Proof>,
+}
+
+/// By what one sees who checks.
+pub(crate) struct Proof {
+    /// Users of the plan `free`, each of whom asks more often in a row than it may.
+    pub(crate) racing: Arc<Mix>,
+    pub(crate) requests: u64,
+    /// Has another signature.
+    pub(crate) forged: Mix,
+    pub(crate) without_token: Mix,
+}
+
+impl Asked {
+    /// Each user of the plan `free` asks `in_a_row` times.
+    pub(crate) fn prepare(case: &Case, users: u64, in_a_row: u64) -> anyhow::Result<Self> {
+        let mix = |path: &str, tokens| {
+            let kind = Requests::get(vec![path.parse().expect("a path is a URI")], tokens);
+            Mix::new(vec![kind], case.body_bytes)
+        };
+        if case.asks == Asks::Page {
+            return Ok(Self { measured: Arc::new(mix("/assets/logo.png", Vec::new())), proof: None });
+        }
+        let export = |tokens| mix("/v1/designs/d-1/download", tokens);
+        let few = case.signed.authorizations("free", users);
+        let forged = export(vec![forged(few.first().context("there is a user")?)]);
+        let few = export(few);
+        let measured =
+            if case.asks == Asks::TooMany { few.clone() } else { export(case.signed.authorizations("max", users)) };
+        let proof = Proof {
+            racing: Arc::new(few.in_a_row(in_a_row)),
+            requests: users * in_a_row,
+            forged,
+            without_token: export(Vec::new()),
+        };
+        Ok(Self { measured: Arc::new(measured), proof: Some(proof) })
+    }
+}
+
+/// The same token with another signature.
+fn forged(token: &HeaderValue) -> HeaderValue {
+    let mut bytes = token.as_bytes().to_vec();
+    let at = bytes.len() - 10;
+    bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
+    HeaderValue::from_bytes(&bytes).expect("it differs in a letter")
+}

@@ -1,0 +1,163 @@
+//! How the contenders of a case take turns.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::Context;
+use hyper::StatusCode;
+
+use crate::cases::{Asked, Case, Proof};
+use crate::child::Child;
+use crate::contenders::Kind;
+use crate::cores::Cores;
+use crate::driver::{Driver, Load};
+use crate::gate::FREE_LIMIT;
+use crate::peers::{Peer, Place};
+use crate::report::{Line, Sample};
+use crate::tally::Expected;
+
+/// How much is measured.
+pub(crate) struct Settings {
+    pub(crate) rounds: usize,
+    pub(crate) lasts: Duration,
+    pub(crate) users: u64,
+    pub(crate) connections: usize,
+    pub(crate) cores: Cores,
+}
+
+impl fmt::Display for Settings {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rounds, lasts, users, connections, cores } = self;
+        write!(
+            formatter,
+            "{rounds} round(s) of {lasts:?} each, {connections} connections, {users} users; median (least..most). Cores: {cores}."
+        )
+    }
+}
+
+/// Runs a case: all contenders live at the same time, and one at a time is asked.
+pub(crate) fn run(case: &Case, kinds: &[Kind], settings: &Settings) -> anyhow::Result<Vec<Line>> {
+    eprintln!("{} ...", case.name);
+    let body = case.body_bytes.to_string();
+    let (_backend, upstream) = Child::start_part(&["backend", "--body-bytes", &body, "--delay-ms", "0"])?;
+    let place = Place { cores: &settings.cores, upstream, signed: case.signed };
+    let asked = Asked::prepare(case, settings.users, 2 * FREE_LIMIT)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut runners = Vec::new();
+        for kind in kinds {
+            let runner = Runner::start(*kind, case, &asked, place, settings).await;
+            runners.push(runner.with_context(|| kind.name())?);
+        }
+        for round in 0..settings.rounds {
+            take_turns(&mut runners, round, settings.lasts).await?;
+        }
+        runners.into_iter().map(|runner| runner.line(case)).collect()
+    })
+}
+
+/// Each once, and the yardstick before and after all others. They go to and fro, so that a machine that grows slower or faster meanwhile
+/// favours nobody.
+async fn take_turns(runners: &mut [Runner<'_>], round: usize, lasts: Duration) -> anyhow::Result<()> {
+    let (bare, others) = runners.split_first_mut().context("nobody is there")?;
+    let mut others: Vec<&mut Runner<'_>> = others.iter_mut().collect();
+    if round % 2 == 1 {
+        others.reverse();
+    }
+    let before = bare.measure(lasts).await?;
+    let mut measured = Vec::new();
+    for runner in others {
+        let used = runner.measure(lasts).await.with_context(|| runner.kind.name())?;
+        measured.push((runner, used));
+    }
+    let after = bare.measure(lasts).await?;
+    let yardstick = f64::midpoint(before.cpu, after.cpu);
+    let sample = |used: Used| Sample { round, ratio: used.cpu / yardstick, used };
+    bare.samples.extend([sample(before), sample(after)]);
+    for (runner, used) in measured {
+        runner.samples.push(sample(used));
+    }
+    Ok(())
+}
+
+/// What a contender used while it was measured.
+#[derive(Clone, Copy)]
+pub(crate) struct Used {
+    /// Microseconds of CPU time a request.
+    pub(crate) cpu: f64,
+    /// The same of what it keeps its counts in.
+    pub(crate) store: f64,
+    pub(crate) per_second: f64,
+}
+
+/// A contender, and what was measured of it.
+struct Runner<'r> {
+    kind: Kind,
+    peer: Peer,
+    driver: Driver,
+    asked: &'r Asked,
+    expected: Expected,
+    samples: Vec<Sample>,
+    /// Requests in all rounds, and how many groups of charges the gate had written before them.
+    sent: u64,
+    groups_before: Option<u64>,
+}
+
+impl<'r> Runner<'r> {
+    /// Starts it, and sees that it does what it is there for.
+    async fn start(
+        kind: Kind,
+        case: &Case,
+        asked: &'r Asked,
+        place: Place<'_>,
+        settings: &Settings,
+    ) -> anyhow::Result<Self> {
+        let peer = Peer::start(kind, place)?;
+        let mut driver = Driver::connect(peer.address, settings.connections).await?;
+        if let Some(proof) = asked.proof.as_ref().filter(|_| kind.checks()) {
+            prove(&mut driver, proof).await?;
+        }
+        // Every user is known before anything is measured.
+        let expected = case.expected(kind);
+        driver.run(&asked.measured, Load::Requests(settings.users)).await?.check(&[expected])?;
+        let groups_before = peer.groups()?;
+        Ok(Self { kind, peer, driver, asked, expected, samples: Vec::new(), sent: 0, groups_before })
+    }
+
+    async fn measure(&mut self, lasts: Duration) -> anyhow::Result<Used> {
+        let (before, store_before) = (self.peer.times()?, self.peer.store_times()?);
+        let tally = self.driver.run(&self.asked.measured, Load::Closed { lasts }).await?;
+        // The driver has its last answer before the proxy has put its things away.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        tally.check(&[self.expected])?;
+        self.sent += tally.sent;
+        let per_request = |time: Duration| time.as_secs_f64() * 1e6 / tally.sent as f64;
+        Ok(Used {
+            cpu: per_request(self.peer.times()?.since(&before)?),
+            store: per_request(self.peer.store_times()?.since(&store_before)?),
+            per_second: tally.sent as f64 / tally.elapsed.as_secs_f64(),
+        })
+    }
+
+    fn line(self, case: &Case) -> anyhow::Result<Line> {
+        let groups = self.peer.groups()?.zip(self.groups_before).map(|(after, before)| after - before);
+        Ok(Line {
+            case: case.name,
+            kind: self.kind,
+            samples: self.samples,
+            memory: self.peer.memory()?.peak,
+            store_memory: self.peer.store_memory()?.peak,
+            group_size: groups.filter(|groups| *groups > 0).map(|groups| self.sent as f64 / groups as f64),
+        })
+    }
+}
+
+/// Fails unless who has no good token gets nothing, and each user exactly what the limit allows, whoever comes first.
+async fn prove(driver: &mut Driver, proof: &Proof) -> anyhow::Result<()> {
+    for (what, mix) in [("a forged token", &proof.forged), ("no token", &proof.without_token)] {
+        let (status, _) = driver.probe(mix, 0).await?;
+        anyhow::ensure!(status == StatusCode::UNAUTHORIZED, "{what} gets {status}");
+    }
+    let tally = driver.run(&proof.racing, Load::Requests(proof.requests)).await?;
+    tally.check(&[Expected::ImagesEach(FREE_LIMIT)]).context("requests of each user that race each other")
+}
