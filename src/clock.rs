@@ -10,7 +10,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// A source of wall and monotonic time. Tests use [`ManualClock`] and never sleep.
 pub trait Clock: Send + Sync + std::fmt::Debug {
-    /// Wall time, up to some milliseconds behind. May step back when an operator sets the clock.
+    /// Wall time. May step back when an operator sets the clock.
     fn now(&self) -> Timestamp;
 
     /// Time since an arbitrary start. Never steps back.
@@ -43,11 +43,10 @@ impl Default for SystemClock {
 }
 
 impl Clock for SystemClock {
-    /// As coarse as [`coarse`](Self::coarse): windows and tokens end at whole seconds.
+    /// Precise: who waits for as long as `Retry-After` says comes back in the first instant of the new window.
+    #[expect(clippy::disallowed_methods, reason = "this is the clock that everyone else takes time from")]
     fn now(&self) -> Timestamp {
-        let time = clock_gettime(ClockId::RealtimeCoarse);
-        let nanoseconds = i32::try_from(time.tv_nsec).unwrap_or_default();
-        Timestamp::new(time.tv_sec, nanoseconds).unwrap_or_default()
+        Timestamp::now()
     }
 
     fn monotonic(&self) -> Duration {
