@@ -10,6 +10,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::gather::write_pieces;
+
 /// A stream that breaks for who writes only when there is nothing left to be read.
 #[derive(Debug)]
 pub(super) struct LastWords<IO> {
@@ -78,7 +80,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for LastWords<IO> {
         if let Some(nowhere) = self.goes_nowhere(bytes) {
             return Poll::Ready(nowhere);
         }
-        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, pieces));
+        let written = ready!(write_pieces(Pin::new(&mut self.stream), cx, pieces));
         Poll::Ready(self.written(written, bytes, cx))
     }
 

@@ -14,6 +14,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::activity::Activity;
 use super::places::Place;
+use crate::net::write_pieces;
 
 /// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -103,7 +104,7 @@ impl<T: AsyncRead + AsyncWrite> AsyncWrite for ClientStream<T> {
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[IoSlice<'_>]) -> Poll<Result<usize>> {
         let this = self.project();
-        note(this.activity, this.stream.poll_write_vectored(cx, bytes))
+        note(this.activity, write_pieces(this.stream, cx, bytes))
     }
 
     fn is_write_vectored(&self) -> bool {
