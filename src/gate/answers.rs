@@ -59,7 +59,8 @@ pub struct Answers {
 /// What an answer must know of its request, kept while the request itself goes on to the backend.
 #[derive(Debug, Clone, Default)]
 pub struct Asker {
-    request_id: OnceLock<HeaderValue>,
+    sent_id: Option<HeaderValue>,
+    made_id: OnceLock<HeaderValue>,
     origin: Option<HeaderValue>,
     accept: Accept,
     is_head: bool,
@@ -81,15 +82,13 @@ impl Asker {
                 is_one = id.replace(value).is_none();
             }
         }
-        if let Some(id) = id.filter(|id| is_one && request_id::can_be_logged(id)) {
-            asker.request_id = OnceLock::from(id.clone());
-        }
+        asker.sent_id = id.filter(|id| is_one && request_id::can_be_logged(id)).cloned();
         asker
     }
 
     /// The request's id. One that came without gets its id now: what is forwarded untouched needs none.
     pub fn request_id(&self) -> &HeaderValue {
-        self.request_id.get_or_init(request_id::fresh)
+        self.sent_id.as_ref().unwrap_or_else(|| self.made_id.get_or_init(request_id::fresh))
     }
 }
 

@@ -16,6 +16,7 @@ mod algorithm;
 mod bearer;
 mod cache;
 mod claims;
+mod common;
 mod error;
 mod jwks;
 mod keys;

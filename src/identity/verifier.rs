@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 
 use super::bearer::Places;
 use super::cache::{Fingerprint, TokenCache, Verified};
+use super::common::Common;
 use super::keys::{self, BadKey, Key, KeySet, NoKey};
 use super::metrics::Metrics;
 use super::remote::{self, Looked, Remote, Wanted};
@@ -63,6 +64,8 @@ pub struct Verifier {
     keys: Arc<ArcSwap<KeySet>>,
     remote: Option<Arc<Remote>>,
     cache: Option<TokenCache>,
+    plans: Common<str>,
+    features: Common<[String]>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
 }
@@ -110,6 +113,8 @@ impl Verifier {
             keys,
             remote,
             cache: (options.cache_bytes > 0).then(|| TokenCache::new(options.cache_bytes)),
+            plans: Common::default(),
+            features: Common::default(),
             metrics,
             clock,
         })
@@ -257,7 +262,10 @@ impl Verifier {
             Doubt::Key(wanted, error)
         })?;
         token.check_signature(&key.key, algorithm)?;
-        let caller = Arc::new(self.claims.caller(&Value::Object(claims), &key.id)?);
+        let mut caller = self.claims.caller(&Value::Object(claims), &key.id)?;
+        caller.plan = caller.plan.map(|plan| self.plans.one(plan));
+        caller.ai_features = caller.ai_features.map(|features| self.features.one(features));
+        let caller = Arc::new(caller);
         self.metrics.verified();
         if let Some((cache, fingerprint)) = cached {
             cache.keep(fingerprint, Verified { caller: caller.clone(), before, from, generation: keys.generation });
