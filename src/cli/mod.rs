@@ -6,6 +6,7 @@ mod check;
 mod demo;
 mod explain;
 mod health;
+mod log;
 mod notify;
 mod serve;
 mod table;

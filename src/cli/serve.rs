@@ -6,17 +6,16 @@ use std::sync::Arc;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use tracing_subscriber::EnvFilter;
 
 use super::notify::Manager;
-use super::{Failure, environment};
+use super::{Failure, environment, log};
 use crate::clock::SystemClock;
-use crate::config::{self, LogFormat, LogOptions};
+use crate::config;
 use crate::server::{Server, Source};
 
 pub(super) fn run(file: config::File) -> Result<(), Failure> {
     let config = file.load(None)?;
-    start_log(&config.log)?;
+    let _log = log::start(&config.log)?;
     let runtime = runtime(config.server.worker_threads)?;
     runtime.block_on(async {
         let ending = end_signal()?;
@@ -67,20 +66,4 @@ fn end_signal() -> io::Result<impl Future<Output = ()> + Send> {
             _ = interrupt.recv() => {}
         }
     })
-}
-
-fn start_log(options: &LogOptions) -> Result<(), Failure> {
-    let written = std::env::var(EnvFilter::DEFAULT_ENV).ok().or_else(|| options.filter.clone());
-    let filter = EnvFilter::try_new(written.as_deref().unwrap_or("info"));
-    let filter = filter.map_err(|error| Failure::Other(format!("the log filter is not understood: {error}")))?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        // A log that nobody reads any more must not end the gate: by default a line that cannot be written is a panic.
-        .log_internal_errors(false);
-    let started = match options.format {
-        LogFormat::Json => log.json().flatten_event(true).with_span_list(false).try_init(),
-        LogFormat::Text => log.try_init(),
-    };
-    started.map_err(|error| Failure::Other(format!("the log cannot be started: {error}")))
 }

@@ -117,7 +117,7 @@ impl Gate {
             Undecided::Cost(BadCost::Misread(misread)) => Refusal::Misread(misread),
             Undecided::Cost(bad) => Refusal::BadCost(bad),
         })?;
-        record.judged(policy.plans.name(plan), verdict.rule);
+        record.judged(policy.plans.shared_name(plan), verdict.rule);
         verdict.untold.iter().for_each(|meter| self.metrics.untold(*meter));
         let part_of = asks_for_a_part(head, route.delivers).then(|| target().name("", None));
         let retry = key.map(|key| target().name(key, text.as_deref()));

@@ -1,6 +1,6 @@
 //! One structured event for every decision about an export.
 
-use std::fmt::{Display, Write};
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -154,21 +154,25 @@ impl Record {
         }
     }
 
-    pub(super) fn judged(&mut self, plan: &str, rule: Rule) {
+    pub(super) fn judged(&mut self, plan: Option<&Arc<str>>, rule: Rule) {
         if let Some(fields) = self.fields() {
-            fields.plan = Some(plan.into());
+            fields.plan = plan.cloned();
             fields.rule = Some(rule);
         }
     }
 
     /// `ai-exports 2/2` for each meter.
     pub(super) fn counted(&mut self, policy: &Policy, standings: &[Standing]) {
-        let Some(fields) = self.fields() else { return };
+        let Some(Fields { meters, .. }) = self.fields() else { return };
+        // Without the formatting machinery: each export has this.
+        let mut number = itoa::Buffer::new();
         for standing in standings {
-            let name = policy.meter(standing.meter).map_or("", |meter| &*meter.name);
-            let separator = if fields.meters.is_empty() { "" } else { ", " };
-            // Writing to a string cannot fail.
-            let _ = write!(fields.meters, "{separator}{name} {}/{}", standing.taken(), standing.limit);
+            meters.push_str(if meters.is_empty() { "" } else { ", " });
+            meters.push_str(policy.meter(standing.meter).map_or("", |meter| &*meter.name));
+            meters.push(' ');
+            meters.push_str(number.format(standing.taken()));
+            meters.push('/');
+            meters.push_str(number.format(standing.limit));
         }
     }
 

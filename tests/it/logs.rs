@@ -145,6 +145,50 @@ fn an_access_log_has_one_line_for_each_other_request_and_no_secrets() {
 }
 
 #[test]
+fn nobody_waits_for_who_reads_the_log_and_what_was_too_much_is_told() {
+    const REQUESTS: usize = 1_500;
+    let (gate, unheard) = Setup::before(backend().address).start_unheard();
+    // More than a pipe and the gate hold together.
+    let token = Token::of(&"u".repeat(4_000)).line();
+    for number in 0..REQUESTS {
+        let status = get(gate.address, DOWNLOAD, &[&token, &format!("x-request-id: {number}")]).status;
+        assert!(matches!(status, 200 | 429), "{status}");
+    }
+    drop(unheard);
+    let mut lost = 0;
+    eventually("what was lost is told", || {
+        let log = gate.log();
+        let told = log.iter().filter(|line| line.contains("lines of this log were lost"));
+        let told = told.filter_map(|line| serde_json::from_str::<Value>(line).ok()?["lines"].as_u64());
+        lost = told.sum::<u64>();
+        lost > 0
+    });
+    let records = gate.records();
+    assert_eq!(records.len() as u64 + lost, REQUESTS as u64);
+    let in_order = records.iter().zip(0..).all(|(record, number)| record["request_id"] == format!("{number}"));
+    assert!(in_order, "what was not lost is whole, and in order");
+    get(gate.address, DOWNLOAD, &[&token, "x-request-id: later"]);
+    eventually("the log goes on", || gate.records().last().is_some_and(|record| record["request_id"] == "later"));
+}
+
+#[test]
+fn all_that_was_logged_is_written_when_the_gate_ends() {
+    let backend = backend();
+    let (gate, unheard) = Setup::before(backend.address).start_unheard();
+    let token = Token::of("u").line();
+    for _ in 0..20 {
+        get(gate.address, DOWNLOAD, &[&token]);
+    }
+    gate.signal("TERM");
+    drop(unheard);
+    eventually("its last line is there", || {
+        gate.log().iter().any(|line| line.contains("every charge is in the ledger"))
+    });
+    assert_eq!(gate.records().len(), 20);
+    assert!(gate.stop_code() == Some(0));
+}
+
+#[test]
 fn a_client_that_leaves_is_logged_too() {
     let (held, release) = Reply::held(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf ", b"there");
     let backend = Backend::start(held);

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -128,6 +129,19 @@ impl Setup {
         self.start_reading(|line| line.contains("the ledger is ready")).ready()
     }
 
+    /// Starts it, and reads no more of its log once it can charge, until what is returned with it is dropped.
+    pub(crate) fn start_unheard(&self) -> (Gate, Sender<()>) {
+        let (held, dropped) = channel();
+        let wait = move |line: &str| {
+            if line.contains("the ledger is ready") {
+                // Nothing is ever sent.
+                let _ = dropped.recv();
+            }
+            false
+        };
+        (self.start_reading(wait).ready(), held)
+    }
+
     /// Starts it and waits until it listens.
     pub(crate) fn start_unready(&self) -> Gate {
         self.start_reading(|_| false)
@@ -145,11 +159,11 @@ impl Setup {
         Ok(gate)
     }
 
-    fn start_reading(&self, until: fn(&str) -> bool) -> Gate {
+    fn start_reading(&self, until: impl Fn(&str) -> bool + Send + 'static) -> Gate {
         self.spawn(until).unwrap_or_else(|ended| panic!("the gate has ended: {ended:?}"))
     }
 
-    fn spawn(&self, until: fn(&str) -> bool) -> Result<Gate, Ended> {
+    fn spawn(&self, until: impl Fn(&str) -> bool + Send + 'static) -> Result<Gate, Ended> {
         let mut command = self.command("serve");
         command.arg("--config").arg(self.config()).stderr(Stdio::piped()).stdout(Stdio::null());
         let mut child = command.spawn().unwrap();
@@ -237,6 +251,12 @@ impl Gate {
 
     pub(crate) fn log(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
+    }
+
+    /// Waits for a line with all of these words.
+    pub(crate) fn logs(&self, words: &[&str]) {
+        let has_all = |line: &String| words.iter().all(|word| line.contains(word));
+        eventually("it is logged", || self.log().iter().any(has_all));
     }
 
     /// The decision records so far.
