@@ -108,12 +108,12 @@ pub enum StartError {
 
 impl Server {
     /// Builds all parts and binds the listeners. The ledger is opened later, by [`run`](Self::run): a gate whose ledger is
-    /// missing or taken still forwards all that is no export.
+    /// missing or taken still forwards all that is no export. Its metrics are shown besides those of `registry`.
     ///
     /// # Errors
     ///
     /// [`StartError`].
-    pub async fn bind(config: Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+    pub async fn bind(config: Config, clock: Arc<dyn Clock>, mut registry: Registry) -> Result<Self, StartError> {
         let listen =
             async |address| TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source });
         let listener = listen(config.server.listen).await?;
@@ -124,7 +124,6 @@ impl Server {
         let verifier =
             Verifier::new(config.identity.clone(), clock.clone()).map_err(|(_, bad)| StartError::Key(bad))?;
         let verifier = Arc::new(verifier);
-        let mut registry = Registry::default();
         let designs = Arc::new(Designs::new(config.designs.clone(), clock.clone()));
         let backends = Backends::new(ways(&config), &clock, &mut registry);
         let parts = Parts {

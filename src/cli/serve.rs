@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use prometheus_client::registry::Registry;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -15,12 +16,14 @@ use crate::server::{Server, Source};
 
 pub(super) fn run(file: config::File) -> Result<(), Failure> {
     let config = file.load(None)?;
-    let _log = log::start(&config.log)?;
+    let log = log::start(&config.log)?;
     let runtime = runtime(config.server.worker_threads)?;
     runtime.block_on(async {
         let ending = end_signal()?;
         let source = Source { file, hangups: signal(SignalKind::hangup())? };
-        let server = Server::bind(config, Arc::new(SystemClock::new())).await?;
+        let mut metrics = Registry::default();
+        log.register_metrics(&mut metrics);
+        let server = Server::bind(config, Arc::new(SystemClock::new()), metrics).await?;
         let (clients, operators) = (server.address()?, server.admin_address()?);
         tracing::info!(%clients, %operators, "listening");
         let manager = Arc::new(Manager::of(&environment()));

@@ -154,6 +154,7 @@ fn nobody_waits_for_who_reads_the_log_and_what_was_too_much_is_told() {
         let status = get(gate.address, DOWNLOAD, &[&token, &format!("x-request-id: {number}")]).status;
         assert!(matches!(status, 200 | 429), "{status}");
     }
+    let counted = gate.metric("exportgate_log_lines_lost_total");
     drop(unheard);
     let mut lost = 0;
     eventually("what was lost is told", || {
@@ -163,6 +164,7 @@ fn nobody_waits_for_who_reads_the_log_and_what_was_too_much_is_told() {
         lost = told.sum::<u64>();
         lost > 0
     });
+    assert_eq!(counted, lost as f64);
     let records = gate.records();
     assert_eq!(records.len() as u64 + lost, REQUESTS as u64);
     let in_order = records.iter().zip(0..).all(|(record, number)| record["request_id"] == format!("{number}"));

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -101,7 +102,7 @@ impl Stage {
     }
 
     async fn start_gate(&self) -> Result<Gate, Failure> {
-        let server = Server::bind(self.config()?, Arc::new(SystemClock::new())).await?;
+        let server = Server::bind(self.config()?, Arc::new(SystemClock::new()), Registry::default()).await?;
         let (address, admin) = (server.address()?, server.admin_address()?);
         let (stop, stopped) = oneshot::channel::<()>();
         let ended = tokio::spawn(server.run(

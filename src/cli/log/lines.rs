@@ -6,6 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// How long lines are gathered after a write. The first after a while is written at once, and many that come quickly in few writes.
@@ -23,7 +25,7 @@ pub(super) struct Lines(Arc<Shared>);
 
 /// Writes what is put there. When it is dropped, all is written.
 #[derive(Debug)]
-pub(super) struct Writing {
+pub(crate) struct Writing {
     lines: Lines,
     thread: Option<JoinHandle<()>>,
 }
@@ -32,12 +34,14 @@ pub(super) struct Writing {
 struct Shared {
     waiting: Mutex<Waiting>,
     changed: Condvar,
+    /// All lines that there was no room for.
+    lost: Counter,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     text: Vec<u8>,
-    /// Lines that there was no room for.
+    /// Those of them that nobody was told of yet.
     lost: u64,
     ended: bool,
 }
@@ -61,6 +65,7 @@ impl Lines {
         let before = waiting.text.len();
         if before + line.len() > MOST_WAITING {
             waiting.lost += 1;
+            self.0.lost.inc();
             return;
         }
         waiting.text.extend_from_slice(line);
@@ -99,6 +104,14 @@ impl Lines {
         let few = |waiting: &mut Waiting| waiting.text.len() < MANY && !waiting.ended;
         // Whether the time is up or there is something to do: both are the end of it.
         drop(self.0.changed.wait_timeout_while(self.waiting(), PAUSE, few));
+    }
+}
+
+impl Writing {
+    /// Adds what is counted to a registry.
+    pub(crate) fn register_metrics(&self, registry: &mut Registry) {
+        let help = "Lines of the log that were not taken in time";
+        registry.register("exportgate_log_lines_lost", help, self.lines.0.lost.clone());
     }
 }
 

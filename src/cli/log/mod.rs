@@ -9,13 +9,13 @@ use std::io;
 use tracing_subscriber::EnvFilter;
 
 use self::json::{Json, SpanFields};
-use self::lines::Lines;
+use self::lines::{Lines, Writing};
 use self::time::WallTime;
 use super::Failure;
 use crate::config::{LogFormat, LogOptions};
 
 /// Has all events logged from now on, until the guard is dropped: then every line has been written.
-pub(super) fn start(options: &LogOptions) -> Result<impl Drop + use<>, Failure> {
+pub(super) fn start(options: &LogOptions) -> Result<Writing, Failure> {
     let written = std::env::var(EnvFilter::DEFAULT_ENV).ok().or_else(|| options.filter.clone());
     let filter = EnvFilter::try_new(written.as_deref().unwrap_or("info"));
     let filter = filter.map_err(|error| Failure::Other(format!("the log filter is not understood: {error}")))?;
