@@ -10,7 +10,11 @@ use tokio::io::AsyncWrite;
 const SMALL: usize = 2048;
 
 /// Writes pieces, as [`AsyncWrite::poll_write_vectored`] does, in the cheapest way: of a head and a small body a single `send` is made.
-pub fn write_pieces<IO>(stream: Pin<&mut IO>, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>>
+pub(crate) fn write_pieces<IO>(
+    stream: Pin<&mut IO>,
+    cx: &mut Context<'_>,
+    pieces: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>>
 where
     IO: AsyncWrite + ?Sized,
 {

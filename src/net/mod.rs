@@ -19,7 +19,7 @@ mod url;
 
 pub use body::{BodyError, PooledBody, RequestBody, Sending};
 pub use documents::{Documents, FetchError, Options as DocumentOptions};
-pub use gather::write_pieces;
+pub(crate) use gather::write_pieces;
 pub use pool::{Options, Pool, Protocol, SendError};
 pub use tls::{BadRoots, Trust};
 pub use url::{BadUrl, Origin, Url};

@@ -42,6 +42,7 @@ fn all_else_flows(gate: &Gate) {
 fn a_new_ledger_is_ready_without_trouble() {
     let (_backend, setup) = stage();
     let gate = setup.start();
+    gate.logs(&["the ledger is ready"]);
     assert!(gate.log().iter().all(|line| !line.contains("ERROR") && !line.contains("WARN")), "{:?}", gate.log());
 }
 
@@ -108,6 +109,20 @@ fn a_last_flush_that_fails_is_told_by_the_exit_code_and_says_how_much_was_lost()
     eventually("the log tells", || {
         gate.log().iter().any(|line| line.contains("3 delivered charges were not written to the ledger"))
     });
+    assert_eq!(gate.stop_code(), Some(1));
+}
+
+#[test]
+fn a_log_that_nobody_reads_does_not_keep_a_gate_that_has_lost_charges_from_saying_so_by_its_exit_code() {
+    let (_backend, setup) = stage();
+    let setup = setup.set("EXPORT_GATE__LEDGER__DURABILITY", "periodic");
+    let (gate, _unheard) = failing(&setup, "fdatasync", "1+", &[]).start_unheard();
+    // More than a pipe holds.
+    let user = "u".repeat(4_000);
+    for _ in 0..50 {
+        export(&gate, &user);
+    }
+    gate.signal("TERM");
     assert_eq!(gate.stop_code(), Some(1));
 }
 

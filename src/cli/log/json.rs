@@ -26,12 +26,11 @@ const LINE: usize = 1_024;
 /// Nor are the fields of most spans.
 const FIELDS: usize = 128;
 
-impl<S, N> FormatEvent<S, N> for Json
+impl<S> FormatEvent<S, SpanFields> for Json
 where
     S: Subscriber + for<'lookup> LookupSpan<'lookup>,
-    N: for<'writer> FormatFields<'writer> + 'static,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(&self, context: &FmtContext<'_, S, SpanFields>, out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         // What comes from the `log` crate has its target among its fields.
         let of_log = event.normalized_metadata();
         let metadata = of_log.as_ref().unwrap_or_else(|| event.metadata());
@@ -46,7 +45,7 @@ where
             line.0.extend_from_slice(b",\"span\":{\"name\":\"");
             line.0.extend_from_slice(span.name().as_bytes());
             line.0.push(b'"');
-            if let Some(fields) = span.extensions().get::<FormattedFields<N>>() {
+            if let Some(fields) = span.extensions().get::<FormattedFields<SpanFields>>() {
                 line.0.extend_from_slice(fields.as_bytes());
             }
             line.0.push(b'}');
@@ -68,7 +67,7 @@ impl<'w> FormatFields<'w> for SpanFields {
 struct Members(Vec<u8>);
 
 impl Members {
-    /// The names of fields are Rust's: they need no escapes.
+    /// Names of fields and spans are written as they are: none has a quote in it, or what else would have to be escaped.
     fn member<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) {
         self.0.extend_from_slice(b",\"");
         // One that is a keyword is a raw identifier.
@@ -112,7 +111,7 @@ impl Visit for Members {
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
-mod tests {
+pub(super) mod tests {
     use std::sync::{Arc, Mutex};
 
     use proptest::prelude::*;
@@ -121,7 +120,7 @@ mod tests {
     use super::*;
 
     /// The lines that are logged meanwhile.
-    fn logged(what: impl FnOnce()) -> Vec<Value> {
+    pub(in super::super) fn logged(what: impl FnOnce()) -> Vec<Value> {
         #[derive(Clone, Default)]
         struct Memory(Arc<Mutex<Vec<u8>>>);
         impl std::io::Write for Memory {
@@ -136,7 +135,7 @@ mod tests {
         let writer = memory.clone();
         let log = tracing_subscriber::fmt().with_writer(move || writer.clone());
         tracing::subscriber::with_default(
-            log.event_format(Json(WallTime::default())).fmt_fields(SpanFields).finish(),
+            log.fmt_fields(SpanFields).event_format(Json(WallTime::default())).finish(),
             what,
         );
         let text = String::from_utf8(memory.0.lock().unwrap().clone()).unwrap();

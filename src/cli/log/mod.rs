@@ -4,7 +4,11 @@ mod json;
 mod lines;
 mod time;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
+use std::panic;
 
 use tracing_subscriber::EnvFilter;
 
@@ -14,22 +18,53 @@ use self::time::WallTime;
 use super::Failure;
 use crate::config::{LogFormat, LogOptions};
 
-/// Has all events logged from now on, until the guard is dropped: then every line has been written.
+/// Has all events logged from now on, panics among them, until the guard is dropped.
 pub(super) fn start(options: &LogOptions) -> Result<Writing, Failure> {
     let written = std::env::var(EnvFilter::DEFAULT_ENV).ok().or_else(|| options.filter.clone());
     let filter = EnvFilter::try_new(written.as_deref().unwrap_or("info"));
     let filter = filter.map_err(|error| Failure::Other(format!("the log filter is not understood: {error}")))?;
-    let (lines, writing) = Lines::to(io::stderr())?;
+    // A descriptor of its own: nobody waits for the lock of the standard library's.
+    let (lines, writing) = Lines::to(File::from(io::stderr().as_fd().try_clone_to_owned()?))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_timer(WallTime::default())
         .with_writer(lines)
         // What cannot be formatted must not end the gate: by default it is a panic if standard error is closed as well.
         .log_internal_errors(false);
     let started = match options.format {
-        LogFormat::Json => log.event_format(Json(WallTime::default())).fmt_fields(SpanFields).try_init(),
-        LogFormat::Text => log.try_init(),
+        LogFormat::Json => log.fmt_fields(SpanFields).event_format(Json(WallTime::default())).try_init(),
+        LogFormat::Text => log.with_timer(WallTime::default()).try_init(),
     };
     started.map_err(|error| Failure::Other(format!("the log cannot be started: {error}")))?;
+    log_panics();
     Ok(writing)
+}
+
+/// A panic is a line like any other, where errors are logged at all.
+fn log_panics() {
+    let by_default = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        if !tracing::enabled!(tracing::Level::ERROR) {
+            return by_default(panic);
+        }
+        let backtrace = Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| tracing::field::display(backtrace));
+        let thread = std::thread::current();
+        tracing::error!(thread = thread.name(), backtrace, "{panic}");
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::json::tests::logged;
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_line_that_says_where_and_why() {
+        log_panics();
+        let lines = logged(|| _ = panic::catch_unwind(|| panic!("a \"bug\"")));
+        let [line] = &lines[..] else { panic!("{lines:?}") };
+        let message = line["message"].as_str().unwrap_or_default();
+        assert!(message.contains(file!()) && message.ends_with("a \"bug\""), "{line}");
+        assert_eq!(line["level"], "ERROR");
+    }
 }

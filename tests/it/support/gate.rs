@@ -283,7 +283,12 @@ impl Gate {
 
     /// Waits for its end and returns the exit code.
     pub(crate) fn stop_code(mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
+        let mut ended = None;
+        eventually("it ends", || {
+            ended = self.child.try_wait().unwrap();
+            ended.is_some()
+        });
+        ended.unwrap().code()
     }
 
     /// Stops and starts it in the same folder.
