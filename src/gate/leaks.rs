@@ -25,8 +25,8 @@ pub(super) struct Leaks {
 }
 
 impl Leaks {
-    /// Logs what to add to the configuration, once for each pattern.
-    pub(super) fn report(&self, method: &Method, path: &str) {
+    /// Logs that a file has left, or was kept back, and what to add to the configuration, once for each pattern.
+    pub(super) fn report(&self, method: &Method, path: &str, has_left: bool) {
         // In one piece: hashing each part by itself takes several times as long.
         let mut bytes = SmallVec::<[u8; 128]>::new();
         for part in parts(path) {
@@ -53,7 +53,11 @@ impl Leaks {
         if !is_known(&before) {
             let pattern = pattern(path);
             let add = advice(method, &pattern);
-            tracing::warn!(%method, pattern, add, "a file has left on a path that no route knows: it was not counted");
+            if has_left {
+                tracing::warn!(%method, pattern, add, "a file has left on a path that no route knows: it was not counted");
+            } else {
+                tracing::warn!(%method, pattern, add, "a file was kept back: no route knows its path");
+            }
         }
     }
 }
@@ -82,7 +86,7 @@ impl Unclassified {
             return Response::from_parts(head, GateBody::forwarded(body));
         }
         self.gate.metrics.unclassified_file();
-        self.gate.leaks.report(&self.method, self.uri.path());
+        self.gate.leaks.report(&self.method, self.uri.path(), self.refused.is_none());
         match self.refused {
             Some(asker) => self.gate.refuse(Refusal::Unclassified, &asker).map(GateBody::own),
             None => Response::from_parts(head, GateBody::forwarded(body)),
@@ -97,11 +101,14 @@ fn advice(method: &Method, pattern: &str) -> String {
     let name = words.map(|word| word.chars().map(plain).collect::<String>()).collect::<Vec<_>>().join("-");
     let name = if name.is_empty() { "files".to_owned() } else { name };
     let quoted = |text: &str| toml::Value::from(text).to_string();
+    let (name, method, path) = (quoted(&name), quoted(method.as_str()), quoted(pattern));
+    let design = match pattern.contains("{design}") {
+        true => "",
+        false => "design = { query = \"design\" } # or { header = ... }: what says which design it is\n",
+    };
     format!(
-        "[[routes]] name = {}, methods = [{}], path = {}, action = \"download\" (or \"view\" if it stays inside the product)",
-        quoted(&name),
-        quoted(method.as_str()),
-        quoted(pattern)
+        "[[routes]]\nname = {name}\nmethods = [{method}]\npath = {path}\n\
+         action = \"download\" # or \"view\" if it stays inside the product\n{design}"
     )
 }
 
@@ -162,20 +169,23 @@ mod tests {
 
     #[test]
     fn the_advice_is_what_the_configuration_takes() {
-        let advice = advice(&Method::GET, "/files/{design}");
-        let expected =
-            "[[routes]] name = \"files\", methods = [\"GET\"], path = \"/files/{design}\", action = \"download\"";
-        assert!(advice.starts_with(expected), "{advice}");
+        for (pattern, names_design) in [("/files/{design}", true), ("/poster.png", false)] {
+            let advice: toml::Table = advice(&Method::GET, pattern).parse().unwrap_or_default();
+            let route = &advice["routes"][0];
+            assert_eq!(route["path"].as_str(), Some(pattern));
+            assert_eq!(route.get("design").is_none(), names_design, "{route}");
+        }
     }
 
     #[test]
     fn a_pattern_is_reported_once_and_so_many_are_remembered() {
         let leaks = Leaks::default();
         for index in 0..2 * MOST_PATTERNS {
-            leaks.report(&Method::GET, &format!("/{}/1", "a".repeat(1 + index % 20)));
+            leaks.report(&Method::GET, &format!("/{}/1", "a".repeat(1 + index % 20)), true);
             leaks.report(
                 &Method::GET,
                 &format!("/{}/1", char::from(b'a' + (index % 26) as u8).to_string().repeat(index % 24)),
+                true,
             );
         }
         assert!(leaks.reported.load().len() <= MOST_PATTERNS);
