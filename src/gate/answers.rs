@@ -304,8 +304,12 @@ fn usual_title(status: StatusCode) -> &'static str {
     status.canonical_reason().unwrap_or("Error")
 }
 
-/// What to do for a token that is not accepted (RFC 6750, section 3).
+/// What to do for a token that is not accepted, or not there (RFC 6750, section 3).
 fn challenge(error: &TokenError) -> Option<HeaderValue> {
+    if *error == TokenError::Missing {
+        // Nothing that was sent is wrong (section 3.1).
+        return Some(HeaderValue::from_static("Bearer"));
+    }
     // The texts hold no quotes but around claim names.
     let description = error.to_string().replace('"', "'");
     HeaderValue::try_from(format!("Bearer error=\"invalid_token\", error_description=\"{description}\"")).ok()

@@ -33,7 +33,13 @@ fn without_a_good_token_an_export_is_refused_with_401_and_nothing_is_forwarded()
         let answer = get(gate.address, DOWNLOAD, &lines);
         assert_eq!(answer.status, 401, "{case}");
         let challenge = answer.header("www-authenticate").unwrap();
-        assert!(challenge.starts_with("Bearer error=\"invalid_token\", error_description=\""), "{case}: {challenge}");
+        match lines[..] {
+            [] => assert_eq!(challenge, "Bearer"),
+            _ => assert!(
+                challenge.starts_with("Bearer error=\"invalid_token\", error_description=\""),
+                "{case}: {challenge}"
+            ),
+        }
         assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{case}");
     }
     let two = get(gate.address, DOWNLOAD, &[&good.line(), &good.line()]);
