@@ -157,6 +157,7 @@ fn nobody_waits_for_who_reads_the_log_and_what_was_too_much_is_told() {
     let lost = gate.metric("exportgate_log_lines_lost_total");
     assert!(lost > 0.0);
     drop(unheard);
+    gate.logs(&["lines of this log were lost"]);
     get(gate.address, DOWNLOAD, &[&token, "x-request-id: later"]);
     eventually("the log goes on", || gate.records().last().is_some_and(|record| record["request_id"] == "later"));
     let records = gate.records();

@@ -39,7 +39,7 @@ pub(super) async fn walk(stage: Stage, guide: &Guide) -> Result<(Stage, Gate), F
         walker.ask(&ANNA, Method::GET, "poster/download", 200, "The image left: one export is charged.").await?;
     let path = picture_path(&stage.folder);
     std::fs::write(&path, &picture)?;
-    guide.say(&format!("(The image: {})", path.display()));
+    guide.say(&format!("(The image: {}, while the demo runs)", path.display()));
     walker
         .ask(&ANNA, Method::GET, "poster/download", 200, "The second one, and a warning that it is the last.")
         .await?;

@@ -6,7 +6,7 @@ mod time;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::panic;
 
@@ -32,11 +32,16 @@ pub(super) fn start(options: &LogOptions) -> Result<Writing, Failure> {
         .log_internal_errors(false);
     let started = match options.format {
         LogFormat::Json => log.fmt_fields(SpanFields).event_format(Json(WallTime::default())).try_init(),
-        LogFormat::Text => log.with_timer(WallTime::default()).try_init(),
+        LogFormat::Text => log.with_timer(WallTime::default()).with_ansi(may_be_coloured()).try_init(),
     };
     started.map_err(|error| Failure::Other(format!("the log cannot be started: {error}")))?;
     log_panics();
     Ok(writing)
+}
+
+/// Only on a terminal, and not if that is not wanted (<https://no-color.org>).
+fn may_be_coloured() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// A panic is a line like any other, where errors are logged at all.
