@@ -63,6 +63,7 @@ struct BackendsShared {
 #[derive(Debug, Clone)]
 struct Metrics {
     durations: Family<UpstreamLabels, Histogram, fn() -> Histogram>,
+    failures: Family<FailureLabels, Counter>,
     queued: Family<UpstreamLabels, Gauge>,
     shed: Family<UpstreamLabels, Counter>,
     ejections: Family<UpstreamLabels, Counter>,
@@ -75,6 +76,7 @@ impl Metrics {
             Family::new_with_constructor((|| Histogram::new(exponential_buckets(0.001, 2.5, 12))) as fn() -> _);
         let metrics = Self {
             durations,
+            failures: Family::default(),
             queued: Family::default(),
             shed: Family::default(),
             ejections: Family::default(),
@@ -82,6 +84,8 @@ impl Metrics {
         };
         let help = "Time from a request to the head of a backend's answer";
         registry.register("exportgate_upstream_duration_seconds", help, metrics.durations.clone());
+        let help = "Requests that got no head of an answer from their backend, for no fault of their clients";
+        registry.register("exportgate_upstream_failures", help, metrics.failures.clone());
         let help = "Requests that wait for a place at their upstream";
         registry.register("exportgate_queued", help, metrics.queued.clone());
         let help = "Requests that found too much under way at their upstream";
@@ -103,6 +107,10 @@ impl Metrics {
 
     fn of(&self, upstream: &str) -> proxy::Metrics {
         let labels = UpstreamLabels { upstream: upstream.to_owned() };
+        for reason in [UNREACHABLE, TIMEOUT] {
+            // Shown from the start.
+            drop(self.failures.get_or_create(&FailureLabels { upstream: upstream.to_owned(), reason }));
+        }
         let endpoints =
             |state| self.endpoints.get_or_create_owned(&EndpointLabels { upstream: upstream.to_owned(), state });
         proxy::Metrics {
@@ -135,6 +143,17 @@ pub(super) struct Ways {
 struct UpstreamLabels {
     upstream: String,
 }
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabels {
+    upstream: String,
+    reason: &'static str,
+}
+
+/// No connection, or it broke before the head of an answer.
+const UNREACHABLE: &str = "unreachable";
+/// The head took too long.
+const TIMEOUT: &str = "timeout";
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EndpointLabels {
@@ -197,29 +216,37 @@ impl Service<Request<RequestBody>> for Backends {
         Box::pin(async move {
             let Choice { shared, proxies } = &*choice;
             let answer = proxies[index].forward(&mut outgoing).await.map(|answer| answer.map(Either::Left));
-            Ok(answer.unwrap_or_else(|error| shared.in_place_of(&error, &asker).map(Either::Right)))
+            Ok(answer.unwrap_or_else(|error| shared.in_place_of(&error, index, &asker).map(Either::Right)))
         })
     }
 }
 
 impl BackendsShared {
-    fn in_place_of(&self, error: &ProxyError, asker: &Asker) -> Response<Full<Bytes>> {
-        let (status, detail) = match error {
+    fn in_place_of(&self, error: &ProxyError, upstream: usize, asker: &Asker) -> Response<Full<Bytes>> {
+        let (status, failure, detail) = match error {
             // The request's own body: the client broke it off, or framed it wrongly.
             ProxyError::Unreachable(error) if error.is_of_body() => {
-                (StatusCode::BAD_REQUEST, "The request's body broke off, or is not framed as it should be.")
+                (StatusCode::BAD_REQUEST, None, "The request's body broke off, or is not framed as it should be.")
             }
-            ProxyError::Unreachable(SendError::Host) => (StatusCode::BAD_REQUEST, "The Host field names no host."),
+            ProxyError::Unreachable(SendError::Host) => {
+                (StatusCode::BAD_REQUEST, None, "The Host field names no host.")
+            }
             ProxyError::Overloaded => {
-                (StatusCode::SERVICE_UNAVAILABLE, "Too much is going on at once. Try again in a moment.")
+                (StatusCode::SERVICE_UNAVAILABLE, None, "Too much is going on at once. Try again in a moment.")
             }
             ProxyError::Unreachable(_) | ProxyError::LeftHttp => {
-                (StatusCode::BAD_GATEWAY, "The backend cannot be reached.")
+                (StatusCode::BAD_GATEWAY, Some(UNREACHABLE), "The backend cannot be reached.")
             }
-            ProxyError::StoodStill(_) => (StatusCode::REQUEST_TIMEOUT, "The body stood still for too long."),
-            ProxyError::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "The backend did not answer in time."),
-            ProxyError::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "This method is not forwarded."),
+            ProxyError::StoodStill(_) => (StatusCode::REQUEST_TIMEOUT, None, "The body stood still for too long."),
+            ProxyError::Timeout(_) => {
+                (StatusCode::GATEWAY_TIMEOUT, Some(TIMEOUT), "The backend did not answer in time.")
+            }
+            ProxyError::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, None, "This method is not forwarded."),
         };
+        if let Some((reason, upstream)) = failure.zip(self.upstreams.get(upstream)) {
+            let labels = FailureLabels { upstream: upstream.name.clone(), reason };
+            self.metrics.failures.get_or_create(&labels).inc();
+        }
         // A flood of requests must not become one of lines: those that are too many are counted, and no more.
         if !matches!(error, ProxyError::Overloaded) {
             tracing::warn!(%error, request_id = asker.request_id().to_str().ok(), "not forwarded");

@@ -88,17 +88,26 @@ fn redirects_and_successes_are_delivered_by_their_head_also_to_a_head_request() 
 
 #[test]
 fn a_backend_that_is_down_is_502_and_a_slow_one_504_and_neither_is_charged() {
+    let failures = |gate: &Gate| {
+        let of = |reason| format!(r#"exportgate_upstream_failures_total{{upstream="renderer",reason="{reason}"}}"#);
+        ["unreachable", "timeout"].map(|reason| gate.metric(&of(reason)))
+    };
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let gate = Setup::before(closed).start();
     let answer = get(gate.address, DOWNLOAD, &[&Token::of("u").line()]);
     assert_eq!((answer.status, answer.header("content-type")), (502, Some("application/problem+json")));
+    assert_eq!(failures(&gate), [1.0, 0.0]);
     assert_eq!(get(gate.address, "/other", &[]).status, 502);
+    assert_eq!(request(gate.address, "TRACE", "/other", &[], b"").status, 405, "no fault of the backend");
+    assert_eq!(failures(&gate), [2.0, 0.0]);
     assert_eq!(gate.used("u", "exports"), 0);
 
     let backend = Backend::start(Reply::Silence);
     let gate =
         Setup::before(backend.address).set("EXPORT_GATE__UPSTREAMS__RENDERER__RESPONSE_TIMEOUT", "100ms").start();
+    assert_eq!(failures(&gate), [0.0, 0.0], "they are there from the start");
     assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 504);
+    assert_eq!(failures(&gate), [0.0, 1.0]);
     assert_eq!((gate.used("u", "exports"), charges(&gate, "void")), (0, 1.0));
 }
 
