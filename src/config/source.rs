@@ -78,7 +78,7 @@ impl Source {
     /// An override's value: TOML if it reads as such (`5`, `true`, `["a"]`), else a string (`127.0.0.1:80`, `5s`).
     fn value(&self, at: Range<usize>) -> Spanned<DeValue<'_>> {
         let text = &self.text[at.clone()];
-        let toml = DeValue::parse(text).ok().map(Spanned::into_inner);
+        let toml = DeValue::parse(text).ok().map(|value| moved(value.into_inner(), at.start));
         Spanned::new(at, toml.unwrap_or_else(|| DeValue::String(text.into())))
     }
 
@@ -132,6 +132,24 @@ impl Source {
             current = value;
         }
         found
+    }
+}
+
+/// A value whose spans are of a text that begins so far behind the beginning of another, with those of the other.
+fn moved(value: DeValue<'_>, by: usize) -> DeValue<'_> {
+    fn on<T>(spanned: Spanned<T>, by: usize, inner: impl FnOnce(T) -> T) -> Spanned<T> {
+        let span = spanned.span();
+        Spanned::new(span.start + by..span.end + by, inner(spanned.into_inner()))
+    }
+    match value {
+        DeValue::Array(items) => {
+            DeValue::Array(items.into_iter().map(|item| on(item, by, |item| moved(item, by))).collect())
+        }
+        DeValue::Table(table) => {
+            let entry = |(key, value)| (on(key, by, |key| key), on(value, by, |value| moved(value, by)));
+            DeValue::Table(table.into_iter().map(entry).collect())
+        }
+        plain => plain,
     }
 }
 

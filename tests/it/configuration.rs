@@ -508,6 +508,20 @@ fn an_override_that_is_wrong_is_shown_as_one() {
     assert!(check("EXPORT_GATE__ROUTES__0__NAME", "first").0, "an element of a list");
     let (valid, text) = check("EXPORT_GATE__IDENTITY__KEYS__0__SECRET", "hunter2-hunter2");
     assert!(!valid && text.contains("unknown field `secret`") && !text.contains("hunter2"), "{text}");
+    for (name, value, wrong) in [
+        ("EXPORT_GATE__METERS__AI_EXPORTS__WINDOW", "{ calendar = \"weak\" }", "\"weak\""),
+        ("EXPORT_GATE__METERS__AI_EXPORTS__WINDOW", "{ calendar = \"week\", time_zone = \"Nope\" }", "\"Nope\""),
+        ("EXPORT_GATE__SERVER__TLS", "{ cert_file = \"a.pem\", key_file = \"b.pem\" }", "\"a.pem\""),
+        ("EXPORT_GATE__ROUTES", "[{ nmae = \"download\" }]", "nmae"),
+    ] {
+        let (valid, text) = check(name, value);
+        assert!(!valid && text.contains("--> environment:"), "{text}");
+        // What is wrong is underlined.
+        let mut lines = text.lines().skip_while(|line| !line.contains(name));
+        let (line, marks) = (lines.next().unwrap(), lines.next().unwrap());
+        let (from, until) = (marks.find('^').unwrap(), marks.rfind('^').unwrap() + 1);
+        assert_eq!(line[from..until], *wrong, "{text}");
+    }
     for nowhere in ["EXPORT_GATE__ROUTES__99__NAME", "EXPORT_GATE__DEFAULT_UPSTREAM__NAME"] {
         let (valid, text) = check(nowhere, "x");
         assert!(!valid && text.contains("this override has no place") && text.contains(nowhere), "{text}");
