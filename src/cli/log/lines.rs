@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// How long lines are gathered after a write. The first after a while is written at once, and many that come quickly in few writes.
-const PAUSE: Duration = Duration::from_millis(2);
+pub(super) const PAUSE: Duration = Duration::from_millis(2);
 
 /// With so many bytes there is no longer a pause. Nor is more written at once.
 const MANY: usize = 64 * 1024;

@@ -13,7 +13,7 @@ use std::panic;
 use tracing_subscriber::EnvFilter;
 
 use self::json::{Json, SpanFields};
-use self::lines::{Lines, Writing};
+use self::lines::{Lines, PAUSE, Writing};
 use self::time::WallTime;
 use super::Failure;
 use crate::config::{LogFormat, LogOptions};
@@ -55,6 +55,8 @@ fn log_panics() {
         let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| tracing::field::display(backtrace));
         let thread = std::thread::current();
         tracing::error!(thread = thread.name(), backtrace, "{panic}");
+        // A second panic would abort the process: this is the last line to be lost by that.
+        std::thread::sleep(5 * PAUSE);
     }));
 }
 
