@@ -61,7 +61,7 @@ fn runtime(worker_threads: Option<usize>) -> io::Result<Runtime> {
 }
 
 /// Resolves at SIGTERM or SIGINT.
-fn end_signal() -> io::Result<impl Future<Output = ()> + Send> {
+pub(super) fn end_signal() -> io::Result<impl Future<Output = ()> + Send> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(async move {
         tokio::select! {

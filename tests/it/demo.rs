@@ -1,6 +1,8 @@
 //! The demo, as a newcomer runs it.
 
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 #[test]
 fn the_demo_tells_its_story_and_ends_well() {
@@ -20,7 +22,25 @@ fn the_demo_tells_its_story_and_ends_well() {
         assert!(text.contains(part), "no `{part}` in\n{text}");
     }
     assert!(!text.contains('\u{1b}'), "no colours where there is no terminal");
-    let kept =
-        text.lines().find_map(|line| line.trim().strip_prefix("(The image: ")?.strip_suffix(", while the demo runs)"));
-    assert!(!std::path::Path::new(kept.unwrap()).exists(), "nothing is left behind");
+    assert!(!Path::new(text.lines().find_map(image).unwrap()).exists(), "nothing is left behind");
+}
+
+#[test]
+fn whoever_ends_the_demo_finds_nothing_left_behind() {
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_export-gate")).arg("demo").stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let kept = lines.find_map(|line| Some(image(&line)?.to_owned())).unwrap();
+    assert!(Path::new(&kept).exists());
+    for signal in ["TERM", "INT"] {
+        // The second comes while it ends already, or has ended.
+        let _ = Command::new("kill").args([format!("-{signal}"), demo.id().to_string()]).status().unwrap();
+    }
+    lines.for_each(drop);
+    assert!(demo.wait().unwrap().success());
+    assert!(!Path::new(&kept).parent().unwrap().exists());
+}
+
+/// Where a line of the tour says that the image is.
+fn image(line: &str) -> Option<&str> {
+    line.trim().strip_prefix("(The image: ")?.strip_suffix(", while the demo runs)")
 }

@@ -8,6 +8,7 @@ mod tour;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
@@ -15,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use super::serve::end_signal;
 use super::{Failure, block_on};
 use crate::clock::SystemClock;
 use crate::config::{self, Config};
@@ -39,10 +41,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     block_on(async {
         let stage = Stage::set(folder.path.clone(), arguments.once).await?;
         let guide = Guide::new();
-        let (stage, gate) = tour::walk(stage, &guide).await?;
+        let mut ending = pin!(end_signal()?);
+        let (stage, gate) = tokio::select! {
+            walked = tour::walk(stage, &guide) => walked?,
+            () = &mut ending => return Ok(()),
+        };
         if !arguments.once {
             guide.leave_running(&gate, &stage.config()?)?;
-            tokio::signal::ctrl_c().await?;
+            ending.await;
         }
         gate.end().await
     })?
