@@ -451,10 +451,6 @@ const fn seconds(seconds: u64) -> DurationText {
     DurationText(std::time::Duration::from_secs(seconds))
 }
 
-const fn one_second() -> DurationText {
-    seconds(1)
-}
-
 const fn four_seconds() -> DurationText {
     seconds(4)
 }

@@ -31,7 +31,8 @@ const MOST_REFUSALS: u32 = 2;
 pub struct Options {
     /// What is spoken on them.
     pub protocol: Protocol,
-    /// How long a connection may take to be made, with TLS and whatever else comes before the first request.
+    /// How long a connection may take to be made, with TLS and whatever else comes before the first request. A first packet that is lost,
+    /// or that a busy server drops, is sent again after 1 and 3 seconds (RFC 6298, section 2).
     pub connect_timeout: Duration,
     /// How long an unused connection is kept; less than the other side keeps it.
     pub idle_timeout: Duration,
@@ -45,7 +46,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             protocol: Protocol::Http1,
-            connect_timeout: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(4),
             idle_timeout: Duration::from_secs(4),
             body_idle_timeout: Duration::from_secs(60),
             max_idle: 256,

@@ -551,7 +551,7 @@ queue_timeout = "250ms"
         "renderer",
         "http://127.0.0.1:9",
         "HTTP/2 if offered by TLS, else HTTP/1.1",
-        "connect 1s",
+        "connect 4s",
         "answer 60s",
         "unused 4s",
         "never: there is no other",

@@ -157,6 +157,52 @@ fn nobody_waits_for_more_than_two_connections_that_do_not_come_to_be() {
     eventually("the others have as well", || tried() == 4);
 }
 
+/// A listener whose queue is full, with the one connection that fills it: what asks for another is not heard until that is accepted.
+fn full_up() -> (TcpListener, TcpStream) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    let listener = runtime.block_on(async {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        socket.listen(0).unwrap().into_std().unwrap()
+    });
+    listener.set_nonblocking(false).unwrap();
+    let filling = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (listener, filling)
+}
+
+/// Whether somebody has asked for a connection to this port, and has not heard of it since.
+fn is_being_connected_to(port: u16) -> bool {
+    let (remote, syn_sent) = (format!(":{port:04X}"), "02");
+    let connections = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    connections
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .any(|columns| matches!(columns[..], [_, _, to, state, ..] if to.ends_with(&remote) && state == syn_sent))
+}
+
+// TCP asks again after a second (RFC 6298, section 2.1): a connection may not be given up by then.
+#[test]
+fn a_connection_that_a_busy_backend_has_not_heard_of_is_asked_for_again() {
+    let (listener, _filling) = full_up();
+    let address = listener.local_addr().unwrap();
+    let gate = before(&[address]).start();
+    let mut client = ask(&gate, EXPORT, &format!("{}\r\n", Token::of("u").line()));
+    eventually("it has been asked for", || is_being_connected_to(address.port()));
+    let (_filled, _) = listener.accept().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let mut asked = None;
+    eventually("it has come to be", || {
+        asked = listener.accept().ok();
+        asked.is_some()
+    });
+    let (mut asked, _) = asked.unwrap();
+    asked.set_nonblocking(false).unwrap();
+    assert!(read_until(&mut asked, b"\r\n\r\n"));
+    asked.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ncontent-length: 5\r\n\r\nimage").unwrap();
+    assert!(read_until(&mut client, b"image"));
+    assert_eq!(gate.used("u", "exports"), 1);
+}
+
 /// A proxy to these endpoints that leaves one out for an hour at its first failure, and the clock that says when.
 fn left_out_for_an_hour(endpoints: [&Backend; 2]) -> (Proxy<Empty<Bytes>>, EndpointMetrics, Arc<ManualClock>) {
     let origin =

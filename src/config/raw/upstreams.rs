@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::DurationText;
-use super::{four_seconds, one_minute, one_second, ten_seconds};
+use super::{four_seconds, one_minute, ten_seconds};
 
 /// A backend.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -17,8 +17,8 @@ pub(in crate::config) struct Upstream {
     pub(in crate::config) protocol: Protocol,
     /// PEM file of roots that are trusted besides the system's.
     pub(in crate::config) ca_file: Option<String>,
-    /// How long a connection may take to be made, with TLS.
-    #[serde(default = "one_second")]
+    /// How long a connection may take to be made, with TLS. A packet that asks for one and is lost is sent again after 1 and 3 seconds.
+    #[serde(default = "four_seconds")]
     pub(in crate::config) connect_timeout: DurationText,
     /// How long the head of an answer may take once the request has been sent, and how long sending may stand still.
     #[serde(default = "one_minute")]
