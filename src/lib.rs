@@ -21,14 +21,14 @@
 //! | --- | --- | --- |
 //! | [`policy`] | pure: vocabulary, routes, plans, meters, windows, decisions; time is an argument | nothing of ours |
 //! | [`clock`] | system and manual clocks; nobody else asks for the time | nothing of ours |
-//! | [`json`] | JSON that can be read in one way only | nothing of ours |
+//! | [`json`] | JSON that can be read in one way only, or is written in a hurry | nothing of ours |
 //! | [`net`] | outbound HTTP connections, TLS, small documents | `clock` |
 //! | [`identity`] | from token to [`identity::Caller`] | `policy`, `clock`, `json`, `net` |
 //! | [`design`] | from design to AI features | `identity`, `policy`, `clock`, `json`, `net` |
 //! | `seeded` | bugs that the crash harness must find; a feature that no release has switches them on | nothing of ours |
 //! | [`store`] | the [`store::Store`] trait; the journal and the SQLite file | `policy`, `clock`, `seeded` |
 //! | [`ledger`] | counters, charges, covers, the flusher | `policy`, `clock`, `store`, `seeded` |
-//! | [`gate`] | the tower [`gate::ExportGateLayer`], its body, its refusals | `policy`, `identity`, `design`, `ledger`, `clock`, `seeded` |
+//! | [`gate`] | the tower [`gate::ExportGateLayer`], its body, its refusals | `policy`, `identity`, `design`, `ledger`, `clock`, `json`, `seeded` |
 //! | [`proxy`] | forwarding as a plain tower service | `net`, `clock` |
 //! | [`admin`] | health, readiness, metrics, usage | `policy`, `identity`, `design`, `ledger` |
 //! | [`config`] | the TOML file, and each part's options | all options |

@@ -2,7 +2,6 @@
 //! client should know.
 
 use std::borrow::Cow;
-use std::fmt::Write;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::Full;
 use jiff::Timestamp;
-use serde::ser::{Serialize, SerializeMap, Serializer};
+use jiff::tz::Offset;
 use serde_json::Value;
 use smallvec::SmallVec;
 
@@ -26,6 +25,7 @@ use super::page::{self, Page};
 use super::refusal::Refusal;
 use super::request_id::{self, REQUEST_ID};
 use crate::identity::TokenError;
+use crate::json::Members;
 use crate::ledger::{Denial, Standing, Why};
 use crate::policy::Policy;
 
@@ -163,12 +163,7 @@ impl Answers {
             answer.headers_mut().insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
             answer
         } else {
-            // Enough for nearly all.
-            let mut body = Vec::with_capacity(640);
-            // Texts and numbers into memory: nothing of this can fail.
-            let _ =
-                serde_json::to_writer(&mut body, &ProblemJson { problem: &problem, status: status.as_u16(), instance });
-            self.finish(status, "application/problem+json", body.into(), asker)
+            self.finish(status, "application/problem+json", problem.json(status, instance).into(), asker)
         };
         answer.headers_mut().append(VARY, HeaderValue::from_static("accept"));
         answer
@@ -248,38 +243,32 @@ struct Problem<'a> {
     quota: Option<Quota<'a>>,
 }
 
-/// Its JSON: members in this order.
-struct ProblemJson<'p, 'a> {
-    problem: &'p Problem<'a>,
-    status: u16,
-    /// The request's id.
-    instance: &'p str,
-}
-
-impl Serialize for ProblemJson<'_, '_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Problem { kind, title, detail, quota } = self.problem;
-        let mut members = serializer.serialize_map(None)?;
-        members.serialize_entry("type", kind)?;
-        members.serialize_entry("title", title)?;
-        members.serialize_entry("status", &self.status)?;
-        members.serialize_entry("detail", &**detail)?;
-        members.serialize_entry("instance", self.instance)?;
-        if let Some(quota) = quota {
-            members.serialize_entry("violated-policies", &*quota.violated_policies)?;
-            members.serialize_entry("plan", quota.plan)?;
+impl Problem<'_> {
+    /// Its JSON: members in this order. `instance` is the request's id.
+    fn json(&self, status: StatusCode, instance: &str) -> Vec<u8> {
+        // Enough for nearly all.
+        let mut members = Members::of_object(640);
+        members.text("type", self.kind);
+        members.text("title", self.title);
+        members.number("status", status.as_u16());
+        members.text("detail", &self.detail);
+        members.text("instance", instance);
+        if let Some(quota) = &self.quota {
+            members.value("violated-policies", &*quota.violated_policies);
+            members.text("plan", quota.plan);
             if let Some(gravest) = &quota.gravest {
-                members.serialize_entry("meter", gravest.meter)?;
-                members.serialize_entry("limit", &gravest.limit)?;
-                members.serialize_entry("used", &gravest.used)?;
-                members.serialize_entry("remaining", &gravest.remaining)?;
-                members.serialize_entry("resets_at", &format_args!("{}", gravest.resets_at))?;
+                members.text("meter", gravest.meter);
+                members.number("limit", gravest.limit);
+                members.number("used", gravest.used);
+                members.number("remaining", gravest.remaining);
+                members.shown("resets_at", gravest.resets_at);
             }
             if let Some(url) = quota.upgrade_url {
-                members.serialize_entry("upgrade_url", url)?;
+                members.text("upgrade_url", url);
             }
         }
-        members.end()
+        members.raw("}");
+        members.into_bytes()
     }
 }
 
@@ -349,15 +338,14 @@ fn instant(seconds: i64) -> Timestamp {
 }
 
 fn abuse_detail(denial: &Denial) -> String {
-    let until = denial.violated.first().map(|standing| instant(standing.resets_at));
-    let until = until.map(|until| until.strftime("%A, %-d %B %Y at %H:%M UTC").to_string()).unwrap_or_default();
+    let until = denial.violated.first().map(|standing| spelled_out(standing.resets_at)).unwrap_or_default();
     format!("This account exports far more than others do, and is paused until {until}.")
 }
 
 fn quota_detail(denial: &Denial, plan: &str, policy: &Policy) -> String {
     let Some(standing) = denial.violated.first() else { return String::new() };
     let meter = policy.meter(standing.meter).map_or("", |meter| &*meter.name);
-    let (limit, used) = (standing.limit, standing.count.used);
+    let limit = standing.limit;
     match denial.why {
         Why::AboveLimit if limit == 0 => format!("The {plan} plan has no {meter}."),
         Why::AboveLimit => format!("This takes {} {meter} at once, and the {plan} plan has {limit}.", standing.cost),
@@ -366,19 +354,77 @@ fn quota_detail(denial: &Denial, plan: &str, policy: &Policy) -> String {
                 "Another export is under way, and your {plan} plan has {limit} {meter}. Try again when it has ended."
             )
         }
+        Why::Exhausted if standing.cost > 1 => {
+            let (cost, left, then) = (standing.cost, standing.remaining(), spelled_out(standing.resets_at));
+            format!(
+                "This takes {cost} {meter}, and of the {limit} of your {plan} plan {left} are left. More are available from {then}."
+            )
+        }
         Why::Exhausted => {
-            let resets_at = instant(standing.resets_at).strftime("%A, %-d %B %Y at %H:%M UTC");
-            // In one piece: each refusal has one. Writing to memory cannot fail.
-            let mut text = String::with_capacity(160);
-            let _ = match standing.cost {
-                1 => write!(text, "You have used {used} of the {limit} {meter} of your {plan} plan."),
-                cost => {
-                    let left = standing.remaining();
-                    write!(text, "This takes {cost} {meter}, and of the {limit} of your {plan} plan {left} are left.")
-                }
-            };
-            let _ = write!(text, " More are available from {resets_at}.");
-            text
+            let mut numbers = [itoa::Buffer::new(); 2];
+            let [used, all] = &mut numbers;
+            let (used, all, then) =
+                (used.format(standing.count.used), all.format(limit), spelled_out(standing.resets_at));
+            // Without the formatting machinery: most refusals say this.
+            [
+                "You have used ",
+                used,
+                " of the ",
+                all,
+                " ",
+                meter,
+                " of your ",
+                plan,
+                " plan. More are available from ",
+                &then,
+                ".",
+            ]
+            .concat()
+        }
+    }
+}
+
+/// `Monday, 9 November 2026 at 00:00 UTC`, of seconds since the epoch. Without the formatting machinery too.
+fn spelled_out(seconds: i64) -> String {
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
+    const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
+    let at = Offset::UTC.to_datetime(instant(seconds));
+    let named =
+        |names: &[&'static str], place: i8| names.get(usize::from(place.unsigned_abs())).copied().unwrap_or_default();
+    let (weekday, month) = (named(&DAYS, at.weekday().to_monday_zero_offset()), named(&MONTHS, at.month() - 1));
+    let zero = |number: i8| if number < 10 { "0" } else { "" };
+    let mut numbers = [itoa::Buffer::new(); 4];
+    let [day, year, hour, minute] = &mut numbers;
+    let (day, year) = (day.format(at.day()), year.format(at.year()));
+    let (hour, minute) = (hour.format(at.hour()), minute.format(at.minute()));
+    [weekday, ", ", day, " ", month, " ", year, " at ", zero(at.hour()), hour, ":", zero(at.minute()), minute, " UTC"]
+        .concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_instant_is_spelled_out_as_its_calendar_says(seconds in -2_000_000_000_i64..200_000_000_000) {
+            let expected = instant(seconds).strftime("%A, %-d %B %Y at %H:%M UTC").to_string();
+            prop_assert_eq!(spelled_out(seconds), expected);
         }
     }
 }

@@ -14,7 +14,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
     ("design", &["identity", "policy", "clock", "json", "net"]),
     ("store", &["policy", "clock", "seeded"]),
     ("ledger", &["policy", "clock", "store", "seeded"]),
-    ("gate", &["policy", "identity", "design", "ledger", "clock", "seeded"]),
+    ("gate", &["policy", "identity", "design", "ledger", "clock", "json", "seeded"]),
     ("proxy", &["net", "clock"]),
     ("admin", &["policy", "identity", "design", "ledger"]),
     ("config", &["admin", "design", "gate", "identity", "ledger", "net", "policy", "proxy", "server", "store"]),
@@ -22,7 +22,13 @@ const ALLOWED: [(&str, &[&str]); 15] = [
         "server",
         &["admin", "clock", "config", "design", "gate", "identity", "ledger", "net", "policy", "proxy", "store"],
     ),
-    ("cli", &["clock", "config", "design", "gate", "identity", "ledger", "net", "policy", "proxy", "server", "store"]),
+    (
+        "cli",
+        &[
+            "clock", "config", "design", "gate", "identity", "json", "ledger", "net", "policy", "proxy", "server",
+            "store",
+        ],
+    ),
 ];
 
 fn files(folder: &Path) -> Vec<PathBuf> {

@@ -2,7 +2,6 @@
 
 use std::fmt::{self, Debug};
 
-use serde::Serialize;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_log::NormalizeEvent;
@@ -12,6 +11,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFi
 use tracing_subscriber::registry::LookupSpan;
 
 use super::time::WallTime;
+use crate::json::Members;
 
 /// Formats events.
 #[derive(Debug)]
@@ -34,78 +34,71 @@ where
         // What comes from the `log` crate has its target among its fields.
         let of_log = event.normalized_metadata();
         let metadata = of_log.as_ref().unwrap_or_else(|| event.metadata());
-        let mut line = Members(Vec::with_capacity(LINE));
-        line.0.extend_from_slice(b"{\"timestamp\":\"");
-        self.0.with_text(|now| line.0.extend_from_slice(now.as_bytes()));
-        line.0.push(b'"');
-        line.member("level", metadata.level().as_str());
+        let mut line = Fields(Members::of_object(LINE));
+        self.0.with_text(|now| line.0.text("timestamp", now));
+        line.0.text("level", metadata.level().as_str());
         event.record(&mut line);
-        line.member("target", metadata.target());
+        line.0.text("target", metadata.target());
         if let Some(span) = context.parent_span() {
-            line.0.extend_from_slice(b",\"span\":{\"name\":\"");
-            line.0.extend_from_slice(span.name().as_bytes());
-            line.0.push(b'"');
+            line.0.raw(",\"span\":{\"name\":\"");
+            line.0.raw(span.name());
+            line.0.raw("\"");
             if let Some(fields) = span.extensions().get::<FormattedFields<SpanFields>>() {
-                line.0.extend_from_slice(fields.as_bytes());
+                line.0.raw(fields);
             }
-            line.0.push(b'}');
+            line.0.raw("}");
         }
-        line.0.extend_from_slice(b"}\n");
+        line.0.raw("}\n");
         line.put(out)
     }
 }
 
 impl<'w> FormatFields<'w> for SpanFields {
     fn format_fields<R: RecordFields>(&self, out: Writer<'w>, fields: R) -> fmt::Result {
-        let mut members = Members(Vec::with_capacity(FIELDS));
+        let mut members = Fields(Members::with_capacity(FIELDS));
         fields.record(&mut members);
         members.put(out)
     }
 }
 
-/// Members of an object, which others go before.
-struct Members(Vec<u8>);
+/// Fields as members, by the names that they have.
+struct Fields(Members);
 
-impl Members {
-    /// Names of fields and spans are written as they are: none has a quote in it, or what else would have to be escaped.
-    fn member<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) {
-        self.0.extend_from_slice(b",\"");
-        // One that is a keyword is a raw identifier.
-        self.0.extend_from_slice(name.strip_prefix("r#").unwrap_or(name).as_bytes());
-        self.0.extend_from_slice(b"\":");
-        // Memory takes all, and what events hold can be serialised.
-        let _ = serde_json::to_writer(&mut self.0, value);
-    }
-
+impl Fields {
     fn put(self, mut out: Writer<'_>) -> fmt::Result {
-        out.write_str(str::from_utf8(&self.0).map_err(|_| fmt::Error)?)
+        out.write_str(str::from_utf8(&self.0.into_bytes()).map_err(|_| fmt::Error)?)
     }
 }
 
-impl Visit for Members {
+/// One that is a keyword is a raw identifier. None has a quote in it, or what else would have to be escaped.
+fn name(field: &Field) -> &'static str {
+    field.name().strip_prefix("r#").unwrap_or(field.name())
+}
+
+impl Visit for Fields {
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.member(field.name(), &value);
+        self.0.value(name(field), &value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.member(field.name(), &value);
+        self.0.number(name(field), value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.member(field.name(), &value);
+        self.0.number(name(field), value);
     }
 
     /// What is no number in JSON is null.
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.member(field.name(), &value);
+        self.0.value(name(field), &value);
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.member(field.name(), value);
+        self.0.text(name(field), value);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.member(field.name(), &format_args!("{value:?}"));
+        self.0.shown(name(field), format_args!("{value:?}"));
     }
 }
 

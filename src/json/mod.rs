@@ -1,4 +1,9 @@
-//! JSON that can be read in one way only: no name twice in an object (RFC 8259, section 4, leaves open which one counts).
+//! JSON that can be read in one way only: no name twice in an object (RFC 8259, section 4, leaves open which one counts). And JSON that is
+//! written in a hurry.
+
+mod members;
+
+pub use members::Members;
 
 use std::borrow::Cow;
 use std::fmt;
