@@ -337,11 +337,12 @@ impl Running {
                 return Err(StoreError::Unreadable(format!("{} was written by another gate", path.display())));
             }
             compacted.generation = generation;
-            let log = journal::read_written(&journal, length, &seal).map_err(|error| unreadable(&journal, error))?;
-            let mut changes = Changes::default();
-            let groups: Vec<Vec<u8>> = log.map(|log| log.groups).unwrap_or_default();
-            let decoded = groups.iter().try_for_each(|group| changes.add(group)).and_then(|()| changes.into_batch());
-            let changes = decoded.map_err(|Undecodable| undecodable(&[journal]))?;
+            let (mut changes, mut added) = (Changes::default(), Ok(()));
+            let add = |group: &[u8]| added = added.and_then(|()| changes.add(group));
+            let read = journal::read_written(&journal, length, generation, &seal, add);
+            read.map_err(|error| unreadable(&journal, error))?;
+            let changes = added.and_then(|()| changes.into_batch());
+            let changes = changes.map_err(|Undecodable| undecodable(&[journal]))?;
             tables.absorb(&changes, compacted, None)?;
             Ok(tables)
         });

@@ -222,14 +222,39 @@ pub(super) fn read(path: &Path, seal: &Seal) -> Result<Option<Log>, ReadError> {
     parse(whole, seal)
 }
 
-/// Reads what this process has written: so many bytes, and nothing that an earlier generation has left.
-pub(super) fn read_written(path: &Path, length: u64, seal: &Seal) -> Result<Option<Log>, ReadError> {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(length).read_to_end(&mut bytes)).map_err(ReadError::Io)?;
-    if (read as u64) < length {
-        return Err(ReadError::Damaged(format!("it has {read} bytes of {length}")));
+/// Reads what this process has written: so many bytes of one generation, and nothing that an earlier one has left. A piece at a time, for
+/// it may be long.
+pub(super) fn read_written(
+    path: &Path,
+    length: u64,
+    generation: u32,
+    seal: &Seal,
+    mut take: impl FnMut(&[u8]),
+) -> Result<(), ReadError> {
+    let mut file = File::open(path).map_err(ReadError::Io)?;
+    let mut groups = Groups::default();
+    let mut bytes = vec![0; 128 * BLOCK];
+    let mut at = 0;
+    while at < length {
+        let piece = usize::try_from(length - at).map_or(bytes.len(), |left| left.min(bytes.len()));
+        let bytes = &mut bytes[..piece];
+        file.read_exact(bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => ReadError::Damaged(format!("it ends before byte {length}")),
+            _ => ReadError::Io(error),
+        })?;
+        for (block, at) in bytes.chunks_exact(BLOCK).zip((at..).step_by(BLOCK)) {
+            let block = Block::parse(block, seal).ok().flatten().filter(|block| block.generation == generation);
+            let whole = block.and_then(|block| groups.add(&block).ok());
+            if let Some(group) = whole.ok_or_else(|| damaged(at))? {
+                take(group);
+            }
+        }
+        at += piece as u64;
     }
-    parse(&bytes, seal)
+    match groups.following {
+        Some(_) => Err(ReadError::Damaged("its last group is not whole".to_owned())),
+        None => Ok(()),
+    }
 }
 
 /// Whether anything was ever written to the file of this name.
@@ -241,26 +266,49 @@ pub(super) fn holds_anything(path: &Path) -> io::Result<bool> {
     }
 }
 
+fn damaged(at: u64) -> ReadError {
+    ReadError::Damaged(format!("the block at byte {at} is not as it was written, or of another ledger"))
+}
+
+/// Puts the groups of one generation together from their blocks.
+#[derive(Default)]
+struct Groups {
+    /// How many are whole.
+    count: usize,
+    /// The next one, as far as its blocks were there, and how many are to follow.
+    group: Vec<u8>,
+    following: Option<u32>,
+}
+
+impl Groups {
+    /// Adds a block; a group, if that is its last. An error if it is not the one that comes next.
+    fn add(&mut self, block: &Block<'_>) -> Result<Option<&[u8]>, ()> {
+        if block.group as usize != self.count || self.following.is_some_and(|expected| block.following != expected) {
+            return Err(());
+        }
+        if self.following.is_none() {
+            self.group.clear();
+        }
+        self.group.extend_from_slice(block.piece);
+        self.following = block.following.checked_sub(1);
+        if self.following.is_some() {
+            return Ok(None);
+        }
+        self.count += 1;
+        Ok(Some(&self.group))
+    }
+}
+
 fn parse(bytes: &[u8], seal: &Seal) -> Result<Option<Log>, ReadError> {
     let blocks: Vec<_> = bytes.chunks_exact(BLOCK).map(|block| Block::parse(block, seal)).collect();
     let valid = || blocks.iter().flatten().flatten();
     let generation = valid().map(|block| block.generation).max().unwrap_or(0);
-    let damaged = |at: usize| {
-        ReadError::Damaged(format!("the block at byte {} is not as it was written, or of another ledger", at * BLOCK))
-    };
-    let (mut groups, mut group, mut following) = (Vec::new(), Vec::new(), None);
-    for (at, block) in blocks.iter().enumerate() {
+    let (mut groups, mut put_together) = (Vec::new(), Groups::default());
+    for (block, at) in blocks.iter().zip((0..).step_by(BLOCK)) {
         // What an earlier generation has left, or nothing: all groups have been read.
         let found = block.as_ref().map_err(|()| damaged(at))?.filter(|block| block.generation == generation);
         let Some(block) = found else { break };
-        if block.group as usize != groups.len() || following.is_some_and(|expected| block.following != expected) {
-            return Err(damaged(at));
-        }
-        group.extend_from_slice(block.piece);
-        following = block.following.checked_sub(1);
-        if following.is_none() {
-            groups.push(std::mem::take(&mut group));
-        }
+        groups.extend(put_together.add(&block).map_err(|()| damaged(at))?.map(<[u8]>::to_vec));
     }
     // The blocks of one group are written in any order. A torn group is the last.
     if valid().any(|block| block.generation == generation && block.group as usize > groups.len()) {
@@ -340,6 +388,41 @@ mod tests {
         journal.append(b"new").unwrap();
         assert_eq!(folder.read().unwrap(), log(GENERATION + 2, vec![b"new".to_vec()]));
         assert_eq!(folder.bytes().len() as u64, SEGMENT);
+    }
+
+    #[test]
+    fn what_was_written_is_read_piece_by_piece_and_damage_to_any_of_it_is_told() {
+        let folder = Folder::new();
+        folder.journal(GENERATION - 2).append(&vec![9; 900 * PIECE]).unwrap();
+        let mut journal = folder.journal(GENERATION);
+        // More than is read at once, in groups that end anywhere.
+        let written: Vec<Vec<u8>> =
+            (1..60_u8).map(|number| vec![number; 11 * usize::from(number)]).chain(groups()).collect();
+        written.iter().for_each(|group| journal.append(group).unwrap());
+        let long = vec![7; 300 * PIECE];
+        journal.append(&long).unwrap();
+        let length = journal.len();
+        let read = |length| {
+            let mut groups = Vec::new();
+            let add = |group: &[u8]| groups.push(group.to_vec());
+            read_written(&folder.path(), length, GENERATION, &seal(), add).map(|()| groups)
+        };
+        let expected: Vec<_> = written.iter().cloned().chain([long]).collect();
+        assert_eq!(read(length).unwrap(), expected);
+        assert_eq!(read(0).unwrap(), Vec::<Vec<u8>>::new());
+        assert_eq!(read(length - 300 * BLOCK as u64).unwrap(), written);
+        assert!(read(length - BLOCK as u64).is_err(), "a group in part");
+        assert!(read(length + BLOCK as u64).is_err(), "what an earlier generation has left");
+        let whole = folder.bytes();
+        for at in (0..length as usize).step_by(61 * BLOCK + 7) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            folder.put(&bytes);
+            let error = read(length).unwrap_err().to_string();
+            assert!(error.contains(&format!("byte {} ", at / BLOCK * BLOCK)), "{at}: {error}");
+        }
+        folder.put(&whole[..length as usize - 1]);
+        assert!(read(length).is_err(), "cut off");
     }
 
     #[test]

@@ -106,18 +106,20 @@ impl Records {
     }
 }
 
-/// The last word about each row.
+/// The last word about each row: however long a journal is, it is no more than that.
 #[derive(Debug, Default)]
-pub(super) struct Changes<'g>(HashMap<[u8; KEY], &'g [u8], BuildHasherDefault<KeyHasher>>);
+pub(super) struct Changes(HashMap<[u8; KEY], Vec<u8>, BuildHasherDefault<KeyHasher>>);
 
-impl<'g> Changes<'g> {
+impl Changes {
     /// Adds a later group.
-    pub(super) fn add(&mut self, mut group: &'g [u8]) -> Result<(), Undecodable> {
+    pub(super) fn add(&mut self, mut group: &[u8]) -> Result<(), Undecodable> {
         while !group.is_empty() {
             let (key, rest) = group.split_first_chunk::<KEY>().ok_or(Undecodable)?;
             let (length, rest) = rest.split_first_chunk::<LENGTH>().ok_or(Undecodable)?;
             let (record, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or(Undecodable)?;
-            self.0.insert(*key, record);
+            let last = self.0.entry(*key).or_default();
+            last.clear();
+            last.extend_from_slice(record);
             group = rest;
         }
         Ok(())
@@ -127,7 +129,7 @@ impl<'g> Changes<'g> {
     pub(super) fn into_batch(self) -> Result<Batch, Undecodable> {
         let mut batch = Batch::default();
         for record in self.0.into_values() {
-            match postcard::from_bytes(record).map_err(|_| Undecodable)? {
+            match postcard::from_bytes(&record).map_err(|_| Undecodable)? {
                 Read::Counter(row) => batch.counters.push(row),
                 Read::Dropped(name) => batch.dropped.push(name),
                 Read::Cover(row) => batch.covers.push(row),
