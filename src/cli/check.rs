@@ -7,6 +7,8 @@ use super::table::table;
 use crate::config::{Config, Upstream};
 use crate::design::{self, Source, UnknownDesign};
 use crate::gate::UnclassifiedFiles;
+use crate::identity::{self, Location};
+use crate::ledger::Durability;
 use crate::net::{self, Origin, Protocol};
 use crate::policy::cost::{Asked, AskedFrom, Combine};
 use crate::policy::{Cost, Counts, Degrade, DesignFrom, Meter, OnExceed, Policy, Route};
@@ -14,6 +16,11 @@ use crate::proxy::{Bound, Ejection, Options};
 
 pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
     anstream::println!("{} is valid.\n", path.display());
+    config.variables.unread.iter().for_each(|unread| anstream::eprintln!("warning: {unread}"));
+    if !config.variables.overriding.is_empty() {
+        anstream::println!("The environment overrides it: {}.\n", config.variables.overriding.join(", "));
+    }
+    anstream::println!("{}\n{}\n", listeners(config), tokens(&config.identity));
     anstream::println!("Routes: which request is what. The first that fits wins; all others go to `{}` untouched.", {
         config.upstreams.get(config.default_upstream).map_or("", |upstream| &upstream.name)
     });
@@ -55,8 +62,11 @@ pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
     });
     anstream::println!("{}\n", table(header, rows));
 
-    let seconds = config.ledger.flush_interval.as_secs_f64();
-    anstream::println!("Ledger: {}, written every {seconds} s.", config.store.path.display());
+    let when = match config.ledger.durability {
+        Durability::Strict => "on the disk before an image leaves".to_owned(),
+        Durability::Periodic => format!("written every {} s", config.ledger.flush_interval.as_secs_f64()),
+    };
+    anstream::println!("Ledger: {}, {when}.", config.store.path.display());
     let unknown = config
         .gate
         .unknown_plan
@@ -71,6 +81,32 @@ pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
         anstream::println!("SHADOW MODE: nothing is refused; what would be is reported.");
     }
     Ok(())
+}
+
+/// Who connects where.
+fn listeners(config: &Config) -> String {
+    let (server, admin) = (&config.server, &config.admin);
+    let spoken = match (&server.certificate, server.connections.h2c) {
+        (Some(_), _) => "TLS, HTTP/2 or HTTP/1.1",
+        (None, true) => "HTTP/1.1 or HTTP/2, without TLS",
+        (None, false) => "HTTP/1.1, without TLS",
+    };
+    let guarded = if admin.token.is_some() { "with a token" } else { "without a token" };
+    format!("Clients connect to {} ({spoken}), operators to {} ({guarded}).", server.listen, admin.listen)
+}
+
+/// Whose tokens are accepted.
+fn tokens(options: &identity::Options) -> String {
+    let configured = options.keys.iter().map(|key| match &key.kid {
+        Some(kid) => format!("the key `{kid}` ({})", key.algorithm.as_str()),
+        None => format!("a key without a name ({})", key.algorithm.as_str()),
+    });
+    let published = options.remote.as_ref().map(|remote| match &remote.location {
+        Location::Url(url) => format!("those that {url} publishes"),
+        Location::Issuer { .. } => "those that the issuer publishes".to_owned(),
+    });
+    let keys: Vec<String> = configured.chain(published).collect();
+    format!("Tokens are {}'s for `{}`, signed with {}.", options.issuer, options.audience, keys.join(", or "))
 }
 
 fn upstream(upstream: &Upstream) -> [String; 6] {

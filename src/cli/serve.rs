@@ -17,6 +17,7 @@ use crate::server::{Server, Source};
 pub(super) fn run(file: config::File) -> Result<(), Failure> {
     let config = file.load(None)?;
     let log = log::start(&config.log)?;
+    config.variables.unread.iter().for_each(|unread| tracing::warn!(variable = unread.name, "{unread}"));
     let runtime = runtime(config.server.worker_threads)?;
     runtime.block_on(async {
         let ending = end_signal()?;

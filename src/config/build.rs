@@ -19,6 +19,7 @@ use http::HeaderName;
 use super::Environment;
 use super::problem::Problem;
 use super::raw;
+use super::variables::Variables;
 use crate::policy::{Policy, RouteId, Routes};
 use crate::{admin, design, gate, ledger, proxy, store};
 
@@ -55,6 +56,8 @@ pub struct Config {
     pub log: LogOptions,
     /// The files that were read for it, besides its own.
     pub files: Vec<PathBuf>,
+    /// What the environment says about it.
+    pub variables: Variables,
 }
 
 /// A backend.
@@ -194,6 +197,7 @@ pub(super) fn build(
             filter: raw.log.filter,
         },
         files: files.take(),
+        variables: Variables::default(),
     };
     if problems.found.is_empty() { Ok(config) } else { Err(problems.found) }
 }
@@ -267,13 +271,35 @@ impl Surroundings<'_> {
             }
         }
     }
+
+    /// The same for one that must not be guessed: what could happen if it were.
+    fn long_secret(
+        &self,
+        table: &[&str],
+        env: Option<&str>,
+        file: Option<&str>,
+        key: &str,
+        danger: &str,
+        problems: &mut Problems,
+    ) -> Vec<u8> {
+        const SHORTEST: usize = 16;
+        let before = problems.found.len();
+        let secret = self.secret(table, env, file, key, problems);
+        if secret.len() < SHORTEST && problems.found.len() == before {
+            let named = format!("{key}_{}", if env.is_some() { "env" } else { "file" });
+            let message = format!("the secret has {} bytes: {danger}", secret.len());
+            let problem = Problem::at(&[table, &[&*named]].concat(), message);
+            problems.add(problem.help(format!("use {SHORTEST} random bytes or more, as by `openssl rand -hex 16`")));
+        }
+        secret
+    }
 }
 
 fn admin_options(raw: &raw::Admin, surroundings: Surroundings<'_>, problems: &mut Problems) -> admin::Options {
     let listen = address(&raw.listen, &["admin", "listen"], problems);
     let (env, file) = (raw.token_env.as_deref(), raw.token_file.as_deref());
-    let token =
-        (env.is_some() || file.is_some()).then(|| surroundings.secret(&["admin"], env, file, "token", problems));
+    let token = (env.is_some() || file.is_some())
+        .then(|| surroundings.long_secret(&["admin"], env, file, "token", "it can be guessed", problems));
     if token.is_none() && !listen.ip().is_loopback() {
         let message = "the admin listener is reachable from other machines, and has no token";
         let problem = Problem::at(&["admin", "listen"], message);
@@ -284,18 +310,11 @@ fn admin_options(raw: &raw::Admin, surroundings: Surroundings<'_>, problems: &mu
 
 /// What is logged of requests.
 fn log_options(raw: &raw::Log, surroundings: Surroundings<'_>, problems: &mut Problems) -> gate::LogOptions {
-    const SHORTEST: usize = 16;
     let (env, file) = (raw.hash_key_env.as_deref(), raw.hash_key_file.as_deref());
     let named = if env.is_some() { "hash_key_env" } else { "hash_key_file" };
-    let key = (env.is_some() || file.is_some()).then(|| {
-        let before = problems.found.len();
-        let key = surroundings.secret(&["log"], env, file, "hash_key", problems);
-        if key.len() < SHORTEST && problems.found.len() == before {
-            let message = format!("the key has {} bytes: it can be guessed, and with it who is who", key.len());
-            problems.add(Problem::at(&["log", named], message).help(format!("use {SHORTEST} random bytes or more")));
-        }
-        key
-    });
+    let danger = "it can be guessed, and with it who is who";
+    let key = (env.is_some() || file.is_some())
+        .then(|| surroundings.long_secret(&["log"], env, file, "hash_key", danger, problems));
     if key.is_some() && raw.subjects != raw::Subjects::Hash {
         let problem = Problem::at(&["log", named], "nothing is hashed with this key");
         problems.add(problem.help("write subjects = \"hash\", or leave the key out"));

@@ -1,7 +1,7 @@
 //! One TOML file, and what each part is to do.
 //!
 //! `raw.rs` is the file's vocabulary; `source.rs` reads it, lays environment overrides over it, and knows where everything stands;
-//! `build.rs` turns it into each part's validated options. An error names file, line and column, shows the line, and says
+//! `build.rs` turns it into each part's validated options; `variables.rs` says which environment variables had a part in it. An error names file, line and column, shows the line, and says
 //! what to write instead. All errors are reported at once.
 
 mod build;
@@ -10,6 +10,7 @@ mod either;
 mod problem;
 mod raw;
 mod source;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 pub use build::{Config, LogFormat, LogOptions, Upstream};
 pub use problem::ConfigError;
 pub use raw::schema;
+pub use variables::{Unread, Variables};
 
 use crate::policy::Policy;
 
@@ -74,5 +76,6 @@ fn read(
 ) -> Result<Config, ConfigError> {
     let source = source::Source::new(name, text, environment);
     let raw = source.raw().map_err(|problem| source.explain(&[problem]))?;
-    build::build(raw, folder, environment, running).map_err(|problems| source.explain(&problems))
+    let config = build::build(raw, folder, environment, running).map_err(|problems| source.explain(&problems))?;
+    Ok(Config { variables: source.variables(environment), ..config })
 }

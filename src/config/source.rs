@@ -10,8 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::Environment;
 use super::problem::{ConfigError, Place, Problem, closest};
 use super::raw::Raw;
-
-const PREFIX: &str = "EXPORT_GATE__";
+use super::variables::{PREFIX, Variables};
 
 /// Where to write and what: the file, followed by a line `NAME=value` for each override. Spans past the file's end are overrides.
 #[derive(Debug)]
@@ -48,6 +47,11 @@ impl Source {
             overrides.push(Override { keys: keys.split("__").map(str::to_owned).collect(), name, value: value_at });
         }
         Self { name: name.to_owned(), text, file_length, overrides }
+    }
+
+    /// What the environment says about it.
+    pub(super) fn variables(&self, environment: &Environment) -> Variables {
+        Variables::of(environment, &self.text)
     }
 
     /// The configuration as written.

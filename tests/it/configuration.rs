@@ -614,6 +614,84 @@ fn check_shows_routes_meters_and_limits_as_tables() {
 }
 
 #[test]
+fn check_shows_who_connects_where_whose_tokens_are_good_and_what_the_environment_says() {
+    let plain = Setup::before("127.0.0.1:9".parse().unwrap());
+    let other = plain
+        .clone()
+        .set("EXPORT_GATE__SERVER__LISTEN", "0.0.0.0:8443")
+        .set("EXPORT_GATE__SERVER__H2C", "true")
+        .set("EXPORT_GATE__ADMIN__LISTEN", "0.0.0.0:9901")
+        .set("EXPORT_GATE__ADMIN__TOKEN_ENV", "EXPORT_GATE_ADMIN_TOKEN")
+        .set("EXPORT_GATE_ADMIN_TOKEN", "0123456789abcdef")
+        .set("EXPORT_GATE__LEDGER__DURABILITY", "periodic")
+        .set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", "2s")
+        .set("EXPORT_GATE_LOG_FILTER", "debug");
+    let jwks = plain.clone().set("EXPORT_GATE__IDENTITY__JWKS", "{ url = \"https://keys.example/set\" }");
+    let check = |setup: &Setup| {
+        let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (text(output.stdout), text(output.stderr))
+    };
+    let (shown, warnings) = check(&plain);
+    assert!(shown.contains("(HTTP/1.1, without TLS), operators to 127.0.0.1:0 (without a token)."), "{shown}");
+    let tokens = "Tokens are https://accounts.example.com's for `exports`, signed with the key `dev` (HS256).";
+    assert!(shown.contains(tokens) && shown.contains("on the disk before an image leaves"), "{shown}");
+    assert_eq!(warnings, "");
+    let (shown, warnings) = check(&other);
+    for part in [
+        "Clients connect to 0.0.0.0:8443 (HTTP/1.1 or HTTP/2, without TLS), operators to 0.0.0.0:9901 (with a token).",
+        "EXPORT_GATE__ADMIN__TOKEN_ENV, ",
+        ", written every 2 s.",
+    ] {
+        assert!(shown.contains(part), "no `{part}` in\n{shown}");
+    }
+    let expected = "warning: EXPORT_GATE_LOG_FILTER is set, and nothing reads it: two underscores are before each name of an override, as \
+                    in EXPORT_GATE__LOG__FILTER\n";
+    assert_eq!(warnings, expected);
+    let (shown, _) = check(&jwks);
+    assert!(shown.contains("(HS256), or those that https://keys.example:443/set publishes."), "{shown}");
+}
+
+#[test]
+fn a_gate_says_which_variables_it_does_not_read() {
+    let gate = Setup::before("127.0.0.1:9".parse().unwrap()).set("EXPORT_GATE_SERVER_LISTEN", "0.0.0.0:80").start();
+    gate.logs(&["EXPORT_GATE_SERVER_LISTEN is set, and nothing reads it", "EXPORT_GATE__SERVER__LISTEN"]);
+}
+
+#[test]
+fn a_token_for_operators_that_can_be_guessed_is_refused() {
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap()).set("EXPORT_GATE__ADMIN__TOKEN_ENV", "TOKEN");
+    let check = |token| {
+        let setup = setup.clone().set("TOKEN", token);
+        let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (valid, text) = check("0123456789abcde");
+    assert!(
+        !valid && text.contains("EXPORT_GATE__ADMIN__TOKEN_ENV=") && text.contains("the secret has 15 bytes"),
+        "{text}"
+    );
+    assert!(text.contains("use 16 random bytes or more") && !text.contains("0123456789"), "{text}");
+    assert!(check("0123456789abcdef").0);
+    let (_, text) = check("");
+    assert!(text.contains("`TOKEN` is not set") && text.matches("error: ").count() == 1, "{text}");
+}
+
+#[test]
+fn a_plan_that_is_misspelt_is_reported_where_it_is_and_nowhere_else() {
+    for (old, new, wrong) in [
+        ("{ free = 2, pro = 30,", "{ free = 2, porr = 30,", "porr"),
+        ("{ free = 2, pro = 30,", "{ free = 2, po = 30,", "po"),
+        ("{ free = 60, pro =", "{ free = 60, porr =", "porr"),
+        ("\"unlimited\", max = \"unlimited\"", "\"unlimited\", maxx = \"unlimited\"", "maxx"),
+    ] {
+        let text = complaint(old, new);
+        assert_eq!(text.matches("error: ").count(), 1, "{new}\n{text}");
+        assert!(text.contains(&format!("instead of `{wrong}`?")), "{text}");
+    }
+}
+
+#[test]
 fn explain_tells_each_step_and_the_rule_that_decides() {
     let setup = Setup::before("127.0.0.1:9".parse().unwrap());
     let explain = |arguments: &[&str]| {

@@ -216,12 +216,12 @@ fn operators_can_have_a_design_forgotten() {
     let (renderer, service) = (Backend::start(Reply::image()), Backend::start(features(&["logo"])));
     let gate = setup(&renderer, &service)
         .set("EXPORT_GATE__ADMIN__TOKEN_ENV", "OPERATORS_TOKEN")
-        .set("OPERATORS_TOKEN", "let me in")
+        .set("OPERATORS_TOKEN", "let me in, dear gate")
         .start();
     let target = "/v1/designs/a%20b/download";
     let ask = || (get(gate.address, target, &[&silent("u").line()]).status, service.seen().len());
     let delete = |path: &str, lines: &[&str]| request(gate.admin_address, "DELETE", path, lines, b"").status;
-    let token = "authorization: Bearer let me in";
+    let token = "authorization: Bearer let me in, dear gate";
     assert_eq!((ask(), ask()), ((200, 1), (200, 1)));
     assert_eq!(delete("/v1/designs/a%20b/facts", &[]), 401);
     assert_eq!(delete("/v1/designs/other/facts", &[token]), 204);

@@ -69,13 +69,17 @@ fn a_token_guards_all_admin_pages_but_health_and_readiness() {
     let backend = Backend::start(Reply::image());
     let gate = Setup::before(backend.address)
         .set("EXPORT_GATE__ADMIN__TOKEN_ENV", "OPERATORS_TOKEN")
-        .set("OPERATORS_TOKEN", "let me in")
+        .set("OPERATORS_TOKEN", "let me in, dear gate")
         .start();
     for page in ["/metrics", "/v1/usage/u", "/nothing"] {
         assert_eq!(gate.admin(page).0, 401, "{page}");
-        assert_eq!(get(gate.admin_address, page, &["authorization: Bearer let me out"]).status, 401, "{page}");
+        assert_eq!(
+            get(gate.admin_address, page, &["authorization: Bearer let me in, poor gate"]).status,
+            401,
+            "{page}"
+        );
     }
-    assert_eq!(get(gate.admin_address, "/metrics", &["authorization: Bearer let me in"]).status, 200);
+    assert_eq!(get(gate.admin_address, "/metrics", &["authorization: Bearer let me in, dear gate"]).status, 200);
     assert_eq!((gate.admin("/healthz").0, gate.admin("/readyz").0), (200, 200));
     assert_eq!(post(gate.admin_address, "/healthz", &[]).status, 405);
     let admin = gate.admin_address.to_string();

@@ -189,9 +189,12 @@ fn is_framing(name: &str) -> bool {
 
 /// A plan that this meter neither limits nor leaves out: most often a slip of the pen, here or elsewhere.
 fn missing_limit(name: &str, plan: &str, raw: &raw::Meter, all: &BTreeMap<String, raw::Meter>) -> Option<Problem> {
-    // Of two spellings, the one that fewer meters know is the slip.
+    // Of two spellings, the one that fewer meters know is the slip; of two that as many know, the shorter.
     let weight = |plan: &str| (all.values().filter(|meter| meter.limits.contains_key(plan)).count(), plan.len());
-    let alike = closest(plan, raw.limits.keys().map(String::as_str)).filter(|alike| {
+    let names = || raw.limits.keys().map(String::as_str);
+    // How far apart two names may be depends on which of them is taken for the right one: either may be.
+    let alike = closest(plan, names()).or_else(|| names().find(|name| closest(name, [plan]).is_some()));
+    let alike = alike.filter(|alike| {
         let others = all.iter().filter(|(other, _)| other.as_str() != name);
         others
             .map(|(_, meter)| meter)
