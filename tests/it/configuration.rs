@@ -691,6 +691,23 @@ fn a_plan_that_is_misspelt_is_reported_where_it_is_and_nowhere_else() {
     }
 }
 
+// Nobody would count them.
+#[test]
+fn a_plan_without_a_limit_is_told_however_much_its_name_is_like_another() {
+    let pro = "{ pro = 1000, max = 3000 }";
+    let counted = "counts = { ai = false, plans = [\"pro\", \"max\"] }";
+    let text = complaint(counted, "counts = { ai = false, plans = [\"pro\", \"prp\", \"max\"] }");
+    assert!(text.contains("the meter `fair-use` has no limit for the plan `prp`"), "{text}");
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap())
+        .replacing(counted, "counts = { ai = false, plans = [\"prp\"] }")
+        .replacing(pro, "{ prp = 1000 }");
+    let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    for meter in ["ai-exports", "exports"] {
+        assert!(text.contains(&format!("the meter `{meter}` has no limit for the plan `prp`")), "{text}");
+    }
+}
+
 #[test]
 fn explain_tells_each_step_and_the_rule_that_decides() {
     let setup = Setup::before("127.0.0.1:9".parse().unwrap());

@@ -201,9 +201,14 @@ fn missing_limit(name: &str, plan: &str, raw: &raw::Meter, all: &BTreeMap<String
             .all(|meter| !(meter.limits.contains_key(plan) && meter.limits.contains_key(*alike)))
     });
     let message = format!("the meter `{name}` has no limit for the plan `{plan}`");
+    // There is a meter that has the slip, and lacks what was meant.
+    let is_reported_there = |alike: &str| {
+        let counts =
+            |meter: &raw::Meter| meter.counts.plans.is_empty() || meter.counts.plans.iter().any(|plan| plan == alike);
+        all.iter().any(|(other, meter)| other != name && meter.limits.contains_key(plan) && counts(meter))
+    };
     match alike {
-        // Reported where the slip is.
-        Some(alike) if weight(plan) < weight(alike) => None,
+        Some(alike) if weight(plan) < weight(alike) && is_reported_there(alike) => None,
         Some(alike) => {
             let problem = Problem::at_key(&["meters", name, "limits", alike], message);
             Some(problem.help(format!("did you mean `{plan}` instead of `{alike}`?")))
