@@ -10,6 +10,7 @@ mod upstreams;
 mod windows;
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -104,7 +105,8 @@ pub(super) fn build(
 ) -> Result<Config, Vec<Problem>> {
     let mut problems = Problems { found: Vec::new() };
     let files = RefCell::default();
-    let surroundings = Surroundings { folder, environment, files: &files };
+    let asked = RefCell::default();
+    let surroundings = Surroundings { folder, environment, files: &files, asked: &asked };
 
     let names: Vec<String> = raw.upstreams.keys().cloned().collect();
     if names.is_empty() {
@@ -197,7 +199,7 @@ pub(super) fn build(
             filter: raw.log.filter,
         },
         files: files.take(),
-        variables: Variables::default(),
+        variables: Variables::of(environment, &asked.take()),
     };
     if problems.found.is_empty() { Ok(config) } else { Err(problems.found) }
 }
@@ -220,6 +222,8 @@ struct Surroundings<'s> {
     environment: &'s Environment,
     /// What was read.
     files: &'s RefCell<Vec<PathBuf>>,
+    /// The variables that were.
+    asked: &'s RefCell<BTreeSet<String>>,
 }
 
 impl Surroundings<'_> {
@@ -246,6 +250,7 @@ impl Surroundings<'_> {
     ) -> Vec<u8> {
         let (env_key, file_key) = (format!("{key}_env"), format!("{key}_file"));
         let problem = |key: &str, message: String| Problem::at(&[table, &[key]].concat(), message);
+        self.asked.borrow_mut().extend(env.map(str::to_owned));
         let secret = match (env, file) {
             (Some(name), None) => match self.environment.get(name) {
                 Some(secret) if !secret.is_empty() => Ok(secret.clone().into_bytes()),

@@ -1,8 +1,8 @@
 //! One TOML file, and what each part is to do.
 //!
 //! `raw.rs` is the file's vocabulary; `source.rs` reads it, lays environment overrides over it, and knows where everything stands;
-//! `build.rs` turns it into each part's validated options; `variables.rs` says which environment variables had a part in it. An error names file, line and column, shows the line, and says
-//! what to write instead. All errors are reported at once.
+//! `build.rs` turns it into each part's validated options; `variables.rs` says which environment variables had a part in it. An error
+//! names file, line and column, shows the line, and says what to write instead. All errors are reported at once.
 
 mod build;
 mod duration;
@@ -76,6 +76,5 @@ fn read(
 ) -> Result<Config, ConfigError> {
     let source = source::Source::new(name, text, environment);
     let raw = source.raw().map_err(|problem| source.explain(&[problem]))?;
-    let config = build::build(raw, folder, environment, running).map_err(|problems| source.explain(&problems))?;
-    Ok(Config { variables: source.variables(environment), ..config })
+    build::build(raw, folder, environment, running).map_err(|problems| source.explain(&problems))
 }

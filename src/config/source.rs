@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::Environment;
 use super::problem::{ConfigError, Place, Problem, closest};
 use super::raw::Raw;
-use super::variables::{PREFIX, Variables};
+use super::variables::PREFIX;
 
 /// Where to write and what: the file, followed by a line `NAME=value` for each override. Spans past the file's end are overrides.
 #[derive(Debug)]
@@ -47,11 +47,6 @@ impl Source {
             overrides.push(Override { keys: keys.split("__").map(str::to_owned).collect(), name, value: value_at });
         }
         Self { name: name.to_owned(), text, file_length, overrides }
-    }
-
-    /// What the environment says about it.
-    pub(super) fn variables(&self, environment: &Environment) -> Variables {
-        Variables::of(environment, &self.text)
     }
 
     /// The configuration as written.

@@ -1,6 +1,9 @@
 //! Environment variables that are this gate's.
 
+use std::collections::BTreeSet;
 use std::fmt;
+
+use serde_json::Value;
 
 use super::{Environment, raw};
 
@@ -36,28 +39,46 @@ impl fmt::Display for Unread {
 }
 
 impl Variables {
-    /// Those of a configuration with this text, which names the secrets that it reads.
-    pub(super) fn of(environment: &Environment, text: &str) -> Self {
+    /// Those of a configuration that has asked for these variables.
+    pub(super) fn of(environment: &Environment, asked: &BTreeSet<String>) -> Self {
         let overriding = environment.keys().filter(|name| name.starts_with(PREFIX)).cloned().collect();
-        let others = environment.keys().filter(|name| !name.starts_with(PREFIX) && !text.contains(name.as_str()));
+        let others = environment.keys().filter(|name| !name.starts_with(PREFIX) && !asked.contains(*name));
         let unread = others.filter_map(|name| Some(Unread { name: name.clone(), meant: meant(name)? })).collect();
         Self { overriding, unread }
     }
 }
 
-/// The override that a name with one underscore stands for, if it begins with a part of the configuration: `EXPORT_GATE_PORT` and its
-/// like are made by Kubernetes for a service of that name.
+/// The override that a name with single underscores stands for, if the configuration has such a place: others begin like that as well, as
+/// `EXPORT_GATE_ADMIN_SERVICE_HOST`, which Kubernetes makes for a service.
 fn meant(name: &str) -> Option<String> {
     let keys = name.strip_prefix(PREFIX.strip_suffix('_')?)?;
     let schema = raw::schema();
-    let parts = schema.get("properties")?.as_object()?.keys();
-    let fitting = parts.filter_map(|part| {
-        let rest = keys.strip_prefix(&*part.to_ascii_uppercase())?;
-        (rest.is_empty() || rest.starts_with('_')).then(|| (keys.len() - rest.len(), rest.trim_start_matches('_')))
+    Some(format!("{}{}", PREFIX.strip_suffix("__")?, place(&schema, &schema, keys)?))
+}
+
+/// Where these keys lead to from here, with two underscores before each.
+fn place(schema: &Value, here: &Value, keys: &str) -> Option<String> {
+    if keys.is_empty() {
+        return Some(String::new());
+    }
+    let then = |key: &str, next: &Value| {
+        let rest = keys.strip_prefix(key)?;
+        let rest = if rest.is_empty() { rest } else { rest.strip_prefix('_')? };
+        Some(format!("__{key}{}", place(schema, next, rest)?))
+    };
+    let known = here["properties"].as_object().into_iter().flatten();
+    let known = known.filter_map(|(name, next)| then(&name.to_ascii_uppercase(), next));
+    // Elements of lists, and tables by any name.
+    let others = ["items", "additionalProperties"].into_iter().filter(|kind| here[kind].is_object());
+    let others = others.flat_map(|kind| {
+        let ends = keys.match_indices('_').map(|(end, _)| end).chain([keys.len()]);
+        ends.filter_map(move |end| then(keys.get(..end)?, &here[kind]))
     });
-    let (length, rest) = fitting.max()?;
-    let part = keys.get(..length)?;
-    Some(if rest.is_empty() { format!("{PREFIX}{part}") } else { format!("{PREFIX}{part}__{rest}") })
+    let found = known.chain(others).next();
+    let definition = || here["$ref"].as_str().and_then(|name| schema.pointer(name.strip_prefix('#')?));
+    let instead = || definition().and_then(|next| place(schema, next, keys));
+    let any_of = || here["anyOf"].as_array()?.iter().find_map(|next| place(schema, next, keys));
+    found.or_else(instead).or_else(any_of)
 }
 
 #[cfg(test)]
@@ -66,27 +87,34 @@ mod tests {
 
     #[test]
     fn what_was_meant_for_an_override_is_told_from_what_is_read_and_from_what_others_set() {
-        let names = [
+        let unread = [
+            ("EXPORT_GATE_DEFAULT_UPSTREAM", "EXPORT_GATE__DEFAULT_UPSTREAM"),
+            ("EXPORT_GATE_IDENTITY_CLAIMS_PLAN", "EXPORT_GATE__IDENTITY__CLAIMS__PLAN"),
+            ("EXPORT_GATE_METERS", "EXPORT_GATE__METERS"),
+            ("EXPORT_GATE_METERS_AI_EXPORTS_LIMITS_FREE", "EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE"),
+            ("EXPORT_GATE_ROUTES_0_NAME", "EXPORT_GATE__ROUTES__0__NAME"),
+            ("EXPORT_GATE_SERVER_MAX_CONNECTIONS", "EXPORT_GATE__SERVER__MAX_CONNECTIONS"),
+            ("EXPORT_GATE_SERVER_MAX_CONNECTIONS_PER_ADDRESS", "EXPORT_GATE__SERVER__MAX_CONNECTIONS_PER_ADDRESS"),
+            ("EXPORT_GATE_SERVER_TLS_CERT_FILE", "EXPORT_GATE__SERVER__TLS__CERT_FILE"),
+            ("EXPORT_GATE_UPSTREAMS_RENDERER_ENDPOINTS", "EXPORT_GATE__UPSTREAMS__RENDERER__ENDPOINTS"),
+        ];
+        let others = [
             "EXPORT_GATE__LOG__FILTER",
-            "EXPORT_GATE_SERVER_MAX_CONNECTIONS",
-            "EXPORT_GATE_DEFAULT_UPSTREAM",
-            "EXPORT_GATE_METERS",
             "EXPORT_GATE_LEDGERS_PATH",
+            "EXPORT_GATE_LEDGER_PATHS",
             "EXPORT_GATE_ADMIN_TOKEN",
-            "EXPORT_GATE_JWT_SECRET",
+            "EXPORT_GATE_LOG_FORMAT",
             "EXPORT_GATE_SERVICE_HOST",
             "EXPORT_GATE_PORT_8080_TCP_ADDR",
+            "EXPORT_GATE_ADMIN_SERVICE_HOST",
+            "EXPORT_GATE_ADMIN_PORT_9901_TCP_PROTO",
             "PATH",
         ];
-        let environment = names.map(|name| (name.to_owned(), String::new())).into();
-        let found = Variables::of(&environment, "token_env = \"EXPORT_GATE_ADMIN_TOKEN\"");
+        let environment = unread.map(|(name, _)| name).into_iter().chain(others);
+        let environment = environment.map(|name| (name.to_owned(), String::new())).collect();
+        let found = Variables::of(&environment, &["EXPORT_GATE_LOG_FORMAT".to_owned()].into());
         assert_eq!(found.overriding, ["EXPORT_GATE__LOG__FILTER"]);
-        let unread: Vec<_> = found.unread.iter().map(|unread| (&*unread.name, &*unread.meant)).collect();
-        let expected = [
-            ("EXPORT_GATE_DEFAULT_UPSTREAM", "EXPORT_GATE__DEFAULT_UPSTREAM"),
-            ("EXPORT_GATE_METERS", "EXPORT_GATE__METERS"),
-            ("EXPORT_GATE_SERVER_MAX_CONNECTIONS", "EXPORT_GATE__SERVER__MAX_CONNECTIONS"),
-        ];
-        assert_eq!(unread, expected);
+        let found: Vec<_> = found.unread.iter().map(|unread| (&*unread.name, &*unread.meant)).collect();
+        assert_eq!(found, unread);
     }
 }

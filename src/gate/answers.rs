@@ -354,7 +354,7 @@ fn quota_detail(denial: &Denial, plan: &str, policy: &Policy) -> String {
                 "Another export is under way, and your {plan} plan has {limit} {meter}. Try again when it has ended."
             )
         }
-        Why::Exhausted if standing.cost > 1 => {
+        Why::Exhausted if standing.cost != 1 => {
             let (cost, left, then) = (standing.cost, standing.remaining(), spelled_out(standing.resets_at));
             format!(
                 "This takes {cost} {meter}, and of the {limit} of your {plan} plan {left} are left. More are available from {then}."

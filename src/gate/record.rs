@@ -166,10 +166,13 @@ impl Record {
         let Some(Fields { meters, .. }) = self.fields() else { return };
         // Without the formatting machinery: each export has this.
         let mut number = itoa::Buffer::new();
-        // Enough for nearly all: growing by and by takes longer than writing.
-        meters.reserve(32);
         for standing in standings {
-            meters.push_str(if meters.is_empty() { "" } else { ", " });
+            if meters.is_empty() {
+                // Enough for nearly all: growing by and by takes longer than writing.
+                meters.reserve(32);
+            } else {
+                meters.push_str(", ");
+            }
             meters.push_str(policy.meter(standing.meter).map_or("", |meter| &*meter.name));
             meters.push(' ');
             meters.push_str(number.format(standing.taken()));

@@ -1,7 +1,6 @@
 //! JSON that is written member by member, into one buffer.
 
-use std::fmt::Display;
-use std::io::Write;
+use std::fmt::{self, Display, Write};
 
 use serde::Serialize;
 
@@ -44,8 +43,8 @@ impl Members {
         self.name(name);
         self.0.push(b'"');
         let begin = self.0.len();
-        // Memory takes all.
-        let _ = write!(self.0, "{shown}");
+        // Memory takes all; who cannot show itself is shown as far as it can.
+        let _ = write!(Utf8(&mut self.0), "{shown}");
         if is_plain(&self.0[begin..]) {
             self.0.push(b'"');
         } else {
@@ -62,7 +61,7 @@ impl Members {
         let _ = serde_json::to_writer(&mut self.0, value);
     }
 
-    /// Adds text that is JSON already: members with a comma before each, or what follows the last.
+    /// Adds text that is JSON already: members with a comma before each, or what follows the last. What ends with `{` begins an object.
     pub fn raw(&mut self, json: &str) {
         self.0.extend_from_slice(json.as_bytes());
     }
@@ -89,6 +88,16 @@ impl Members {
         self.0.push(b'"');
         self.0.extend_from_slice(text.as_bytes());
         self.0.push(b'"');
+    }
+}
+
+/// Bytes that text is written to.
+struct Utf8<'b>(&'b mut Vec<u8>);
+
+impl Write for Utf8<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Options {
     /// What is spoken on them.
     pub protocol: Protocol,
     /// How long a connection may take to be made, with TLS and whatever else comes before the first request. A first packet that is lost,
-    /// or that a busy server drops, is sent again after 1 and 3 seconds (RFC 6298, section 2).
+    /// or that a busy server drops, is sent again after a second (RFC 6298, section 2.1).
     pub connect_timeout: Duration,
     /// How long an unused connection is kept; less than the other side keeps it.
     pub idle_timeout: Duration,

@@ -539,6 +539,7 @@ ejection_time = "20m"
 max_in_flight = 200
 queue_limit = 7
 queue_timeout = "250ms"
+response_timeout = "3s"
 "#;
     let setup = Setup::before("127.0.0.1:9".parse().unwrap());
     let text = std::fs::read_to_string(setup.config()).unwrap();
@@ -553,6 +554,9 @@ queue_timeout = "250ms"
         "HTTP/2 if offered by TLS, else HTTP/1.1",
         "connect 4s",
         "answer 60s",
+        // There is to be time to ask another.
+        "connect 1.5s",
+        "answer 3s",
         "unused 4s",
         "never: there is no other",
         "whatever comes",
@@ -697,7 +701,10 @@ fn a_plan_without_a_limit_is_told_however_much_its_name_is_like_another() {
     let pro = "{ pro = 1000, max = 3000 }";
     let counted = "counts = { ai = false, plans = [\"pro\", \"max\"] }";
     let text = complaint(counted, "counts = { ai = false, plans = [\"pro\", \"prp\", \"max\"] }");
-    assert!(text.contains("the meter `fair-use` has no limit for the plan `prp`"), "{text}");
+    assert!(
+        text.contains("the meter `fair-use` has no limit for the plan `prp`") && text.contains("add prp = 10"),
+        "{text}"
+    );
     let setup = Setup::before("127.0.0.1:9".parse().unwrap())
         .replacing(counted, "counts = { ai = false, plans = [\"prp\"] }")
         .replacing(pro, "{ prp = 1000 }");
@@ -706,6 +713,7 @@ fn a_plan_without_a_limit_is_told_however_much_its_name_is_like_another() {
     for meter in ["ai-exports", "exports"] {
         assert!(text.contains(&format!("the meter `{meter}` has no limit for the plan `prp`")), "{text}");
     }
+    assert!(!text.contains("did you mean"), "{text}");
 }
 
 #[test]

@@ -203,6 +203,21 @@ fn a_connection_that_a_busy_backend_has_not_heard_of_is_asked_for_again() {
     assert_eq!(gate.used("u", "exports"), 1);
 }
 
+#[test]
+fn a_host_from_which_nothing_comes_leaves_time_for_another() {
+    let (deaf, _filling) = full_up();
+    let good = Backend::start(Reply::image());
+    let gate = before(&[deaf.local_addr().unwrap(), good.address])
+        // For the head in all: half of it for a connection.
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__RESPONSE_TIMEOUT", "4s")
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__MAX_FAILURES", "1")
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__EJECTION_TIME", "1h")
+        .start();
+    while ejected(&gate) < 1.0 {
+        assert_eq!(request(gate.address, "POST", "/v1/designs/d1", &[], b"a save").status, 200);
+    }
+}
+
 /// A proxy to these endpoints that leaves one out for an hour at its first failure, and the clock that says when.
 fn left_out_for_an_hour(endpoints: [&Backend; 2]) -> (Proxy<Empty<Bytes>>, EndpointMetrics, Arc<ManualClock>) {
     let origin =

@@ -203,17 +203,19 @@ fn missing_limit(name: &str, plan: &str, raw: &raw::Meter, all: &BTreeMap<String
     let message = format!("the meter `{name}` has no limit for the plan `{plan}`");
     // There is a meter that has the slip, and lacks what was meant.
     let is_reported_there = |alike: &str| {
-        let counts =
-            |meter: &raw::Meter| meter.counts.plans.is_empty() || meter.counts.plans.iter().any(|plan| plan == alike);
+        let counts = |meter: &raw::Meter| {
+            meter.counts.plans.is_empty() || meter.counts.plans.iter().any(|counted| counted == alike)
+        };
         all.iter().any(|(other, meter)| other != name && meter.limits.contains_key(plan) && counts(meter))
     };
+    let is_slip = |alike: &&str| weight(plan) < weight(alike);
     match alike {
-        Some(alike) if weight(plan) < weight(alike) && is_reported_there(alike) => None,
-        Some(alike) => {
+        Some(alike) if is_slip(&alike) && is_reported_there(alike) => None,
+        Some(alike) if !is_slip(&alike) => {
             let problem = Problem::at_key(&["meters", name, "limits", alike], message);
             Some(problem.help(format!("did you mean `{plan}` instead of `{alike}`?")))
         }
-        None => Some(Problem::at(&["meters", name, "limits"], message).help(format!(
+        _ => Some(Problem::at(&["meters", name, "limits"], message).help(format!(
             "add {plan} = 10, {plan} = \"unlimited\", or leave the plan out with counts = {{ plans = [...] }}"
         ))),
     }

@@ -28,11 +28,16 @@ pub(super) fn upstream(
 ) -> Upstream {
     let path = |key| ["upstreams", name, key];
     let duration = |key, value, problems: &mut Problems| positive(value, &path(key), problems);
+    let response_timeout = duration("response_timeout", raw.response_timeout, problems);
+    let usual = net::Options::default();
     let connections = net::Options {
         protocol: protocol(raw.protocol),
-        connect_timeout: duration("connect_timeout", raw.connect_timeout, problems),
+        connect_timeout: match raw.connect_timeout {
+            Some(written) => duration("connect_timeout", written, problems),
+            None => usual.connect_timeout.min(response_timeout / 2),
+        },
         idle_timeout: raw.idle_timeout.0,
-        ..net::Options::default()
+        ..usual
     };
     for (key, number) in [("max_failures", raw.max_failures), ("max_in_flight", raw.max_in_flight.unwrap_or(1))] {
         if number == 0 {
@@ -44,7 +49,7 @@ pub(super) fn upstream(
         name: name.to_owned(),
         proxy: proxy::Options {
             endpoints: endpoints(name, raw, surroundings, problems),
-            response_timeout: duration("response_timeout", raw.response_timeout, problems),
+            response_timeout,
             connections,
             ejection: ejection(name, raw, problems),
             bound: bound(name, raw, problems),

@@ -17,10 +17,11 @@ pub(in crate::config) struct Upstream {
     pub(in crate::config) protocol: Protocol,
     /// PEM file of roots that are trusted besides the system's.
     pub(in crate::config) ca_file: Option<String>,
-    /// How long a connection may take to be made, with TLS. A packet that asks for one and is lost is sent again after 1 and 3 seconds.
-    #[serde(default = "four_seconds")]
-    pub(in crate::config) connect_timeout: DurationText,
-    /// How long the head of an answer may take once the request has been sent, and how long sending may stand still.
+    /// How long a connection may take to be made, with TLS. A packet that asks for one and is lost is sent again after a second. 4 seconds
+    /// if left out, or half of `response_timeout` if that is shorter: so there is time to ask another endpoint.
+    pub(in crate::config) connect_timeout: Option<DurationText>,
+    /// How long the head of an answer may take, from when the request is sent, and a connection made for it if there is none; and how long
+    /// sending may stand still.
     #[serde(default = "one_minute")]
     pub(in crate::config) response_timeout: DurationText,
     /// How long an unused connection is kept; less than the backend keeps it.
