@@ -15,7 +15,6 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::Full;
 use jiff::Timestamp;
-use jiff::tz::Offset;
 use serde_json::Value;
 use smallvec::SmallVec;
 
@@ -24,6 +23,7 @@ use super::fields;
 use super::page::{self, Page};
 use super::refusal::Refusal;
 use super::request_id::{self, REQUEST_ID};
+use super::when::{instant, spelled_out};
 use crate::identity::TokenError;
 use crate::json::Members;
 use crate::ledger::{Denial, Standing, Why};
@@ -333,10 +333,6 @@ fn detail(refusal: &Refusal, policy: &Policy) -> Cow<'static, str> {
     })
 }
 
-fn instant(seconds: i64) -> Timestamp {
-    Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
-}
-
 fn abuse_detail(denial: &Denial) -> String {
     let until = denial.violated.first().map(|standing| spelled_out(standing.resets_at)).unwrap_or_default();
     format!("This account exports far more than others do, and is paused until {until}.")
@@ -380,51 +376,6 @@ fn quota_detail(denial: &Denial, plan: &str, policy: &Policy) -> String {
                 ".",
             ]
             .concat()
-        }
-    }
-}
-
-/// `Monday, 9 November 2026 at 00:00 UTC`, of seconds since the epoch. Without the formatting machinery too.
-fn spelled_out(seconds: i64) -> String {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
-    let at = Offset::UTC.to_datetime(instant(seconds));
-    let named =
-        |names: &[&'static str], place: i8| names.get(usize::from(place.unsigned_abs())).copied().unwrap_or_default();
-    let (weekday, month) = (named(&DAYS, at.weekday().to_monday_zero_offset()), named(&MONTHS, at.month() - 1));
-    let zero = |number: i8| if number < 10 { "0" } else { "" };
-    let mut numbers = [itoa::Buffer::new(); 4];
-    let [day, year, hour, minute] = &mut numbers;
-    let (day, year) = (day.format(at.day()), year.format(at.year()));
-    let (hour, minute) = (hour.format(at.hour()), minute.format(at.minute()));
-    [weekday, ", ", day, " ", month, " ", year, " at ", zero(at.hour()), hour, ":", zero(at.minute()), minute, " UTC"]
-        .concat()
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn any_instant_is_spelled_out_as_its_calendar_says(seconds in -2_000_000_000_i64..200_000_000_000) {
-            let expected = instant(seconds).strftime("%A, %-d %B %Y at %H:%M UTC").to_string();
-            prop_assert_eq!(spelled_out(seconds), expected);
         }
     }
 }

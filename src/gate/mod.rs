@@ -28,6 +28,7 @@ mod saves;
 mod service;
 mod trace_context;
 mod upload;
+mod when;
 
 pub use answers::{Answers, Asker, Cors};
 pub use body::GateBody;
