@@ -25,6 +25,7 @@
 //! cargo bench --bench compare -- --memory         what a user costs in memory, in place of the above
 //! cargo bench --bench compare -- rs256            only the cases whose name contains this
 //! cargo bench --bench compare -- --out FOLDER     where results.csv and chart.svg go [default: target/compare]
+//! cargo bench --bench compare -- --program target/deploy/export-gate     the gate as `config/deploy/build` builds it
 //! cargo bench --bench compare -- --enforce        fail when a target is missed, too
 //! cargo bench --bench compare -- --without-envoy  where its wheel cannot be had
 //! ```
@@ -108,6 +109,9 @@ struct Args {
     /// What a user costs in memory, in place of the cases
     #[arg(long, conflicts_with = "filter")]
     memory: bool,
+    /// The gate, if it is not to be as cargo builds it
+    #[arg(long, value_name = "FILE", default_value = gate::PROGRAM, hide_default_value = true)]
+    program: PathBuf,
     /// The folder for results.csv and chart.svg
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/compare"))]
     out: PathBuf,
@@ -195,6 +199,7 @@ impl Args {
             users,
             connections: usize::from(self.connections),
             cores: Cores::divide(1)?,
+            program: self.program.clone(),
         })
     }
 
@@ -225,7 +230,7 @@ fn compare_all(args: &Args) -> anyhow::Result<()> {
         run_cases(args, &settings)?;
     }
     if args.memory || args.extent() == Extent::Smoke {
-        println!("{}", memory::table(&args.crowd(), &settings.cores, |kind| args.leaves_out(kind))?);
+        println!("{}", memory::table(&args.crowd(), &settings, |kind| args.leaves_out(kind))?);
     }
     if args.without_envoy {
         println!("\nEnvoy was LEFT OUT, as was asked for.");

@@ -14,7 +14,6 @@ use hyper::Uri;
 
 use crate::child::Child;
 use crate::contenders::Kind;
-use crate::cores::Cores;
 use crate::driver::{Driver, Load};
 use crate::gate::FREE_LIMIT;
 use crate::mix::{Mix, Requests};
@@ -22,6 +21,7 @@ use crate::peers::{Peer, Place};
 use crate::report::mib;
 use crate::tally::Expected;
 use crate::token::Signed;
+use crate::turns::Settings;
 
 const IMAGE_BYTES: usize = 1 << 10;
 
@@ -39,10 +39,11 @@ pub(crate) struct Crowd {
 }
 
 /// The table, of those that are not `left_out`.
-pub(crate) fn table(crowd: &Crowd, cores: &Cores, left_out: impl Fn(Kind) -> bool) -> anyhow::Result<String> {
+pub(crate) fn table(crowd: &Crowd, settings: &Settings, left_out: impl Fn(Kind) -> bool) -> anyhow::Result<String> {
     let body = IMAGE_BYTES.to_string();
     let (_backend, upstream) = Child::start_part(&["backend", "--body-bytes", &body, "--delay-ms", "0"])?;
-    let place = Place { cores, upstream, signed: Signed::Hs256 };
+    let Settings { cores, program, .. } = settings;
+    let place = Place { cores, upstream, signed: Signed::Hs256, program };
     let (before, counted) = (asked("max", crowd.before), asked("free", crowd.counted));
     let mut table = comfy_table::Table::new();
     table.load_style(ASCII_MARKDOWN).set_header(["contender", "bytes a user", "of Redis", "MiB in all"]);

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,6 +25,8 @@ pub(crate) struct Place<'p> {
     pub(crate) cores: &'p Cores,
     pub(crate) upstream: SocketAddr,
     pub(crate) signed: Signed,
+    /// The gate.
+    pub(crate) program: &'p Path,
 }
 
 /// A running contender.
@@ -66,7 +68,8 @@ impl Peer {
     }
 
     fn gate(durability: Durability, place: Place<'_>) -> anyhow::Result<Self> {
-        let setup = Setup { durability, workers: 1, signed: place.signed, records: false };
+        let program = place.program.to_owned();
+        let setup = Setup { program, durability, workers: 1, signed: place.signed, records: false };
         let gate = place.cores.start_proxy(|| Gate::start(place.upstream, &setup))?;
         Ok(Self { address: gate.address, serving: Serving::Gate(gate), store: None, _folder: None })
     }

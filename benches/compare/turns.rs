@@ -1,6 +1,7 @@
 //! How the contenders of a case take turns.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -23,14 +24,18 @@ pub(crate) struct Settings {
     pub(crate) users: u64,
     pub(crate) connections: usize,
     pub(crate) cores: Cores,
+    /// The gate.
+    pub(crate) program: PathBuf,
 }
 
 impl fmt::Display for Settings {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rounds, lasts, users, connections, cores } = self;
+        let Self { rounds, lasts, users, connections, cores, program } = self;
         write!(
             formatter,
-            "{rounds} round(s) of {lasts:?} each, {connections} connections, {users} users; median (least..most). Cores: {cores}."
+            "{rounds} round(s) of {lasts:?} each, {connections} connections, {users} users; median (least..most). Cores: {cores}. \
+             The gate is {}.",
+            program.display(),
         )
     }
 }
@@ -40,7 +45,7 @@ pub(crate) fn run(case: &Case, kinds: &[Kind], settings: &Settings) -> anyhow::R
     eprintln!("{} ...", case.name);
     let body = case.body_bytes.to_string();
     let (_backend, upstream) = Child::start_part(&["backend", "--body-bytes", &body, "--delay-ms", "0"])?;
-    let place = Place { cores: &settings.cores, upstream, signed: case.signed };
+    let place = Place { cores: &settings.cores, upstream, signed: case.signed, program: &settings.program };
     let asked = Asked::prepare(case, settings.users, 2 * FREE_LIMIT)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +16,7 @@ use crate::charges::Charges;
 use crate::child::Child;
 use crate::token::{self, Signed};
 
+/// As cargo builds it; `--program` names another, as `config/deploy/build` makes one.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_export-gate");
 
 /// Exports per week on plan `free`.
@@ -43,13 +44,21 @@ impl fmt::Display for Durability {
 }
 
 /// What can be set about the gate.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Setup {
+    pub(crate) program: PathBuf,
     pub(crate) durability: Durability,
     pub(crate) workers: u16,
     pub(crate) signed: Signed,
     /// Whether it writes a decision record for each export.
     pub(crate) records: bool,
+}
+
+impl Setup {
+    /// Whether the gate is built like the other parts: what those made of its own code show compares with no other.
+    pub(crate) fn is_built_alike(&self) -> bool {
+        self.program == Path::new(PROGRAM)
+    }
 }
 
 /// A running gate with an empty ledger.
@@ -64,10 +73,10 @@ pub(crate) struct Gate {
 impl Gate {
     /// Starts it and waits until it is ready to charge.
     pub(crate) fn start(upstream: SocketAddr, setup: &Setup) -> anyhow::Result<Self> {
-        Self::start_by(Command::new(PROGRAM), upstream, setup)
+        Self::start_by(Command::new(&setup.program), upstream, setup)
     }
 
-    /// The same by a command that runs [`PROGRAM`].
+    /// The same by a command that runs the program.
     pub(crate) fn start_by(mut command: Command, upstream: SocketAddr, setup: &Setup) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("cannot create a directory for the gate")?;
         let config_file = directory.path().join("gate.toml");
@@ -84,7 +93,8 @@ impl Gate {
         } else {
             command.env("RUST_LOG", "off");
         }
-        let mut process = Child::start(&mut command).context("cannot start the gate")?;
+        let mut process =
+            Child::start(&mut command).with_context(|| format!("cannot start {}", setup.program.display()))?;
         wait_until_ready(&mut process, admin).context("the gate does not get ready")?;
         Ok(Self { address, admin, process, directory })
     }

@@ -20,7 +20,7 @@ use crate::cases::{Case, Kind, Settings};
 use crate::child::Child;
 use crate::contender::{Contender, Who};
 use crate::driver::{Driver, Load};
-use crate::gate::{self, FREE_LIMIT, Gate, Setup};
+use crate::gate::{FREE_LIMIT, Gate, Setup};
 use crate::mix::Mix;
 use crate::promises::Promise;
 
@@ -47,7 +47,7 @@ pub(crate) fn compare(cases: &[Case], requests: u64, settings: &Settings) -> any
         eprintln!("{} ...", case.name());
         let counts = Counts::of(*case, requests, settings)?;
         counts.rows().into_iter().for_each(|row| _ = table.add_row(row));
-        promises.extend(counts.promises());
+        promises.extend(counts.promises(&settings.gate));
     }
     table.column_iter_mut().skip(2).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
     let Settings { connections, subjects, gate, body_bytes, .. } = settings;
@@ -68,7 +68,7 @@ impl Counts {
     fn of(case: Case, requests: u64, settings: &Settings) -> anyhow::Result<Self> {
         let mut each = [0.0; COUNTED.len()];
         for (count, (who, workers)) in each.iter_mut().zip(COUNTED) {
-            let setup = Setup { workers, ..settings.gate };
+            let setup = Setup { workers, ..settings.gate.clone() };
             let run = |requests| {
                 let counted = count_run(case, who, &setup, requests, settings);
                 counted.with_context(|| format!("case {}, {who}", case.name()))
@@ -89,11 +89,11 @@ impl Counts {
         COUNTED.into_iter().zip(&self.each).map(row).collect()
     }
 
-    fn promises(&self) -> Vec<Promise> {
+    fn promises(&self, setup: &Setup) -> Vec<Promise> {
         let [_, own, gate, with_two] = self.each;
         let name = self.case.name();
         let mut promises = Vec::new();
-        if self.case == Case::Unmatched {
+        if self.case == Case::Unmatched && setup.is_built_alike() {
             let of = format!("{name}: the gate");
             promises.push(Promise { of, value: gate / own, unit: "x its own proxy", most: Some(1.05) });
         }
@@ -122,7 +122,7 @@ fn count_run(case: Case, who: Who, setup: &Setup, requests: u64, settings: &Sett
     };
     match who {
         Who::Gate => {
-            let start = || Gate::start_by(valgrind(&folder, Path::new(gate::PROGRAM)), upstream, setup);
+            let start = || Gate::start_by(valgrind(&folder, &setup.program), upstream, setup);
             let gate = settings.cores.start_proxy(start)?;
             drive(gate.pid(), gate.address, |kind| kind.at_first, |kind| kind.then)?;
             gate.end()?;

@@ -7,7 +7,7 @@
 //! * **bare** ([`bare_proxy`]): hyper in front, hyper-util's `Client` behind, and no check at all. The yardstick.
 //! * **own** ([`own_proxy`]): the gate's own proxy, without the layer that decides and charges. Asked where the gate forwards everything.
 //! * **gate**: the `export-gate` binary as users run it, with a configuration file, one worker thread and a ledger
-//!   on disk.
+//!   on disk. `--program` takes it from elsewhere; bare and own are always built as cargo does it, so own is left out then.
 //!
 //! | case | asked | gate answers | bare answers |
 //! | --- | --- | --- | --- |
@@ -57,6 +57,7 @@
 //! cargo bench --bench load -- --enforce                 fail when a promise is missed, too (not for --quick: noisy)
 //! cargo bench --bench load -- charged --alg RS256        tokens that are signed by another algorithm
 //! cargo bench --bench load -- --records                 the gate writes a record of each export's decision, as it does in production
+//! cargo bench --bench load -- --program target/deploy/export-gate     the gate as `config/deploy/build` builds it
 //! cargo bench --bench load -- --instructions            instructions per request, by valgrind
 //! cargo bench --bench load -- --no-pinning              leave it to the scheduler which process runs where
 //! cargo bench --bench load -- --help                    rounds, seconds, connections, body size, backend delay
@@ -89,6 +90,7 @@ mod token;
 mod turns;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -126,6 +128,9 @@ struct Args {
     /// Requests per second of the open loop [default: half of what bare manages]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
+    /// The gate, if it is not to be as cargo builds it. Its own proxy is left out then: that one is
+    #[arg(long, value_name = "FILE", default_value = gate::PROGRAM, hide_default_value = true)]
+    program: PathBuf,
     /// When the gate syncs its charges
     #[arg(long, value_enum, default_value_t = Durability::Periodic)]
     durability: Durability,
@@ -225,7 +230,13 @@ fn settings(args: &Args, is_quick: bool) -> anyhow::Result<Settings> {
         body_bytes: usize::try_from(args.body_bytes)?,
         delay_ms: args.delay_ms,
         rate: args.rate,
-        gate: Setup { durability: args.durability, workers: args.workers, signed: args.alg, records: args.records },
+        gate: Setup {
+            program: args.program.clone(),
+            durability: args.durability,
+            workers: args.workers,
+            signed: args.alg,
+            records: args.records,
+        },
         cores,
     })
 }

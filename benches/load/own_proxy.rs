@@ -28,7 +28,7 @@ use crate::child;
 /// As `export-gate serve` has it.
 const TASKS_BETWEEN_EVENTS: u32 = 256;
 /// As the gate's server has them, in bytes.
-const BUFFER: usize = 128 * 1024;
+const BUFFER: usize = 132 * 1024;
 
 /// Forwards to `upstream` until the parent process is gone.
 pub(crate) fn run(upstream: SocketAddr) -> anyhow::Result<()> {

@@ -29,16 +29,17 @@ pub(crate) fn print(settings: &Settings, comparisons: &[Comparison]) -> usize {
 
 fn conditions(settings: &Settings) -> String {
     let Settings { rounds, lasts, subjects, connections, body_bytes, delay_ms, gate, cores, .. } = settings;
-    let Setup { durability, workers, signed, records } = gate;
+    let Setup { program, durability, workers, signed, records } = gate;
     let records = if *records { "with" } else { "without" };
     format!(
         "{rounds} round(s) of {lasts:?} each, {connections} connections, {subjects} subjects, {signed} tokens, bodies of {body_bytes} \
          bytes, backend delay {delay_ms} ms, durability {durability}, {workers} worker(s), \
-         {records} decision records.\n\
+         {records} decision records. The gate is {program}.\n\
          Cores: {cores}. Only CPU per request compares: requests per second and latency belong to the whole lot.\n\
          CPU, ratio, requests/s, busy: closed loop; median (min..max) of the rounds. Ratio: to bare, within a round.\n\
          Latency: open loop at the given rate, all rounds together, from when a request was due to the end of the body.",
         signed = signed.name(),
+        program = program.display(),
     )
 }
 

@@ -60,8 +60,8 @@ pub(crate) fn compare(case: Case, settings: &Settings) -> anyhow::Result<Compari
         anyhow::Ok((who, child, address))
     };
     // The gate's own proxy is of interest where the gate forwards all that is asked.
-    let forwarding = matches!(case, Case::Charged | Case::Unmatched);
-    let others = [Some(Who::Bare), forwarding.then_some(Who::Own)].into_iter().flatten();
+    let own_compares = matches!(case, Case::Charged | Case::Unmatched) && settings.gate.is_built_alike();
+    let others = [Some(Who::Bare), own_compares.then_some(Who::Own)].into_iter().flatten();
     let others = others.map(proxy).collect::<anyhow::Result<Vec<_>>>()?;
     let gate = settings.cores.start_proxy(|| Gate::start(upstream, &settings.gate))?;
 
