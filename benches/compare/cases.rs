@@ -33,6 +33,7 @@ pub(crate) enum Asks {
 const CHECKING: &[Kind] = &[
     Kind::Bare,
     Kind::GatePeriodic,
+    Kind::GateByCargo,
     Kind::GateStrict,
     Kind::HaproxyJwt,
     Kind::NginxLua,
@@ -44,6 +45,7 @@ const CHECKING: &[Kind] = &[
 const WITH_PLAIN: &[Kind] = &[
     Kind::Bare,
     Kind::GatePeriodic,
+    Kind::GateByCargo,
     Kind::GateStrict,
     Kind::HaproxyPlain,
     Kind::HaproxyJwt,
@@ -54,7 +56,8 @@ const WITH_PLAIN: &[Kind] = &[
 ];
 
 /// Nobody looks at what is only forwarded.
-const PLAIN: &[Kind] = &[Kind::Bare, Kind::GatePeriodic, Kind::HaproxyPlain, Kind::NginxPlain, Kind::EnvoyPlain];
+const PLAIN: &[Kind] =
+    &[Kind::Bare, Kind::GatePeriodic, Kind::GateByCargo, Kind::HaproxyPlain, Kind::NginxPlain, Kind::EnvoyPlain];
 
 pub(crate) const HS256: &str = "1 KiB HS256";
 pub(crate) const RS256: &str = "1 KiB RS256";

@@ -5,6 +5,8 @@
 pub(crate) enum Kind {
     Bare,
     GatePeriodic,
+    /// The same as cargo builds it, where `--program` names another.
+    GateByCargo,
     GateStrict,
     HaproxyPlain,
     HaproxyJwt,
@@ -20,6 +22,7 @@ impl Kind {
         match self {
             Self::Bare => "bare hyper",
             Self::GatePeriodic => "export-gate, periodic",
+            Self::GateByCargo => "the same by cargo build --release",
             Self::GateStrict => "export-gate, strict",
             Self::HaproxyPlain => "HAProxy, plain",
             Self::HaproxyJwt => "HAProxy, jwt_verify + stick table",
@@ -32,7 +35,7 @@ impl Kind {
     }
 
     pub(crate) const fn is_ours(self) -> bool {
-        matches!(self, Self::GatePeriodic | Self::GateStrict)
+        matches!(self, Self::GatePeriodic | Self::GateByCargo | Self::GateStrict)
     }
 
     pub(crate) const fn is_envoy(self) -> bool {

@@ -184,7 +184,8 @@ impl Args {
     }
 
     fn leaves_out(&self, kind: Kind) -> bool {
-        self.without_envoy && kind.is_envoy()
+        let is_the_same = kind == Kind::GateByCargo && self.program == Path::new(gate::PROGRAM);
+        self.without_envoy && kind.is_envoy() || is_the_same
     }
 
     fn settings(&self) -> anyhow::Result<Settings> {

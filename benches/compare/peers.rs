@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::child::Child;
 use crate::contenders::Kind;
 use crate::cores::Cores;
-use crate::gate::{Durability, FREE_LIMIT, Gate, Setup, free_addresses};
+use crate::gate::{self, Durability, FREE_LIMIT, Gate, Setup, free_addresses};
 use crate::install;
 use crate::token::{self, Signed};
 use crate::usage::{Memory, Times};
@@ -49,6 +49,7 @@ impl Peer {
         match kind {
             Kind::Bare => Self::bare(place),
             Kind::GatePeriodic => Self::gate(Durability::Periodic, place),
+            Kind::GateByCargo => Self::gate(Durability::Periodic, Place { program: Path::new(gate::PROGRAM), ..place }),
             Kind::GateStrict => Self::gate(Durability::Strict, place),
             Kind::HaproxyPlain => Self::haproxy(include_str!("peers/haproxy-plain.cfg"), place),
             Kind::HaproxyJwt => Self::haproxy(include_str!("peers/haproxy-jwt.cfg"), place),

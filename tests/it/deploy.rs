@@ -184,6 +184,18 @@ fn the_health_command_says_by_its_exit_code_whether_a_gate_forwards_and_charges(
     assert!(code == Some(1) && said.contains("503 Service Unavailable: {\"ready\":false"), "{said}");
 }
 
+#[test]
+fn a_build_for_deployment_says_what_it_lacks() {
+    let tools = Folder::new();
+    for tool in ["bash", "chmod", "dirname", "env", "mktemp", "rm"] {
+        std::os::unix::fs::symlink(Path::new("/usr/bin").join(tool), tools.path(tool)).unwrap();
+    }
+    let lacking = Command::new(repository("config/deploy/build")).env("PATH", tools.path("")).output().unwrap();
+    let said = String::from_utf8_lossy(&lacking.stderr).into_owned();
+    assert!(!lacking.status.success() && lacking.stdout.is_empty());
+    assert_eq!(said, "error: h2load is missing: apt install nginx nghttp2-client openssl\n");
+}
+
 /// The instructions of a Dockerfile: name and arguments, continued lines joined.
 fn instructions(text: &str) -> Vec<(String, String)> {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
