@@ -8,7 +8,7 @@
 //! | contender | what it does | what it does not |
 //! | --- | --- | --- |
 //! | bare hyper | forwards, over hyper-util's `Client`: the yardstick | everything else |
-//! | export-gate | all of it, with `durability` periodic or strict | |
+//! | export-gate | all of it, with `durability` periodic or strict; with `--program` also as cargo builds it | |
 //! | HAProxy | `jwt_verify`, a stick table | give back what was not delivered; sessions, retries, resumes; counts survive no restart |
 //! | nginx + Lua | the same by a script that knows tokens again, in a shared dict or in Redis | the same; with Redis counts survive but for the last second, and each request waits for it |
 //! | Envoy | `jwt_authn` with its token cache, `local_ratelimit` with a bucket for each user | the same as HAProxy; buckets fill up slowly, not at the end of a week |
@@ -20,7 +20,7 @@
 //!
 //! ```text
 //! cargo bench --bench compare                     the whole comparison, some twenty minutes
-//! cargo bench --bench compare -- --quick          under five minutes
+//! cargo bench --bench compare -- --quick          some five minutes
 //! cargo bench --bench compare -- --smoke          for CI: do all of them work?
 //! cargo bench --bench compare -- --memory         what a user costs in memory, in place of the above
 //! cargo bench --bench compare -- rs256            only the cases whose name contains this
