@@ -20,7 +20,7 @@
 //!
 //! ```text
 //! cargo bench --bench compare                     the whole comparison, some twenty minutes
-//! cargo bench --bench compare -- --quick          some five minutes
+//! cargo bench --bench compare -- --quick          some five minutes, and one more with --program
 //! cargo bench --bench compare -- --smoke          for CI: do all of them work?
 //! cargo bench --bench compare -- --memory         what a user costs in memory, in place of the above
 //! cargo bench --bench compare -- rs256            only the cases whose name contains this
@@ -184,7 +184,7 @@ impl Args {
     }
 
     fn leaves_out(&self, kind: Kind) -> bool {
-        let is_the_same = kind == Kind::GateByCargo && self.program == Path::new(gate::PROGRAM);
+        let is_the_same = kind == Kind::GateByCargo && gate::is_by_cargo(&self.program);
         self.without_envoy && kind.is_envoy() || is_the_same
     }
 

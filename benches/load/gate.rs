@@ -54,11 +54,10 @@ pub(crate) struct Setup {
     pub(crate) records: bool,
 }
 
-impl Setup {
-    /// Whether the gate is built like the other parts: what those made of its own code show compares with no other.
-    pub(crate) fn is_built_alike(&self) -> bool {
-        self.program == Path::new(PROGRAM)
-    }
+/// Whether this is the gate as cargo builds it, so with the same options as what it is compared with.
+pub(crate) fn is_by_cargo(program: &Path) -> bool {
+    let canonical = |path: &Path| path.canonicalize().ok();
+    canonical(program) == canonical(Path::new(PROGRAM))
 }
 
 /// A running gate with an empty ledger.

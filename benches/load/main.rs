@@ -7,7 +7,7 @@
 //! * **bare** ([`bare_proxy`]): hyper in front, hyper-util's `Client` behind, and no check at all. The yardstick.
 //! * **own** ([`own_proxy`]): the gate's own proxy, without the layer that decides and charges. Asked where the gate forwards everything.
 //! * **gate**: the `export-gate` binary as users run it, with a configuration file, one worker thread and a ledger
-//!   on disk. `--program` takes it from elsewhere; bare and own are always built as cargo does it, so own is left out then.
+//!   on disk. `--program` takes it from elsewhere; bare and own are always as cargo builds them, so with own it is not compared then.
 //!
 //! | case | asked | gate answers | bare answers |
 //! | --- | --- | --- | --- |
@@ -128,7 +128,7 @@ struct Args {
     /// Requests per second of the open loop [default: half of what bare manages]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// The gate, if it is not to be as cargo builds it. Its own proxy is left out then: that one is
+    /// The gate, if it is not to be as cargo builds it. With its own proxy it is not compared then: that one is
     #[arg(long, value_name = "FILE", default_value = gate::PROGRAM, hide_default_value = true)]
     program: PathBuf,
     /// When the gate syncs its charges

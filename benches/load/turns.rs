@@ -11,7 +11,7 @@ use crate::child::Child;
 use crate::contender::{Contender, Figures, Who};
 use crate::driver::{Driver, Load};
 use crate::figures::median;
-use crate::gate::{Durability, FREE_LIMIT, Gate};
+use crate::gate::{self, Durability, FREE_LIMIT, Gate};
 use crate::mix::Mix;
 use crate::tally::Expected;
 
@@ -60,7 +60,7 @@ pub(crate) fn compare(case: Case, settings: &Settings) -> anyhow::Result<Compari
         anyhow::Ok((who, child, address))
     };
     // The gate's own proxy is of interest where the gate forwards all that is asked.
-    let own_compares = matches!(case, Case::Charged | Case::Unmatched) && settings.gate.is_built_alike();
+    let own_compares = matches!(case, Case::Charged | Case::Unmatched) && gate::is_by_cargo(&settings.gate.program);
     let others = [Some(Who::Bare), own_compares.then_some(Who::Own)].into_iter().flatten();
     let others = others.map(proxy).collect::<anyhow::Result<Vec<_>>>()?;
     let gate = settings.cores.start_proxy(|| Gate::start(upstream, &settings.gate))?;

@@ -190,10 +190,17 @@ fn a_build_for_deployment_says_what_it_lacks() {
     for tool in ["bash", "chmod", "dirname", "env", "mktemp", "rm"] {
         std::os::unix::fs::symlink(Path::new("/usr/bin").join(tool), tools.path(tool)).unwrap();
     }
-    let lacking = Command::new(repository("config/deploy/build")).env("PATH", tools.path("")).output().unwrap();
-    let said = String::from_utf8_lossy(&lacking.stderr).into_owned();
+    let desk = Folder::new();
+    let mut build = Command::new(repository("config/deploy/build"));
+    let lacking = build.env("PATH", tools.path("")).env("TMPDIR", desk.path("")).output().unwrap();
     assert!(!lacking.status.success() && lacking.stdout.is_empty());
-    assert_eq!(said, "error: h2load is missing: apt install nginx nghttp2-client openssl\n");
+    let said = String::from_utf8_lossy(&lacking.stderr).into_owned();
+    let packages = said.strip_prefix("error: h2load is missing: apt install ").unwrap_or_else(|| panic!("{said}"));
+    assert!(std::fs::read_dir(desk.path("")).unwrap().next().is_none(), "it leaves nothing behind");
+    // Where the container image is built, they are installed.
+    let instructions = instructions(&read("config/deploy/Dockerfile"));
+    let installed = instructions.iter().find(|(name, rest)| name == "RUN" && rest.contains("apt-get install"));
+    assert!(installed.unwrap().1.contains(packages.trim()), "{packages}");
 }
 
 /// The instructions of a Dockerfile: name and arguments, continued lines joined.
@@ -241,6 +248,7 @@ fn the_container_image_is_built_from_what_is_there_and_runs_as_nobody() {
     assert_eq!(copied, allowed);
     let context = Folder::new();
     for source in copied {
+        std::fs::create_dir_all(context.path(source).parent().unwrap()).unwrap();
         let status = Command::new("cp").arg("-r").arg(repository(source)).arg(context.path(source)).status();
         assert!(status.unwrap().success(), "{source}");
     }
