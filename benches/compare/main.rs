@@ -20,7 +20,7 @@
 //!
 //! ```text
 //! cargo bench --bench compare                     the whole comparison, some twenty minutes
-//! cargo bench --bench compare -- --quick          some five minutes, and one more with --program
+//! cargo bench --bench compare -- --quick          some four minutes
 //! cargo bench --bench compare -- --smoke          for CI: do all of them work?
 //! cargo bench --bench compare -- --memory         what a user costs in memory, in place of the above
 //! cargo bench --bench compare -- rs256            only the cases whose name contains this
