@@ -13,12 +13,15 @@ use tokio::sync::watch;
 use super::patience::Patience;
 use super::pool::Lease;
 
+/// A request's body, or none: a request without a body can be sent again. In a box, for most have none and all are moved many times.
+#[derive(Debug)]
+pub struct RequestBody<B>(Option<Pin<Box<Streamed<B>>>>);
+
 pin_project! {
-    /// A request's body, or none: a request without a body can be sent again.
     #[derive(Debug)]
-    pub struct RequestBody<B> {
+    struct Streamed<B> {
         #[pin]
-        body: Option<B>,
+        body: B,
         // Told how it goes; gone when the body has been sent, or is not wanted any more.
         sending: Option<watch::Sender<Sending>>,
     }
@@ -38,14 +41,12 @@ pub enum Sending {
 impl<B> RequestBody<B> {
     /// A request without a body.
     pub const fn none() -> Self {
-        Self { body: None, sending: None }
+        Self(None)
     }
-}
 
-impl<B> RequestBody<B> {
     /// Another receiver of the same.
     pub(super) fn watch(&self) -> Option<watch::Receiver<Sending>> {
-        self.sending.as_ref().map(watch::Sender::subscribe)
+        self.0.as_ref()?.sending.as_ref().map(watch::Sender::subscribe)
     }
 }
 
@@ -57,7 +58,7 @@ impl<B: Body> RequestBody<B> {
             return (Self::none(), None);
         }
         let (sending, sent) = watch::channel(Sending::Going);
-        (Self { body: Some(body), sending: Some(sending) }, Some(sent))
+        (Self(Some(Box::pin(Streamed { body, sending: Some(sending) }))), Some(sent))
     }
 }
 
@@ -66,9 +67,9 @@ impl<B: Body> Body for RequestBody<B> {
     type Error = B::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let this = self.project();
-        let Some(mut body) = this.body.as_pin_mut() else { return Poll::Ready(None) };
-        let polled = body.as_mut().poll_frame(cx);
+        let Some(streamed) = &mut self.get_mut().0 else { return Poll::Ready(None) };
+        let mut this = streamed.as_mut().project();
+        let polled = this.body.as_mut().poll_frame(cx);
         let Some(sending) = this.sending else { return polled };
         match &polled {
             // Who is told hears of it once: that there is still nothing is no news.
@@ -79,7 +80,7 @@ impl<B: Body> Body for RequestBody<B> {
                 sending.send_replace(Sending::Broken);
                 *this.sending = None;
             }
-            Poll::Ready(Some(Ok(_))) if !body.is_end_stream() => {
+            Poll::Ready(Some(Ok(_))) if !this.body.is_end_stream() => {
                 sending.send_replace(Sending::Going);
             }
             Poll::Ready(_) => *this.sending = None,
@@ -88,11 +89,11 @@ impl<B: Body> Body for RequestBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(B::is_end_stream)
+        self.0.as_ref().is_none_or(|streamed| streamed.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or(SizeHint::with_exact(0), B::size_hint)
+        self.0.as_ref().map_or(SizeHint::with_exact(0), |streamed| streamed.body.size_hint())
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::UPGRADE;
 use http::uri::Scheme;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -126,10 +126,14 @@ pub struct Pool<B> {
 #[derive(Debug)]
 pub(super) enum Lease<B> {
     Http1(http1::Lent<B>),
-    Http2(http2::Stream<B>),
+    Http2(Box<http2::Stream<B>>),
 }
 
 impl<B> Lease<B> {
+    fn http2(stream: http2::Stream<B>) -> Self {
+        Self::Http2(Box::new(stream))
+    }
+
     pub(super) fn patience(&mut self) -> &mut Patience {
         match self {
             Self::Http1(lent) => lent.patience(),
@@ -267,16 +271,24 @@ where
                     _ => answer.map(|body| PooledBody::new(body, Lease::Http1(lent))),
                 })
             }
-            Lease::Http2(stream) => {
-                let scheme = if self.origin.is_secure() { Scheme::HTTPS } else { Scheme::HTTP };
-                let translated = request.take().and_then(|request| http2::translate(request, scheme));
-                match stream.sender().try_send_request(translated.ok_or(Failed::Host)?).await {
-                    Ok(answer) => Ok(answer.map(|body| PooledBody::new(body, Lease::Http2(stream)))),
-                    Err(mut failed) => {
-                        *request = failed.take_message().map(http2::translate_back);
-                        Err(Failed::Broken(failed.into_error()))
-                    }
-                }
+            // In a box, that HTTP/1.1 has not to make room for.
+            Lease::Http2(stream) => Box::pin(self.exchange_on(stream, request)).await,
+        }
+    }
+
+    /// The same by HTTP/2.
+    async fn exchange_on(
+        &self,
+        stream: Box<http2::Stream<B>>,
+        request: &mut Option<Request<RequestBody<B>>>,
+    ) -> Result<Response<PooledBody<B>>, Failed> {
+        let scheme = if self.origin.is_secure() { Scheme::HTTPS } else { Scheme::HTTP };
+        let translated = request.take().and_then(|request| http2::translate(request, scheme));
+        match stream.sender().try_send_request(translated.ok_or(Failed::Host)?).await {
+            Ok(answer) => Ok(answer.map(|body| PooledBody::new(body, Lease::Http2(stream)))),
+            Err(mut failed) => {
+                *request = failed.take_message().map(http2::translate_back);
+                Err(Failed::Broken(failed.into_error()))
             }
         }
     }
@@ -302,7 +314,7 @@ where
         let mut turn = None;
         loop {
             match (self.http2.find(), &turn) {
-                (Found::Place(stream), _) => return Ok(Lease::Http2(stream)),
+                (Found::Place(stream), _) => return Ok(Lease::http2(stream)),
                 (Found::Soon(mut most), _) => {
                     turn = None;
                     // One that ends before it has said anything is not found again.
@@ -324,14 +336,14 @@ where
         let stream = LastWords::new(stream);
         let Some(tls) = self.origin.tls() else {
             return match protocol {
-                Protocol::Http2 => self.http2.begin(stream).await.map(Lease::Http2),
+                Protocol::Http2 => self.http2.begin(stream).await.map(Lease::http2),
                 Protocol::Http1 | Protocol::Auto => self.begin_http1(stream).await,
             };
         };
         let stream = tls.connect(stream, protocol).await?;
         let chosen = stream.get_ref().1.alpn_protocol();
         if chosen == Some(H2) {
-            return self.http2.begin(stream).await.map(Lease::Http2);
+            return self.http2.begin(stream).await.map(Lease::http2);
         }
         match protocol {
             Protocol::Http2 => return Err(io::Error::other("the server does not speak HTTP/2")),
@@ -370,20 +382,29 @@ fn died_unanswered(error: &hyper::Error) -> bool {
     error.is_incomplete_message() || error.is_user() || io.is_some_and(reset)
 }
 
-/// A request without a body: it can be sent again.
+/// A request without a body, written down: it can be sent again. Hardly any is: a clone would count and free each part for nothing.
 struct Copy {
     method: Method,
     target: Uri,
-    headers: HeaderMap,
+    /// Its fields, each as `name:value` and a line break, which is in no name and no value.
+    lines: Vec<u8>,
 }
 
 impl Copy {
     fn of<B: Body>(request: &Request<RequestBody<B>>) -> Option<Self> {
-        request.body().is_end_stream().then(|| Self {
-            method: request.method().clone(),
-            target: request.uri().clone(),
-            headers: request.headers().clone(),
-        })
+        if !request.body().is_end_stream() {
+            return None;
+        }
+        let fields = request.headers();
+        let length = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 2;
+        let mut lines = Vec::with_capacity(fields.iter().map(length).sum());
+        for (name, value) in fields {
+            lines.extend_from_slice(name.as_str().as_bytes());
+            lines.push(b':');
+            lines.extend_from_slice(value.as_bytes());
+            lines.push(b'\n');
+        }
+        Some(Self { method: request.method().clone(), target: request.uri().clone(), lines })
     }
 
     fn is_safe(&self) -> bool {
@@ -394,7 +415,41 @@ impl Copy {
         let mut request = Request::new(RequestBody::none());
         *request.method_mut() = self.method;
         *request.uri_mut() = self.target;
-        *request.headers_mut() = self.headers;
+        let field = |line: &[u8]| {
+            let name = line.split(|byte| *byte == b':').next()?;
+            let value = line.get(name.len() + 1..)?;
+            Some((HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?))
+        };
+        for (name, value) in self.lines.split(|byte| *byte == b'\n').filter_map(field) {
+            request.headers_mut().append(name, value);
+        }
         request
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use http_body_util::Empty;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_copy_has_every_field_of_its_request(
+            fields in proptest::collection::vec(("[a-z][a-z0-9_.-]{0,20}", "[ -~\u{80}-\u{ff}\t]{0,40}"), 0..20),
+        ) {
+            let mut request = Request::head("/path?query=a:b").body(RequestBody::<Empty<Bytes>>::none()).unwrap();
+            for (name, value) in fields {
+                // As bytes: some of them are no UTF-8.
+                let value: Vec<u8> = value.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect();
+                let (name, value) = (HeaderName::try_from(name).unwrap(), HeaderValue::try_from(value).unwrap());
+                request.headers_mut().append(name, value);
+            }
+            let copy = Copy::of(&request).unwrap().request::<Empty<Bytes>>();
+            prop_assert_eq!(copy.headers(), request.headers());
+            prop_assert_eq!((copy.method(), copy.uri()), (request.method(), request.uri()));
+        }
     }
 }

@@ -253,8 +253,7 @@ where
         }
     }
 
-    /// Waits for the head of an answer. A slow upload is not a slow backend: the time to answer starts anew whenever some of the
-    /// request has gone through, and if none does it matters who it is that stands still.
+    /// Waits for the head of an answer.
     async fn await_head<T>(
         &self,
         mut exchange: Pin<&mut impl Future<Output = T>>,
@@ -262,16 +261,10 @@ where
     ) -> Result<T, ProxyError> {
         let limit = self.upstream.options.response_timeout;
         if let Some(upload) = upload {
-            loop {
-                tokio::select! {
-                    head = &mut exchange => return Ok(head),
-                    progress = tokio::time::timeout(limit, upload.changed()) => match progress {
-                        Ok(Ok(())) => {}
-                        Ok(Err(_sent)) => break,
-                        Err(_) if *upload.borrow() == Sending::Starving => return Err(ProxyError::StoodStill(limit)),
-                        Err(_) => return Err(ProxyError::Timeout(limit)),
-                    },
-                }
+            // In a box, that requests without a body have not to make room for.
+            let answered = Box::pin(answered_before_sent(exchange.as_mut(), upload, limit)).await?;
+            if let Some(head) = answered {
+                return Ok(head);
             }
         }
         tokio::time::timeout(limit, exchange).await.map_err(|_| ProxyError::Timeout(limit))
@@ -296,6 +289,26 @@ where
         headers.entry(HOST).or_insert_with(|| self.upstream.host.clone());
         self.hop.put(headers, &self.upstream.options.trusted_headers);
         named
+    }
+}
+
+/// Waits until the head of an answer is there, or the upload has been sent. A slow upload is not a slow backend: the time to answer starts
+/// anew whenever some of the request has gone through, and if none does it matters who it is that stands still.
+async fn answered_before_sent<T>(
+    mut exchange: Pin<&mut impl Future<Output = T>>,
+    upload: &mut watch::Receiver<Sending>,
+    limit: Duration,
+) -> Result<Option<T>, ProxyError> {
+    loop {
+        tokio::select! {
+            head = &mut exchange => return Ok(Some(head)),
+            progress = tokio::time::timeout(limit, upload.changed()) => match progress {
+                Ok(Ok(())) => {}
+                Ok(Err(_sent)) => return Ok(None),
+                Err(_) if *upload.borrow() == Sending::Starving => return Err(ProxyError::StoodStill(limit)),
+                Err(_) => return Err(ProxyError::Timeout(limit)),
+            },
+        }
     }
 }
 

@@ -108,24 +108,35 @@ pin_project! {
     pub(super) struct Sifted<B> {
         #[pin]
         body: B,
-        // `None` where no trailers can come; then none are passed on.
-        sieve: Option<Arc<Sieve>>,
-        named: Vec<HeaderName>,
+        // `None` where no trailers can come; then none are passed on. In a box, for most bodies are so.
+        sieve: Option<Box<OfMessage>>,
     }
+}
+
+/// The sieve for the trailers of one message.
+#[derive(Debug)]
+struct OfMessage {
+    sieve: Arc<Sieve>,
+    /// Fields that its head says are meant for one connection.
+    named: Vec<HeaderName>,
 }
 
 impl<B: Body> Sifted<B> {
     /// The body of a request, in whose head the fields `named` were meant for one connection.
     pub(super) fn request(body: B, sieve: &Arc<Sieve>, named: Vec<HeaderName>) -> Self {
-        let sieve = (!body.is_end_stream()).then(|| sieve.clone());
-        Self { body, sieve, named }
+        let may_have_trailers = !body.is_end_stream();
+        Self::new(body, may_have_trailers, sieve, named)
     }
 
     /// The body of an answer that came by `version`.
     pub(super) fn answer(body: B, version: Version, sieve: &Arc<Sieve>, named: Vec<HeaderName>) -> Self {
         // Where the length was announced by HTTP/1.1 nothing comes after it: most files are so.
         let may_have_trailers = version == Version::HTTP_2 || body.size_hint().exact().is_none();
-        Self { body, sieve: may_have_trailers.then(|| sieve.clone()), named }
+        Self::new(body, may_have_trailers, sieve, named)
+    }
+
+    fn new(body: B, may_have_trailers: bool, sieve: &Arc<Sieve>, named: Vec<HeaderName>) -> Self {
+        Self { body, sieve: may_have_trailers.then(|| Box::new(OfMessage { sieve: sieve.clone(), named })) }
     }
 }
 
@@ -141,7 +152,7 @@ impl<B: Body<Data = Bytes>> Body for Sifted<B> {
                 return Poll::Ready(frame);
             };
             match this.sieve {
-                Some(sieve) => sieve.sift(trailers, this.named),
+                Some(of_message) => of_message.sieve.sift(trailers, &of_message.named),
                 None => trailers.clear(),
             }
             // None are the same as no trailers: after them comes the end.
