@@ -2,7 +2,7 @@
 //! client should know.
 
 use std::borrow::Cow;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -56,9 +56,12 @@ pub struct Answers {
     pub upgrade_url: Option<String>,
 }
 
-/// What an answer must know of its request, kept while the request itself goes on to the backend.
-#[derive(Debug, Clone, Default)]
-pub struct Asker {
+/// What an answer must know of its request, kept while the request itself goes on to the backend: once, by all who may have to answer.
+#[derive(Debug, Clone)]
+pub struct Asker(Arc<Asking>);
+
+#[derive(Debug, Default)]
+struct Asking {
     sent_id: Option<HeaderValue>,
     made_id: OnceLock<HeaderValue>,
     origin: Option<HeaderValue>,
@@ -69,26 +72,27 @@ pub struct Asker {
 impl Asker {
     /// Reads who asks, and for what form of an answer.
     pub fn of(method: &Method, headers: &HeaderMap) -> Self {
-        let mut asker = Self { is_head: *method == Method::HEAD, ..Self::default() };
+        let mut asking = Asking { is_head: *method == Method::HEAD, ..Asking::default() };
         let (mut id, mut is_one) = (None, true);
         // One look at each field costs less than a search for each: this is done for every export.
         for (name, value) in headers {
             // By name, not by text: a known name is compared as one byte.
             if *name == ACCEPT {
-                asker.accept.and(value);
+                asking.accept.and(value);
             } else if *name == ORIGIN {
-                asker.origin.get_or_insert_with(|| value.clone());
+                asking.origin.get_or_insert_with(|| value.clone());
             } else if *name == REQUEST_ID {
                 is_one = id.replace(value).is_none();
             }
         }
-        asker.sent_id = id.filter(|id| is_one && request_id::can_be_logged(id)).cloned();
-        asker
+        asking.sent_id = id.filter(|id| is_one && request_id::can_be_logged(id)).cloned();
+        Self(Arc::new(asking))
     }
 
     /// The request's id. One that came without gets its id now: what is forwarded untouched needs none.
     pub fn request_id(&self) -> &HeaderValue {
-        self.sent_id.as_ref().unwrap_or_else(|| self.made_id.get_or_init(request_id::fresh))
+        let Asking { sent_id, made_id, .. } = &*self.0;
+        sent_id.as_ref().unwrap_or_else(|| made_id.get_or_init(request_id::fresh))
     }
 }
 
@@ -154,7 +158,7 @@ impl Answers {
 
     fn problem(&self, status: StatusCode, problem: Problem<'_>, asker: &Asker) -> Response<Full<Bytes>> {
         let instance = request_id::text(asker.request_id());
-        let mut answer = if asker.accept.prefers_page() {
+        let mut answer = if asker.0.accept.prefers_page() {
             let upgrade_url = problem.quota.as_ref().and_then(|quota| quota.upgrade_url);
             let page = Page { status, detail: &problem.detail, upgrade_url, request_id: instance };
             let mut answer = self.finish(status, page::MEDIA_TYPE, page.render().into(), asker);
@@ -192,7 +196,7 @@ impl Answers {
     ) -> Response<Full<Bytes>> {
         // What is not sent to HEAD is described all the same (RFC 9110, section 9.3.2).
         let length = HeaderValue::from(body.len());
-        let mut answer = Response::new(if asker.is_head { Full::default() } else { Full::new(body) });
+        let mut answer = Response::new(if asker.0.is_head { Full::default() } else { Full::new(body) });
         *answer.status_mut() = status;
         let headers = answer.headers_mut();
         // Enough for a refusal, which has most.
@@ -229,7 +233,7 @@ impl Answers {
 
     /// Where the request comes from, if web apps of that origin may read the gate's answers.
     fn allowed_origin<'a>(&self, asker: &'a Asker) -> Option<&'a HeaderValue> {
-        let origin = asker.origin.as_ref()?;
+        let origin = asker.0.origin.as_ref()?;
         let listed = |allowed: &String| allowed == "*" || allowed.as_bytes() == origin.as_bytes();
         self.cors.allow_origins.iter().any(listed).then_some(origin)
     }

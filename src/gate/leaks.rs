@@ -5,7 +5,8 @@ use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use http::{Method, Request, Response, Uri};
+use http::uri::PathAndQuery;
+use http::{Method, Request, Response};
 use http_body::Body;
 use smallvec::SmallVec;
 
@@ -66,17 +67,22 @@ impl Leaks {
 pub(super) struct Unclassified {
     gate: Arc<Gate>,
     method: Method,
-    uri: Uri,
+    target: Option<PathAndQuery>,
     /// Who would be refused a file; nobody is where it may leave.
-    refused: Option<Box<Asker>>,
+    refused: Option<Asker>,
 }
 
 impl Unclassified {
     pub(super) fn of<B>(gate: &Arc<Gate>, request: &Request<B>) -> Self {
         let options = &gate.parts.options;
         let refuses = options.unclassified_files == UnclassifiedFiles::Refuse && !options.shadow;
-        let refused = refuses.then(|| Box::new(Asker::of(request.method(), request.headers())));
-        Self { gate: gate.clone(), method: request.method().clone(), uri: request.uri().clone(), refused }
+        let refused = refuses.then(|| Asker::of(request.method(), request.headers()));
+        Self {
+            gate: gate.clone(),
+            method: request.method().clone(),
+            target: request.uri().path_and_query().cloned(),
+            refused,
+        }
     }
 
     /// Reports a file, and keeps it back if that is wanted.
@@ -86,7 +92,8 @@ impl Unclassified {
             return Response::from_parts(head, GateBody::forwarded(body));
         }
         self.gate.metrics.unclassified_file();
-        self.gate.leaks.report(&self.method, self.uri.path(), self.refused.is_none());
+        let path = self.target.as_ref().map_or("/", PathAndQuery::path);
+        self.gate.leaks.report(&self.method, path, self.refused.is_none());
         match self.refused {
             Some(asker) => self.gate.refuse(Refusal::Unclassified, &asker).map(GateBody::own),
             None => Response::from_parts(head, GateBody::forwarded(body)),

@@ -168,6 +168,7 @@ where
     let asker = Asker::of(request.method(), request.headers());
     let mut record = Record::of(&gate.parts, request.method(), request.headers(), &found);
     let (mut head, mut body) = request.into_parts();
+    body.asked_by(asker.clone());
     async move {
         let undecided = Undecided { gate: &gate, route: Some(found.id) };
         // First of all: from here on no token is in the target.

@@ -16,6 +16,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use pin_project_lite::pin_project;
 
+use super::answers::Asker;
 use crate::policy::RouteId;
 
 /// Whether a client has broken its upload off.
@@ -40,6 +41,7 @@ pin_project! {
         unknown_length: bool,
         broken: Option<Arc<AtomicBool>>,
         route: Option<RouteId>,
+        asker: Option<Asker>,
     }
 }
 
@@ -56,12 +58,21 @@ pub(super) enum ReadAheadError {
 
 impl<B> Upload<B> {
     pub(super) const fn new(body: B, route: Option<RouteId>) -> Self {
-        Self { body, ahead: VecDeque::new(), unknown_length: false, broken: None, route }
+        Self { body, ahead: VecDeque::new(), unknown_length: false, broken: None, route, asker: None }
     }
 
     /// The route that the request has matched, e.g. to choose the upstream by.
     pub const fn route(&self) -> Option<RouteId> {
         self.route
+    }
+
+    /// Who asks, if the gate had to know: for an answer in place of the backend's.
+    pub const fn asker(&self) -> Option<&Asker> {
+        self.asker.as_ref()
+    }
+
+    pub(super) fn asked_by(&mut self, asker: Asker) {
+        self.asker = Some(asker);
     }
 }
 

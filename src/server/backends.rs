@@ -211,7 +211,8 @@ impl Service<Request<RequestBody>> for Backends {
         let route = request.body().route();
         let index = route.and_then(|route| choice.shared.by_route.get(usize::from(route.0))).copied();
         let index = index.unwrap_or(choice.shared.default);
-        let asker = Asker::of(request.method(), request.headers());
+        let asker = request.body().asker().cloned();
+        let asker = asker.unwrap_or_else(|| Asker::of(request.method(), request.headers()));
         let mut outgoing = choice.proxies[index].prepare(request);
         Box::pin(async move {
             let Choice { shared, proxies } = &*choice;
