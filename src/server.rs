@@ -7,6 +7,7 @@ mod front;
 mod listener;
 mod places;
 mod reload;
+mod seldom;
 mod stream;
 mod tls;
 

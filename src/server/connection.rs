@@ -13,10 +13,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 
 use super::activity::{Activity, Patience, Verdict};
 use super::front::{Client, Current, Exit, Front, InFlight};
 use super::places::Place;
+use super::seldom::Seldom;
 use super::stream::ClientStream;
 use crate::clock::Clock;
 use crate::gate::{Pace, Paced};
@@ -90,14 +92,10 @@ pub(super) async fn serve(common: Arc<Common>, socket: TcpStream, from: SocketAd
     let stream = ClientStream::new(socket, activity.clone(), place);
     let client = Client { peer, is_secure: tls.is_some(), pace: None };
     let connection = Connection { options, activity, client, common };
-    let Some(tls) = tls else { return connection.plain(stream).await };
-    match timeout(connection.options.patience.head, tls.accept(stream)).await {
-        Ok(Ok(stream)) => {
-            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            connection.speak(stream, is_http2).await;
-        }
-        Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS with a client"),
-        Err(_) => tracing::debug!(%peer, "a client did not get to TLS in time"),
+    match tls {
+        // In a box, as HTTP/2 below: connections that do without need not have room for it.
+        Some(tls) => Box::pin(connection.secured(stream, tls)).await,
+        None => connection.plain(stream).await,
     }
 }
 
@@ -109,6 +107,18 @@ struct Connection {
 }
 
 impl Connection {
+    async fn secured(self, stream: ClientStream<TcpStream>, tls: TlsAcceptor) {
+        let peer = self.client.peer;
+        match timeout(self.options.patience.head, tls.accept(stream)).await {
+            Ok(Ok(stream)) => {
+                let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                self.speak(stream, is_http2).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS with a client"),
+            Err(_) => tracing::debug!(%peer, "a client did not get to TLS in time"),
+        }
+    }
+
     async fn plain(self, mut stream: ClientStream<TcpStream>) {
         if !self.options.h2c {
             return self.speak(stream, false).await;
@@ -134,7 +144,7 @@ impl Connection {
                 .max_pending_accept_reset_streams(MAX_RESETS)
                 .max_local_error_reset_streams(MAX_FAULTS);
             let connection = http.serve_connection(TokioIo::new(stream), self.front(None, Exit::default()));
-            self.watch(connection, http2::Connection::graceful_shutdown).await;
+            Box::pin(self.watch(connection, http2::Connection::graceful_shutdown)).await;
         } else {
             let mut http = http1::Builder::new();
             // The activity keeps time, also between requests.
@@ -183,9 +193,10 @@ impl Connection {
         let peer = self.client.peer;
         let mut connection = pin!(connection);
         let mut ending = self.common.ending.clone();
+        let mut ends = pin!(Seldom::new(ending.wait_for(|ending| *ending)));
         let mut is_leaving = false;
         let patience = &self.options.patience;
-        let mut check = pin!(sleep(patience.head.min(patience.idle)));
+        let mut check = pin!(Seldom::new(sleep(patience.head.min(patience.idle))));
         loop {
             tokio::select! {
                 biased;
@@ -195,7 +206,7 @@ impl Connection {
                     }
                     return;
                 }
-                _ = ending.wait_for(|ending| *ending), if !is_leaving => {
+                _ = &mut ends, if !is_leaving => {
                     say_good_bye(connection.as_mut());
                     is_leaving = true;
                 }
@@ -213,7 +224,7 @@ impl Connection {
                             return;
                         }
                     };
-                    check.set(sleep(next));
+                    check.set(Seldom::new(sleep(next)));
                 }
             }
         }

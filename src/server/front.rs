@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use http::header::UPGRADE;
 use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -152,6 +153,7 @@ impl hyper::service::Service<Request<Incoming>> for Front {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let under_way = UnderWay::new(self.activity.clone());
+        let exit = request.headers().contains_key(UPGRADE).then(|| self.exit.clone());
         let (current, stack) = &mut *self.stack();
         let state = match self.in_flight.enter(current.max_in_flight) {
             Some(one) => {
@@ -160,7 +162,7 @@ impl hyper::service::Service<Request<Incoming>> for Front {
             }
             None => State::Shed { answer: Some(current.layer.overloaded(&request)) },
         };
-        ResponseFuture { state, under_way: Some(under_way), exit: self.exit.clone() }
+        ResponseFuture { state, under_way: Some(under_way), exit }
     }
 }
 
@@ -170,7 +172,8 @@ pin_project! {
         #[pin]
         state: State<F>,
         under_way: Option<UnderWay>,
-        exit: Exit,
+        // Of a request that asks to leave HTTP.
+        exit: Option<Exit>,
     }
 }
 
@@ -200,8 +203,10 @@ where
         let (Some(answer), Some(under_way)) = (answer, this.under_way.take()) else {
             unreachable!("polled after it was ready")
         };
-        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-            this.exit.open(answer.extensions().get());
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(exit) = this.exit
+        {
+            exit.open(answer.extensions().get());
         }
         Poll::Ready(Ok(answer.map(|body| Tracked { body, under_way, _one: one })))
     }

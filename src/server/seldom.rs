@@ -1,0 +1,152 @@
+//! What may happen beside what a task is mostly about.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use pin_project_lite::pin_project;
+
+pin_project! {
+    /// A future that is polled once, and then only when it has asked for it. In a task that runs for other reasons most of the time, a timer
+    /// would else be told each time who waits for it, which takes locks and counts.
+    #[derive(Debug)]
+    pub(super) struct Seldom<F> {
+        #[pin]
+        future: F,
+        call: Option<Arc<Call>>,
+    }
+}
+
+/// How the future asks for it.
+#[derive(Debug)]
+struct Call {
+    has_come: AtomicBool,
+    task: Waker,
+}
+
+impl Wake for Call {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // Before the task runs: it would look, and see nothing.
+        self.has_come.store(true, Ordering::Release);
+        self.task.wake_by_ref();
+    }
+}
+
+impl<F> Seldom<F> {
+    pub(super) const fn new(future: F) -> Self {
+        Self { future, call: None }
+    }
+}
+
+impl<F: Future> Future for Seldom<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let call = match this.call {
+            Some(call) if call.task.will_wake(cx.waker()) => {
+                if !call.has_come.load(Ordering::Relaxed) {
+                    return Poll::Pending;
+                }
+                // Of two calls the later may be taken with the first: what it is about is seen below.
+                call.has_come.swap(false, Ordering::Acquire);
+                call
+            }
+            // The future learns whom to wake now.
+            _ => this.call.insert(Arc::new(Call { has_come: AtomicBool::new(false), task: cx.waker().clone() })),
+        };
+        this.future.poll(&mut Context::from_waker(&call.clone().into()))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::mpsc::{Sender, channel};
+
+    use super::*;
+
+    /// Counts how often it was woken.
+    #[derive(Default)]
+    struct Task(AtomicUsize);
+
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn task() -> (Arc<Task>, Waker) {
+        let task = Arc::<Task>::default();
+        (task.clone(), task.into())
+    }
+
+    /// Tells of each poll, by whom to wake; ends with the third.
+    fn told(to: Sender<Waker>) -> impl Future<Output = ()> {
+        let mut polls = 0;
+        poll_fn(move |cx| {
+            to.send(cx.waker().clone()).unwrap();
+            polls += 1;
+            if polls == 3 { Poll::Ready(()) } else { Poll::Pending }
+        })
+    }
+
+    #[test]
+    fn it_is_polled_when_it_asks_for_it_and_not_before() {
+        let (to, polls) = channel();
+        let mut seldom = pin!(Seldom::new(told(to)));
+        let (task, waker) = task();
+        let mut cx = Context::from_waker(&waker);
+
+        assert!(seldom.as_mut().poll(&mut cx).is_pending());
+        let call = polls.try_recv().unwrap();
+        for _ in 0..3 {
+            assert!(seldom.as_mut().poll(&mut cx).is_pending());
+            assert!(polls.try_recv().is_err(), "nobody has asked for it");
+        }
+        call.wake_by_ref();
+        call.wake();
+        assert_eq!(task.0.load(Ordering::Relaxed), 2, "its task hears of it");
+        assert!(seldom.as_mut().poll(&mut cx).is_pending());
+        let call = polls.try_recv().unwrap();
+        assert!(seldom.as_mut().poll(&mut cx).is_pending());
+        assert!(polls.try_recv().is_err(), "once");
+        call.wake();
+        assert!(seldom.as_mut().poll(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn in_another_task_it_learns_whom_to_wake() {
+        let (to, polls) = channel();
+        let mut seldom = pin!(Seldom::new(told(to)));
+        let ((before, first), (now, second)) = (task(), task());
+        assert!(seldom.as_mut().poll(&mut Context::from_waker(&first)).is_pending());
+        assert!(seldom.as_mut().poll(&mut Context::from_waker(&second)).is_pending());
+        polls.try_iter().last().unwrap().wake();
+        assert_eq!((before.0.load(Ordering::Relaxed), now.0.load(Ordering::Relaxed)), (0, 1));
+        assert!(seldom.as_mut().poll(&mut Context::from_waker(&second)).is_ready());
+    }
+
+    #[test]
+    fn a_call_amid_its_own_poll_is_heard() {
+        let mut polls = 0;
+        let mut seldom = pin!(Seldom::new(poll_fn(|cx| {
+            polls += 1;
+            cx.waker().wake_by_ref();
+            if polls == 3 { Poll::Ready(()) } else { Poll::Pending }
+        })));
+        let (_, waker) = task();
+        let mut cx = Context::from_waker(&waker);
+        assert!(seldom.as_mut().poll(&mut cx).is_pending());
+        assert!(seldom.as_mut().poll(&mut cx).is_pending());
+        assert!(seldom.as_mut().poll(&mut cx).is_ready());
+    }
+}
