@@ -152,6 +152,7 @@ impl Admin {
         }
         let policy = &self.shown.load().policy;
         let (mut who, mut plan) = (Who::user(user), None);
+        let mut claims = Vec::new();
         for pair in query.unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (name, value) = (decoded(name), decoded(value));
@@ -173,7 +174,7 @@ impl Admin {
                     who.billing_anchor.is_some()
                 }
                 pointer => {
-                    who.claims.push((pointer.into(), (*value).into()));
+                    claims.push((pointer.into(), (*value).into()));
                     pointer.starts_with('/')
                 }
             };
@@ -182,6 +183,7 @@ impl Admin {
                 return json_page(StatusCode::BAD_REQUEST, &json!({ "error": error }));
             }
         }
+        who.claims = claims.into();
         json_page(StatusCode::OK, &self.ledger.usage_report(policy, &who, plan))
     }
 

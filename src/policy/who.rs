@@ -7,23 +7,24 @@ use jiff::civil::{Date, DateTime, Time};
 
 /// Who is asking, as far as counting wants to know. All of it comes from a verified token.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[repr(C)]
 pub struct Who {
-    /// The user.
+    /// The user. First in memory: see [`Caller`](crate::identity::Caller).
     pub user: Arc<str>,
-    /// The user's team.
-    pub team: Option<Arc<str>>,
     /// How many seats are paid for.
     pub seats: Option<u32>,
+    /// The user's team.
+    pub team: Option<Arc<str>>,
     /// When the billing period begins.
     pub billing_anchor: Option<Anchor>,
     /// Other claims that meters count by: JSON pointer and value.
-    pub claims: Vec<(Arc<str>, Arc<str>)>,
+    pub claims: Box<[(Arc<str>, Arc<str>)]>,
 }
 
 impl Who {
     /// A user of whom nothing else is known.
     pub fn user(user: impl Into<Arc<str>>) -> Self {
-        Self { user: user.into(), team: None, seats: None, billing_anchor: None, claims: Vec::new() }
+        Self { user: user.into(), team: None, seats: None, billing_anchor: None, claims: Box::default() }
     }
 }
 
@@ -159,7 +160,7 @@ mod tests {
     #[test]
     fn any_claim_can_be_a_subject() {
         let kind = SubjectKind::named("/org/id").unwrap();
-        let who = Who { claims: vec![("/org/id".into(), "o1".into())], ..Who::user("anna") };
+        let who = Who { claims: [("/org/id".into(), "o1".into())].into(), ..Who::user("anna") };
         assert_eq!(&*Whose(vec![kind.clone()]).subject(&who).unwrap().id, "o1");
         assert_eq!(Whose(vec![kind]).subject(&Who::user("anna")), None);
         assert_eq!(SubjectKind::named("seat"), None);
