@@ -1,6 +1,5 @@
 //! What a charge has booked, until it settles: shared by all requests that end it together.
 
-use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use smallvec::SmallVec;
@@ -67,16 +66,6 @@ pub(super) enum Place {
         /// The slot's start.
         start: i64,
     },
-}
-
-/// For maps by digest: slots of one history have one digest, and different starts.
-impl Hash for Place {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        match *self {
-            Self::Counter(key) => state.write_u64(key.digest as u64),
-            Self::Slot { digest, start } => state.write_u64((digest as u64).wrapping_add(start as u64)),
-        }
-    }
 }
 
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::store::CoverName;
 /// Marks of what changed. The values are read when the group is built, so a counter that changed a thousand times is written once.
 #[derive(Debug, Default)]
 pub(super) struct Unflushed {
-    pub(super) counters: HashMap<Place, DirtyCounter, ByDigest>,
+    pub(super) counters: DirtyCounters,
     pub(super) covers: HashMap<u128, CoverName, ByDigest>,
     /// How often something is under way that the store is told of, by its digest.
     open: HashMap<u128, u32, ByDigest>,
@@ -53,11 +54,67 @@ pub(super) struct DirtyCounter {
     pub(super) span: Span,
 }
 
+/// Counters that have changed, each once.
+#[derive(Debug, Default)]
+pub(super) struct DirtyCounters {
+    /// Where in the order they are. Nearly every export looks here, and with many users at another place: what is not needed to find one is
+    /// not between them.
+    known: HashMap<Mark, usize, ByDigest>,
+    in_order: Vec<(Place, DirtyCounter)>,
+}
+
+/// A place in 24 bytes; an enum with a `u128` takes 48. That of a counter is no slot's: digests of one are not made as the other's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    digest: [u64; 2],
+    at: i64,
+}
+
+impl From<Place> for Mark {
+    fn from(place: Place) -> Self {
+        let (digest, at) = match place {
+            Place::Counter(key) => (key.digest, key.ends),
+            Place::Slot { digest, start } => (digest, start),
+        };
+        Self { digest: [digest as u64, (digest >> 64) as u64], at }
+    }
+}
+
+/// For maps by digest: slots of one history have one digest, and different starts.
+impl Hash for Mark {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.digest[0].wrapping_add(self.at as u64));
+    }
+}
+
+impl DirtyCounters {
+    /// Marks a counter, if it is not marked yet.
+    fn mark(&mut self, place: Place, counter: impl FnOnce() -> DirtyCounter) {
+        if let Entry::Vacant(unknown) = self.known.entry(place.into()) {
+            unknown.insert(self.in_order.len());
+            self.in_order.push((place, counter()));
+        }
+    }
+
+    /// The same, in place of what it was marked as before.
+    fn mark_anew(&mut self, place: Place, counter: DirtyCounter) {
+        match self.known.get(&place.into()).and_then(|index| self.in_order.get_mut(*index)) {
+            Some(known) => known.1 = counter,
+            None => self.mark(place, || counter),
+        }
+    }
+
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &(Place, DirtyCounter)> {
+        self.in_order.iter()
+    }
+}
+
 impl Unflushed {
     /// The counters of a charge have changed. The group that will tell the store.
     pub(super) fn booked(&mut self, booked: &[Booked]) -> u64 {
         for &Booked { meter, ref subject, place, span, .. } in booked {
-            self.counters.entry(place).or_insert_with(|| DirtyCounter { meter, subject: subject.clone(), span });
+            self.counters.mark(place, || DirtyCounter { meter, subject: subject.clone(), span });
         }
         self.next_number()
     }
@@ -117,7 +174,7 @@ impl Unflushed {
     pub(super) fn slot_dropped(&mut self, demand: &Demand, digest: u128, start: i64) {
         let span = Span { start, end: start };
         let dropped = DirtyCounter { meter: demand.meter, subject: demand.subject.clone(), span };
-        self.counters.insert(Place::Slot { digest, start }, dropped);
+        self.counters.mark_anew(Place::Slot { digest, start }, dropped);
     }
 
     /// A cover was opened that ends at `ends` if nothing happens.
@@ -173,8 +230,8 @@ impl Unflushed {
 
     /// The group was not written: its marks stand again.
     pub(super) fn put_back(&mut self, group: Self) {
-        for (key, counter) in group.counters {
-            self.counters.entry(key).or_insert(counter);
+        for (place, counter) in group.counters.in_order {
+            self.counters.mark(place, || counter);
         }
         for (digest, name) in group.covers {
             self.covers.entry(digest).or_insert(name);
