@@ -281,8 +281,10 @@ fn opening(request: &ChargeRequest<'_>, own: &Reservation, covered_by: &[CoverUs
     };
     let booked = with_sessions().filter(|demand| is_booked(demand.meter));
     let meters: SmallVec<_> = booked.map(|demand| (demand.meter, demand.cost)).collect();
-    let session = cover(CoverKind::Session, request.user, request.session);
-    (!meters.is_empty()).then(|| Opening { session, version: request.version.cloned(), meters, degraded })
+    (!meters.is_empty()).then(|| {
+        let session = cover(CoverKind::Session, request.user, request.session);
+        Opening { session, version: request.version.cloned(), meters, degraded }
+    })
 }
 
 /// Decides about one demand; deny beats degrade.

@@ -31,10 +31,16 @@ pub(super) enum Verdict {
     Stuck(&'static str),
 }
 
+/// Requests that are under way on all connections.
+#[derive(Debug, Clone, Default)]
+pub(super) struct InFlight(Arc<AtomicUsize>);
+
 /// What happens on one connection. Times are milliseconds of the monotonic clock.
 #[derive(Debug)]
 pub(super) struct Activity {
     clock: Arc<dyn Clock>,
+    /// Those of all connections.
+    everywhere: InFlight,
     /// Requests whose answers have not ended.
     in_flight: AtomicUsize,
     /// When the last one ended; before the first, when the connection began.
@@ -56,10 +62,11 @@ pub(super) struct Activity {
 }
 
 impl Activity {
-    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn new(clock: Arc<dyn Clock>, everywhere: InFlight) -> Self {
         let now = milliseconds(clock.coarse());
         Self {
             clock,
+            everywhere,
             in_flight: AtomicUsize::new(0),
             ended: AtomicU64::new(now),
             head: AtomicU64::new(now + 1),
@@ -163,13 +170,24 @@ fn milliseconds(time: Duration) -> u64 {
 #[derive(Debug)]
 pub(super) struct UnderWay {
     activity: Arc<Activity>,
+    has_place: bool,
     answer_waits: bool,
 }
 
 impl UnderWay {
     pub(super) fn new(activity: Arc<Activity>) -> Self {
         activity.request_begins();
-        Self { activity, answer_waits: false }
+        Self { activity, has_place: false, answer_waits: false }
+    }
+
+    /// Takes one of so many places that requests have on all connections, unless none is free.
+    pub(super) fn takes_place(&mut self, most: usize) -> bool {
+        let others = self.activity.everywhere.0.fetch_add(1, Relaxed);
+        self.has_place = others < most;
+        if !self.has_place {
+            self.activity.everywhere.0.fetch_sub(1, Relaxed);
+        }
+        self.has_place
     }
 
     /// Whether the client has yet to take what it was handed.
@@ -185,6 +203,9 @@ impl UnderWay {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         toggle(&self.activity.answers_waiting, &mut self.answer_waits, false);
+        if self.has_place {
+            self.activity.everywhere.0.fetch_sub(1, Relaxed);
+        }
         self.activity.request_ends();
     }
 }
@@ -247,7 +268,7 @@ mod tests {
 
     fn connection() -> (Arc<ManualClock>, Arc<Activity>) {
         let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
-        let activity = Arc::new(Activity::new(clock.clone()));
+        let activity = Arc::new(Activity::new(clock.clone(), InFlight::default()));
         (clock, activity)
     }
 

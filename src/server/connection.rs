@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::activity::{Activity, Patience, Verdict};
-use super::front::{Client, Current, Exit, Front, InFlight};
+use super::activity::{Activity, InFlight, Patience, Verdict};
+use super::front::{Client, Current, Exit, Front};
 use super::places::Place;
 use super::seldom::Seldom;
 use super::stream::ClientStream;
@@ -88,7 +88,7 @@ pub(super) async fn serve(common: Arc<Common>, socket: TcpStream, from: SocketAd
         let current = common.current.load();
         (current.tls.clone(), current.connections.clone())
     };
-    let activity = Arc::new(Activity::new(common.clock.clone()));
+    let activity = Arc::new(Activity::new(common.clock.clone(), common.in_flight.clone()));
     let stream = ClientStream::new(socket, activity.clone(), place);
     let client = Client { peer, is_secure: tls.is_some(), pace: None };
     let connection = Connection { options, activity, client, common };
@@ -165,8 +165,7 @@ impl Connection {
 
     fn front(&self, pace: Option<Pace>, exit: Exit) -> Front {
         let client = Client { pace, ..self.client.clone() };
-        let Common { current, in_flight, .. } = &*self.common;
-        Front::new(current.clone(), in_flight.clone(), self.activity.clone(), client, exit)
+        Front::new(self.common.current.clone(), self.activity.clone(), client, exit)
     }
 
     /// HTTP is over. The connection keeps its place, and a gate that ends waits for it as for a request; nothing else bounds what goes

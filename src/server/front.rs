@@ -6,7 +6,6 @@ use std::convert::Infallible;
 use std::fmt;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
@@ -55,28 +54,6 @@ impl fmt::Debug for Current {
     }
 }
 
-/// Requests that are under way on all connections.
-#[derive(Debug, Clone, Default)]
-pub(super) struct InFlight(Arc<AtomicUsize>);
-
-/// One of them, until it is dropped.
-#[derive(Debug)]
-struct OneInFlight(InFlight);
-
-impl InFlight {
-    fn enter(&self, most: usize) -> Option<OneInFlight> {
-        // Whoever is one too many leaves at once, by the guard.
-        let one = OneInFlight(self.clone());
-        (self.0.fetch_add(1, Ordering::Relaxed) < most).then_some(one)
-    }
-}
-
-impl Drop for OneInFlight {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Where a connection goes on once it has left HTTP.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Exit(Arc<OnceLock<Tunnel>>);
@@ -107,7 +84,6 @@ pub(super) struct Client {
 #[derive(Debug)]
 pub(super) struct Front {
     latest: Arc<ArcSwap<Current>>,
-    in_flight: InFlight,
     activity: Arc<Activity>,
     client: Client,
     exit: Exit,
@@ -116,16 +92,10 @@ pub(super) struct Front {
 }
 
 impl Front {
-    pub(super) fn new(
-        latest: Arc<ArcSwap<Current>>,
-        in_flight: InFlight,
-        activity: Arc<Activity>,
-        client: Client,
-        exit: Exit,
-    ) -> Self {
+    pub(super) fn new(latest: Arc<ArcSwap<Current>>, activity: Arc<Activity>, client: Client, exit: Exit) -> Self {
         let current = latest.load_full();
         let stack = RefCell::new((current.clone(), client.stack(&current)));
-        Self { latest, in_flight, activity, client, exit, stack }
+        Self { latest, activity, client, exit, stack }
     }
 
     /// The stack of the configuration that counts now, which may be another than for the last request.
@@ -152,15 +122,14 @@ impl hyper::service::Service<Request<Incoming>> for Front {
     type Future = ResponseFuture<<Stack as Service<Request<ClientBody>>>::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let under_way = UnderWay::new(self.activity.clone());
+        let mut under_way = UnderWay::new(self.activity.clone());
         let exit = request.headers().contains_key(UPGRADE).then(|| self.exit.clone());
         let (current, stack) = &mut *self.stack();
-        let state = match self.in_flight.enter(current.max_in_flight) {
-            Some(one) => {
-                let request = request.map(|body| ClientBody::new(body, &self.activity));
-                State::Admitted { future: stack.call(request), one: Some(one) }
-            }
-            None => State::Shed { answer: Some(current.layer.overloaded(&request)) },
+        let state = if under_way.takes_place(current.max_in_flight) {
+            let request = request.map(|body| ClientBody::new(body, &self.activity));
+            State::Admitted { future: stack.call(request) }
+        } else {
+            State::Shed { answer: Some(current.layer.overloaded(&request)) }
         };
         ResponseFuture { state, under_way: Some(under_way), exit }
     }
@@ -180,7 +149,7 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<F> {
-        Admitted { #[pin] future: F, one: Option<OneInFlight> },
+        Admitted { #[pin] future: F },
         Shed { answer: Option<Response<GateBody<AnswerBody>>> },
     }
 }
@@ -193,12 +162,12 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let (answer, one) = match this.state.project() {
-            StateProjection::Admitted { future, one } => {
+        let answer = match this.state.project() {
+            StateProjection::Admitted { future } => {
                 let Ok(answer) = ready!(future.poll(cx));
-                (Some(answer), one.take())
+                Some(answer)
             }
-            StateProjection::Shed { answer } => (answer.take(), None),
+            StateProjection::Shed { answer } => answer.take(),
         };
         let (Some(answer), Some(under_way)) = (answer, this.under_way.take()) else {
             unreachable!("polled after it was ready")
@@ -208,7 +177,7 @@ where
         {
             exit.open(answer.extensions().get());
         }
-        Poll::Ready(Ok(answer.map(|body| Tracked { body, under_way, _one: one })))
+        Poll::Ready(Ok(answer.map(|body| Tracked { body, under_way })))
     }
 }
 
@@ -219,7 +188,6 @@ pin_project! {
         #[pin]
         body: B,
         under_way: UnderWay,
-        _one: Option<OneInFlight>,
     }
 }
 

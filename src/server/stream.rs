@@ -146,7 +146,7 @@ mod tests {
 
     use super::*;
     use crate::clock::ManualClock;
-    use crate::server::activity::UploadUnderWay;
+    use crate::server::activity::{InFlight, UploadUnderWay};
     use crate::server::places::Places;
 
     async fn begins(sent: &'static [&'static [u8]]) -> (bool, Vec<u8>) {
@@ -154,7 +154,7 @@ mod tests {
         let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
         let places = Places::new(1, None);
         let place = places.take(places.free().await, [127, 0, 0, 1].into()).unwrap();
-        let mut stream = ClientStream::new(&mut stream, Arc::new(Activity::new(clock)), place);
+        let mut stream = ClientStream::new(&mut stream, Arc::new(Activity::new(clock, InFlight::default())), place);
         let is_preface = stream.begins_with_preface().await.unwrap();
         let mut all = Vec::new();
         stream.read_to_end(&mut all).await.unwrap();
@@ -163,7 +163,7 @@ mod tests {
 
     /// A connection on which an upload was left, or none, and its client.
     async fn connection(left_an_upload: bool) -> (ClientStream<DuplexStream>, DuplexStream) {
-        let activity = Arc::new(Activity::new(Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH))));
+        let activity = Arc::new(Activity::new(Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH)), InFlight::default()));
         let mut upload = UploadUnderWay::new(activity.clone());
         if !left_an_upload {
             upload.ended();
