@@ -56,7 +56,8 @@ pub struct Answers {
     pub upgrade_url: Option<String>,
 }
 
-/// What an answer must know of its request, kept while the request itself goes on to the backend: once, by all who may have to answer.
+/// What an answer must know of its request, kept while the request itself goes on to the backend. That of an export is made once, for all
+/// who may have to answer it.
 #[derive(Debug, Clone)]
 pub struct Asker(Arc<Asking>);
 

@@ -10,8 +10,8 @@ use quick_cache::sync::Cache;
 
 use super::Caller;
 
-/// 128 bits of the SHA-256 of a whole token: no token is kept, and nobody can make another one with the same. Who wants to has to hit one
-/// that was signed already, so half of the digest is as good as a key of 128 bits; and an entry fits a line of the processor's caches.
+/// Half of the SHA-256 of a whole token: no token is kept, and nobody can make another one with the same as one that was signed for somebody
+/// else. Two of one's own that have the same gain nothing. So 128 bits are enough, and an entry fits a line of the processor's caches.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fingerprint([u8; 16]);
 

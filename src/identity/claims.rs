@@ -11,8 +11,8 @@ use crate::policy::{Anchor, Platform, Who, feature_names};
 
 /// Who is asking, as a verified token says.
 ///
-/// In this order in memory: what every export reads, the user first of [`Who`], is next to each other, in two lines of the processor's
-/// caches. With many users none of it is in a near one.
+/// In this order in memory: what every export is decided by, the user first of [`Who`], is next to each other, in two lines of the
+/// processor's caches. With many users none of it is in a near one. Only decision records read on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[repr(C)]
 pub struct Caller {

@@ -3,7 +3,7 @@
 //! Identity comes only from a verified JWT (RFC 7519). The way of a token:
 //!
 //! 1. `bearer.rs` takes it out of the request: `Authorization`, or a cookie or query parameter that is configured.
-//! 2. `cache.rs` knows tokens that were verified before, by their SHA-256; until they expire or the keys change.
+//! 2. `cache.rs` knows tokens that were verified before, by half of their SHA-256; until they expire or the keys change.
 //! 3. [`Verifier`] (`verifier.rs`) reads header and claims itself, strictly, and checks all that is cheap: structure, algorithm,
 //!    issuer, audience, dates. Then it picks **one** key by `kid` and `alg` (`keys.rs`), and `jsonwebtoken` checks the signature
 //!    under that key's algorithm and no other.

@@ -19,7 +19,7 @@ const DAY: i64 = 86_400;
 ///
 /// The digest is 128 bits of SipHash under a key of this process: nobody outside can make two names meet, and a subject's name
 /// costs no memory here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CounterKey {
     pub(super) digest: u128,
     pub(super) ends: i64,

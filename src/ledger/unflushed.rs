@@ -242,3 +242,47 @@ impl Unflushed {
         self.writing = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: i64 = 3600;
+
+    fn slot(start: i64) -> Place {
+        Place::Slot { digest: 7, start }
+    }
+
+    fn counter(user: &str, end: i64) -> DirtyCounter {
+        DirtyCounter { meter: MeterId(0), subject: Subject::user(user), span: Span { start: 0, end } }
+    }
+
+    /// Who is marked, and to when the span goes, in order.
+    fn marked(counters: &DirtyCounters) -> Vec<(&str, i64)> {
+        counters.iter().map(|(_, counter)| (&*counter.subject.id, counter.span.end)).collect()
+    }
+
+    #[test]
+    fn a_counter_is_marked_once_until_it_is_marked_anew() {
+        let mut counters = DirtyCounters::default();
+        counters.mark(slot(0), || counter("anna", HOUR));
+        counters.mark(slot(HOUR), || counter("anna", 2 * HOUR));
+        counters.mark(slot(0), || counter("nobody", 0));
+        assert_eq!(marked(&counters), [("anna", HOUR), ("anna", 2 * HOUR)]);
+        counters.mark_anew(slot(0), counter("anna", 0));
+        counters.mark_anew(slot(2 * HOUR), counter("anna", 3 * HOUR));
+        assert_eq!(marked(&counters), [("anna", 0), ("anna", 2 * HOUR), ("anna", 3 * HOUR)]);
+    }
+
+    #[test]
+    fn what_was_not_written_is_marked_again_unless_it_has_changed_since() {
+        let mut unflushed = Unflushed::default();
+        unflushed.counters.mark(slot(0), || counter("then", HOUR));
+        unflushed.counters.mark(slot(HOUR), || counter("anna", 2 * HOUR));
+        let group = unflushed.take();
+        assert_eq!(marked(&unflushed.counters), []);
+        unflushed.counters.mark(slot(0), || counter("now", 0));
+        unflushed.put_back(group);
+        assert_eq!(marked(&unflushed.counters), [("now", 0), ("anna", 2 * HOUR)]);
+    }
+}

@@ -222,7 +222,8 @@ where
             };
             let was_used = lease.was_used_before();
             let upload = whole.body().watch();
-            let copy = Copy::of(whole).filter(|copy| lease.is_http2() || was_used && copy.is_safe());
+            let may_be_repeated = lease.is_http2() || was_used && whole.method().is_safe();
+            let copy = may_be_repeated.then(|| Copy::of(whole)).flatten();
             let source = match self.exchange(lease, request).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failed::Host) => return Err(SendError::Host),
@@ -232,14 +233,14 @@ where
                 // The connection had ended before; it is taken only once.
                 _ if request.is_some() => was_used,
                 Some(copy) if http2::is_unprocessed(&source) => {
-                    *request = Some(copy.request());
+                    *request = copy.request();
                     refusals += 1;
-                    refusals <= MOST_REFUSALS
+                    refusals <= MOST_REFUSALS && request.is_some()
                 }
                 Some(copy) if was_used && !was_repeated && copy.is_safe() && died_unanswered(&source) => {
-                    *request = Some(copy.request());
+                    *request = copy.request();
                     was_repeated = true;
-                    true
+                    request.is_some()
                 }
                 _ => false,
             };
@@ -386,7 +387,7 @@ fn died_unanswered(error: &hyper::Error) -> bool {
 struct Copy {
     method: Method,
     target: Uri,
-    /// Its fields, each as `name:value` and a line break, which is in no name and no value.
+    /// Its fields, each as `name:value`, or `name;value` if it is sensitive, and a line break. None of these is in a name, the last in no value.
     lines: Vec<u8>,
 }
 
@@ -400,7 +401,7 @@ impl Copy {
         let mut lines = Vec::with_capacity(fields.iter().map(length).sum());
         for (name, value) in fields {
             lines.extend_from_slice(name.as_str().as_bytes());
-            lines.push(b':');
+            lines.push(if value.is_sensitive() { b';' } else { b':' });
             lines.extend_from_slice(value.as_bytes());
             lines.push(b'\n');
         }
@@ -411,19 +412,19 @@ impl Copy {
         self.method.is_safe()
     }
 
-    fn request<B>(self) -> Request<RequestBody<B>> {
+    /// `None` if a field cannot be read again: without it the request would be another one.
+    fn request<B>(self) -> Option<Request<RequestBody<B>>> {
         let mut request = Request::new(RequestBody::none());
         *request.method_mut() = self.method;
         *request.uri_mut() = self.target;
-        let field = |line: &[u8]| {
-            let name = line.split(|byte| *byte == b':').next()?;
-            let value = line.get(name.len() + 1..)?;
-            Some((HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?))
-        };
-        for (name, value) in self.lines.split(|byte| *byte == b'\n').filter_map(field) {
+        for line in self.lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let end = line.iter().position(|byte| matches!(byte, b':' | b';'))?;
+            let name = HeaderName::from_bytes(&line[..end]).ok()?;
+            let mut value = HeaderValue::from_bytes(&line[end + 1..]).ok()?;
+            value.set_sensitive(line[end] == b';');
             request.headers_mut().append(name, value);
         }
-        request
+        Some(request)
     }
 }
 
@@ -438,17 +439,22 @@ mod tests {
     proptest! {
         #[test]
         fn a_copy_has_every_field_of_its_request(
-            fields in proptest::collection::vec(("[a-z][a-z0-9_.-]{0,20}", "[ -~\u{80}-\u{ff}\t]{0,40}"), 0..20),
+            fields in proptest::collection::vec(("[ab][0-9_.-]?", "[ -~\u{80}-\u{ff}\t]{0,40}", any::<bool>()), 0..20),
         ) {
             let mut request = Request::head("/path?query=a:b").body(RequestBody::<Empty<Bytes>>::none()).unwrap();
-            for (name, value) in fields {
+            for (name, value, is_sensitive) in fields {
                 // As bytes: some of them are no UTF-8.
                 let value: Vec<u8> = value.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect();
-                let (name, value) = (HeaderName::try_from(name).unwrap(), HeaderValue::try_from(value).unwrap());
+                let (name, mut value) = (HeaderName::try_from(name).unwrap(), HeaderValue::try_from(value).unwrap());
+                value.set_sensitive(is_sensitive);
                 request.headers_mut().append(name, value);
             }
-            let copy = Copy::of(&request).unwrap().request::<Empty<Bytes>>();
-            prop_assert_eq!(copy.headers(), request.headers());
+            let copy = Copy::of(&request).unwrap().request::<Empty<Bytes>>().unwrap();
+            let all = |request: &Request<_>| -> Vec<_> {
+                let fields = request.headers().iter();
+                fields.map(|(name, value)| (name.clone(), value.clone(), value.is_sensitive())).collect()
+            };
+            prop_assert_eq!(all(&copy), all(&request));
             prop_assert_eq!((copy.method(), copy.uri()), (request.method(), request.uri()));
         }
     }

@@ -31,7 +31,7 @@ pub(super) enum Verdict {
     Stuck(&'static str),
 }
 
-/// Requests that are under way on all connections.
+/// How many requests are under way on all connections: each connection adds its own.
 #[derive(Debug, Clone, Default)]
 pub(super) struct InFlight(Arc<AtomicUsize>);
 
@@ -181,7 +181,7 @@ impl UnderWay {
     }
 
     /// Takes one of so many places that requests have on all connections, unless none is free.
-    pub(super) fn takes_place(&mut self, most: usize) -> bool {
+    pub(super) fn take_place(&mut self, most: usize) -> bool {
         let others = self.activity.everywhere.0.fetch_add(1, Relaxed);
         self.has_place = others < most;
         if !self.has_place {

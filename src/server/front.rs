@@ -123,9 +123,10 @@ impl hyper::service::Service<Request<Incoming>> for Front {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let mut under_way = UnderWay::new(self.activity.clone());
+        // Nothing on the way adds that field: without it there is no 101.
         let exit = request.headers().contains_key(UPGRADE).then(|| self.exit.clone());
         let (current, stack) = &mut *self.stack();
-        let state = if under_way.takes_place(current.max_in_flight) {
+        let state = if under_way.take_place(current.max_in_flight) {
             let request = request.map(|body| ClientBody::new(body, &self.activity));
             State::Admitted { future: stack.call(request) }
         } else {

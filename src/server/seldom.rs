@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// A future that is polled once, and then only when it has asked for it. In a task that runs for other reasons most of the time, a timer
+    /// A future that is polled once in each task, and then only when it has asked for it. In a task that runs for other reasons most of the time, a timer
     /// would else be told each time who waits for it, which takes locks and counts.
     #[derive(Debug)]
     pub(super) struct Seldom<F> {
@@ -31,7 +31,7 @@ impl Wake for Call {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Before the task runs: it would look, and see nothing.
+        // Before the task is woken: whoever wakes a task, as all do, also if it is about to run anyway, shows it what happened before.
         self.has_come.store(true, Ordering::Release);
         self.task.wake_by_ref();
     }
