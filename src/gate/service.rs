@@ -1,6 +1,7 @@
 //! The way of a request, top to bottom: match route, identify, know the design, charge, forward, settle.
 
 use std::borrow::Cow;
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -186,6 +187,7 @@ where
         undecided.decided();
         gate.metrics.decided(gate.parts.clock.monotonic().saturating_sub(arrived));
         record.passed(Phase::Deciding);
+        others_first().await;
         let (charge, pending) = match decided.or_else(|refusal| gate.in_shadow(refusal).map(Decided::Now)) {
             Ok(Decided::Now(Admitted { outcome, charge })) => {
                 gate.note(found.id, outcome, &mut record);
@@ -215,6 +217,20 @@ where
         let answer = inner.call(Request::from_parts(head, body)).await?;
         Ok(gate.settle(answer, found.route.delivers, delivery, pending, &target, &asker).await)
     }
+}
+
+/// Lets all other tasks that can run now go first: those at the same point do so one after the other, while its code is in the processor's
+/// nearest cache. All of an export's way does not fit in there, and was fetched anew for each.
+async fn others_first() {
+    let mut has_waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut has_waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// A request of which nothing is decided yet: should its client leave now, it has an outcome all the same.
