@@ -184,10 +184,10 @@ where
             (Ok(asked), None) => gate.charge(&asked, asked.request(), &mut record).await.map(Decided::Now),
             (Err(refusal), _) => Err(refusal),
         };
-        undecided.decided();
         gate.metrics.decided(gate.parts.clock.monotonic().saturating_sub(arrived));
         record.passed(Phase::Deciding);
         others_first().await;
+        undecided.decided();
         let (charge, pending) = match decided.or_else(|refusal| gate.in_shadow(refusal).map(Decided::Now)) {
             Ok(Decided::Now(Admitted { outcome, charge })) => {
                 gate.note(found.id, outcome, &mut record);

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 
 use axum::Router;
 use axum::body::Body;
@@ -96,6 +97,27 @@ async fn a_refusal_is_also_a_value_for_layers_outside() {
     let bare = Request::get("/designs/d1").body(Empty::<Bytes>::new()).unwrap();
     let answer = service.oneshot(bare).await.unwrap();
     assert!(matches!(answer.extensions().get::<Refusal>(), Some(Refusal::Unauthenticated(_))));
+}
+
+/// Once it is charged an export lets others go first: a client that leaves just then has its charge back, and an outcome.
+#[tokio::test]
+async fn who_leaves_as_others_go_first_is_not_charged_and_counted_once() {
+    let (layer, ledger) = gate();
+    let mut service = layer.layer(service_fn(async |_: Request<Upload<Empty<Bytes>>>| {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("an image")))
+    }));
+    let mut answer = Box::pin(service.ready().await.unwrap().call(download(Empty::new())));
+    assert!(answer.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    assert_eq!(count(&ledger), (0, 1), "it is charged");
+    drop(answer);
+    assert_eq!(count(&ledger), (0, 0));
+
+    let (mut registry, mut text) = (prometheus_client::registry::Registry::default(), String::new());
+    layer.register_metrics(&mut registry);
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let counted = text.lines().filter(|line| line.starts_with("exportgate_requests_total") && !line.ends_with(" 0"));
+    let counted: Vec<&str> = counted.collect();
+    assert!(matches!(counted[..], [one] if one.contains("client-gone") && one.ends_with(" 1")), "{counted:?}");
 }
 
 #[tokio::test]
