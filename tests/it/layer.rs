@@ -176,7 +176,7 @@ impl http_body::Body for Scripted {
 
     fn poll_frame(
         mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
+        cx: &mut Context<'_>,
     ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, &'static str>>> {
         self.0.poll_recv(cx).map(|piece| piece.map(|piece| piece.map(http_body::Frame::data)))
     }
