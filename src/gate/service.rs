@@ -220,7 +220,7 @@ where
 }
 
 /// Lets all other tasks that can run now go first: those at the same point do so one after the other, while its code is in the processor's
-/// nearest cache. All of an export's way does not fit in there, and was fetched anew for each.
+/// nearest cache. All of an export's way does not fit in there, and was fetched anew for each. A client may leave meanwhile.
 async fn others_first() {
     let mut has_waited = false;
     poll_fn(|cx| {
@@ -233,7 +233,7 @@ async fn others_first() {
     .await;
 }
 
-/// A request of which nothing is decided yet: should its client leave now, it has an outcome all the same.
+/// A request of which no outcome is counted yet: should its client leave now, it has one all the same.
 struct Undecided<'g> {
     gate: &'g Gate,
     route: Option<RouteId>,

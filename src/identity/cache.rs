@@ -10,8 +10,9 @@ use quick_cache::sync::Cache;
 
 use super::Caller;
 
-/// Half of the SHA-256 of a whole token: no token is kept, and nobody can make another one with the same as one that was signed for somebody
-/// else. Two of one's own that have the same gain nothing. So 128 bits are enough, and an entry fits a line of the processor's caches.
+/// Half of the SHA-256 of a whole token: no token is kept, and nobody can make another one with the same as one that was signed for
+/// somebody else. Two of one's own that have the same gain nothing. So 128 bits are enough, and an entry fits a line of the processor's
+/// caches.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fingerprint([u8; 16]);
 

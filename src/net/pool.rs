@@ -387,7 +387,8 @@ fn died_unanswered(error: &hyper::Error) -> bool {
 struct Copy {
     method: Method,
     target: Uri,
-    /// Its fields, each as `name:value`, or `name;value` if it is sensitive, and a line break. None of these is in a name, the last in no value.
+    /// Its fields, each as `name:value`, or `name;value` if it is sensitive, and a line break. None of these is in a name, the last in no
+    /// value.
     lines: Vec<u8>,
 }
 

@@ -8,8 +8,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// A future that is polled once in each task, and then only when it has asked for it. In a task that runs for other reasons most of the time, a timer
-    /// would else be told each time who waits for it, which takes locks and counts.
+    /// A future that is polled once in each task, and then only when it has asked for it. In a task that runs for other reasons most of
+    /// the time, a timer would else be told each time who waits for it, which takes locks and counts.
     #[derive(Debug)]
     pub(super) struct Seldom<F> {
         #[pin]

@@ -14,8 +14,8 @@ use crate::support::{Gate, Setup, Token, eventually, get};
 /// ahead.
 const MOST: u64 = 1_000 * (2 * 132 + 64);
 
-/// What a connection may take that does nothing, in KiB.
-const MOST_OF_A_CONNECTION: u64 = 24;
+/// What a connection may take that does nothing, in KiB: no room for what it does not speak.
+const MOST_OF_A_CONNECTION: u64 = 8;
 
 /// More than what sockets on the way can hold.
 const LARGE: usize = 32 << 20;
