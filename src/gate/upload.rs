@@ -66,9 +66,9 @@ impl<B> Upload<B> {
         self.route
     }
 
-    /// Who asks, if the gate had to know: for an answer in place of the backend's.
-    pub const fn asker(&self) -> Option<&Asker> {
-        self.asker.as_ref()
+    /// Who asks, if the gate had to know: for an answer in place of the backend's. It is told once.
+    pub const fn take_asker(&mut self) -> Option<Asker> {
+        self.asker.take()
     }
 
     pub(super) fn asked_by(&mut self, asker: Asker) {

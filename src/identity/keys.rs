@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use arc_swap::{ArcSwap, Guard};
 use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::rsa::PublicEncryptingKey;
 use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256};
@@ -153,7 +155,37 @@ pub(super) fn configured(keys: Vec<Key>) -> Result<Vec<Arc<CheckedKey>>, (usize,
     Ok(checked)
 }
 
-/// The keys that count now.
+/// The keys that count now, and may be others in a moment.
+#[derive(Debug)]
+pub(super) struct Keys {
+    set: ArcSwap<KeySet>,
+    /// Of the set, or of the one before it, just replaced. One word: nothing else of it is asked for by a token that is known.
+    generation: AtomicU64,
+}
+
+impl Keys {
+    pub(super) fn new(set: KeySet) -> Self {
+        let generation = AtomicU64::new(set.generation);
+        Self { set: ArcSwap::from_pointee(set), generation }
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set(&self) -> Guard<Arc<KeySet>> {
+        self.set.load()
+    }
+
+    /// Lets other keys count.
+    pub(super) fn replace(&self, set: KeySet) {
+        let generation = set.generation;
+        self.set.store(Arc::new(set));
+        self.generation.store(generation, Ordering::Release);
+    }
+}
+
+/// A set of keys.
 #[derive(Debug)]
 pub(super) struct KeySet {
     /// Another number for every other set: what was verified with an earlier one is verified anew.

@@ -8,13 +8,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use http::StatusCode;
 use tokio::sync::{Notify, watch};
 
 use super::Algorithm;
 use super::jwks::{self, BadKeySet};
-use super::keys::{CheckedKey, KeySet};
+use super::keys::{CheckedKey, KeySet, Keys};
 use super::metrics::Metrics;
 use crate::clock::Clock;
 use crate::json;
@@ -186,7 +185,7 @@ pub(super) struct Remote {
     options: Options,
     /// Keys of the configuration; they count before fetched ones.
     configured: Vec<Arc<CheckedKey>>,
-    keys: Arc<ArcSwap<KeySet>>,
+    keys: Arc<Keys>,
     /// Somebody has a token of an unknown key.
     wish: Notify,
     /// The last key that was wished for, and how many fetches had begun then, until a later one has gone well.
@@ -202,7 +201,7 @@ impl Remote {
     pub(super) fn new(
         options: Options,
         configured: Vec<Arc<CheckedKey>>,
-        keys: Arc<ArcSwap<KeySet>>,
+        keys: Arc<Keys>,
         metrics: Arc<Metrics>,
         clock: Arc<dyn Clock>,
     ) -> Self {
@@ -335,7 +334,7 @@ impl Remote {
         // What was wished for since this fetch has begun is for the next one.
         let wished = self.wished().take_if(|(_, started)| *started < began);
         if let Some((Wanted { kid, algorithm, .. }, _)) = wished
-            && self.keys.load().find(kid.as_deref(), algorithm).is_err()
+            && self.keys.set().find(kid.as_deref(), algorithm).is_err()
         {
             tracing::warn!(?kid, alg = algorithm.as_str(), "a token names a key that is not published");
         }
@@ -346,18 +345,18 @@ impl Remote {
     }
 
     fn has_fetched_keys(&self) -> bool {
-        self.keys.load().keys().len() > self.configured.len()
+        self.keys.set().keys().len() > self.configured.len()
     }
 
     /// Lets these keys count, besides the configured ones. The same keys as before leave verified tokens alone.
     fn install(&self, fetched: &[Arc<CheckedKey>]) {
-        let known = self.keys.load();
+        let known = self.keys.set();
         let configured = |key: &&Arc<CheckedKey>| self.configured.iter().any(|own| own.id == key.id);
         let fetched = fetched.iter().filter(|key| !configured(key));
         let keys: Vec<_> = self.configured.iter().chain(fetched).cloned().collect();
         if known.keys() != keys {
             tracing::info!(?keys, "the keys that tokens may be signed with");
-            self.keys.store(Arc::new(KeySet::new(known.generation + 1, keys)));
+            self.keys.replace(KeySet::new(known.generation + 1, keys));
         }
     }
 

@@ -5,7 +5,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, Uri};
@@ -16,7 +15,7 @@ use serde_json::{Map, Value};
 use super::bearer::Places;
 use super::cache::{Fingerprint, TokenCache, Verified};
 use super::common::Common;
-use super::keys::{self, BadKey, Key, KeySet, NoKey};
+use super::keys::{self, BadKey, Key, KeySet, Keys, NoKey};
 use super::metrics::Metrics;
 use super::remote::{self, Looked, Remote, Wanted};
 use super::{Algorithm, Caller, ClaimPointers, TokenError};
@@ -61,7 +60,7 @@ pub struct Verifier {
     types: Vec<String>,
     places: Places,
     claims: ClaimPointers,
-    keys: Arc<ArcSwap<KeySet>>,
+    keys: Arc<Keys>,
     remote: Option<Arc<Remote>>,
     cache: Option<TokenCache>,
     plans: Common<str>,
@@ -72,7 +71,7 @@ pub struct Verifier {
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let keys = self.keys.load();
+        let keys = self.keys.set();
         f.debug_struct("Verifier").field("issuer", &self.issuer).field("keys", &keys).finish_non_exhaustive()
     }
 }
@@ -98,7 +97,7 @@ impl Verifier {
 
     fn counting(metrics: Arc<Metrics>, options: Options, clock: Arc<dyn Clock>) -> Result<Self, (usize, BadKey)> {
         let configured = keys::configured(options.keys)?;
-        let keys = Arc::new(ArcSwap::from_pointee(KeySet::new(0, configured.clone())));
+        let keys = Arc::new(Keys::new(KeySet::new(0, configured.clone())));
         let remote = options.remote.map(|options| {
             let remote = Remote::new(options, configured, keys.clone(), metrics.clone(), clock.clone());
             Arc::new(remote)
@@ -150,7 +149,7 @@ impl Verifier {
 
     /// Brings gauges up to date.
     pub fn refresh_metrics(&self) {
-        self.metrics.observe(self.keys.load().keys().len(), self.cache.as_ref().map_or(0, TokenCache::bytes));
+        self.metrics.observe(self.keys.set().keys().len(), self.cache.as_ref().map_or(0, TokenCache::bytes));
     }
 
     /// Removes what may be a token from the target of a request that needs none.
@@ -173,7 +172,7 @@ impl Verifier {
     ///
     /// Why it is not accepted.
     pub async fn identify(&self, token: &str) -> Result<Arc<Caller>, TokenError> {
-        let generation = self.keys.load().generation;
+        let generation = self.keys.generation();
         let outcome = match (self.check(token, self.clock.now()), &self.remote) {
             (Err(Doubt::Key(wanted, error)), Some(remote)) if remote.may_have(wanted.algorithm) => {
                 // Rare, and in a box: every export carries about what may happen here.
@@ -197,7 +196,7 @@ impl Verifier {
         error: TokenError,
     ) -> Result<Arc<Caller>, TokenError> {
         let looked = remote.look_for(&wanted).await;
-        let has_changed = self.keys.load().generation != generation;
+        let has_changed = self.keys.generation() != generation;
         match has_changed.then(|| self.check(token, self.clock.now())) {
             None | Some(Err(Doubt::Key(..))) if looked == Looked::NotThere => Err(error),
             None | Some(Err(Doubt::Key(..))) => {
@@ -240,10 +239,10 @@ impl Verifier {
         if token.len() > MOST_BYTES {
             return Err(TokenError::TooLong.into());
         }
-        let (keys, now) = (self.keys.load(), now.as_second());
+        let now = now.as_second();
         let cached = self.cache.as_ref().map(|cache| (cache, Fingerprint::of(token)));
         if let Some((cache, fingerprint)) = &cached
-            && let Some(caller) = cache.find(fingerprint, now, keys.generation)
+            && let Some(caller) = cache.find(fingerprint, now, self.keys.generation())
         {
             self.metrics.found_in_cache();
             return Ok(caller);
@@ -252,6 +251,7 @@ impl Verifier {
         let (kid, algorithm) = self.check_header(&token.header)?;
         let claims = token.claims()?;
         let (from, before) = self.check_claims(&claims, now)?;
+        let keys = self.keys.set();
         let key = keys.find(kid, algorithm).map_err(|no_key| {
             let issued = claims.get("iat").and_then(Value::as_f64).map(|seconds| seconds as i64);
             let wanted = Wanted { kid: kid.map(|kid| kid.chars().take(LONGEST_NAME).collect()), algorithm, issued };

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use smallvec::SmallVec;
 
 use super::charge::{Admission, Charge, ChargeRequest, Denial, Standing, Why};
-use super::counters::CounterKey;
+use super::counters::{CounterKey, Look};
 use super::covers::{Asked, Cover, CoverUse, Wanted};
 use super::reservation::{Booked, Meters, Opening, Place, Reservation};
 use super::unflushed::Unflushed;
@@ -86,8 +86,9 @@ impl Ledger {
 
         let mut covered_by = self.covers_for(request, retry.as_ref());
         self.announce_uses(&mut covered_by, request.design);
-        let standings: SmallVec<[Standing; 2]> =
-            planned.iter().map(|planned| self.standing(planned, time.as_second(), request.shadow)).collect();
+        let counters = self.counters.look();
+        let standing = |planned| self.standing(&counters, planned, time.as_second(), request.shadow);
+        let standings: SmallVec<[Standing; 2]> = planned.iter().map(standing).collect();
         let rulings: SmallVec<[Ruling; 2]> =
             standings.iter().map(|standing| rule(standing, &covered_by, request.made)).collect();
         let with = |wanted: Ruling| standings.iter().zip(&rulings).filter(move |(_, ruling)| **ruling == wanted);
@@ -116,7 +117,7 @@ impl Ledger {
         // Booked and marked under the lock that a group is read under, if groups tell of what is under way: none has a charge in part.
         let mut marks = self.tells_of_charges().then(|| self.unflushed());
         for (index, planned) in planned.iter().enumerate().filter(|(index, _)| rulings[*index] == Ruling::Book) {
-            match self.book(planned, time.as_second(), request.plan, &mut marks) {
+            match self.book(&counters, planned, time.as_second(), request.plan, &mut marks) {
                 Ok((booked, count)) => {
                     own.booked.push(booked);
                     charge.standings[index].count = count;
@@ -203,12 +204,12 @@ impl Ledger {
         found
     }
 
-    fn standing(&self, planned: &Planned<'_>, now: i64, shadow: bool) -> Standing {
+    fn standing(&self, counters: &Look<'_>, planned: &Planned<'_>, now: i64, shadow: bool) -> Standing {
         let Demand { meter, on_exceed, limit, cost, .. } = *planned.demand;
         let shadow = shadow || planned.demand.shadow;
         let history::Standing { count, resets_at, window } = match planned.spot {
             Spot::Counter { key, span } => {
-                history::Standing { count: self.counters.count(key), resets_at: span.end, window: span.seconds() }
+                history::Standing { count: counters.count(key), resets_at: span.end, window: span.seconds() }
             }
             Spot::History { digest } => match self.meter(meter) {
                 Some(state) => self.histories.standing(digest, &state.window, now, Some((cost, limit))),
@@ -220,6 +221,7 @@ impl Ledger {
 
     fn book(
         &self,
+        counters: &Look<'_>,
         planned: &Planned<'_>,
         now: i64,
         plan: PlanId,
@@ -231,7 +233,7 @@ impl Ledger {
             Spot::Counter { key, span } => {
                 // Looked at before, under the same lock: only what nobody can refuse may be over the limit.
                 let limit = Some(limit).filter(|_| planned.demand.is_enforced() && !seeded::bug(Bug::CheckThenAdd));
-                let count = self.counters.with(key, |cell| cell.reserve(cost, limit, plan))?;
+                let count = counters.with(key, |cell| cell.reserve(cost, limit, plan))?;
                 (booked(Place::Counter(key), span), count)
             }
             Spot::History { digest } => {

@@ -11,7 +11,7 @@ use super::covers::CoverUse;
 use super::reservation::{Meters, Reservation};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId};
 use crate::seeded::{self, Bug};
-use crate::store::{CoverKind, CoverName, Representation};
+use crate::store::{CoverKind, Representation};
 
 /// What is to be charged, and for whom.
 #[derive(Debug, Clone)]
@@ -257,19 +257,19 @@ impl Charge {
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
-        let ledger = self.ledger.clone();
         // A panic may come from where these are locked already.
-        let keys = self.under_way().filter(|_| !std::thread::panicking()).filter_map(|charge| charge.retry.clone());
-        let keys: SmallVec<[CoverName; 1]> = keys.collect();
+        let keys = self.under_way().filter(|_| !std::thread::panicking()).filter_map(|charge| charge.retry.as_ref());
+        let keys: SmallVec<[usize; 1]> = keys.map(|key| self.ledger.stripe_of(key)).collect();
+        let Self { ledger, own, covered_by, .. } = self;
         // Who comes with the same key meanwhile finds the charge under way, or all that has become of it.
-        let _keys = ledger.lock(keys.iter().map(|key| ledger.stripe_of(key)));
-        if let Some(own) = self.own.take() {
+        let _keys = ledger.lock(keys.into_iter());
+        if let Some(own) = own.take() {
             ledger.end(&own, CoverKind::Retry, settlement);
             if settlement == Settlement::Void {
                 ledger.hand_over(&own);
             }
         }
-        for by in self.covered_by.drain(..) {
+        for by in covered_by.drain(..) {
             if let Some(shared) = &by.under_way {
                 ledger.end(shared, by.name.kind, settlement);
             }

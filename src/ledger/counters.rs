@@ -3,7 +3,7 @@
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use dashmap::DashMap;
 
 use super::Count;
@@ -75,22 +75,20 @@ impl Counters {
         Self { buckets: ArcSwap::from_pointee(Vec::new()), changing: Mutex::new(()) }
     }
 
-    /// Runs `read` on a counter, made at zero if it is seen for the first time. `read` must not wait for anything: it runs
-    /// under a lock of the map.
-    pub(super) fn with<T>(&self, key: CounterKey, read: impl FnOnce(&Cell) -> T) -> T {
-        // Found without a count of who holds it: that would be one word that all threads write.
-        let buckets = self.buckets.load();
-        match buckets.iter().find(|bucket| bucket.holds(key)) {
-            Some(bucket) => bucket.with(key, read),
-            None => self.add_bucket(key).with(key, read),
-        }
+    /// The counters as they are now, for who looks at several, or several times.
+    pub(super) fn look(&self) -> Look<'_> {
+        // Found without a count of who holds them: that would be one word that all threads write.
+        Look { counters: self, buckets: self.buckets.load() }
     }
 
-    /// What a counter says; zero if it was never seen.
+    /// See [`Look::with`].
+    pub(super) fn with<T>(&self, key: CounterKey, read: impl FnOnce(&Cell) -> T) -> T {
+        self.look().with(key, read)
+    }
+
+    /// See [`Look::count`].
     pub(super) fn count(&self, key: CounterKey) -> Count {
-        let buckets = self.buckets.load();
-        let bucket = buckets.iter().find(|bucket| bucket.holds(key));
-        bucket.and_then(|bucket| bucket.cells.get(&Digest::of(key)).map(|cell| cell.count())).unwrap_or_default()
+        self.look().count(key)
     }
 
     /// Puts a counter read from the store in its place, unless one is there: memory is never behind the store.
@@ -131,6 +129,33 @@ impl Counters {
         buckets.push(bucket.clone());
         self.buckets.store(Arc::new(buckets));
         bucket
+    }
+}
+
+/// Counters that somebody looks at: for a moment, for what is dropped meanwhile stays in memory.
+pub(super) struct Look<'c> {
+    counters: &'c Counters,
+    buckets: Guard<Arc<Vec<Arc<Bucket>>>>,
+}
+
+impl Look<'_> {
+    /// Runs `read` on a counter, made at zero if it is seen for the first time. `read` must not wait for anything: it runs
+    /// under a lock of the map.
+    pub(super) fn with<T>(&self, key: CounterKey, read: impl FnOnce(&Cell) -> T) -> T {
+        match self.bucket(key) {
+            Some(bucket) => bucket.with(key, read),
+            None => self.counters.add_bucket(key).with(key, read),
+        }
+    }
+
+    /// What a counter says; zero if it was never seen.
+    pub(super) fn count(&self, key: CounterKey) -> Count {
+        let cell = self.bucket(key).and_then(|bucket| bucket.cells.get(&Digest::of(key)));
+        cell.map(|cell| cell.count()).unwrap_or_default()
+    }
+
+    fn bucket(&self, key: CounterKey) -> Option<&Bucket> {
+        self.buckets.iter().find(|bucket| bucket.holds(key)).map(|bucket| &**bucket)
     }
 }
 

@@ -9,11 +9,12 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::charge::NotDurable;
+use super::counters::Look;
 use super::covers::{Cover, CoverUse, OWED};
 use super::history;
 use super::reservation::{Meters, Place, Reservation};
 use super::unflushed::{Open, Unflushed};
-use super::{Count, Durability, KEEP_CLOSED_WINDOWS, Ledger, MeterState, Options, REDELIVERY};
+use super::{Count, KEEP_CLOSED_WINDOWS, Ledger, MeterState, Options, REDELIVERY};
 use crate::policy::{MeterId, PlanId};
 use crate::seeded::{self, Bug};
 use crate::store::{
@@ -209,7 +210,7 @@ async fn patiently(ledger: &Ledger, mut writing: Reply<'_>) -> Result<(), StoreE
 impl Ledger {
     /// Whether the store is told of what is under way.
     pub(super) fn tells_of_charges(&self) -> bool {
-        self.options().durability == Durability::Strict && !seeded::bug(Bug::NoIntent)
+        self.is_strict() && !seeded::bug(Bug::NoIntent)
     }
 
     /// Marks a charge that must be durable before it is delivered, and wakes the flusher.
@@ -231,7 +232,7 @@ impl Ledger {
     /// owes it. A session has files to spare, and the rest of a file is the same file each time.
     pub(super) fn announce_uses(&self, uses: &mut [CoverUse], design: &Arc<str>) {
         let is_scarce = |by: &CoverUse| matches!(by.name.kind, CoverKind::Retry | CoverKind::Redelivery);
-        for by in uses.iter_mut().filter(|by| self.options().durability == Durability::Strict && is_scarce(by)) {
+        for by in uses.iter_mut().filter(|by| self.is_strict() && is_scarce(by)) {
             // What is taken from a cover was counted with that one's charge.
             let paid = Some(by.paid.iter().copied()).filter(|paid| paid.len() > 0);
             by.open = paid.map(|paid| self.open(&by.name.user, design, "covered", paid));
@@ -245,9 +246,9 @@ impl Ledger {
         }
     }
 
-    /// Waits until a group is written.
+    /// Waits until a group is written; for the zeroth not at all.
     pub(super) async fn wait_for_group(&self, group: u64) -> Result<(), NotDurable> {
-        if self.written.borrow().group >= group {
+        if group == 0 || self.written.borrow().group >= group {
             return Ok(());
         }
         // In a box: every export carries about what may happen here.
@@ -414,11 +415,12 @@ impl Ledger {
                 meters: open.meters.clone(),
             };
             let open = open.chain(marks.open_changed().map(row)).collect();
-            let counts: Vec<Option<Count>> = marks.counters.iter().map(|(place, _)| self.count_at(*place)).collect();
+            let look = self.counters.look();
+            let counts: Vec<Option<Count>> = marks.counters.iter().map(|(place, _)| self.count_at(&look, *place)).collect();
             (marks, counts, covers, gone, open)
         };
         let (mut counters, mut dropped, plans) = (Vec::new(), Vec::new(), self.plans.load());
-        let is_strict = self.options().durability == Durability::Strict && !seeded::bug(Bug::OwedButNotReserved);
+        let is_strict = self.is_strict() && !seeded::bug(Bug::OwedButNotReserved);
         let tells = |count: &Count| count.used > 0 || (is_strict && count.reserved > 0);
         for ((place, dirty), count) in marks.counters.iter().zip(counts) {
             let Some(MeterState { name, window, .. }) = self.meter(dirty.meter) else { continue };
@@ -440,9 +442,9 @@ impl Ledger {
         (marks, Batch { counters, dropped, covers, ended, open, forget_before })
     }
 
-    fn count_at(&self, place: Place) -> Option<Count> {
+    fn count_at(&self, counters: &Look<'_>, place: Place) -> Option<Count> {
         match place {
-            Place::Counter(key) => Some(self.counters.count(key)),
+            Place::Counter(key) => Some(counters.count(key)),
             Place::Slot { digest, start } => self.histories.slot_count(digest, start),
         }
     }

@@ -178,6 +178,8 @@ struct Written {
 #[derive(Debug)]
 pub struct Ledger {
     options: ArcSwap<Options>,
+    /// Mirrors `options.durability`: each charge asks for it.
+    is_strict: AtomicBool,
     clock: Arc<dyn Clock>,
     plans: ArcSwap<Plans>,
     /// By [`MeterId`]. Those that a later configuration adds come after; none is ever taken out.
@@ -239,6 +241,7 @@ impl Ledger {
     /// An empty ledger that cannot charge until [`run`] has read its store.
     pub fn new(policy: &Policy, options: Options, clock: Arc<dyn Clock>) -> Arc<Self> {
         let ledger = Self {
+            is_strict: AtomicBool::new(options.durability == Durability::Strict),
             options: ArcSwap::from_pointee(options),
             clock,
             plans: ArcSwap::default(),
@@ -274,6 +277,7 @@ impl Ledger {
         if let Some(meter) = policy.meters.iter().find(|meter| unread.contains(&meter.name)) {
             return Err(meter.name.clone());
         }
+        self.is_strict.store(options.durability == Durability::Strict, Ordering::Release);
         self.options.store(Arc::new(options));
         self.follow(policy);
         Ok(())
@@ -361,6 +365,10 @@ impl Ledger {
 
     fn options(&self) -> arc_swap::Guard<Arc<Options>> {
         self.options.load()
+    }
+
+    fn is_strict(&self) -> bool {
+        self.is_strict.load(Ordering::Acquire)
     }
 
     fn lock_stripe(&self, stripe: usize) -> MutexGuard<'_, ()> {

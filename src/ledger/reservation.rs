@@ -91,9 +91,24 @@ enum Progress {
     Void,
 }
 
+/// What is reserved of a charge that has ended.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    /// On top of what was booked.
+    extra: SmallVec<[(MeterId, u32); 2]>,
+}
+
+impl Reserved {
+    /// All of it on a meter.
+    pub(super) fn of(&self, booked: &Booked) -> u32 {
+        booked.cost + extra(&self.extra, booked.meter)
+    }
+}
+
 /// What is known of a charge when it is delivered for the first time.
 #[derive(Debug)]
 pub(super) struct Delivered {
+    pub(super) reserved: Reserved,
     /// How many requests were under way that are no resumes.
     pub(super) by_key: u32,
     pub(super) reported: SmallVec<[(MeterId, u32); 2]>,
@@ -144,11 +159,6 @@ impl Reservation {
         is_reserved
     }
 
-    /// All that is reserved of it on a meter.
-    pub(super) fn reserved(&self, booked: &Booked) -> u32 {
-        booked.cost + extra(&self.state().extra, booked.meter)
-    }
-
     /// The download can be resumed; whether that is news.
     pub(super) fn resumable(&self, name: &CoverName, file: &Representation) -> bool {
         let mut state = self.state();
@@ -174,24 +184,25 @@ impl Reservation {
         let mut state = self.state();
         match std::mem::replace(&mut state.progress, Progress::Delivered) {
             Progress::UnderWay { by_key, .. } => {
+                let reserved = Reserved { extra: std::mem::take(&mut state.extra) };
                 let (reported, resume) = (std::mem::take(&mut state.reported), state.resume.take());
-                Some(Delivered { by_key, reported, resume })
+                Some(Delivered { reserved, by_key, reported, resume })
             }
             Progress::Delivered | Progress::Void => None,
         }
     }
 
-    /// One of its requests ended without delivering; whether it was the last, and none had.
-    pub(super) fn give_up(&self, kind: CoverKind) -> bool {
+    /// One of its requests ended without delivering; what is reserved, if it was the last, and none had.
+    pub(super) fn give_up(&self, kind: CoverKind) -> Option<Reserved> {
         let mut state = self.state();
-        let Progress::UnderWay { requests, by_key } = &mut state.progress else { return false };
+        let Progress::UnderWay { requests, by_key } = &mut state.progress else { return None };
         *requests -= 1;
         *by_key -= u32::from(kind != CoverKind::Resume);
-        let last = *requests == 0;
-        if last {
-            state.progress = Progress::Void;
+        if *requests > 0 {
+            return None;
         }
-        last
+        state.progress = Progress::Void;
+        Some(Reserved { extra: std::mem::take(&mut state.extra) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

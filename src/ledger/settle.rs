@@ -9,7 +9,7 @@ use super::Ledger;
 use super::admit::cover;
 use super::charge::Settlement;
 use super::covers::{Cover, CoverUse};
-use super::reservation::{Booked, Delivered, Place, Reservation};
+use super::reservation::{Booked, Delivered, Place, Reservation, Reserved};
 use crate::policy::MeterId;
 use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, CoverName, Representation};
@@ -23,8 +23,11 @@ impl Ledger {
                     self.deliver(charge, &delivered);
                 }
             }
-            Settlement::Void if charge.give_up(kind) => self.void(charge),
-            Settlement::Void => {}
+            Settlement::Void => {
+                if let Some(reserved) = charge.give_up(kind) {
+                    self.void(charge, &reserved);
+                }
+            }
         }
     }
 
@@ -37,7 +40,7 @@ impl Ledger {
         for booked in &charge.booked {
             let reported = delivered.reported.iter().rev().find(|(meter, _)| *meter == booked.meter);
             let images = reported.map_or(booked.cost, |(_, images)| *images);
-            self.settle_count(booked, charge.reserved(booked), images);
+            self.settle_count(booked, delivered.reserved.of(booked), images);
             self.meter_stats(booked.meter, |stats| &stats.delivered);
             used.push((booked.meter, images));
         }
@@ -82,11 +85,11 @@ impl Ledger {
     }
 
     /// A charge came to nothing: all who shared it have ended.
-    fn void(&self, charge: &Reservation) {
+    fn void(&self, charge: &Reservation, reserved: &Reserved) {
         // If the store may know of the reservation, a group says all of this, or nothing: never that it is owed, and not counted.
         let mut unflushed = (charge.group > 0).then(|| self.unflushed());
         for booked in &charge.booked {
-            let reserved = charge.reserved(booked);
+            let reserved = reserved.of(booked);
             self.settle_count(booked, reserved, 0);
             if seeded::bug(Bug::RefundTwice) {
                 self.settle_count(booked, reserved, 0);

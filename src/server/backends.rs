@@ -206,12 +206,12 @@ impl Service<Request<RequestBody>> for Backends {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+    fn call(&mut self, mut request: Request<RequestBody>) -> Self::Future {
         let Self(choice) = self.clone();
         let route = request.body().route();
         let index = route.and_then(|route| choice.shared.by_route.get(usize::from(route.0))).copied();
         let index = index.unwrap_or(choice.shared.default);
-        let asker = request.body().asker().cloned();
+        let asker = request.body_mut().take_asker();
         let asker = asker.unwrap_or_else(|| Asker::of(request.method(), request.headers()));
         let mut outgoing = choice.proxies[index].prepare(request);
         Box::pin(async move {

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Cache};
 use bytes::Bytes;
 use http::header::UPGRADE;
 use http::{Request, Response, StatusCode};
@@ -83,29 +83,39 @@ pub(super) struct Client {
 /// The service of one connection.
 #[derive(Debug)]
 pub(super) struct Front {
-    latest: Arc<ArcSwap<Current>>,
     activity: Arc<Activity>,
     client: Client,
     exit: Exit,
-    /// The stack for this client, and what it was made of.
-    stack: RefCell<(Arc<Current>, Stack)>,
+    made: RefCell<Made>,
+}
+
+/// The stack for one client, and what it was made of.
+#[derive(Debug)]
+struct Made {
+    /// The configuration that counts now: one word tells whether it is still the same.
+    latest: Cache<Arc<ArcSwap<Current>>, Arc<Current>>,
+    of: Arc<Current>,
+    stack: Stack,
 }
 
 impl Front {
     pub(super) fn new(latest: Arc<ArcSwap<Current>>, activity: Arc<Activity>, client: Client, exit: Exit) -> Self {
-        let current = latest.load_full();
-        let stack = RefCell::new((current.clone(), client.stack(&current)));
-        Self { latest, activity, client, exit, stack }
+        let mut latest = Cache::new(latest);
+        let of = latest.load().clone();
+        let stack = client.stack(&of);
+        Self { activity, client, exit, made: RefCell::new(Made { latest, of, stack }) }
     }
 
     /// The stack of the configuration that counts now, which may be another than for the last request.
-    fn stack(&self) -> RefMut<'_, (Arc<Current>, Stack)> {
-        let latest = self.latest.load();
-        let mut stack = self.stack.borrow_mut();
-        if !Arc::ptr_eq(&latest, &stack.0) {
-            *stack = (latest.clone(), self.client.stack(&latest));
+    fn made_of_latest(&self) -> RefMut<'_, Made> {
+        let mut made = self.made.borrow_mut();
+        let Made { latest, of, stack } = &mut *made;
+        let latest = latest.load();
+        if !Arc::ptr_eq(latest, of) {
+            *stack = self.client.stack(latest);
+            of.clone_from(latest);
         }
-        stack
+        made
     }
 }
 
@@ -125,7 +135,7 @@ impl hyper::service::Service<Request<Incoming>> for Front {
         let mut under_way = UnderWay::new(self.activity.clone());
         // Nothing on the way adds that field: without it there is no 101.
         let exit = request.headers().contains_key(UPGRADE).then(|| self.exit.clone());
-        let (current, stack) = &mut *self.stack();
+        let Made { of: current, stack, .. } = &mut *self.made_of_latest();
         let state = if under_way.take_place(current.max_in_flight) {
             let request = request.map(|body| ClientBody::new(body, &self.activity));
             State::Admitted { future: stack.call(request) }

@@ -568,11 +568,11 @@ fn a_cached_token_is_good_neither_after_it_has_expired_nor_before_it_begins() {
 fn a_cached_token_is_verified_anew_when_the_keys_change() {
     let (verifier, token) = (caching(), good(Algorithm::Hs256));
     let first = verifier.verify(&token, at(NOW)).unwrap();
-    let keys = verifier.keys.load_full();
+    let keys = verifier.keys.set();
     let without_it = keys.keys().iter().filter(|key| key.id.algorithm != Algorithm::Hs256).cloned().collect();
-    verifier.keys.store(Arc::new(KeySet::new(keys.generation + 1, without_it)));
+    verifier.keys.replace(KeySet::new(keys.generation + 1, without_it));
     assert_eq!(verifier.verify(&token, at(NOW)), Err(TokenError::UnknownKey));
-    verifier.keys.store(Arc::new(KeySet::new(keys.generation + 2, keys.keys().to_vec())));
+    verifier.keys.replace(KeySet::new(keys.generation + 2, keys.keys().to_vec()));
     assert!(!Arc::ptr_eq(&first, &verifier.verify(&token, at(NOW)).unwrap()));
 }
 
