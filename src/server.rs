@@ -7,7 +7,6 @@ mod front;
 mod listener;
 mod places;
 mod reload;
-mod seldom;
 mod stream;
 mod tls;
 

@@ -1,8 +1,11 @@
 //! HTTP/1.1: a connection is lent to one exchange at a time.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,10 +15,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
 use super::body::RequestBody;
 use super::patience::Patience;
-use super::pool::Options;
+use super::pool::{Failed, Options};
 use crate::clock::Clock;
 
 /// How much of an answer is read ahead of its client, and how long its head may be, in bytes. 128 KiB and room for a head: else an image
@@ -141,13 +145,23 @@ where
     /// Sends a request and waits for the head of its answer. If not a byte of it was sent, it is in `request` again.
     pub(super) async fn exchange(
         &mut self,
+        until: Option<Instant>,
         request: &mut Option<Request<RequestBody<B>>>,
-    ) -> hyper::Result<Response<Incoming>> {
+    ) -> Result<Response<Incoming>, Failed> {
         let Some(whole) = request.take() else { unreachable!("there is no request to send") };
-        self.connection.was_used = true;
-        self.connection.sender.try_send_request(whole).await.map_err(|mut failed| {
+        let Connection { sender, was_used, patience } = &mut *self.connection;
+        *was_used = true;
+        let mut exchange = pin!(sender.try_send_request(whole));
+        let answer = poll_fn(|cx| match (exchange.as_mut().poll(cx), until) {
+            (Poll::Ready(answer), _) => Poll::Ready(Some(answer)),
+            (Poll::Pending, Some(until)) => patience.poll_passed(cx, until).map(|()| None),
+            (Poll::Pending, None) => Poll::Pending,
+        });
+        let answer = answer.await.ok_or(Failed::Late)?;
+        patience.restore();
+        answer.map_err(|mut failed| {
             *request = failed.take_message();
-            failed.into_error()
+            Failed::Broken(failed.into_error())
         })
     }
 }
@@ -172,7 +186,7 @@ mod tests {
         let (mut lent, server) = lent().await;
         drop(server);
         let mut request = Some(Request::new(RequestBody::none()));
-        assert!(lent.exchange(&mut request).await.is_err());
+        assert!(lent.exchange(None, &mut request).await.is_err());
         assert!(request.is_some(), "not a byte of it was sent");
     }
 
@@ -184,7 +198,7 @@ mod tests {
             server.read_u8().await.unwrap();
             drop(server);
         };
-        let (answer, ()) = tokio::join!(lent.exchange(&mut request), leaves);
+        let (answer, ()) = tokio::join!(lent.exchange(None, &mut request), leaves);
         assert!(answer.is_err());
         assert!(request.is_none(), "the server may have looked at it");
     }

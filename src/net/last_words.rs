@@ -11,11 +11,13 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::gather::write_pieces;
+use super::seldom::Calls;
 
 /// A stream that breaks for who writes only when there is nothing left to be read.
 #[derive(Debug)]
 pub(super) struct LastWords<IO> {
     stream: IO,
+    reads: Calls,
     /// Nothing more can be written.
     is_broken: bool,
     /// Nothing more will come.
@@ -23,8 +25,8 @@ pub(super) struct LastWords<IO> {
 }
 
 impl<IO> LastWords<IO> {
-    pub(super) const fn new(stream: IO) -> Self {
-        Self { stream, is_broken: false, has_ended: false }
+    pub(super) fn new(stream: IO) -> Self {
+        Self { stream, reads: Calls::default(), is_broken: false, has_ended: false }
     }
 
     /// What to say of a write of so many bytes that has come to this.
@@ -56,7 +58,8 @@ fn is_end(error: &io::Error) -> bool {
 impl<IO: AsyncRead + Unpin> AsyncRead for LastWords<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
+        let Self { stream, reads, .. } = &mut *self;
+        let read = ready!(reads.poll(cx, |cx| Pin::new(stream).poll_read(cx, buffer)));
         self.has_ended |= read.is_err() || buffer.filled().len() == before && buffer.remaining() > 0;
         Poll::Ready(read)
     }

@@ -14,12 +14,15 @@ mod last_words;
 mod patience;
 mod pool;
 mod resolve;
+mod seldom;
 mod tls;
 mod url;
 
 pub use body::{BodyError, PooledBody, RequestBody, Sending};
 pub use documents::{Documents, FetchError, Options as DocumentOptions};
 pub(crate) use gather::write_pieces;
+pub use patience::from_now;
 pub use pool::{Options, Pool, Protocol, SendError};
 pub use tls::{BadRoots, Trust};
+pub(crate) use seldom::{Calls, Seldom};
 pub use url::{BadUrl, Origin, Url};

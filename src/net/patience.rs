@@ -4,7 +4,16 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// Longer than anybody waits, and not too long for a clock.
+const FOREVER: Duration = Duration::from_hours(24 * 365 * 30);
+
+/// When a time is over that begins now, by the clock of timers.
+#[expect(clippy::disallowed_methods, reason = "for timers, which know no other clock")]
+pub fn from_now(limit: Duration) -> Instant {
+    Instant::now() + limit.min(FOREVER)
+}
 
 /// Measures how long nothing comes while somebody waits for it; nothing else counts. The timer is made once and then put off again and
 /// again, which takes neither memory nor a lock.
@@ -26,9 +35,19 @@ impl Patience {
 
     /// Nothing is there, and somebody waits. Ready when that has lasted for too long.
     pub(super) fn poll_exhausted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.limit)));
+        let limit = self.limit;
+        self.poll(cx, || from_now(limit))
+    }
+
+    /// The same for who waits until a given time.
+    pub(super) fn poll_passed(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<()> {
+        self.poll(cx, || until)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, until: impl FnOnce() -> Instant) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(from_now(self.limit))));
         if !std::mem::replace(&mut self.is_waiting, true) {
-            timer.as_mut().reset(sleep(self.limit).deadline());
+            timer.as_mut().reset(until());
         }
         timer.as_mut().poll(cx)
     }
@@ -42,6 +61,8 @@ impl Patience {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+
+    use tokio::time::sleep;
 
     use super::*;
 

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::body::{PooledBody, RequestBody, Sending};
 use super::http1;
@@ -86,6 +87,12 @@ pub enum SendError {
         /// Whether the request's body had broken off, and is to blame.
         of_body: bool,
     },
+    /// The head of the answer was not there in time.
+    #[error("no answer from {address} in time")]
+    Late {
+        /// From where.
+        address: String,
+    },
     /// The request's Host field is no authority, and HTTP/2 has nothing else to say where a request goes.
     #[error("the Host field is no authority")]
     Host,
@@ -95,7 +102,7 @@ impl SendError {
     /// Whether the endpoint is to blame, and not what was to be sent.
     pub fn is_of_endpoint(&self) -> bool {
         match self {
-            Self::Connect { .. } => true,
+            Self::Connect { .. } | Self::Late { .. } => true,
             Self::Broken { of_body, .. } => !of_body,
             Self::Host => false,
         }
@@ -193,10 +200,11 @@ where
         &self,
         request: &mut Option<Request<RequestBody<B>>>,
     ) -> Result<Response<PooledBody<B>>, SendError> {
-        self.send_within(self.connect_timeout, request).await
+        self.send_within(self.connect_timeout, None, request).await
     }
 
-    /// The same for somebody who is in a hurry: a connection may take no longer than this to be made.
+    /// The same for somebody who is in a hurry: a connection may take no longer than this to be made, and the answer's head has to be
+    /// there at some time.
     ///
     /// # Errors
     ///
@@ -208,6 +216,7 @@ where
     pub async fn send_within(
         &self,
         may_connect: Duration,
+        until: Option<Instant>,
         request: &mut Option<Request<RequestBody<B>>>,
     ) -> Result<Response<PooledBody<B>>, SendError> {
         let mut refusals = 0;
@@ -224,9 +233,10 @@ where
             let upload = whole.body().watch();
             let may_be_repeated = lease.is_http2() || was_used && whole.method().is_safe();
             let copy = may_be_repeated.then(|| Copy::of(whole)).flatten();
-            let source = match self.exchange(lease, request).await {
+            let source = match self.exchange(lease, until, request).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failed::Host) => return Err(SendError::Host),
+                Err(Failed::Late) => return Err(SendError::Late { address: self.origin.to_string() }),
                 Err(Failed::Broken(source)) => source,
             };
             let is_tried_again = match copy {
@@ -262,18 +272,25 @@ where
     async fn exchange(
         &self,
         lease: Lease<B>,
+        until: Option<Instant>,
         request: &mut Option<Request<RequestBody<B>>>,
     ) -> Result<Response<PooledBody<B>>, Failed> {
         match lease {
             Lease::Http1(mut lent) => {
-                let answer = lent.exchange(request).await.map_err(Failed::Broken)?;
+                let answer = lent.exchange(until, request).await?;
                 Ok(match answer.status() {
                     StatusCode::SWITCHING_PROTOCOLS => answer.map(PooledBody::last),
                     _ => answer.map(|body| PooledBody::new(body, Lease::Http1(lent))),
                 })
             }
             // In a box, that HTTP/1.1 has not to make room for.
-            Lease::Http2(stream) => Box::pin(self.exchange_on(stream, request)).await,
+            Lease::Http2(stream) => {
+                let exchange = Box::pin(self.exchange_on(stream, request));
+                match until {
+                    Some(until) => tokio::time::timeout_at(until, exchange).await.unwrap_or(Err(Failed::Late)),
+                    None => exchange.await,
+                }
+            }
         }
     }
 
@@ -363,9 +380,11 @@ where
 }
 
 /// Why there is no head of an answer.
-enum Failed {
+pub(super) enum Failed {
     /// HTTP/2 cannot say where the request goes.
     Host,
+    /// It is not there in time.
+    Late,
     /// The connection ended.
     Broken(hyper::Error),
 }

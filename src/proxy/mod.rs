@@ -222,7 +222,10 @@ where
         let mut tried = Vec::new();
         loop {
             let endpoint = attempt.endpoint();
-            let head = self.await_head(pin!(endpoint.pool.send_within(may_connect, request)), upload.as_mut()).await;
+            // What takes time to be sent has time for its answer from then on.
+            let until = upload.is_none().then(|| net::from_now(options.response_timeout));
+            let exchange = endpoint.pool.send_within(may_connect, until, request);
+            let head = self.await_head(pin!(exchange), upload.as_mut()).await;
             let error = match head {
                 Ok(Ok(answer)) => {
                     attempt.succeeded(|| clock.coarse());
@@ -256,18 +259,19 @@ where
     /// Waits for the head of an answer.
     async fn await_head<T>(
         &self,
-        mut exchange: Pin<&mut impl Future<Output = T>>,
+        exchange: Pin<&mut impl Future<Output = Result<T, SendError>>>,
         upload: Option<&mut watch::Receiver<Sending>>,
-    ) -> Result<T, ProxyError> {
+    ) -> Result<Result<T, SendError>, ProxyError> {
         let limit = self.upstream.options.response_timeout;
-        if let Some(upload) = upload {
+        let head = match upload {
             // In a box, that requests without a body have not to make room for.
-            let answered = Box::pin(answered_before_sent(exchange.as_mut(), upload, limit)).await?;
-            if let Some(head) = answered {
-                return Ok(head);
-            }
+            Some(upload) => Box::pin(answered_in_time(exchange, upload, limit)).await?,
+            None => exchange.await,
+        };
+        match head {
+            Err(SendError::Late { .. }) => Err(ProxyError::Timeout(limit)),
+            head => Ok(head),
         }
-        tokio::time::timeout(limit, exchange).await.map_err(|_| ProxyError::Timeout(limit))
     }
 
     /// Raw path and query, end-to-end headers, framing by the body. Returns the names of fields that were meant for the client's
@@ -292,24 +296,25 @@ where
     }
 }
 
-/// Waits until the head of an answer is there, or the upload has been sent. A slow upload is not a slow backend: the time to answer starts
+/// Waits for the head of an answer while the upload is sent, and then. A slow upload is not a slow backend: the time to answer starts
 /// anew whenever some of the request has gone through, and if none does it matters who it is that stands still.
-async fn answered_before_sent<T>(
+async fn answered_in_time<T>(
     mut exchange: Pin<&mut impl Future<Output = T>>,
     upload: &mut watch::Receiver<Sending>,
     limit: Duration,
-) -> Result<Option<T>, ProxyError> {
+) -> Result<T, ProxyError> {
     loop {
         tokio::select! {
-            head = &mut exchange => return Ok(Some(head)),
+            head = &mut exchange => return Ok(head),
             progress = tokio::time::timeout(limit, upload.changed()) => match progress {
                 Ok(Ok(())) => {}
-                Ok(Err(_sent)) => return Ok(None),
+                Ok(Err(_sent)) => break,
                 Err(_) if *upload.borrow() == Sending::Starving => return Err(ProxyError::StoodStill(limit)),
                 Err(_) => return Err(ProxyError::Timeout(limit)),
             },
         }
     }
+    tokio::time::timeout(limit, exchange).await.map_err(|_| ProxyError::Timeout(limit))
 }
 
 impl<B> Service<Request<B>> for Proxy<B>

@@ -18,10 +18,10 @@ use tokio_rustls::TlsAcceptor;
 use super::activity::{Activity, InFlight, Patience, Verdict};
 use super::front::{Client, Current, Exit, Front};
 use super::places::Place;
-use super::seldom::Seldom;
 use super::stream::ClientStream;
 use crate::clock::Clock;
 use crate::gate::{Pace, Paced};
+use crate::net::Seldom;
 use crate::proxy::Tunnel;
 
 /// How long a connection that is not used may take to say good-bye.

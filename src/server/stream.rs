@@ -14,7 +14,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::activity::Activity;
 use super::places::Place;
-use crate::net::write_pieces;
+use crate::net::{Calls, write_pieces};
 
 /// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -25,6 +25,8 @@ pin_project! {
     pub(super) struct ClientStream<T> {
         #[pin]
         stream: T,
+        // Asked for by hyper whenever it does anything.
+        reads: Calls,
         // Read already, to know what is spoken.
         ahead: Bytes,
         activity: Arc<Activity>,
@@ -49,8 +51,8 @@ enum Farewell {
 }
 
 impl<T> ClientStream<T> {
-    pub(super) const fn new(stream: T, activity: Arc<Activity>, place: Place) -> Self {
-        Self { stream, ahead: Bytes::new(), activity, place, farewell: Farewell::NotYet }
+    pub(super) fn new(stream: T, activity: Arc<Activity>, place: Place) -> Self {
+        Self { stream, reads: Calls::default(), ahead: Bytes::new(), activity, place, farewell: Farewell::NotYet }
     }
 }
 
@@ -80,7 +82,7 @@ impl<T: AsyncRead> AsyncRead for ClientStream<T> {
             return Poll::Ready(Ok(()));
         }
         let before = into.filled().len();
-        let polled = this.stream.poll_read(cx, into);
+        let polled = this.reads.poll(cx, |cx| this.stream.poll_read(cx, into));
         if into.filled().len() > before {
             this.activity.has_read();
         }

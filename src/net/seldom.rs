@@ -1,4 +1,4 @@
-//! What may happen beside what a task is mostly about.
+//! What is waited for by a task that runs for other reasons most of the time.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,22 +7,33 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use pin_project_lite::pin_project;
 
-pin_project! {
-    /// A future that is polled once in each task, and then only when it has asked for it. In a task that runs for other reasons most of
-    /// the time, a timer would else be told each time who waits for it, which takes locks and counts.
-    #[derive(Debug)]
-    pub(super) struct Seldom<F> {
-        #[pin]
-        future: F,
-        call: Option<Arc<Call>>,
-    }
+/// Asks for something once, and again only when it has been called: a timer or a socket would else be told each time who waits for it,
+/// which takes locks and counts.
+#[derive(Debug, Default)]
+pub(crate) struct Calls {
+    expected: Option<Expected>,
+    /// Nothing was there when it was asked for last.
+    waits: bool,
 }
 
-/// How the future asks for it.
+#[derive(Debug)]
+struct Expected {
+    call: Arc<Call>,
+    /// Makes it.
+    waker: Waker,
+}
+
 #[derive(Debug)]
 struct Call {
     has_come: AtomicBool,
     task: Waker,
+}
+
+impl Expected {
+    fn by(task: &Waker) -> Self {
+        let call = Arc::new(Call { has_come: AtomicBool::new(false), task: task.clone() });
+        Self { waker: call.clone().into(), call }
+    }
 }
 
 impl Wake for Call {
@@ -37,9 +48,42 @@ impl Wake for Call {
     }
 }
 
+impl Calls {
+    /// Polls, if there is anything new to be expected of it. Once it was ready it always is polled.
+    pub(crate) fn poll<T>(&mut self, cx: &Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        let expected = match &mut self.expected {
+            Some(expected) if expected.call.task.will_wake(cx.waker()) => {
+                if self.waits {
+                    if !expected.call.has_come.load(Ordering::Relaxed) {
+                        return Poll::Pending;
+                    }
+                    // Of two calls the later may be taken with the first: what it is about is seen below.
+                    expected.call.has_come.swap(false, Ordering::Acquire);
+                }
+                expected
+            }
+            // It learns whom to wake now.
+            expected => expected.insert(Expected::by(cx.waker())),
+        };
+        let polled = poll(&mut Context::from_waker(&expected.waker));
+        self.waits = polled.is_pending();
+        polled
+    }
+}
+
+pin_project! {
+    /// A future that is polled once in each task, and then only when it has asked for it.
+    #[derive(Debug)]
+    pub(crate) struct Seldom<F> {
+        #[pin]
+        future: F,
+        calls: Calls,
+    }
+}
+
 impl<F> Seldom<F> {
-    pub(super) const fn new(future: F) -> Self {
-        Self { future, call: None }
+    pub(crate) fn new(future: F) -> Self {
+        Self { future, calls: Calls::default() }
     }
 }
 
@@ -48,19 +92,7 @@ impl<F: Future> Future for Seldom<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let call = match this.call {
-            Some(call) if call.task.will_wake(cx.waker()) => {
-                if !call.has_come.load(Ordering::Relaxed) {
-                    return Poll::Pending;
-                }
-                // Of two calls the later may be taken with the first: what it is about is seen below.
-                call.has_come.swap(false, Ordering::Acquire);
-                call
-            }
-            // The future learns whom to wake now.
-            _ => this.call.insert(Arc::new(Call { has_come: AtomicBool::new(false), task: cx.waker().clone() })),
-        };
-        this.future.poll(&mut Context::from_waker(&call.clone().into()))
+        this.calls.poll(cx, |cx| this.future.poll(cx))
     }
 }
 
