@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tokio::sync::watch;
 
+use super::bell::hold;
 use super::patience::Patience;
 use super::pool::Lease;
 
@@ -146,7 +147,14 @@ impl<B> Body for PooledBody<B> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut this = self.project();
-        let frame = match (this.body.as_mut().poll_frame(cx), this.lease.as_mut().map(Lease::patience)) {
+        let (polled, makes_room) = hold(|| this.body.as_mut().poll_frame(cx));
+        if let Some(Lease::Http1(lent)) = this.lease
+            && makes_room
+            && !(matches!(polled, Poll::Ready(Some(Ok(_)))) && this.body.is_end_stream())
+        {
+            lent.bell().ring();
+        }
+        let frame = match (polled, this.lease.as_mut().map(Lease::patience)) {
             (Poll::Pending, Some(patience)) => {
                 ready!(patience.poll_exhausted(cx));
                 Some(Err(BodyError::StoodStill(patience.limit())))

@@ -17,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use super::bell::{Bell, Belled};
 use super::body::RequestBody;
 use super::patience::Patience;
 use super::pool::{Failed, Options};
@@ -46,6 +47,7 @@ struct Idle<B> {
 #[derive(Debug)]
 struct Connection<B> {
     sender: SendRequest<RequestBody<B>>,
+    bell: Arc<Bell>,
     /// Whether it has carried an exchange.
     was_used: bool,
     /// Goes from exchange to exchange with the connection: its timer is made once.
@@ -98,12 +100,13 @@ where
         http.max_buf_size(BUFFER);
         let (sender, connection) = http.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         // Lives exactly as long as its sender, the body of its last answer or its tunnel; all of them see its end as their own.
+        let (connection, bell) = Belled::new(connection.with_upgrades());
         tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
+            if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to a backend ended");
             }
         });
-        let connection = Connection { sender, was_used: false, patience: Patience::new(self.body_idle_timeout) };
+        let connection = Connection { sender, bell, was_used: false, patience: Patience::new(self.body_idle_timeout) };
         Ok(Lent { connection: Box::new(connection), home: self.clone() })
     }
 }
@@ -118,6 +121,10 @@ pub(super) struct Lent<B> {
 impl<B> Lent<B> {
     pub(super) const fn was_used_before(&self) -> bool {
         self.connection.was_used
+    }
+
+    pub(super) fn bell(&self) -> &Bell {
+        &self.connection.bell
     }
 
     pub(super) fn patience(&mut self) -> &mut Patience {
@@ -149,7 +156,7 @@ where
         request: &mut Option<Request<RequestBody<B>>>,
     ) -> Result<Response<Incoming>, Failed> {
         let Some(whole) = request.take() else { unreachable!("there is no request to send") };
-        let Connection { sender, was_used, patience } = &mut *self.connection;
+        let Connection { sender, was_used, patience, .. } = &mut *self.connection;
         *was_used = true;
         let mut exchange = pin!(sender.try_send_request(whole));
         let answer = poll_fn(|cx| match (exchange.as_mut().poll(cx), until) {
@@ -170,9 +177,10 @@ where
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
     use http_body_util::Empty;
-    use tokio::io::{AsyncReadExt, DuplexStream};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
     use super::*;
+    use super::super::patience::from_now;
     use crate::clock::SystemClock;
 
     async fn lent() -> (Lent<Empty<Bytes>>, DuplexStream) {
@@ -201,5 +209,20 @@ mod tests {
         let (answer, ()) = tokio::join!(lent.exchange(None, &mut request), leaves);
         assert!(answer.is_err());
         assert!(request.is_none(), "the server may have looked at it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_has_to_be_there_in_time_whatever_was_waited_for_before() {
+        let (mut lent, mut server) = lent().await;
+        let mut send = async |until| lent.exchange(until, &mut Some(Request::new(RequestBody::none()))).await;
+        let answers = async {
+            tokio::time::sleep(Duration::from_secs(8)).await;
+            server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(send(Some(from_now(Duration::from_secs(9)))), answers);
+        assert!(answer.is_ok(), "it was there");
+        let (began, limit) = (from_now(Duration::ZERO), Duration::from_secs(3));
+        assert!(matches!(send(Some(from_now(limit))).await, Err(Failed::Late)));
+        assert_eq!(from_now(Duration::ZERO) - began, limit, "neither the rest of the time before nor more");
     }
 }

@@ -5,6 +5,7 @@
 //! things over such a pool.
 
 mod acknowledging;
+mod bell;
 mod body;
 mod documents;
 mod gather;

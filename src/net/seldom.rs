@@ -181,4 +181,29 @@ mod tests {
         assert!(seldom.as_mut().poll(&mut cx).is_pending());
         assert!(seldom.as_mut().poll(&mut cx).is_ready());
     }
+
+    #[test]
+    fn what_was_ready_is_asked_again_without_a_call() {
+        let (mut calls, mut asked) = (Calls::default(), 0);
+        let (_, waker) = task();
+        let cx = Context::from_waker(&waker);
+        let mut bell = None;
+        let mut ask = |answer: Poll<u8>| {
+            let polled = calls.poll(&cx, |cx| {
+                asked += 1;
+                bell = Some(cx.waker().clone());
+                answer
+            });
+            (polled, asked, bell.clone().unwrap())
+        };
+        assert_eq!(ask(Poll::Ready(1)).0, Poll::Ready(1));
+        assert_eq!(ask(Poll::Ready(2)).0, Poll::Ready(2));
+        assert!(ask(Poll::Pending).0.is_pending());
+        let (polled, asked, bell) = ask(Poll::Ready(4));
+        assert_eq!((polled, asked), (Poll::Pending, 3), "nobody has called");
+        bell.wake();
+        assert_eq!(ask(Poll::Ready(5)).0, Poll::Ready(5));
+        assert_eq!(ask(Poll::Pending).1, 5);
+        assert_eq!(ask(Poll::Pending).1, 5);
+    }
 }
