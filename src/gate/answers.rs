@@ -2,6 +2,7 @@
 //! client should know.
 
 use std::borrow::Cow;
+use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -14,7 +15,6 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::Full;
-use jiff::Timestamp;
 use serde_json::Value;
 use smallvec::SmallVec;
 
@@ -23,7 +23,7 @@ use super::fields;
 use super::page::{self, Page};
 use super::refusal::Refusal;
 use super::request_id::{self, REQUEST_ID};
-use super::when::{instant, spelled_out};
+use super::when;
 use crate::identity::TokenError;
 use crate::json::Members;
 use crate::ledger::{Denial, Standing, Why};
@@ -182,7 +182,7 @@ impl Answers {
             limit: standing.limit,
             used: standing.taken(),
             remaining: standing.remaining(),
-            resets_at: instant(standing.resets_at),
+            resets_at: when::named(standing.resets_at),
         });
         let upgrade_url = self.upgrade_url.as_deref().filter(|_| !abuse);
         Quota { violated_policies, plan, gravest, upgrade_url }
@@ -266,7 +266,7 @@ impl Problem<'_> {
                 members.number("limit", gravest.limit);
                 members.number("used", gravest.used);
                 members.number("remaining", gravest.remaining);
-                members.shown("resets_at", gravest.resets_at);
+                members.text("resets_at", &gravest.resets_at.timestamp);
             }
             if let Some(url) = quota.upgrade_url {
                 members.text("upgrade_url", url);
@@ -291,7 +291,7 @@ struct Gravest<'a> {
     limit: u32,
     used: u32,
     remaining: u32,
-    resets_at: Timestamp,
+    resets_at: Rc<when::Named>,
 }
 
 fn usual_title(status: StatusCode) -> &'static str {
@@ -339,7 +339,8 @@ fn detail(refusal: &Refusal, policy: &Policy) -> Cow<'static, str> {
 }
 
 fn abuse_detail(denial: &Denial) -> String {
-    let until = denial.violated.first().map(|standing| spelled_out(standing.resets_at)).unwrap_or_default();
+    let until = denial.violated.first().map(|standing| when::named(standing.resets_at));
+    let until = until.as_ref().map_or("", |until| &until.spelled_out);
     format!("This account exports far more than others do, and is paused until {until}.")
 }
 
@@ -356,7 +357,8 @@ fn quota_detail(denial: &Denial, plan: &str, policy: &Policy) -> String {
             )
         }
         Why::Exhausted if standing.cost != 1 => {
-            let (cost, left, then) = (standing.cost, standing.remaining(), spelled_out(standing.resets_at));
+            let (cost, left, then) = (standing.cost, standing.remaining(), when::named(standing.resets_at));
+            let then = &then.spelled_out;
             format!(
                 "This takes {cost} {meter}, and of the {limit} of your {plan} plan {left} are left. More are available from {then}."
             )
@@ -364,8 +366,8 @@ fn quota_detail(denial: &Denial, plan: &str, policy: &Policy) -> String {
         Why::Exhausted => {
             let mut numbers = [itoa::Buffer::new(); 2];
             let [used, all] = &mut numbers;
-            let (used, all, then) =
-                (used.format(standing.count.used), all.format(limit), spelled_out(standing.resets_at));
+            let (used, all) = (used.format(standing.count.used), all.format(limit));
+            let then = when::named(standing.resets_at);
             // Without the formatting machinery: most refusals say this.
             [
                 "You have used ",
@@ -377,7 +379,7 @@ fn quota_detail(denial: &Denial, plan: &str, policy: &Policy) -> String {
                 " of your ",
                 plan,
                 " plan. More are available from ",
-                &then,
+                &then.spelled_out,
                 ".",
             ]
             .concat()

@@ -24,24 +24,25 @@ impl Members {
 
     /// Adds a text.
     pub fn text(&mut self, name: &str, text: &str) {
-        self.name(name);
         if is_plain(text.as_bytes()) {
-            self.plain(text);
+            self.name(name, "\":\"");
+            self.raw(text);
+            self.0.push(b'"');
         } else {
+            self.name(name, "\":");
             self.escaped(text);
         }
     }
 
     /// Adds a whole number.
     pub fn number(&mut self, name: &str, number: impl itoa::Integer) {
-        self.name(name);
+        self.name(name, "\":");
         self.0.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     }
 
     /// Adds the text that something is shown by.
     pub fn shown(&mut self, name: &str, shown: impl Display) {
-        self.name(name);
-        self.0.push(b'"');
+        self.name(name, "\":\"");
         let begin = self.0.len();
         // Memory takes all; who cannot show itself is shown as far as it can.
         let _ = write!(Utf8(&mut self.0), "{shown}");
@@ -56,7 +57,7 @@ impl Members {
 
     /// Adds any value that can be serialised.
     pub fn value<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) {
-        self.name(name);
+        self.name(name, "\":");
         // Memory takes all, and what cannot be serialised is not asked for.
         let _ = serde_json::to_writer(&mut self.0, value);
     }
@@ -71,23 +72,16 @@ impl Members {
         self.0
     }
 
-    fn name(&mut self, name: &str) {
-        if self.0.last() != Some(&b'{') {
-            self.0.push(b',');
-        }
-        self.plain(name);
-        self.0.push(b':');
+    /// In as few pieces as can be: each is looked at for whether there is room for it.
+    fn name(&mut self, name: &str, then: &str) {
+        self.raw(if self.0.last() == Some(&b'{') { "\"" } else { ",\"" });
+        self.raw(name);
+        self.raw(then);
     }
 
     fn escaped(&mut self, text: &str) {
         // Memory takes all, and any text can be serialised.
         let _ = serde_json::to_writer(&mut self.0, text);
-    }
-
-    fn plain(&mut self, text: &str) {
-        self.0.push(b'"');
-        self.0.extend_from_slice(text.as_bytes());
-        self.0.push(b'"');
     }
 }
 
