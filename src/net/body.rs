@@ -147,13 +147,17 @@ impl<B> Body for PooledBody<B> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut this = self.project();
-        let (polled, makes_room) = hold(|| this.body.as_mut().poll_frame(cx));
-        if let Some(Lease::Http1(lent)) = this.lease
-            && makes_room
-            && !(matches!(polled, Poll::Ready(Some(Ok(_)))) && this.body.is_end_stream())
-        {
-            lent.bell().ring();
-        }
+        let polled = match this.lease {
+            Some(Lease::Http1(lent)) => {
+                let (polled, makes_room) = hold(|| this.body.as_mut().poll_frame(cx));
+                let is_last_piece = matches!(polled, Poll::Ready(Some(Ok(_)))) && this.body.is_end_stream();
+                if makes_room && !is_last_piece {
+                    lent.bell().ring();
+                }
+                polled
+            }
+            _ => this.body.as_mut().poll_frame(cx),
+        };
         let frame = match (polled, this.lease.as_mut().map(Lease::patience)) {
             (Poll::Pending, Some(patience)) => {
                 ready!(patience.poll_exhausted(cx));
