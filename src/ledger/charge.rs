@@ -259,10 +259,10 @@ impl Charge {
         }
         // A panic may come from where these are locked already.
         let keys = self.under_way().filter(|_| !std::thread::panicking()).filter_map(|charge| charge.retry.as_ref());
-        let keys: SmallVec<[usize; 1]> = keys.map(|key| self.ledger.stripe_of(key)).collect();
+        let stripes: SmallVec<[usize; 1]> = keys.map(|key| self.ledger.stripe_of(key)).collect();
         let Self { ledger, own, covered_by, .. } = self;
         // Who comes with the same key meanwhile finds the charge under way, or all that has become of it.
-        let _keys = ledger.lock(keys.into_iter());
+        let _stripes = ledger.lock(stripes.into_iter());
         if let Some(own) = own.take() {
             ledger.end(&own, CoverKind::Retry, settlement);
             if settlement == Settlement::Void {

@@ -416,7 +416,8 @@ impl Ledger {
             };
             let open = open.chain(marks.open_changed().map(row)).collect();
             let look = self.counters.look();
-            let counts: Vec<Option<Count>> = marks.counters.iter().map(|(place, _)| self.count_at(&look, *place)).collect();
+            let counts: Vec<Option<Count>> =
+                marks.counters.iter().map(|(place, _)| self.count_at(&look, *place)).collect();
             (marks, counts, covers, gone, open)
         };
         let (mut counters, mut dropped, plans) = (Vec::new(), Vec::new(), self.plans.load());

@@ -2,6 +2,9 @@
 //!
 //! Whoever takes a piece of an answer makes room for the next one, and hyper wakes the connection's task to fill it: also after the last
 //! piece, when there is nothing left to be done. Each answer has a last piece, most have no other.
+//!
+//! That there is nothing left to be done is so because hyper reads an answer whose length it knows to its end before it hands the last piece
+//! over, and is then ready for the next request. Were it not, a connection would not be used again.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -13,16 +16,8 @@ use std::task::{Context, Poll, Wake, Waker};
 pub(super) struct Bell(OnceLock<Waker>);
 
 thread_local! {
-    static HELD: Cell<Held> = const { Cell::new(Held::No) };
-}
-
-/// Whether bells are held that would ring on this thread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Held {
-    No,
-    Silent,
-    /// One would have rung.
-    Struck,
+    /// The bell that is held on this thread, and whether it would have rung.
+    static HELD: Cell<(*const Bell, bool)> = const { Cell::new((std::ptr::null(), false)) };
 }
 
 impl Bell {
@@ -30,6 +25,22 @@ impl Bell {
         if let Some(task) = self.0.get() {
             task.wake_by_ref();
         }
+    }
+
+    /// Does something that may ring the bell, and holds it meanwhile; what others ring it for, on other threads, is heard. Whether it would
+    /// have rung: if that was not for nothing, it is to be rung.
+    pub(super) fn hold<T>(&self, act: impl FnOnce() -> T) -> (T, bool) {
+        /// Also if it panics.
+        struct Release;
+        impl Drop for Release {
+            fn drop(&mut self) {
+                HELD.set((std::ptr::null(), false));
+            }
+        }
+        let _release = Release;
+        HELD.set((self, false));
+        let done = act();
+        (done, HELD.get().1)
     }
 }
 
@@ -39,28 +50,13 @@ impl Wake for Bell {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if HELD.get() == Held::No {
-            self.ring();
+        let this = Arc::as_ptr(self);
+        if HELD.get().0 == this {
+            HELD.set((this, true));
         } else {
-            HELD.set(Held::Struck);
+            self.ring();
         }
     }
-}
-
-/// Does something with all bells held that it would ring by itself; what others ring meanwhile, on other threads, is heard. Whether one has to
-/// be rung for it.
-pub(super) fn hold<T>(act: impl FnOnce() -> T) -> (T, bool) {
-    /// Also if it panics.
-    struct Release;
-    impl Drop for Release {
-        fn drop(&mut self) {
-            HELD.set(Held::No);
-        }
-    }
-    let _release = Release;
-    HELD.set(Held::Silent);
-    let done = act();
-    (done, HELD.get() == Held::Struck)
 }
 
 /// A connection that is woken by a bell. To be polled by one task only.
@@ -137,27 +133,30 @@ mod tests {
 
     #[test]
     fn a_bell_that_is_held_does_not_ring_but_it_is_known_whether_it_would_have() {
-        let (task, _, waker) = connection();
-        assert_eq!(hold(|| 7), (7, false));
-        assert_eq!(hold(|| waker.wake_by_ref()), ((), true));
+        let (task, bell, waker) = connection();
+        assert_eq!(bell.hold(|| 7), (7, false));
+        assert_eq!(bell.hold(|| waker.wake_by_ref()), ((), true));
         assert_eq!(woken(&task), 0);
-        assert_eq!(hold(|| ()), ((), false), "that was another time");
+        assert_eq!(bell.hold(|| ()), ((), false), "that was another time");
         waker.wake_by_ref();
         assert_eq!(woken(&task), 1);
     }
 
     #[test]
-    fn what_others_ring_meanwhile_is_heard() {
-        let (task, _, waker) = connection();
+    fn what_others_ring_meanwhile_is_heard_and_so_are_other_bells() {
+        let (task, bell, waker) = connection();
         let elsewhere = || std::thread::spawn(move || waker.wake()).join().unwrap();
-        assert_eq!(hold(elsewhere), ((), false));
+        assert_eq!(bell.hold(elsewhere), ((), false));
         assert_eq!(woken(&task), 1);
+        let (other, _, waker) = connection();
+        assert_eq!(bell.hold(|| waker.wake()), ((), false));
+        assert_eq!(woken(&other), 1);
     }
 
     #[test]
     fn a_panic_lets_go() {
-        let (task, _, waker) = connection();
-        catch_unwind(AssertUnwindSafe(|| hold(|| panic!("on purpose")))).unwrap_err();
+        let (task, bell, waker) = connection();
+        catch_unwind(AssertUnwindSafe(|| bell.hold(|| panic!("on purpose")))).unwrap_err();
         waker.wake();
         assert_eq!(woken(&task), 1);
     }

@@ -10,7 +10,6 @@ use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tokio::sync::watch;
 
-use super::bell::hold;
 use super::patience::Patience;
 use super::pool::Lease;
 
@@ -149,7 +148,7 @@ impl<B> Body for PooledBody<B> {
         let mut this = self.project();
         let polled = match this.lease {
             Some(Lease::Http1(lent)) => {
-                let (polled, makes_room) = hold(|| this.body.as_mut().poll_frame(cx));
+                let (polled, makes_room) = lent.bell().hold(|| this.body.as_mut().poll_frame(cx));
                 let is_last_piece = matches!(polled, Poll::Ready(Some(Ok(_)))) && this.body.is_end_stream();
                 if makes_room && !is_last_piece {
                     lent.bell().ring();

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::bell::{Bell, Belled};
 use super::body::RequestBody;
 use super::patience::Patience;
-use super::pool::{Failed, Options};
+use super::pool::{Failed, Late, Options};
 use crate::clock::Clock;
 
 /// How much of an answer is read ahead of its client, and how long its head may be, in bytes. 128 KiB and room for a head: else an image
@@ -149,7 +149,8 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// Sends a request and waits for the head of its answer. If not a byte of it was sent, it is in `request` again.
+    /// Sends a request and waits for the head of its answer; no longer than `until`, and after that the connection is good for nothing. If
+    /// not a byte of the request was sent, it is in `request` again.
     pub(super) async fn exchange(
         &mut self,
         until: Option<Instant>,
@@ -164,7 +165,7 @@ where
             (Poll::Pending, Some(until)) => patience.poll_passed(cx, until).map(|()| None),
             (Poll::Pending, None) => Poll::Pending,
         });
-        let answer = answer.await.ok_or(Failed::Late)?;
+        let answer = answer.await.ok_or(Late)?;
         patience.restore();
         answer.map_err(|mut failed| {
             *request = failed.take_message();
@@ -180,8 +181,8 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
     use super::*;
-    use super::super::patience::from_now;
     use crate::clock::SystemClock;
+    use crate::net::from_now;
 
     async fn lent() -> (Lent<Empty<Bytes>>, DuplexStream) {
         let connections = Arc::new(Connections::new(&Options::default(), Arc::new(SystemClock::new())));
@@ -222,7 +223,7 @@ mod tests {
         let (answer, ()) = tokio::join!(send(Some(from_now(Duration::from_secs(9)))), answers);
         assert!(answer.is_ok(), "it was there");
         let (began, limit) = (from_now(Duration::ZERO), Duration::from_secs(3));
-        assert!(matches!(send(Some(from_now(limit))).await, Err(Failed::Late)));
+        assert!(matches!(send(Some(from_now(limit))).await, Err(Failed::Late(_))));
         assert_eq!(from_now(Duration::ZERO) - began, limit, "neither the rest of the time before nor more");
     }
 }

@@ -24,6 +24,6 @@ pub use documents::{Documents, FetchError, Options as DocumentOptions};
 pub(crate) use gather::write_pieces;
 pub use patience::from_now;
 pub use pool::{Options, Pool, Protocol, SendError};
-pub use tls::{BadRoots, Trust};
 pub(crate) use seldom::{Calls, Seldom};
+pub use tls::{BadRoots, Trust};
 pub use url::{BadUrl, Origin, Url};

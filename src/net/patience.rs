@@ -16,7 +16,7 @@ pub fn from_now(limit: Duration) -> Instant {
 }
 
 /// Measures how long nothing comes while somebody waits for it; nothing else counts. The timer is made once and then put off again and
-/// again, which takes neither memory nor a lock.
+/// again, which takes no memory, and a lock only where it is to end sooner than it was.
 #[derive(Debug)]
 pub(super) struct Patience {
     limit: Duration,
@@ -39,7 +39,7 @@ impl Patience {
         self.poll(cx, || from_now(limit))
     }
 
-    /// The same for who waits until a given time.
+    /// The same for who waits until a given time: that of the first look counts.
     pub(super) fn poll_passed(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<()> {
         self.poll(cx, || until)
     }

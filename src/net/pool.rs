@@ -88,11 +88,8 @@ pub enum SendError {
         of_body: bool,
     },
     /// The head of the answer was not there in time.
-    #[error("no answer from {address} in time")]
-    Late {
-        /// From where.
-        address: String,
-    },
+    #[error(transparent)]
+    Late(#[from] Late),
     /// The request's Host field is no authority, and HTTP/2 has nothing else to say where a request goes.
     #[error("the Host field is no authority")]
     Host,
@@ -102,7 +99,7 @@ impl SendError {
     /// Whether the endpoint is to blame, and not what was to be sent.
     pub fn is_of_endpoint(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::Late { .. } => true,
+            Self::Connect { .. } | Self::Late(_) => true,
             Self::Broken { of_body, .. } => !of_body,
             Self::Host => false,
         }
@@ -111,6 +108,18 @@ impl SendError {
     /// Whether the request's body is to blame: it broke off, or was not framed as it should be.
     pub const fn is_of_body(&self) -> bool {
         matches!(self, Self::Broken { of_body: true, .. })
+    }
+}
+
+/// A head that was not there in time.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("no answer in time")]
+pub struct Late;
+
+async fn in_time<T>(until: Option<Instant>, waited_for: impl Future<Output = T>) -> Result<T, Late> {
+    match until {
+        Some(until) => tokio::time::timeout_at(until, waited_for).await.map_err(|_| Late),
+        None => Ok(waited_for.await),
     }
 }
 
@@ -203,8 +212,8 @@ where
         self.send_within(self.connect_timeout, None, request).await
     }
 
-    /// The same for somebody who is in a hurry: a connection may take no longer than this to be made, and the answer's head has to be
-    /// there at some time.
+    /// The same for somebody who is in a hurry: a connection may take no longer than this to be made, and if `until` names a time, the
+    /// head of the answer has to be there then, whatever had to be done for it.
     ///
     /// # Errors
     ///
@@ -227,7 +236,7 @@ where
             let idle = if was_repeated { None } else { self.take_idle() };
             let lease = match idle {
                 Some(lease) => lease,
-                None => Box::pin(self.connect(whole.headers(), may_connect)).await?,
+                None => in_time(until, Box::pin(self.connect(whole.headers(), may_connect))).await??,
             };
             let was_used = lease.was_used_before();
             let upload = whole.body().watch();
@@ -236,7 +245,7 @@ where
             let source = match self.exchange(lease, until, request).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failed::Host) => return Err(SendError::Host),
-                Err(Failed::Late) => return Err(SendError::Late { address: self.origin.to_string() }),
+                Err(Failed::Late(late)) => return Err(late.into()),
                 Err(Failed::Broken(source)) => source,
             };
             let is_tried_again = match copy {
@@ -284,13 +293,9 @@ where
                 })
             }
             // In a box, that HTTP/1.1 has not to make room for.
-            Lease::Http2(stream) => {
-                let exchange = Box::pin(self.exchange_on(stream, request));
-                match until {
-                    Some(until) => tokio::time::timeout_at(until, exchange).await.unwrap_or(Err(Failed::Late)),
-                    None => exchange.await,
-                }
-            }
+            Lease::Http2(stream) => in_time(until, Box::pin(self.exchange_on(stream, request)))
+                .await
+                .unwrap_or_else(|late| Err(late.into())),
         }
     }
 
@@ -380,13 +385,20 @@ where
 }
 
 /// Why there is no head of an answer.
+#[derive(Debug)]
 pub(super) enum Failed {
     /// HTTP/2 cannot say where the request goes.
     Host,
     /// It is not there in time.
-    Late,
+    Late(Late),
     /// The connection ended.
     Broken(hyper::Error),
+}
+
+impl From<Late> for Failed {
+    fn from(late: Late) -> Self {
+        Self::Late(late)
+    }
 }
 
 /// Whether a connection ended before any byte of an answer to a request without a body.
@@ -455,6 +467,26 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::clock::SystemClock;
+    use crate::net::{Trust, Url, from_now};
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_for_an_answer_has_in_it_what_a_connection_takes() {
+        // Never says how many requests it takes.
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: Url = format!("http://{}/", silent.local_addr().unwrap()).parse().unwrap();
+        let origin = url.origin(&Trust::default());
+        let options =
+            Options { protocol: Protocol::Http2, connect_timeout: Duration::from_secs(9), ..Options::default() };
+        let pool = Pool::<Empty<Bytes>>::new(origin, &options, Arc::new(SystemClock::new()));
+        let began = from_now(Duration::ZERO);
+        for (until, is_late) in [(Some(began + Duration::from_secs(2)), true), (None, false)] {
+            let mut request = Some(Request::new(RequestBody::none()));
+            let failed = pool.send_within(options.connect_timeout, until, &mut request).await.unwrap_err();
+            assert_eq!(matches!(failed, SendError::Late(_)), is_late, "{failed}");
+        }
+        assert_eq!(from_now(Duration::ZERO) - began, Duration::from_secs(11));
+    }
 
     proptest! {
         #[test]

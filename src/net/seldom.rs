@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use pin_project_lite::pin_project;
 
 /// Asks for something once, and again only when it has been called: a timer or a socket would else be told each time who waits for it,
-/// which takes locks and counts.
+/// which takes locks and counts. All who ask must do it here: who asks by itself is called in place of this one.
 #[derive(Debug, Default)]
 pub(crate) struct Calls {
     expected: Option<Expected>,
@@ -49,7 +49,8 @@ impl Wake for Call {
 }
 
 impl Calls {
-    /// Polls, if there is anything new to be expected of it. Once it was ready it always is polled.
+    /// Polls, if there is anything new to be expected of it: at first, whenever it was ready before, and when it has called. It may have
+    /// called for what was found since: then it is polled for nothing.
     pub(crate) fn poll<T>(&mut self, cx: &Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         let expected = match &mut self.expected {
             Some(expected) if expected.call.task.will_wake(cx.waker()) => {

@@ -43,7 +43,8 @@ pub use upgrade::Tunnel;
 pub struct Options {
     /// Where they are.
     pub endpoints: Vec<Origin>,
-    /// How long the head of an answer may take once the request has been sent, and how long sending may stand still.
+    /// How long the head of an answer may take, from when the request is sent, and a connection made for it if there is none; and how long
+    /// sending may stand still.
     pub response_timeout: Duration,
     /// Connections.
     pub connections: net::Options,
@@ -269,7 +270,7 @@ where
             None => exchange.await,
         };
         match head {
-            Err(SendError::Late { .. }) => Err(ProxyError::Timeout(limit)),
+            Err(SendError::Late(_)) => Err(ProxyError::Timeout(limit)),
             head => Ok(head),
         }
     }

@@ -89,6 +89,11 @@ impl Activity {
         self.multiplexed.store(true, Relaxed);
     }
 
+    /// The connection is a tunnel from now on: what the client sends is for the backend.
+    pub(super) fn left_http(&self) {
+        self.left_an_upload.store(false, Relaxed);
+    }
+
     /// Whether the client may still be sending what nobody reads. By HTTP/2 it is told, and the connection goes on.
     pub(super) fn may_be_sending(&self) -> bool {
         self.left_an_upload.load(Relaxed) && !self.multiplexed.load(Relaxed)

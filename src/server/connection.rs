@@ -173,6 +173,7 @@ impl Connection {
     async fn go_on_by(&self, tunnel: Tunnel) {
         let peer = self.client.peer;
         let _open = OpenTunnel::new(&self.common.tunnels);
+        self.activity.left_http();
         let mut tunnel = pin!(tunnel.run());
         let idle = self.options.tunnel_idle_timeout;
         let mut left = idle;

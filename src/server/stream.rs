@@ -128,7 +128,7 @@ impl<T: AsyncRead + AsyncWrite> AsyncWrite for ClientStream<T> {
             let mut discarded = [MaybeUninit::uninit(); 4096];
             while until.as_mut().poll(cx).is_pending() {
                 let mut discarded = ReadBuf::uninit(&mut discarded);
-                let heard = ready!(this.stream.as_mut().poll_read(cx, &mut discarded));
+                let heard = ready!(this.reads.poll(cx, |cx| this.stream.as_mut().poll_read(cx, &mut discarded)));
                 if heard.is_err() || discarded.filled().is_empty() {
                     break;
                 }

@@ -122,6 +122,37 @@ fn either_side_may_end_while_the_other_goes_on() {
 }
 
 #[test]
+fn what_was_left_of_an_earlier_upload_takes_nothing_from_a_tunnel() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let backend = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        assert!(read_until(&mut stream, b"\r\n\r\n"));
+        stream.write_all(SWITCH.as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut heard = String::new();
+        stream.read_to_string(&mut heard).unwrap();
+        heard
+    });
+    let gate = Setup::before(address).start();
+    let mut stream = TcpStream::connect(gate.address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    // Refused, and its body read by nobody.
+    write!(stream, "GET {EXPORT} HTTP/1.1\r\nhost: gate.test\r\ncontent-length: 4\r\n\r\nbody").unwrap();
+    assert_eq!(status_line(&mut stream), "HTTP/1.1 401 Unauthorized");
+    assert!(read_until(&mut stream, b"}"));
+    write!(stream, "GET /live HTTP/1.1\r\nhost: gate.test\r\nconnection: upgrade\r\nupgrade: echo/1\r\n\r\n").unwrap();
+    assert_eq!(status_line(&mut stream), "HTTP/1.1 101 Switching Protocols");
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the backend says no more");
+    for piece in ["one, ", "two"] {
+        stream.write_all(piece.as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(backend.join().unwrap(), "one, two");
+}
+
+#[test]
 fn what_a_hasty_client_sends_before_the_answer_is_part_of_the_tunnel() {
     let gate = Setup::before(raw_echo(SWITCH)).start();
     let mut stream = ask(&gate, "/live", "upgrade: echo/1\r\n\r\nGET /v1/designs/d1/download HTTP/1.1");
