@@ -23,7 +23,7 @@ pub use body::{BodyError, PooledBody, RequestBody, Sending};
 pub use documents::{Documents, FetchError, Options as DocumentOptions};
 pub(crate) use gather::write_pieces;
 pub use patience::from_now;
-pub use pool::{Options, Pool, Protocol, SendError};
+pub use pool::{Late, Options, Pool, Protocol, SendError};
 pub(crate) use seldom::{Calls, Seldom};
 pub use tls::{BadRoots, Trust};
 pub use url::{BadUrl, Origin, Url};
