@@ -89,22 +89,13 @@ mod tests {
     use std::future::poll_fn;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::pin::pin;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use super::super::seldom::tests::{Task, task};
     use super::*;
-
-    #[derive(Default)]
-    struct Task(AtomicUsize);
-
-    impl Wake for Task {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
 
     /// A connection that waits, its task, the bell, and the waker that it was given.
     fn connection() -> (Arc<Task>, Arc<Bell>, Waker) {
-        let task = Arc::<Task>::default();
+        let (task, of_task) = task();
         let given = Cell::new(None);
         let (connection, bell) = Belled::new(Box::pin(poll_fn(|cx| {
             given.set(Some(cx.waker().clone()));
@@ -112,23 +103,19 @@ mod tests {
         })));
         let mut connection = pin!(connection);
         for _ in 0..2 {
-            assert!(connection.as_mut().poll(&mut Context::from_waker(&task.clone().into())).is_pending());
+            assert!(connection.as_mut().poll(&mut Context::from_waker(&of_task)).is_pending());
         }
         (task, bell, given.take().unwrap())
-    }
-
-    fn woken(task: &Task) -> usize {
-        task.0.swap(0, Ordering::Relaxed)
     }
 
     #[test]
     fn whoever_has_something_for_a_connection_wakes_it() {
         let (task, bell, waker) = connection();
         waker.wake_by_ref();
-        assert_eq!(woken(&task), 1);
+        assert_eq!(task.woken(), 1);
         bell.ring();
         waker.wake();
-        assert_eq!(woken(&task), 2);
+        assert_eq!(task.woken(), 2);
     }
 
     #[test]
@@ -136,10 +123,10 @@ mod tests {
         let (task, bell, waker) = connection();
         assert_eq!(bell.hold(|| 7), (7, false));
         assert_eq!(bell.hold(|| waker.wake_by_ref()), ((), true));
-        assert_eq!(woken(&task), 0);
+        assert_eq!(task.woken(), 0);
         assert_eq!(bell.hold(|| ()), ((), false), "that was another time");
         waker.wake_by_ref();
-        assert_eq!(woken(&task), 1);
+        assert_eq!(task.woken(), 1);
     }
 
     #[test]
@@ -147,10 +134,10 @@ mod tests {
         let (task, bell, waker) = connection();
         let elsewhere = || std::thread::spawn(move || waker.wake()).join().unwrap();
         assert_eq!(bell.hold(elsewhere), ((), false));
-        assert_eq!(woken(&task), 1);
+        assert_eq!(task.woken(), 1);
         let (other, _, waker) = connection();
         assert_eq!(bell.hold(|| waker.wake()), ((), false));
-        assert_eq!(woken(&other), 1);
+        assert_eq!(other.woken(), 1);
     }
 
     #[test]
@@ -158,6 +145,6 @@ mod tests {
         let (task, bell, waker) = connection();
         catch_unwind(AssertUnwindSafe(|| bell.hold(|| panic!("on purpose")))).unwrap_err();
         waker.wake();
-        assert_eq!(woken(&task), 1);
+        assert_eq!(task.woken(), 1);
     }
 }

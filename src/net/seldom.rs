@@ -99,7 +99,7 @@ impl<F: Future> Future for Seldom<F> {
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
-mod tests {
+pub(super) mod tests {
     use std::future::poll_fn;
     use std::pin::pin;
     use std::sync::atomic::AtomicUsize;
@@ -109,7 +109,14 @@ mod tests {
 
     /// Counts how often it was woken.
     #[derive(Default)]
-    struct Task(AtomicUsize);
+    pub(in super::super) struct Task(AtomicUsize);
+
+    impl Task {
+        /// How often since it was asked last.
+        pub(in super::super) fn woken(&self) -> usize {
+            self.0.swap(0, Ordering::Relaxed)
+        }
+    }
 
     impl Wake for Task {
         fn wake(self: Arc<Self>) {
@@ -117,7 +124,7 @@ mod tests {
         }
     }
 
-    fn task() -> (Arc<Task>, Waker) {
+    pub(in super::super) fn task() -> (Arc<Task>, Waker) {
         let task = Arc::<Task>::default();
         (task.clone(), task.into())
     }
@@ -147,7 +154,7 @@ mod tests {
         }
         call.wake_by_ref();
         call.wake();
-        assert_eq!(task.0.load(Ordering::Relaxed), 2, "its task hears of it");
+        assert_eq!(task.woken(), 2, "its task hears of it");
         assert!(seldom.as_mut().poll(&mut cx).is_pending());
         let call = polls.try_recv().unwrap();
         assert!(seldom.as_mut().poll(&mut cx).is_pending());
@@ -164,7 +171,7 @@ mod tests {
         assert!(seldom.as_mut().poll(&mut Context::from_waker(&first)).is_pending());
         assert!(seldom.as_mut().poll(&mut Context::from_waker(&second)).is_pending());
         polls.try_iter().last().unwrap().wake();
-        assert_eq!((before.0.load(Ordering::Relaxed), now.0.load(Ordering::Relaxed)), (0, 1));
+        assert_eq!((before.woken(), now.woken()), (0, 1));
         assert!(seldom.as_mut().poll(&mut Context::from_waker(&second)).is_ready());
     }
 
