@@ -95,6 +95,13 @@ impl Asker {
         let Asking { sent_id, made_id, .. } = &*self.0;
         sent_id.as_ref().unwrap_or_else(|| made_id.get_or_init(request_id::fresh))
     }
+
+    /// Has the request carry its id, in place of what it may have been sent with that is none.
+    pub(super) fn mark(&self, headers: &mut HeaderMap) {
+        if self.0.sent_id.is_none() {
+            headers.insert(REQUEST_ID, self.request_id().clone());
+        }
+    }
 }
 
 impl Answers {

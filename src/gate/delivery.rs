@@ -38,21 +38,7 @@ fn redirects(status: StatusCode) -> bool {
 
 /// On an export route everything is a file but what the backend marks as a message to a program or a person.
 fn is_file(status: StatusCode, headers: &HeaderMap) -> bool {
-    use StatusCode as Code;
-    if !matches!(status, Code::OK | Code::NON_AUTHORITATIVE_INFORMATION | Code::PARTIAL_CONTENT) {
-        return false;
-    }
-    if is_attachment(headers) {
-        return true;
-    }
-    let Some(media_type) = media_type(headers) else { return true };
-    let is = |known: &[u8]| media_type.eq_ignore_ascii_case(known);
-    let is_message = is(b"application/json")
-        || is(b"application/problem+json")
-        || is(b"application/xml")
-        || starts_with(media_type, b"text/")
-        || (ends_with(media_type, b"+xml") && !is(b"image/svg+xml"));
-    !is_message
+    may_hand_out(status) && (is_attachment(headers) || !media_type(headers).is_some_and(is_message))
 }
 
 /// Whether an answer on a path that no route knows carries what an export would: an image, a document to print, an archive of them, or
@@ -60,8 +46,24 @@ fn is_file(status: StatusCode, headers: &HeaderMap) -> bool {
 pub(super) fn looks_like_an_export(head: &response::Parts, body_is_empty: bool) -> bool {
     let kinds: [&[u8]; 5] =
         [b"image/", b"multipart/byteranges", b"application/pdf", b"application/zip", b"application/postscript"];
-    let saved = || media_type(&head.headers).is_some_and(|sent| kinds.iter().any(|kind| starts_with(sent, kind)));
-    !body_is_empty && is_file(head.status, &head.headers) && (is_attachment(&head.headers) || saved())
+    let is_one = |sent: &[u8]| kinds.iter().any(|kind| starts_with(sent, kind)) && !is_message(sent);
+    !body_is_empty
+        && may_hand_out(head.status)
+        && (media_type(&head.headers).is_some_and(is_one) || is_attachment(&head.headers))
+}
+
+fn may_hand_out(status: StatusCode) -> bool {
+    use StatusCode as Code;
+    matches!(status, Code::OK | Code::NON_AUTHORITATIVE_INFORMATION | Code::PARTIAL_CONTENT)
+}
+
+fn is_message(media_type: &[u8]) -> bool {
+    let is = |known: &[u8]| media_type.eq_ignore_ascii_case(known);
+    is(b"application/json")
+        || is(b"application/problem+json")
+        || is(b"application/xml")
+        || starts_with(media_type, b"text/")
+        || (ends_with(media_type, b"+xml") && !is(b"image/svg+xml"))
 }
 
 fn is_attachment(headers: &HeaderMap) -> bool {

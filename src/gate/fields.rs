@@ -1,6 +1,6 @@
 //! Header fields about quota: `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10), `Export-Warning`.
 
-use bytes::BytesMut;
+use bytes::Bytes;
 use http::header::{CACHE_CONTROL, HeaderMap, HeaderName, HeaderValue};
 
 use crate::ledger::Standing;
@@ -31,7 +31,7 @@ pub(super) fn put_rate_limit(headers: &mut HeaderMap, policy: &Policy, standings
 
 /// A structured list (RFC 9651) of strings with numbers as parameters, written without the formatting machinery: each export has two.
 #[derive(Default)]
-struct List(BytesMut);
+struct List(Vec<u8>);
 
 impl List {
     /// One more item. The names of meters need no escapes.
@@ -52,7 +52,8 @@ impl List {
     }
 
     fn put(self, headers: &mut HeaderMap, name: HeaderName) {
-        if let Some(value) = HeaderValue::from_maybe_shared(self.0.freeze()).ok().filter(|value| !value.is_empty()) {
+        if let Some(value) = HeaderValue::from_maybe_shared(Bytes::from(self.0)).ok().filter(|value| !value.is_empty())
+        {
             headers.insert(name, value);
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
+use super::answers::Asker;
 use super::layer::Parts;
 use super::log::{Access, Subjects};
 use super::refusal::Outcome;
@@ -104,16 +105,17 @@ impl Stopwatch {
 
 /// With three digits behind the point.
 pub(super) fn milliseconds(duration: Duration) -> f64 {
-    duration.as_micros() as f64 / 1_000.0
+    // Half a million years of them, in a word: of two they are a detour to a float.
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX) as f64 / 1_000.0
 }
 
 impl Record {
-    pub(super) fn of(parts: &Parts, method: &Method, headers: &HeaderMap, found: &Found) -> Self {
+    pub(super) fn of(parts: &Parts, asker: &Asker, method: &Method, headers: &HeaderMap, found: &Found) -> Self {
         let wanted = parts.options.log.access != Access::Off;
         let heard = wanted && tracing::event_enabled!(target: TARGET, tracing::Level::INFO);
         Self(heard.then(|| {
             let fields = Fields {
-                request_id: request_id::sent(headers).cloned(),
+                request_id: Some(asker.request_id().clone()),
                 trace: TraceParent::of(headers),
                 method: method.clone(),
                 route: found.route.name.clone(),

@@ -12,15 +12,6 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id that is taken over from a client.
 const LONGEST: usize = 128;
 
-/// The request's id: the client's if it is one that can be logged, else a new one, which the request has from now on.
-pub(super) fn ensure(headers: &mut HeaderMap) -> HeaderValue {
-    sent(headers).cloned().unwrap_or_else(|| {
-        let id = fresh();
-        headers.insert(REQUEST_ID, id.clone());
-        id
-    })
-}
-
 /// The client's id, if it is the only one, and of 1 to 128 visible ASCII characters.
 pub(super) fn sent(headers: &HeaderMap) -> Option<&HeaderValue> {
     let mut fields = headers.get_all(REQUEST_ID).iter();
@@ -59,7 +50,10 @@ pub(super) fn text(id: &HeaderValue) -> &str {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
+    use http::Method;
+
     use super::*;
+    use crate::gate::answers::Asker;
 
     #[test]
     fn an_id_is_taken_over_if_it_is_one_and_can_be_logged() {
@@ -69,8 +63,10 @@ mod tests {
                 headers.append(REQUEST_ID, HeaderValue::from_bytes(field).unwrap());
             }
             let before = headers.get(REQUEST_ID).cloned();
-            let id = ensure(&mut headers);
-            assert_eq!(headers.get_all(REQUEST_ID).iter().collect::<Vec<_>>(), [&id]);
+            let asker = Asker::of(&Method::GET, &headers);
+            asker.mark(&mut headers);
+            let id = asker.request_id();
+            assert_eq!(headers.get_all(REQUEST_ID).iter().collect::<Vec<_>>(), [id]);
             before.is_some_and(|before| before == id)
         };
         for good in ["1", "a-B_c.9", "Root=1-67891233-abcdef012345678912345678", "a+b/c==", &"x".repeat(128)] {

@@ -121,13 +121,13 @@ where
             return ResponseFuture::forwarded(self.inner.call(passed_on(request, Some(found.id))), watched)
                 .logged(entry);
         }
-        request_id::ensure(request.headers_mut());
-        let span = span(request.headers());
+        let asker = Asker::of(request.method(), request.headers());
+        let span = span(&asker, request.headers());
         // The clone takes the place of the service that was polled ready: that one serves this request.
         let clone = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, clone);
         let (peer, pace) = (self.peer, self.pace.clone());
-        let export = export(self.gate.clone(), peer, pace, ready, passed_on(request, Some(found.id)), found);
+        let export = export(self.gate.clone(), peer, pace, ready, passed_on(request, Some(found.id)), found, asker);
         ResponseFuture::export(export, span)
     }
 }
@@ -137,7 +137,7 @@ fn passed_on<B>(request: Request<B>, route: Option<RouteId>) -> Request<Upload<B
 }
 
 /// What all log lines about an export have in common.
-fn span(headers: &HeaderMap) -> Span {
+fn span(asker: &Asker, headers: &HeaderMap) -> Span {
     if !tracing::span_enabled!(target: "request", Level::INFO) {
         return Span::none();
     }
@@ -145,7 +145,7 @@ fn span(headers: &HeaderMap) -> Span {
     tracing::info_span!(
         target: "request",
         "request",
-        request_id = request_id::sent(headers).map(request_id::text),
+        request_id = request_id::text(asker.request_id()),
         trace_id = trace.as_ref().map(TraceParent::trace_id),
         parent_id = trace.as_ref().map(TraceParent::parent_id),
     )
@@ -159,6 +159,7 @@ fn export<S, B, R>(
     mut inner: S,
     request: Request<Upload<B>>,
     found: Found,
+    asker: Asker,
 ) -> impl Future<Output = Result<Response<GateBody<R>>, S::Error>>
 where
     S: Service<Request<Upload<B>>, Response = Response<R>>,
@@ -166,8 +167,7 @@ where
     R: Body,
 {
     let arrived = gate.parts.clock.monotonic();
-    let asker = Asker::of(request.method(), request.headers());
-    let mut record = Record::of(&gate.parts, request.method(), request.headers(), &found);
+    let mut record = Record::of(&gate.parts, &asker, request.method(), request.headers(), &found);
     let (mut head, mut body) = request.into_parts();
     body.asked_by(asker.clone());
     async move {
@@ -212,6 +212,7 @@ where
         }
 
         // From here on every way out settles: an error, a client that hangs up and a panic all drop the delivery.
+        asker.mark(&mut head.headers);
         let client = Client { upload: body.watch(), taking: Taking::new(pace, &gate.parts.clock) };
         let delivery = Delivery::new(charge, record, client);
         let answer = inner.call(Request::from_parts(head, body)).await?;

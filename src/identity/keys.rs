@@ -66,10 +66,10 @@ pub struct SignedBy {
 
 impl fmt::Display for SignedBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.kid {
-            Some(kid) => write!(f, "{} {kid}", self.algorithm.as_str()),
-            None => f.write_str(self.algorithm.as_str()),
-        }
+        f.write_str(self.algorithm.as_str())?;
+        let Some(kid) = &self.kid else { return Ok(()) };
+        f.write_str(" ")?;
+        f.write_str(kid)
     }
 }
 

@@ -63,6 +63,7 @@ impl Members {
     }
 
     /// Adds text that is JSON already: members with a comma before each, or what follows the last. What ends with `{` begins an object.
+    #[inline]
     pub fn raw(&mut self, json: &str) {
         self.0.extend_from_slice(json.as_bytes());
     }
@@ -72,9 +73,13 @@ impl Members {
         self.0
     }
 
-    /// In as few pieces as can be: each is looked at for whether there is room for it.
-    fn name(&mut self, name: &str, then: &str) {
-        self.raw(if self.0.last() == Some(&b'{') { "\"" } else { ",\"" });
+    /// Inlined, so that what is as long each time is a store, and no copy of so many bytes.
+    #[inline(always)]
+    fn name(&mut self, name: &str, then: &'static str) {
+        if self.0.last() != Some(&b'{') {
+            self.0.push(b',');
+        }
+        self.0.push(b'"');
         self.raw(name);
         self.raw(then);
     }

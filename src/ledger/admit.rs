@@ -157,9 +157,9 @@ impl Ledger {
     fn plan<'d>(&self, demand: &'d Demand, time: Timestamp) -> Option<Planned<'d>> {
         let meter = self.meter(demand.meter)?;
         let spot = match meter.span(time, demand.anchor) {
-            Some(span) => Spot::Counter { key: self.digests.counter(&meter.name, &demand.subject, span), span },
+            Some(span) => Spot::Counter { key: meter.digests.counter(&demand.subject, span), span },
             None if meter.window.starts_with_subject() => {
-                Spot::History { digest: self.digests.history(&meter.name, &demand.subject) }
+                Spot::History { digest: meter.digests.history(&demand.subject) }
             }
             None => return None,
         };

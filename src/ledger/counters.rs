@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 use dashmap::DashMap;
+use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::Count;
 use super::cell::Cell;
@@ -187,30 +188,48 @@ impl Hasher for DigestHasher {
 
 /// Digests of names, under a key that only this process knows.
 #[derive(Debug)]
-pub(super) struct Digests(siphasher::sip128::SipHasher13);
+pub(super) struct Digests(SipHasher13);
 
 impl Digests {
     pub(super) fn new() -> Self {
         // `RandomState` is the standard library's way to fresh randomness.
         let random = || std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), ());
-        Self(siphasher::sip128::SipHasher13::new_with_keys(random(), random()))
+        Self(SipHasher13::new_with_keys(random(), random()))
     }
 
-    pub(super) fn counter(&self, meter: &str, subject: &Subject, span: Span) -> CounterKey {
-        let digest = self.of(&("counter", meter, subject.kind.as_str(), &*subject.id, span.start));
-        CounterKey { digest, ends: span.end }
-    }
-
-    /// Of a subject's history on a meter.
-    pub(super) fn history(&self, meter: &str, subject: &Subject) -> u128 {
-        self.of(&("history", meter, subject.kind.as_str(), &*subject.id))
+    /// The digests of what a meter counts.
+    pub(super) fn of_meter(&self, meter: &str) -> MeterDigests {
+        let of = |what: &str| after(self.0, &(what, meter));
+        MeterDigests { counter: of("counter"), history: of("history") }
     }
 
     /// The digest of a value; `Hash` of strings and tuples is prefix-free, so parts cannot run into each other.
     pub(super) fn of(&self, value: &impl Hash) -> u128 {
-        use siphasher::sip128::Hasher128;
-        let mut hasher = self.0;
-        value.hash(&mut hasher);
-        hasher.finish128().as_u128()
+        after(self.0, value).finish128().as_u128()
     }
+}
+
+/// Digests of what one meter counts. Its name has been read already: each charge would read it anew.
+#[derive(Debug)]
+pub(super) struct MeterDigests {
+    counter: SipHasher13,
+    history: SipHasher13,
+}
+
+impl MeterDigests {
+    pub(super) fn counter(&self, subject: &Subject, span: Span) -> CounterKey {
+        let name = (subject.kind.as_str(), &*subject.id, span.start);
+        CounterKey { digest: after(self.counter, &name).finish128().as_u128(), ends: span.end }
+    }
+
+    /// Of a subject's history.
+    pub(super) fn history(&self, subject: &Subject) -> u128 {
+        after(self.history, &(subject.kind.as_str(), &*subject.id)).finish128().as_u128()
+    }
+}
+
+/// A hasher that has read one thing more.
+fn after(mut hasher: SipHasher13, value: &impl Hash) -> SipHasher13 {
+    value.hash(&mut hasher);
+    hasher
 }

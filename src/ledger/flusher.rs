@@ -308,9 +308,9 @@ impl Ledger {
         let reserved = if seeded::bug(Bug::RecoveryForgetsReserved) { 0 } else { row.reserved };
         let used = row.used.saturating_add(reserved);
         if state.window.starts_with_subject() {
-            self.histories.restore(self.digests.history(meter, subject), span.start, used, plan);
+            self.histories.restore(state.digests.history(subject), span.start, used, plan);
         } else {
-            let key = self.digests.counter(meter, subject, *span);
+            let key = state.digests.counter(subject, *span);
             self.counters.restore(key, Count { used, reserved: 0, plan });
         }
         true

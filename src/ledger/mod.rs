@@ -93,7 +93,7 @@ pub use usage::Usage;
 
 use crate::clock::Clock;
 use crate::policy::{Anchor, MeterId, PlanId, Plans, Policy, Span, Window};
-use counters::{Counters, Digests};
+use counters::{Counters, Digests, MeterDigests};
 use covers::Covers;
 use history::Histories;
 use stats::{MeterStats, Stats};
@@ -212,6 +212,7 @@ pub struct Ledger {
 #[derive(Debug)]
 struct MeterState {
     name: Arc<str>,
+    digests: MeterDigests,
     window: Window,
     /// The calendar window that was current last, as two packed `u32` seconds: calendar arithmetic is done once a window.
     current: AtomicU64,
@@ -288,6 +289,7 @@ impl Ledger {
         for (place, meter) in self.meters.iter().zip(&policy.meters) {
             place.get_or_init(|| MeterState {
                 name: meter.name.clone(),
+                digests: self.digests.of_meter(&meter.name),
                 window: meter.window.clone(),
                 current: AtomicU64::new(0),
                 stats: self.stats.of_meter(&meter.name),

@@ -25,9 +25,9 @@ impl Ledger {
         let usage = policy.meters().filter_map(|(id, meter)| {
             let (state, subject) = (self.meter(id)?, meter.subject.subject(who)?);
             let (count, resets_at) = match state.span(now, who.billing_anchor) {
-                Some(span) => (self.counters.count(self.digests.counter(&state.name, &subject, span)), span.end),
+                Some(span) => (self.counters.count(state.digests.counter(&subject, span)), span.end),
                 None if state.window.starts_with_subject() => {
-                    let digest = self.digests.history(&state.name, &subject);
+                    let digest = state.digests.history(&subject);
                     let standing = self.histories.standing(digest, &state.window, now.as_second(), None);
                     (standing.count, standing.resets_at)
                 }

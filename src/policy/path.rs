@@ -16,7 +16,8 @@ pub fn is_canonical(path: &str) -> bool {
     }
     let mut at = 1;
     let mut segment = 1;
-    while at < bytes.len() {
+    while let Some(plain) = bytes[at..].iter().position(|byte| !IS_PLAIN[usize::from(*byte)]) {
+        at += plain;
         match bytes[at] {
             // A blank at the edge of a segment is dropped by some.
             b'%' if bytes[at..].starts_with(b"%20")
@@ -37,13 +38,23 @@ pub fn is_canonical(path: &str) -> bool {
                 }
                 at += 2;
             }
-            b';' | b'\\' | 0..=0x20 | 0x7f.. => return false,
-            _ => {}
+            _ => return false,
         }
         at += 1;
     }
     path == "/" || !is_odd_segment(&bytes[segment..])
 }
+
+/// Of each byte, whether it is what it is wherever it stands in a path. Each request's path is looked through for what is not.
+static IS_PLAIN: [bool; 256] = {
+    let mut is_plain = [false; 256];
+    let mut byte = 0x21;
+    while byte < 0x7f {
+        is_plain[byte as usize] = !matches!(byte, b'%' | b'/' | b';' | b'\\');
+        byte += 1;
+    }
+    is_plain
+};
 
 /// Empty (`//`, trailing `/`), all dots, or with a dot at its end (which some file systems drop).
 fn is_odd_segment(segment: &[u8]) -> bool {
