@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::{Failure, block_on, load};
@@ -31,7 +31,7 @@ pub(super) struct Arguments {
     /// Another header of the request, as "name: value".
     #[arg(long = "header", value_name = "HEADER")]
     headers: Vec<String>,
-    /// The request's body, where a cost depends on it.
+    /// The request's body, where a cost depends on it: JSON, unless --header says otherwise.
     #[arg(long, value_name = "TEXT")]
     body: Option<String>,
     /// Where the request comes from, to see whether its headers are believed.
@@ -70,6 +70,9 @@ fn headers(arguments: &Arguments) -> Result<HeaderMap, Failure> {
         let (name, value) = header.split_once(':').ok_or_else(|| wrong(header))?;
         let name: HeaderName = name.trim().parse().map_err(|_| wrong(header))?;
         headers.append(name, value.trim().parse().map_err(|_| wrong(header))?);
+    }
+    if arguments.body.is_some() && !headers.contains_key(CONTENT_TYPE) {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     }
     Ok(headers)
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::metrics::Metrics;
+use crate::policy::feature_names;
 
 /// How many unknown names are remembered; what comes after them is only counted.
 const MOST_NAMES: usize = 1_000;
@@ -61,6 +62,10 @@ impl Features {
         if listed(&self.options.plain) {
             return false;
         }
+        if name.contains(char::is_whitespace) {
+            // Whoever sends a list of texts may have put several names into one.
+            return feature_names(name).fold(false, |ai, name| ai | self.is_ai(name));
+        }
         self.metrics.unknown_feature();
         self.report(&name[..name.floor_char_boundary(LONGEST_NAME)]);
         self.options.unknown == UnknownFeature::Ai
@@ -97,7 +102,8 @@ mod tests {
     use super::*;
 
     fn features(unknown: UnknownFeature) -> Features {
-        let options = Options { ai: vec!["logo".into()], plain: vec!["crop".into()], unknown };
+        let ai = vec!["logo".into(), "Virtual model".into()];
+        let options = Options { ai, plain: vec!["crop".into(), "model".into()], unknown };
         Features::new(options, Arc::default())
     }
 
@@ -113,6 +119,11 @@ mod tests {
             (&["hologram", "crop"], false, true),
             (&["Logo"], true, true),
             (&["CROP"], false, false),
+            (&["virtual model"], true, true),
+            (&["model"], false, false),
+            (&["crop, model"], false, false),
+            (&["crop logo"], true, true),
+            (&["crop;hologram"], false, true),
         ] {
             assert_eq!(are_ai(UnknownFeature::Plain, names), with_unknown_plain, "{names:?}");
             assert_eq!(are_ai(UnknownFeature::Ai, names), with_unknown_ai, "{names:?}");

@@ -16,7 +16,7 @@ use super::cache::Times;
 use crate::clock::Clock;
 use crate::json;
 use crate::net::{BadUrl, DocumentOptions, Documents, FetchError, Trust, Url};
-use crate::policy::feature_names;
+use crate::policy::{feature_names, listed_feature_names};
 
 /// What stands for the design's id in a URL.
 const PLACE: &str = "{design}";
@@ -204,7 +204,7 @@ impl Service {
             Some(Value::String(names)) => feature_names(names).map(str::to_owned).collect(),
             Some(Value::Array(items)) => {
                 let texts: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
-                texts.ok_or_else(wrong)?.into_iter().flat_map(feature_names).map(str::to_owned).collect()
+                listed_feature_names(texts.ok_or_else(wrong)?).map(str::to_owned).collect()
             }
             Some(_) => return Err(wrong()),
         };

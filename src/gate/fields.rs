@@ -90,6 +90,10 @@ pub(super) fn put_degraded(headers: &mut HeaderMap, policy: &Policy, degraded: &
 
 /// Keeps shared caches from handing an export out uncounted (counting rules, section 4 rule 10; RFC 9111, section 5.2.2.7).
 pub(super) fn make_private(headers: &mut HeaderMap) {
+    if headers.keys().any(is_for_some_caches) {
+        let names: Vec<HeaderName> = headers.keys().filter(|name| is_for_some_caches(name)).cloned().collect();
+        names.iter().for_each(|name| _ = headers.remove(name));
+    }
     if !headers.contains_key(CACHE_CONTROL) {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
         return;
@@ -114,6 +118,12 @@ pub(super) fn make_private(headers: &mut HeaderMap) {
         false => HeaderValue::try_from(format!("private, {}", directives.join(", "))),
     };
     headers.insert(CACHE_CONTROL, value.unwrap_or(HeaderValue::from_static("private")));
+}
+
+/// Whether caches of some kind go by this field and not by `Cache-Control` (RFC 9213, section 2.1, and what was there before it).
+fn is_for_some_caches(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.ends_with("-cache-control") || matches!(name, "surrogate-control" | "edge-control" | "x-accel-expires")
 }
 
 #[cfg(test)]

@@ -82,21 +82,32 @@ fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Result<&'h str, TokenError>
     Ok(token.trim_matches('"'))
 }
 
-/// Removes all parameters of this name, however it is spelled, and returns their values as they were written.
+/// Removes all parameters of this name, however it is spelled, and returns their values as they were written. A parameter ends where one does
+/// for the routes: what they were found by must not go with it.
 fn take_parameter(uri: &mut Uri, name: &str) -> Option<Vec<String>> {
+    const ENDS: [char; 2] = ['&', ';'];
     let Some(query) = uri.query() else { return Some(Vec::new()) };
-    let is_taken = |pair: &&str| decoded(pair.split_once('=').map_or(*pair, |(name, _)| name)) == name;
-    let taken: Vec<&str> = query.split('&').filter(is_taken).collect();
-    if taken.is_empty() {
-        return Some(Vec::new());
+    let (mut taken, mut kept) = (Vec::new(), String::new());
+    for pair in query.split_inclusive(ENDS) {
+        let (key, value) = pair.trim_end_matches(ENDS).split_once('=').unwrap_or((pair.trim_end_matches(ENDS), ""));
+        if decoded(key) == name {
+            taken.push(value.to_owned());
+        } else {
+            kept.push_str(pair);
+        }
     }
-    let values = taken.iter().map(|pair| pair.split_once('=').map_or("", |(_, value)| value).to_owned()).collect();
-    let kept: Vec<&str> = query.split('&').filter(|pair| !is_taken(pair)).collect();
+    if taken.is_empty() {
+        return Some(taken);
+    }
+    if !query.ends_with(ENDS) && kept.ends_with(ENDS) {
+        // It was before what is gone.
+        kept.pop();
+    }
     let question = if kept.is_empty() { "" } else { "?" };
     let mut parts = uri.clone().into_parts();
-    parts.path_and_query = Some(format!("{}{question}{}", uri.path(), kept.join("&")).parse().ok()?);
+    parts.path_and_query = Some(format!("{}{question}{kept}", uri.path()).parse().ok()?);
     *uri = Uri::from_parts(parts).ok()?;
-    Some(values)
+    Some(taken)
 }
 
 #[cfg(test)]
@@ -146,6 +157,11 @@ mod tests {
             ("/a?access_token", Ok(""), "/a"),
             ("/a?ACCESS_TOKEN=t", Err(TokenError::Missing), "/a?ACCESS_TOKEN=t"),
             ("http://h.example/a?access_token=t&b", Ok("t"), "http://h.example/a?b"),
+            ("/a?access_token=t;size=thumb", Ok("t"), "/a?size=thumb"),
+            ("/a?x=1;y&access_token=t;z=2&u", Ok("t"), "/a?x=1;y&z=2&u"),
+            ("/a?x=1;access_token=t", Ok("t"), "/a?x=1"),
+            ("/a?x=1;&access_token=t", Ok("t"), "/a?x=1;"),
+            ("/a?access_token=t;access_token=u", Err(TokenError::Repeated), "/a"),
         ];
         for (target, token, left) in cases {
             assert_eq!(take(&places, target, &[]), (token.map(str::to_owned), left.into()), "{target}");

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{SignedBy, TokenError};
 use crate::json::{self, WrongType};
-use crate::policy::{Anchor, Platform, Who, feature_names};
+use crate::policy::{Anchor, Platform, Who, feature_names, listed_feature_names};
 
 /// Who is asking, as a verified token says.
 ///
@@ -161,7 +161,7 @@ fn list(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Arc<
         Some(Value::String(names)) => Ok(Some(feature_names(names).map(str::to_owned).collect())),
         Some(Value::Array(items)) => {
             let texts: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
-            let names = texts.ok_or(TokenError::ClaimType(name))?.into_iter().flat_map(feature_names);
+            let names = listed_feature_names(texts.ok_or(TokenError::ClaimType(name))?);
             Ok(Some(names.map(str::to_owned).collect()))
         }
         Some(_) => Err(TokenError::ClaimType(name)),

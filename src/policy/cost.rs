@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, Uri};
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -119,6 +120,9 @@ pub enum BadCost {
         /// The largest allowed.
         max: u32,
     },
+    /// It would be in a body that is not sent as JSON: a backend could read another number in it.
+    #[error("Send the body as application/json, in UTF-8: it says how many images are wanted.")]
+    NotJson,
 }
 
 impl Cost {
@@ -140,7 +144,8 @@ impl Cost {
                 Ok(prices.iter().find(|(route, _)| &**route == request.route).map_or(*other, |(_, price)| *price))
             }
             Self::Features { prices, combine, other } => {
-                let found = prices.iter().filter(|(name, _)| features.contains(name)).map(|(_, price)| *price);
+                let has = |name: &str| features.iter().any(|feature| feature.eq_ignore_ascii_case(name));
+                let found = prices.iter().filter(|(name, _)| has(name)).map(|(_, price)| *price);
                 let cost = match combine {
                     Combine::Dearest => found.max(),
                     Combine::Sum => found.reduce(u32::saturating_add),
@@ -157,7 +162,12 @@ impl Asked {
             AskedFrom::Header(name) => header(name, request.headers).map_err(BadCost::Misread)?,
             AskedFrom::Query(name) => query(name, request.uri).map_err(BadCost::Misread)?,
             // One that could not be read says nothing, not even that nothing is said.
-            AskedFrom::Body(pointer) => request.body.map_or(Found::Other, |text| seek(pointer, text)),
+            AskedFrom::Body(pointer) => match request.body {
+                None => Found::Other,
+                Some([]) => Found::Absent,
+                Some(text) if is_sent_as_json(request.headers) => seek(pointer, text),
+                Some(_) => return Err(BadCost::NotJson),
+            },
         };
         let number = match found {
             Found::Absent => self.default,
@@ -199,6 +209,20 @@ fn header(name: &HeaderName, headers: &HeaderMap) -> Result<Found, Misread> {
     Ok(first.map_or(Found::Absent, |value| Found::digits(value.to_str().unwrap_or("?").trim())))
 }
 
+/// Whether a body is said to be JSON, and nothing else: a text can be JSON that says one number and a form that says another, and a backend
+/// that takes both goes by this.
+fn is_sent_as_json(headers: &HeaderMap) -> bool {
+    let mut sent = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(sent), None) = (sent.next(), sent.next()) else { return false };
+    let mut parts = sent.to_str().unwrap_or("").split(';').map(|part| part.trim().to_ascii_lowercase());
+    let media_type = parts.next().unwrap_or_default();
+    let is_json = media_type == "application/json" || media_type.ends_with("+json");
+    let is_utf_8 = |charset: &str| charset.trim_matches('"') == "utf-8";
+    is_json
+        && parts.all(|part| part.strip_prefix("charset=").is_none_or(is_utf_8))
+        && !is_in_doubt(&CONTENT_TYPE, headers)
+}
+
 fn query(name: &str, uri: &Uri) -> Result<Found, Misread> {
     match query_parameter(uri, name)? {
         None => Ok(Found::Absent),
@@ -210,9 +234,6 @@ fn query(name: &str, uri: &Uri) -> Result<Found, Misread> {
 /// Looks at one place of a JSON text. A name on the way that is there twice, also in another case, can be read in two ways: it counts
 /// as found and not understood, as does a text that is no JSON.
 fn seek(pointer: &Pointer, text: &[u8]) -> Found {
-    if text.is_empty() {
-        return Found::Absent;
-    }
     let mut json = serde_json::Deserializer::from_slice(text);
     let found = Seek(&pointer.tokens).deserialize(&mut json);
     found.and_then(|found| json.end().map(|()| found)).unwrap_or(Found::Other)
@@ -359,7 +380,8 @@ mod tests {
     #[test]
     fn a_json_body_says_how_many_by_number_or_by_list() {
         let cost = asked(AskedFrom::Body(Pointer::parse("/batch/images").unwrap()), None);
-        let read = |body: &str| of(&cost, "/", &HeaderMap::new(), body);
+        let json: HeaderMap = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))].into_iter().collect();
+        let read = |body: &str| of(&cost, "/", &json, body);
         assert_eq!(read(r#"{"batch":{"images":4}}"#), Some(4));
         assert_eq!(read(r#" {"x":[{"batch":1}],"batch":{"a":null,"images":["a","b",{"c":[]}]}} "#), Some(3));
         for wrong in [
@@ -381,7 +403,7 @@ mod tests {
             assert_eq!(read(wrong), None, "{wrong}");
         }
         let in_list = asked(AskedFrom::Body(Pointer::parse("/jobs/1/n").unwrap()), None);
-        assert_eq!(of(&in_list, "/", &HeaderMap::new(), r#"{"jobs":[{"n":1},{"n":2}]}"#), Some(2));
+        assert_eq!(of(&in_list, "/", &json, r#"{"jobs":[{"n":1},{"n":2}]}"#), Some(2));
     }
 
     #[test]
@@ -397,6 +419,7 @@ mod tests {
         assert_eq!(of(Combine::Sum, &["logo", "virtual-model", "crop"]), 7);
         assert_eq!(of(Combine::Sum, &["logo", "logo"]), 2, "a feature costs once");
         assert_eq!(of(Combine::Sum, &["ai-image"]), 1);
+        assert_eq!(of(Combine::Sum, &["Virtual-Model"]), 5, "as it is an AI feature in any case");
     }
 
     #[test]

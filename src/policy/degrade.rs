@@ -1,5 +1,6 @@
 //! What an export over a limit becomes when it is not refused: the same request, asking for less.
 
+use http::header::CONNECTION;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
@@ -30,6 +31,7 @@ impl Degrade {
         }
         for (name, value) in &self.set_headers {
             headers.insert(name, value.clone());
+            keep_from_connection(headers, name);
         }
         if !self.set_query.is_empty() || !self.remove_query.is_empty() {
             *uri = self.changed(uri).ok_or(TooLong)?;
@@ -65,6 +67,19 @@ fn encoded(text: &str) -> String {
         _ => format!("%{byte:02X}"),
     };
     text.bytes().map(byte).collect()
+}
+
+/// What a client's `Connection` lists is not forwarded (RFC 9110, section 7.6.1): what is set is not the client's.
+fn keep_from_connection(headers: &mut HeaderMap, name: &HeaderName) {
+    let is_listed = |listed: &&[u8]| listed.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes());
+    let listed = |line: &HeaderValue| line.as_bytes().split(|byte| *byte == b',').any(|listed| is_listed(&listed));
+    if !headers.get_all(CONNECTION).iter().any(listed) {
+        return;
+    }
+    let all = headers.get_all(CONNECTION).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let others = all.filter(|listed| !is_listed(listed)).collect::<Vec<_>>().join(&b","[..]);
+    headers.remove(CONNECTION);
+    headers.extend(HeaderValue::from_bytes(&others).ok().map(|others| (CONNECTION, others)));
 }
 
 /// Some backends read `_` and `.` in a header's name as `-`.
@@ -111,6 +126,29 @@ mod tests {
         let mut absolute: Uri = "http://a.test/d1?x=1".parse().unwrap();
         watermark().apply(&mut absolute, &mut HeaderMap::new()).unwrap();
         assert_eq!(absolute.to_string(), "http://a.test/d1?x=1&watermark=1");
+    }
+
+    #[test]
+    fn a_header_that_is_set_is_not_listed_as_one_of_the_clients_connection() {
+        let set = [("x-quality", "low"), ("x-watermark", "1")];
+        let set = set.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let low = Degrade { set_headers: set.to_vec(), ..Degrade::default() };
+        for (sent, left) in [
+            (&["x-watermark"][..], ""),
+            (&["close, X-Watermark ,x-hop", "x-quality,,x-quality"], "close,x-hop,"),
+            (&["x-hop"], "x-hop"),
+            (&[], ""),
+        ] {
+            let mut headers = HeaderMap::new();
+            sent.iter().for_each(|line| _ = headers.append(CONNECTION, HeaderValue::from_static(line)));
+            low.apply(&mut Uri::from_static("/d1"), &mut headers).unwrap();
+            let lines: Vec<_> = headers.get_all(CONNECTION).iter().map(|line| line.to_str().unwrap()).collect();
+            assert_eq!(lines.join(","), left, "{sent:?}");
+            assert_eq!(
+                (&headers["x-quality"], &headers["x-watermark"]),
+                (&"low".parse().unwrap(), &"1".parse().unwrap())
+            );
+        }
     }
 
     #[test]

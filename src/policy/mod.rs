@@ -24,6 +24,6 @@ pub use degrade::{Degrade, TooLong};
 pub use meter::{Counts, Limit, Meter, MeterId, NoSeats, OnExceed};
 pub use pattern::Pattern;
 pub use routes::{Conditions, DesignFrom, Found, Match, Misread, Route, RouteId, Routes, Shadowed};
-pub use vocabulary::{Action, Delivers, PlanId, Plans, Platform, feature_names};
+pub use vocabulary::{Action, Delivers, FEATURES_END_AT, PlanId, Plans, Platform, feature_names, listed_feature_names};
 pub use who::{Anchor, Subject, SubjectKind, Who, Whose};
 pub use window::{Anchored, Calendar, CalendarUnit, Period, Rolling, Span, Window};

@@ -1,5 +1,7 @@
 //! Paths with parameters: `/v1/designs/{design}/download`, `/files/{*path}`.
 
+use super::path::decoded;
+
 /// A path pattern. `{name}` stands for one segment that is not empty, `{*name}` for all that follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
@@ -27,6 +29,13 @@ impl Pattern {
             .map(Segment::parse)
             .collect::<Option<_>>()
             .ok_or("a parameter in braces stands for a whole segment, and has a name")?;
+        let literals =
+            segments.iter().filter_map(|segment| if let Segment::Literal(text) = segment { Some(text) } else { None });
+        if !literals.into_iter().all(|literal| is_as_in_a_url(literal.as_bytes())) {
+            return Err(
+                "a path is written as it is in a URL: what is no ASCII, blanks and some signs are percent-encoded there",
+            );
+        }
         let ends_early = segments.iter().rev().skip(1).any(|segment| matches!(segment, Segment::Rest(_)));
         if ends_early {
             return Err("`{*name}` takes all that follows, so it comes last");
@@ -100,7 +109,10 @@ impl Pattern {
             self.segments.iter().filter(|segment| !matches!(segment, Segment::Literal(literal) if literal.is_empty()));
         let lower = kept.map(|segment| match segment {
             Segment::Literal(literal) => {
-                Segment::Literal(literal.to_ascii_lowercase().trim_end_matches('.').to_owned())
+                // What is encoded is read decoded, but for a slash: it would be none of the segment's.
+                let decoded = Some(decoded(literal)).filter(|decoded| !decoded.contains('/'));
+                let plain = decoded.as_deref().unwrap_or(literal).to_ascii_lowercase();
+                Segment::Literal(plain.trim_end_matches('.').to_owned())
             }
             parameter => parameter.clone(),
         });
@@ -112,9 +124,26 @@ impl Pattern {
         Self { text, segments }
     }
 
+    /// Whether a literal part has what others may percent-encode though they need not (RFC 3986, section 2.3).
+    pub(super) fn may_be_encoded(&self) -> bool {
+        let needs_none = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
+        let has_other = |segment: &Segment| matches!(segment, Segment::Literal(text) if !text.bytes().all(needs_none));
+        self.segments.iter().any(has_other)
+    }
+
     /// Whether the pattern ends in a slash: then a path that does as well is in its plain form.
     pub(super) fn ends_in_slash(&self) -> bool {
         self.text.len() > 1 && self.text.ends_with('/')
+    }
+}
+
+/// Whether a segment has nothing in it that no path of a URL has (RFC 3986, section 3.3).
+fn is_as_in_a_url(segment: &[u8]) -> bool {
+    let is_one = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte);
+    match segment {
+        [] => true,
+        [b'%', high, low, rest @ ..] => high.is_ascii_hexdigit() && low.is_ascii_hexdigit() && is_as_in_a_url(rest),
+        [byte, rest @ ..] => is_one(*byte) && is_as_in_a_url(rest),
     }
 }
 
@@ -195,11 +224,25 @@ mod tests {
     }
 
     #[test]
+    fn a_path_is_written_as_in_a_url() {
+        for text in ["/my files", "/t\u{e9}l\u{e9}", "/50%", "/a%zz", "/a\"b", "/a?b", "/a\\b", "/a\tb", "/a%2"] {
+            assert!(Pattern::parse(text).is_err(), "{text}");
+        }
+        for text in
+            ["/my%20files", "/t%C3%A9l%c3%a9", "/image@2x", "/export:png", "/a;b=(c)!", "/~x_y-z.png", "/$&'*+,"]
+        {
+            assert!(Pattern::parse(text).is_ok(), "{text}");
+        }
+        assert!(pattern("/image@2x/{x}").may_be_encoded() && pattern("/t%C3%A9").may_be_encoded());
+        assert!(!pattern("/v1/~a/b_c/{x}/d.png").may_be_encoded());
+    }
+
+    #[test]
     fn a_pattern_in_its_plain_form_is_its_own_lenient_one() {
         for text in ["/", "/a/{X}/b", "/a/{*rest}"] {
             assert_eq!(pattern(text).lenient(), pattern(text));
         }
-        for (text, lenient) in [("/A/{x}/B/", "/a/{x}/b"), ("//", "/"), ("/a./b", "/a/b")] {
+        for (text, lenient) in [("/A/{x}/B/", "/a/{x}/b"), ("//", "/"), ("/a./b", "/a/b"), ("/a%40b", "/a@b")] {
             assert_eq!(pattern(text).lenient(), pattern(lenient), "{text}");
         }
     }

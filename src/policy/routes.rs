@@ -73,6 +73,8 @@ pub struct Routes {
     lenient: Vec<Pattern>,
     /// Whether an export's own path is spelt otherwise: then a plain path may be a disguise of it.
     has_odd_export: bool,
+    /// Whether an export's own path has what may be percent-encoded, and need not be.
+    has_encodable_export: bool,
 }
 
 /// A route that is never reached: every request of it is taken by an earlier one.
@@ -157,7 +159,8 @@ impl Routes {
         let lenient: Vec<Pattern> = routes.iter().map(|route| route.path.lenient()).collect();
         let has_odd_export =
             routes.iter().zip(&lenient).any(|(route, lenient)| route.action.is_export() && route.path != *lenient);
-        Ok(Self { lenient, has_odd_export, routes: routes.into_iter().map(Arc::new).collect() })
+        let has_encodable_export = routes.iter().any(|route| route.action.is_export() && route.path.may_be_encoded());
+        Ok(Self { lenient, has_odd_export, has_encodable_export, routes: routes.into_iter().map(Arc::new).collect() })
     }
 
     /// All routes with their ids.
@@ -217,7 +220,9 @@ impl Routes {
     /// Whether a lenient backend might serve this as an export, though its path is not spelt as one.
     fn is_disguised_export(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
         let path = uri.path();
-        let is_plain = is_canonical(path) && !path.bytes().any(|byte| byte.is_ascii_uppercase());
+        let is_plain = is_canonical(path)
+            && !path.bytes().any(|byte| byte.is_ascii_uppercase())
+            && !(self.has_encodable_export && path.contains('%'));
         (self.has_odd_export || !is_plain)
             && lenient_readings(path).any(|reading| {
                 let mut fitting = self.routes.iter().zip(&self.lenient).filter(|(route, pattern)| {
@@ -458,6 +463,37 @@ mod tests {
             assert_eq!(found(Method::GET, path), "400", "{path}");
         }
         assert_eq!(found(Method::PUT, "/v1/designs/x/DOWNLOAD"), "-", "not a method of the export");
+    }
+
+    #[test]
+    fn what_needs_no_encoding_is_no_way_around_if_it_is_encoded() {
+        let by_path =
+            |path: &str| Routes::new(vec![route("download", &[Method::GET], path, Action::Download)]).unwrap();
+        let found = |path: &str, target: &str| match by_path(path).find(
+            &Method::GET,
+            &target.parse().unwrap(),
+            &HeaderMap::new(),
+        ) {
+            Match::Unmatched => "-",
+            Match::Misread(_) => "400",
+            Match::Route(_) => "export",
+        };
+        let cases = [
+            ("/d/{design}/image@2x", "/d/x/image@2x", "export"),
+            ("/d/{design}/image@2x", "/d/%40x/image@2x", "export"),
+            ("/d/{design}/image@2x", "/d/x/image%402x", "400"),
+            ("/d/{design}/image@2x", "/d/x/image%2540", "-"),
+            ("/d/{design}/image@2x", "/d/x/other%40", "-"),
+            ("/export:png/{design}", "/export%3apng/x", "400"),
+            ("/export:png/{design}", "/export%3Apng/x", "400"),
+            ("/t%C3%A9l/{design}", "/t%C3%A9l/x", "export"),
+            ("/t%C3%A9l/{design}", "/t%c3%a9l/x", "400"),
+            ("/my%20files/{design}", "/my%20files/x", "export"),
+            ("/my%20files/{design}", "/my+files/x", "-"),
+        ];
+        for (path, target, expected) in cases {
+            assert_eq!(found(path, target), expected, "{target} on {path}");
+        }
     }
 
     #[test]

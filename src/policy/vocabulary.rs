@@ -56,9 +56,17 @@ impl Action {
     }
 }
 
+/// What is between two names of features, in any text.
+pub const FEATURES_END_AT: [char; 2] = [',', ';'];
+
 /// Names of features in a text: between blanks, commas or semicolons.
 pub fn feature_names(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|c: char| c.is_whitespace() || matches!(c, ',' | ';')).filter(|name| !name.is_empty())
+    text.split(|c: char| c.is_whitespace() || FEATURES_END_AT.contains(&c)).filter(|name| !name.is_empty())
+}
+
+/// Names of features in a list of texts: there blanks are parts of names, as in `Virtual model`.
+pub fn listed_feature_names<'t>(texts: impl IntoIterator<Item = &'t str>) -> impl Iterator<Item = &'t str> {
+    texts.into_iter().flat_map(|text| text.split(FEATURES_END_AT)).map(str::trim).filter(|name| !name.is_empty())
 }
 
 /// Where the user is (counting rules, section 5).

@@ -189,6 +189,14 @@ fn shared_caches_may_not_keep_what_was_charged() {
     let (backend, gate) = stage(Reply::with("200 OK", &["cache-control: public, max-age=60"], b"an image"));
     let answer = get(gate.address, DOWNLOAD, &[&Token::of("u").line()]);
     assert_eq!(answer.header("cache-control"), Some("private, max-age=60"));
+    let of_some =
+        ["cdn-cache-control", "Vendor-CDN-Cache-Control", "surrogate-control", "edge-control", "x-accel-expires"];
+    let fields = of_some.map(|name| format!("{name}: max-age=60"));
+    let fields: Vec<&str> = fields.iter().map(String::as_str).chain(["x-accel-buffering: no"]).collect();
+    backend.will(Reply::with("200 OK", &fields, b"an image"));
+    let answer = get(gate.address, DOWNLOAD, &[&Token::of("u").line()]);
+    assert!(of_some.iter().all(|name| answer.header(&name.to_ascii_lowercase()).is_none()), "{:?}", answer.headers);
+    assert_eq!((answer.header("cache-control"), answer.header("x-accel-buffering")), (Some("private"), Some("no")));
     backend.will(Reply::with("200 OK", &["cache-control: public"], b"a preview"));
     let preview = get(gate.address, "/v1/designs/d1/preview", &[]);
     assert_eq!(preview.header("cache-control"), Some("public"), "what is no export is left alone");

@@ -476,6 +476,21 @@ fn a_feature_that_nobody_has_configured_is_reported_once_and_counts_as_configure
 }
 
 #[test]
+fn a_feature_may_have_blanks_in_its_name() {
+    let (renderer, service) = (Backend::start(Reply::image()), Backend::start(features(&["Virtual model"])));
+    let setup = setup(&renderer, &service).set("EXPORT_GATE__DESIGNS__AI_FEATURES", r#"["Virtual model", "logo"]"#);
+    let gate = setup.clone().set("EXPORT_GATE__DESIGNS__SOURCES", r#"["claim", "service"]"#).start();
+    assert_eq!(export(&gate, &silent("u")), 200);
+    service.will(features(&["crop", "logo mask"]));
+    assert_eq!(get(gate.address, "/v1/designs/d2/download", &[&silent("u").line()]).status, 200);
+    let claimed = silent("u").with("ai_features", json!(["crop", "virtual Model"]));
+    assert_eq!(export(&gate, &claimed), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 3);
+    let ended = setup.try_start().err().unwrap();
+    assert!(ended.log.join("\n").contains("a header cannot name `Virtual model`"), "{ended:?}");
+}
+
+#[test]
 fn a_service_that_begins_to_fail_is_reported_once() {
     let (_renderer, service, gate) = stage(Reply::json("500 Internal Server Error"));
     for design in 0..20 {

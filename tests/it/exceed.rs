@@ -5,6 +5,7 @@ use serde_json::json;
 use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, request};
 
 const DOWNLOAD: &str = "/v1/designs/d1/download";
+const JSON: &str = "content-type: application/json";
 
 fn backend() -> Backend {
     Backend::start(Reply::image())
@@ -98,6 +99,26 @@ fn deny_beats_degrade_and_both_count_nothing_of_what_they_stop() {
     assert_eq!(send().status, 429);
     assert_eq!((gate.used("u", "ai-exports"), gate.used("u", "full-size")), (2, 1));
     assert_eq!(outcome(&gate, "admitted", "degraded"), 1.0);
+}
+
+#[test]
+fn no_client_talks_the_gate_out_of_what_degrades_an_export() {
+    let backend = backend();
+    let degrade = "counts = { ai = true }\nwindow = { calendar = \"week\" }\non_exceed = \"degrade\"\n\
+                   degrade = { set_headers = { x-watermark = \"1\" } }\nlimits = { free = 0, pro = 0, max = 0 }";
+    let gate = with_meter(&backend, "unmarked", degrade).start();
+    let token = Token::of("u").plan("max").ai().line();
+    for connection in [
+        &["connection: x-watermark"][..],
+        &["connection: keep-alive, X-Watermark"],
+        &["connection: keep-alive", "connection: x-hop ,x-watermark", "x-hop: 1"],
+    ] {
+        let fields: Vec<&str> = connection.iter().copied().chain([&*token]).collect();
+        let answer = get(gate.address, DOWNLOAD, &fields);
+        assert_eq!((answer.status, answer.header("export-degraded")), (200, Some("\"unmarked\"")));
+        let seen = backend.last();
+        assert_eq!((seen.header("x-watermark"), seen.header("x-hop")), (Some("1"), None), "{connection:?}");
+    }
 }
 
 #[test]
@@ -232,7 +253,7 @@ fn a_key_covers_no_more_than_what_was_charged_for_it() {
     let gate = Setup::example("c-batches-of-a-team", backend.address).start();
     let token = Token::of("u").plan("starter").with("team", json!("acme")).line();
     let send = |count: u32| {
-        let lines = [&*token, "idempotency-key: k"];
+        let lines = [&*token, "idempotency-key: k", JSON];
         let body = format!(r#"{{"images":{count}}}"#);
         request(gate.address, "POST", "/v1/designs/d1/batch", &lines, body.as_bytes()).status
     };
@@ -242,6 +263,37 @@ fn a_key_covers_no_more_than_what_was_charged_for_it() {
     assert_eq!((send(50), send(50)), (200, 200));
     assert_eq!(used(), 52, "another body is another request");
     assert_eq!(send(100), 429);
+}
+
+#[test]
+fn a_body_that_a_backend_may_read_otherwise_counts_nothing_and_reaches_nobody() {
+    let backend = backend();
+    let gate = Setup::example("c-batches-of-a-team", backend.address).start();
+    let token = Token::of("u").plan("starter").with("team", json!("acme")).line();
+    let send = |fields: &[&str]| {
+        let fields = [&[&*token], fields].concat();
+        request(gate.address, "POST", "/v1/designs/d1/batch", &fields, br#"{"images":1,"x":"&images=40&"}"#)
+    };
+    for fields in [
+        &["content-type: application/x-www-form-urlencoded"][..],
+        &[],
+        &["content-type: text/plain"],
+        &["content-type: application/json; charset=utf-16"],
+        &[JSON, "content-type: application/x-www-form-urlencoded"],
+        &[JSON, "content_type: application/x-www-form-urlencoded"],
+        &[JSON, "connection: content-type"],
+    ] {
+        let answer = send(fields);
+        assert_eq!(answer.status, 400, "{fields:?}");
+        assert!(answer.json()["detail"].as_str().unwrap().contains("application/json"), "{answer:?}");
+    }
+    assert!(backend.seen().is_empty());
+    for media_type in
+        ["application/json; charset=\"UTF-8\"", "application/json;charset=utf-8", "application/vnd.api+json"]
+    {
+        assert_eq!(send(&[&format!("content-type: {media_type}")]).status, 200, "{media_type}");
+    }
+    assert_eq!(gate.usage("u?team=acme&plan=starter", "weekly-images")["used"], 3);
 }
 
 #[test]
@@ -286,7 +338,7 @@ fn a_meter_that_only_watches_refuses_nobody_for_what_it_cannot_tell() {
     assert_eq!(request(gate.address, "POST", DOWNLOAD, &[&member], long.as_bytes()).status, 200);
     assert_eq!(backend.last().body.len(), 70_000);
     assert_eq!(gate.metric("exportgate_untold_total{meter=\"what-if\"}"), 2.0);
-    assert_eq!(request(gate.address, "POST", DOWNLOAD, &[&member], br#"{"images":3}"#).status, 200);
+    assert_eq!(request(gate.address, "POST", DOWNLOAD, &[&member, JSON], br#"{"images":3}"#).status, 200);
     assert_eq!(gate.usage("v?team=acme&plan=pro", "what-if")["used"], 3);
 }
 
@@ -317,7 +369,7 @@ fn a_key_covers_what_was_delivered_and_not_what_the_backend_could_not_make() {
     let send = |report: &str| {
         let report = format!("x-images-rendered: {report}");
         backend.will(Reply::with("200 OK", &["content-type: application/zip", &report], b"images"));
-        let lines = [&*token, "idempotency-key: k"];
+        let lines = [&*token, "idempotency-key: k", JSON];
         request(gate.address, "POST", "/v1/designs/d1/batch", &lines, br#"{"images":10}"#).status
     };
     let used = || gate.usage("u?team=acme&plan=starter", "weekly-images")["used"].clone();

@@ -11,6 +11,7 @@ use crate::design::{
     BadTemplate, FeatureOptions, Options, ServiceOptions, Source, Template, Times, UnknownDesign, UnknownFeature,
 };
 use crate::net::Trust;
+use crate::policy::FEATURES_END_AT;
 
 use super::{Problems, Surroundings, header, positive};
 
@@ -80,6 +81,20 @@ fn features(raw: &raw::Designs, problems: &mut Problems) -> FeatureOptions {
         let path = ["designs", "plain_features", &index.to_string()];
         let problem = Problem::at(&path, format!("`{name}` is in ai_features as well"));
         problems.add(problem.help("keep it in one of the lists"));
+    }
+    let lists = [("ai_features", &raw.ai_features), ("plain_features", &raw.plain_features)];
+    for (key, list) in lists {
+        for (index, name) in list.iter().enumerate() {
+            let path = ["designs", key, &index.to_string()];
+            if name.contains(FEATURES_END_AT) {
+                let problem =
+                    Problem::at(&path, format!("nothing is named `{name}`: names end at commas and semicolons"));
+                problems.add(problem.help("write each name by itself"));
+            } else if raw.sources.contains(&raw::DesignSource::Header) && name.contains(char::is_whitespace) {
+                let problem = Problem::at(&path, format!("a header cannot name `{name}`: names end at blanks there"));
+                problems.add(problem.help("write it as the header has it, or take \"header\" out of sources"));
+            }
+        }
     }
     FeatureOptions {
         ai: raw.ai_features.clone(),

@@ -37,6 +37,16 @@ pub(super) fn routes(raw: &[raw::Route], problems: &mut Problems) -> Routes {
 }
 
 /// `None` if there is no telling what the route would be; a problem says why.
+/// A path with what no URL has in it percent-encoded.
+fn as_in_a_url(path: &str) -> String {
+    let spelt = |byte: u8| match byte {
+        b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'|' => format!("%{byte:02X}"),
+        byte if byte.is_ascii_graphic() => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    path.bytes().map(spelt).collect()
+}
+
 fn route(index: usize, raw: &raw::Route, problems: &mut Problems) -> Option<Route> {
     let index = index.to_string();
     let path = |key| ["routes", &index, key];
@@ -44,9 +54,16 @@ fn route(index: usize, raw: &raw::Route, problems: &mut Problems) -> Option<Rout
     if raw.path.contains(['?', '#']) {
         let problem = Problem::at(&path("path"), "a path has no query");
         problems.add(problem.help("write the query's conditions as query = { name = \"value\" }"));
+        return None;
     }
     let pattern = Pattern::parse(&raw.path).map_err(|wrong| {
-        problems.add(Problem::at(&path("path"), wrong).help("write e.g. \"/v1/designs/{design}/download\""));
+        let spelt = as_in_a_url(&raw.path);
+        let example = if spelt == raw.path {
+            "e.g. \"/v1/designs/{design}/download\"".to_owned()
+        } else {
+            format!("\"{spelt}\"")
+        };
+        problems.add(Problem::at(&path("path"), wrong).help(format!("write {example}")));
     });
     let pattern = pattern.ok()?;
     let methods = raw.methods.iter().enumerate().filter_map(|(at, text)| {

@@ -203,7 +203,6 @@ pub(crate) fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
     /// Read by whoever reads why a test has failed.
-    #[expect(dead_code, reason = "shown by Debug")]
     pub(crate) log: Vec<String>,
 }
 
