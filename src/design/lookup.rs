@@ -16,6 +16,7 @@ const DIED: &str = "the fetch died";
 /// Asks the metadata service as rarely as it may. Fetches end when it is dropped.
 #[derive(Debug)]
 pub(super) struct Lookup {
+    options: Options,
     shared: Arc<Shared>,
     /// Fetches are tasks of their own: a client that hangs up ends none that others wait for.
     tasks: Mutex<JoinSet<()>>,
@@ -33,9 +34,14 @@ struct Shared {
 impl Lookup {
     pub(super) fn new(options: Options, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Self {
         let cache = FactsCache::new(options.cache_bytes, options.times);
-        let service = Service::new(options, clock.clone());
+        let service = Service::new(options.clone(), clock.clone());
         let shared = Shared { service, cache, flights: Flights::default(), metrics, clock };
-        Self { shared: Arc::new(shared), tasks: Mutex::default() }
+        Self { options, shared: Arc::new(shared), tasks: Mutex::default() }
+    }
+
+    /// Whether it asks just as these say.
+    pub(super) fn asks_by(&self, options: &Options) -> bool {
+        self.options == *options
     }
 
     /// What the service says of a design, for a request that names this version of it, or none. Takes no longer than a fetch may.

@@ -142,23 +142,30 @@ pub struct Designs {
     trusted_hops: Vec<IpNet>,
     unknown_design: UnknownDesign,
     features: Features,
-    service: Option<Lookup>,
+    service: Option<Arc<Lookup>>,
     metrics: Arc<Metrics>,
 }
 
 impl Designs {
     /// Facts from the sources of `options`.
     pub fn new(options: Options, clock: Arc<dyn Clock>) -> Self {
-        Self::counting(Arc::default(), options, clock)
+        Self::after(None, options, clock)
     }
 
-    /// Others in place of these, which go on with their metrics.
+    /// Others in place of these, which go on with their metrics; and with what the metadata service said, if it is asked as it was.
     #[must_use]
     pub fn succeed(&self, options: Options, clock: Arc<dyn Clock>) -> Self {
-        Self::counting(self.metrics.clone(), options, clock)
+        Self::after(Some(self), options, clock)
     }
 
-    fn counting(metrics: Arc<Metrics>, options: Options, clock: Arc<dyn Clock>) -> Self {
+    fn after(before: Option<&Self>, options: Options, clock: Arc<dyn Clock>) -> Self {
+        let metrics = before.map(|before| before.metrics.clone()).unwrap_or_default();
+        let known = before.and_then(|before| before.service.clone());
+        let service = options.service.map(|options| match known.filter(|known| known.asks_by(&options)) {
+            // The service may be down just now.
+            Some(known) => known,
+            None => Arc::new(Lookup::new(options, metrics.clone(), clock)),
+        });
         Self {
             sources: options.sources,
             header: options.header,
@@ -166,7 +173,7 @@ impl Designs {
             trusted_hops: options.trusted_hops,
             unknown_design: options.unknown_design,
             features: Features::new(options.features, metrics.clone()),
-            service: options.service.map(|service| Lookup::new(service, metrics.clone(), clock)),
+            service,
             metrics,
         }
     }
@@ -239,7 +246,7 @@ impl Designs {
 
     /// Brings those metrics up to date that are not counted as things happen.
     pub fn refresh_metrics(&self) {
-        self.metrics.observe(self.service.as_ref().map_or(0, Lookup::cache_bytes));
+        self.metrics.observe(self.service.as_ref().map_or(0, |service| service.cache_bytes()));
     }
 
     /// Whether `peer` is a trusted hop.

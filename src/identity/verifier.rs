@@ -52,6 +52,30 @@ pub struct Options {
     pub cache_bytes: u64,
 }
 
+/// Where keys come from.
+#[derive(PartialEq, Eq)]
+struct KeySource {
+    configured: Vec<Key>,
+    remote: Option<remote::Options>,
+}
+
+impl KeySource {
+    /// Its keys: those that are configured, until others are fetched.
+    fn keys(
+        &self,
+        metrics: &Arc<Metrics>,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<(Arc<Keys>, Option<Arc<Remote>>), (usize, BadKey)> {
+        let configured = keys::configured(self.configured.clone())?;
+        let keys = Arc::new(Keys::new(KeySet::new(0, configured.clone())));
+        let remote = self.remote.clone().map(|options| {
+            let remote = Remote::new(options, configured, keys.clone(), metrics.clone(), clock.clone());
+            Arc::new(remote)
+        });
+        Ok((keys, remote))
+    }
+}
+
 /// Turns tokens into callers.
 pub struct Verifier {
     issuer: String,
@@ -60,6 +84,7 @@ pub struct Verifier {
     types: Vec<String>,
     places: Places,
     claims: ClaimPointers,
+    source: KeySource,
     keys: Arc<Keys>,
     remote: Option<Arc<Remote>>,
     cache: Option<TokenCache>,
@@ -83,25 +108,26 @@ impl Verifier {
     ///
     /// The index of the first configured key that cannot be used, and why.
     pub fn new(options: Options, clock: Arc<dyn Clock>) -> Result<Self, (usize, BadKey)> {
-        Self::counting(Arc::default(), options, clock)
+        Self::after(None, options, clock)
     }
 
-    /// Another verifier in place of this one, which goes on with its metrics.
+    /// Another verifier in place of this one, which goes on with its metrics; and with its keys, if they come from where they did.
     ///
     /// # Errors
     ///
     /// As [`new`](Self::new).
     pub fn succeed(&self, options: Options) -> Result<Self, (usize, BadKey)> {
-        Self::counting(self.metrics.clone(), options, self.clock.clone())
+        Self::after(Some(self), options, self.clock.clone())
     }
 
-    fn counting(metrics: Arc<Metrics>, options: Options, clock: Arc<dyn Clock>) -> Result<Self, (usize, BadKey)> {
-        let configured = keys::configured(options.keys)?;
-        let keys = Arc::new(Keys::new(KeySet::new(0, configured.clone())));
-        let remote = options.remote.map(|options| {
-            let remote = Remote::new(options, configured, keys.clone(), metrics.clone(), clock.clone());
-            Arc::new(remote)
-        });
+    fn after(before: Option<&Self>, options: Options, clock: Arc<dyn Clock>) -> Result<Self, (usize, BadKey)> {
+        let metrics = before.map(|before| before.metrics.clone()).unwrap_or_default();
+        let source = KeySource { configured: options.keys, remote: options.remote };
+        let (keys, remote) = match before.filter(|before| before.source == source) {
+            // Their server may be down just now.
+            Some(before) => (before.keys.clone(), before.remote.clone()),
+            None => source.keys(&metrics, &clock)?,
+        };
         Ok(Self {
             issuer: options.issuer,
             audience: options.audience,
@@ -109,6 +135,7 @@ impl Verifier {
             types: options.types,
             places: options.places,
             claims: options.claims,
+            source,
             keys,
             remote,
             cache: (options.cache_bytes > 0).then(|| TokenCache::new(options.cache_bytes)),

@@ -130,8 +130,9 @@ impl Reloader {
         }
 
         let mut shown = Shown { policy: config.policy.clone(), ..self.shown.clone() };
-        let keys_changed = config.identity != self.config.identity;
-        if keys_changed {
+        let (before, now) = (&self.config.identity, &config.identity);
+        let keys_changed = (&before.keys, &before.remote) != (&now.keys, &now.remote);
+        if before != now {
             let verifier = shown.verifier.succeed(config.identity.clone());
             shown.verifier = Arc::new(verifier.map_err(|(_, bad)| bad.to_string())?);
         }

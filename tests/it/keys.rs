@@ -17,7 +17,7 @@ const DOWNLOAD: &str = "/v1/designs/d1/download";
 const KEYS: &str = "keys = [\n  { kid = \"dev\", alg = \"HS256\", secret_env = \"EXPORT_GATE_JWT_SECRET\" },";
 
 /// A key of the fixtures, as servers publish it.
-fn jwk(algorithm: &str, kid: &str) -> Value {
+pub(crate) fn jwk(algorithm: &str, kid: &str) -> Value {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/keys/public.jwk.json");
     let all: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     let mut jwk = all[algorithm].clone();
@@ -27,12 +27,12 @@ fn jwk(algorithm: &str, kid: &str) -> Value {
     jwk
 }
 
-fn set(keys: &[Value]) -> Reply {
+pub(crate) fn set(keys: &[Value]) -> Reply {
     Reply::with("200 OK", &["content-type: application/json"], json!({ "keys": keys }).to_string().as_bytes())
 }
 
 /// A token's `Authorization` line, signed by the fixtures' private key.
-fn line(token: &Token, algorithm: &str, kid: &str) -> String {
+pub(crate) fn line(token: &Token, algorithm: &str, kid: &str) -> String {
     let pem = |name: &str| {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/keys/{name}.private.pem"));
         std::fs::read(file).unwrap()
@@ -49,11 +49,11 @@ fn line(token: &Token, algorithm: &str, kid: &str) -> String {
 }
 
 /// A gate that takes its keys from a server.
-fn gate_with(backend: SocketAddr, jwks: &str) -> Setup {
+pub(crate) fn gate_with(backend: SocketAddr, jwks: &str) -> Setup {
     Setup::before(backend).replacing(KEYS, &format!("jwks = {{ {jwks} }}\nkeys = ["))
 }
 
-fn at(server: SocketAddr, more: &str) -> String {
+pub(crate) fn at(server: SocketAddr, more: &str) -> String {
     format!("url = \"http://{server}/keys.json\"{more}")
 }
 

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::keys::{at, gate_with, jwk, line, set};
 use crate::support::{Backend, Gate, Reply, Setup, Token, certify, eventually, get, post, read_until, request};
 
 const DOWNLOAD: &str = "/v1/designs/d1/download";
@@ -163,6 +164,32 @@ fn a_session_goes_on_under_another_configuration() {
     change(&gate, LIMITS, "limits = { free = 1, pro = 30, max = 120 }");
     assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
     assert_eq!(gate.used("u", "ai-exports"), 1);
+}
+
+#[test]
+fn what_was_fetched_goes_on_counting_if_only_something_else_changes_while_nobody_can_be_asked() {
+    let backend = Backend::start(Reply::image());
+    let keys = Backend::start(set(&[jwk("RS256", "r")]));
+    let facts = Reply::with("200 OK", &["content-type: application/json"], br#"{"ai_features":["logo"]}"#);
+    let service = Backend::start(facts);
+    let gate = gate_with(backend.address, &at(keys.address, ""))
+        .set("EXPORT_GATE__DESIGNS__SOURCES", r#"["service"]"#)
+        .set("EXPORT_GATE__DESIGNS__SERVICE__URL", &format!("http://{}/{{design}}", service.address))
+        .start();
+    let user = line(&Token::of("u").plan("max"), "RS256", "r");
+    let export = || get(gate.address, DOWNLOAD, &[&user]).status;
+    eventually("there are keys", || export() == 200);
+    keys.will(Reply::RawThenClose(Vec::new()));
+    service.will(Reply::RawThenClose(Vec::new()));
+    assert_eq!(export(), 200);
+    for (old, new) in [
+        ("unknown_design = \"refuse\"", "unknown_design = \"refuse\"\nplain_features = [\"crop\"]"),
+        ("[identity.claims]", "leeway = \"7s\"\n\n[identity.claims]"),
+        ("leeway = \"7s\"\n\n[identity.claims]", "[identity.claims]"),
+    ] {
+        change(&gate, old, new);
+        assert_eq!(export(), 200, "{new}");
+    }
 }
 
 #[test]
