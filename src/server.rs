@@ -40,7 +40,7 @@ use crate::ledger::{self, LastFlushFailed, Ledger};
 use crate::store::Embedded;
 use activity::InFlight;
 use backends::{Backends, ways};
-use connection::Common;
+use connection::{Common, Streams};
 use front::Current;
 use listener::ACCEPT_PAUSE;
 use places::Places;
@@ -209,6 +209,7 @@ impl Server {
             clock: self.clock,
             tunnels: self.tunnels,
             ending,
+            streams: Streams::default(),
         });
         let served = listener::serve(self.listener, places, common, end, drain_timeout, shutdown);
         let served = tokio::spawn(served).await;

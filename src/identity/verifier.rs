@@ -52,6 +52,9 @@ pub struct Options {
     pub cache_bytes: u64,
 }
 
+/// Keys, and who fetches them if somebody does.
+type Fetched = (Arc<Keys>, Option<Arc<Remote>>);
+
 /// Where keys come from.
 #[derive(PartialEq, Eq)]
 struct KeySource {
@@ -61,11 +64,7 @@ struct KeySource {
 
 impl KeySource {
     /// Its keys: those that are configured, until others are fetched.
-    fn keys(
-        &self,
-        metrics: &Arc<Metrics>,
-        clock: &Arc<dyn Clock>,
-    ) -> Result<(Arc<Keys>, Option<Arc<Remote>>), (usize, BadKey)> {
+    fn keys(&self, metrics: &Arc<Metrics>, clock: &Arc<dyn Clock>) -> Result<Fetched, (usize, BadKey)> {
         let configured = keys::configured(self.configured.clone())?;
         let keys = Arc::new(Keys::new(KeySet::new(0, configured.clone())));
         let remote = self.remote.clone().map(|options| {

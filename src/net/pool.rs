@@ -1,8 +1,9 @@
 //! The connections to one endpoint.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -134,6 +135,8 @@ pub struct Pool<B> {
     http2: http2::Connections<B>,
     /// Whether the server may choose, and has chosen HTTP/1.1: several connections may be made at once.
     chose_http1: AtomicBool,
+    /// Which of the addresses that the name stands for took a connection last.
+    good_address: AtomicUsize,
     /// Held while a connection is made that others wait for.
     connecting: tokio::sync::Mutex<()>,
 }
@@ -188,6 +191,7 @@ where
             http1: Arc::new(http1::Connections::new(options, clock.clone())),
             http2: http2::Connections::new(options, clock),
             chose_http1: AtomicBool::new(false),
+            good_address: AtomicUsize::new(0),
             connecting: tokio::sync::Mutex::default(),
         }
     }
@@ -354,7 +358,7 @@ where
 
     async fn reach(&self, protocol: Protocol) -> io::Result<Lease<B>> {
         let addresses = self.resolver.addresses().await?;
-        let stream = TcpStream::connect(&*addresses).await?;
+        let stream = self.connect_to_any(&addresses).await?;
         stream.set_nodelay(true)?;
         let stream = LastWords::new(stream);
         let Some(tls) = self.origin.tls() else {
@@ -366,6 +370,8 @@ where
         let stream = tls.connect(stream, protocol).await?;
         let chosen = stream.get_ref().1.alpn_protocol();
         if chosen == Some(H2) {
+            // From now on it is shared, whatever the server chose before.
+            self.chose_http1.store(false, Ordering::Relaxed);
             return self.http2.begin(stream).await.map(Lease::http2);
         }
         match protocol {
@@ -374,6 +380,26 @@ where
             Protocol::Http1 => {}
         }
         self.begin_http1(stream).await
+    }
+
+    /// Each address has its share of the time, or one that swallows packets would keep those after it from being tried. The one that was
+    /// good last is the first.
+    async fn connect_to_any(&self, addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+        let first = self.good_address.load(Ordering::Relaxed);
+        let mut failure = io::Error::from(io::ErrorKind::NotFound);
+        for turn in 0..addresses.len() {
+            let place = first.wrapping_add(turn) % addresses.len();
+            let share = self.connect_timeout / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+            match tokio::time::timeout(share, TcpStream::connect(addresses[place])).await {
+                Ok(Ok(stream)) => {
+                    self.good_address.store(place, Ordering::Relaxed);
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => failure = error,
+                Err(_) => failure = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        Err(failure)
     }
 
     async fn begin_http1<IO>(&self, stream: IO) -> io::Result<Lease<B>>
@@ -486,6 +512,30 @@ mod tests {
             assert_eq!(matches!(failed, SendError::Late(_)), is_late, "{failed}");
         }
         assert_eq!(from_now(Duration::ZERO) - began, Duration::from_secs(11));
+    }
+
+    #[tokio::test]
+    async fn an_address_that_swallows_packets_does_not_keep_the_next_from_being_tried() {
+        let full = tokio::net::TcpSocket::new_v4().unwrap();
+        full.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let full = full.listen(1).unwrap();
+        let swallows = full.local_addr().unwrap();
+        // More than wait for being accepted.
+        let _waiting: Vec<_> = (0..4).map(|_| tokio::spawn(TcpStream::connect(swallows))).collect();
+        while tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(swallows)).await.is_ok() {}
+        let good = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addresses = [swallows, good.local_addr().unwrap()];
+        let origin = "http://two.test/".parse::<Url>().unwrap().origin(&Trust::default());
+        let options = Options { connect_timeout: Duration::from_secs(1), ..Options::default() };
+        let pool = Pool::<Empty<Bytes>>::new(origin, &options, Arc::new(SystemClock::new()));
+        for expected in [1, 1] {
+            let stream = pool.connect_to_any(&addresses).await.unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), addresses[expected]);
+            assert_eq!(pool.good_address.load(Ordering::Relaxed), expected);
+        }
+        drop(good);
+        assert!(pool.connect_to_any(&addresses).await.is_err());
+        assert!(pool.connect_to_any(&[]).await.is_err());
     }
 
     proptest! {

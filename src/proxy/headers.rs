@@ -45,6 +45,10 @@ pub(super) fn strip_connection_fields(headers: &mut HeaderMap) -> Vec<HeaderName
     if !headers.keys().any(|name| CONNECTION_FIELDS.contains(name)) {
         return named;
     }
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // It was read by that, and is not so long (RFC 9112, section 6.3).
+        headers.remove(CONTENT_LENGTH);
+    }
     if headers.contains_key(CONNECTION) {
         let lines = headers.get_all(CONNECTION).iter().filter_map(|line| line.to_str().ok());
         let names = lines.flat_map(|line| line.split(',')).filter_map(|name| name.trim().parse::<HeaderName>().ok());
@@ -153,7 +157,7 @@ fn drop_claims(headers: &mut HeaderMap, trusted_headers: &[HeaderName]) {
         let is_listed = name.starts_with(['x', 'f'])
             && (matches!(name, "forwarded" | "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto")
                 || OVERRIDES.contains(&name));
-        is_listed || trusted_headers.iter().any(|trusted| trusted == name)
+        is_listed || trusted_headers.iter().any(|trusted| are_alike(trusted.as_str(), name))
     };
     // Nearly all requests have none: look before collecting, at bytes.
     let suspicious = |name: &HeaderName| match name.as_str() {
@@ -166,6 +170,12 @@ fn drop_claims(headers: &mut HeaderMap, trusted_headers: &[HeaderName]) {
             headers.remove(name);
         }
     }
+}
+
+/// Whether two names are the same for those who read `_` and `.` as `-`.
+fn are_alike(name: &str, other: &str) -> bool {
+    let plain = |byte: u8| if matches!(byte, b'_' | b'.') { b'-' } else { byte };
+    name.len() == other.len() && name.bytes().map(plain).eq(other.bytes().map(plain))
 }
 
 /// Adds to a list field.
@@ -252,9 +262,13 @@ mod tests {
             ("x_http.method_override", "GET"),
             ("x-design-ai-features", ""),
             ("x_design_ai_features", ""),
+            ("x-version", "1"),
+            ("x_version", "1"),
+            ("x.version", "1"),
             ("accept", "*/*"),
         ]);
-        Hop::new([192, 0, 2, 7].into(), false, true).put(&mut sent, &[HeaderName::from_static("x-design-ai-features")]);
+        let trusted = ["x-design-ai-features", "x_version"].map(HeaderName::from_static);
+        Hop::new([192, 0, 2, 7].into(), false, true).put(&mut sent, &trusted);
         let expected =
             ["accept", "forwarded", "host", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
         assert_eq!(names(&sent), expected);

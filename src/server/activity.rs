@@ -52,6 +52,8 @@ pub(super) struct Activity {
     written: AtomicU64,
     /// Whether the operating system has no room for what is to be written.
     is_full: AtomicBool,
+    /// Uploads that have not ended: one may last longer than its request's answer.
+    uploads: AtomicUsize,
     /// Uploads that wait for the client, and answers that it has yet to take.
     uploads_waiting: AtomicUsize,
     answers_waiting: AtomicUsize,
@@ -73,6 +75,7 @@ impl Activity {
             read: AtomicU64::new(now),
             written: AtomicU64::new(now),
             is_full: AtomicBool::new(false),
+            uploads: AtomicUsize::new(0),
             uploads_waiting: AtomicUsize::new(0),
             answers_waiting: AtomicUsize::new(0),
             left_an_upload: AtomicBool::new(false),
@@ -102,7 +105,10 @@ impl Activity {
     pub(super) fn has_read(&self) {
         let now = self.now();
         self.read.store(now, Relaxed);
-        let begins_a_head = self.in_flight.load(Relaxed) == 0 && !self.multiplexed.load(Relaxed);
+        let begins_a_head = self.is_between_requests()
+            // What is read may be the rest of it.
+            && !self.left_an_upload.load(Relaxed)
+            && !self.multiplexed.load(Relaxed);
         if begins_a_head && self.head.load(Relaxed) == 0 {
             self.head.store(now + 1, Relaxed);
         }
@@ -120,6 +126,20 @@ impl Activity {
     fn request_begins(&self) {
         self.in_flight.fetch_add(1, Relaxed);
         self.head.store(0, Relaxed);
+        if !self.multiplexed.load(Relaxed) {
+            // What was before it has been read after all.
+            self.left_an_upload.store(false, Relaxed);
+        }
+    }
+
+    fn is_between_requests(&self) -> bool {
+        self.in_flight.load(Relaxed) == 0 && self.uploads.load(Relaxed) == 0
+    }
+
+    /// Whether nothing has begun that is to end.
+    pub(super) fn is_at_rest(&self) -> bool {
+        let reads_a_head = self.head.load(Relaxed) > 0 && !self.multiplexed.load(Relaxed);
+        self.is_between_requests() && !self.is_full.load(Relaxed) && !reads_a_head
     }
 
     fn request_ends(&self) {
@@ -153,7 +173,7 @@ impl Activity {
         if self.uploads_waiting.load(Relaxed) > 0 {
             within(left(self.read.load(Relaxed), patience.body), "an upload stands still");
         }
-        let between_requests = self.in_flight.load(Relaxed) == 0 && !self.is_full.load(Relaxed);
+        let between_requests = self.is_between_requests() && !self.is_full.load(Relaxed);
         if let Some(began) = self.head.load(Relaxed).checked_sub(1).filter(|_| between_requests) {
             within(left(began, patience.head), "no whole head of a request came");
         } else if between_requests {
@@ -224,7 +244,8 @@ pub(super) struct UploadUnderWay {
 }
 
 impl UploadUnderWay {
-    pub(super) const fn new(activity: Arc<Activity>) -> Self {
+    pub(super) fn new(activity: Arc<Activity>) -> Self {
+        activity.uploads.fetch_add(1, Relaxed);
         Self { activity, waits: false, has_ended: false }
     }
 
@@ -248,6 +269,8 @@ impl Drop for UploadUnderWay {
         if !self.has_ended {
             self.activity.left_an_upload.store(true, Relaxed);
         }
+        self.activity.ended.store(self.activity.now(), Relaxed);
+        self.activity.uploads.fetch_sub(1, Relaxed);
     }
 }
 
@@ -305,6 +328,33 @@ mod tests {
         drop(UnderWay::new(activity.clone()));
         clock.advance(75 * SECOND);
         assert_eq!(activity.verdict(&PATIENCE), Verdict::Idle);
+    }
+
+    #[test]
+    fn the_rest_of_an_upload_is_no_head_though_its_answer_has_ended() {
+        let (clock, activity) = connection();
+        let request = UnderWay::new(activity.clone());
+        let mut upload = UploadUnderWay::new(activity.clone());
+        drop(request);
+        assert!(!activity.is_at_rest());
+        for _ in 0..20 {
+            upload.waits(true);
+            clock.advance(9 * SECOND);
+            activity.has_read();
+            upload.waits(false);
+            assert!(matches!(activity.verdict(&PATIENCE), Verdict::Fine(_)));
+        }
+        drop(upload);
+        activity.has_read();
+        clock.advance(11 * SECOND);
+        assert!(!stuck(&activity), "nobody wanted more of it, and the client goes on sending");
+        assert!(activity.may_be_sending() && activity.is_at_rest());
+        drop(UnderWay::new(activity.clone()));
+        assert!(!activity.may_be_sending(), "another request has begun: it had ended");
+        activity.has_read();
+        assert!(!activity.is_at_rest());
+        clock.advance(10 * SECOND);
+        assert!(stuck(&activity), "a head of one more");
     }
 
     #[test]

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
 
 use super::activity::{Activity, InFlight, Patience, Verdict};
 use super::front::{Client, Current, Exit, Front};
@@ -78,6 +80,36 @@ pub(super) struct Common {
     pub(super) tunnels: Gauge,
     /// True once the gate is to end.
     pub(super) ending: watch::Receiver<bool>,
+    /// What runs beside the connections.
+    pub(super) streams: Streams,
+}
+
+/// Runs the streams of HTTP/2, which are tasks of their own: each holds its charge, and ends soon after its connection, not with it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Streams(TaskTracker);
+
+impl Streams {
+    /// Waits until all have ended whose connections have, if that is soon.
+    pub(super) async fn ended(&self) {
+        const SOON: Duration = Duration::from_secs(5);
+        self.0.close();
+        if timeout(SOON, self.0.wait()).await.is_err() {
+            tracing::error!(
+                streams = self.0.len(),
+                "streams of connections that have ended go on: their charges may be lost"
+            );
+        }
+    }
+}
+
+impl<F> Executor<F> for Streams
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, stream: F) {
+        self.0.spawn(stream);
+    }
 }
 
 /// Serves a client until it leaves, does not do its part, or the gate ends.
@@ -134,7 +166,7 @@ impl Connection {
         let options = &self.options;
         if is_http2 {
             self.activity.multiplexed();
-            let mut http = http2::Builder::new(TokioExecutor::new());
+            let mut http = http2::Builder::new(self.common.streams.clone());
             http.timer(TokioTimer::new())
                 .max_header_list_size(u32::try_from(options.max_header_bytes).unwrap_or(u32::MAX))
                 .max_concurrent_streams(options.max_streams)
@@ -209,9 +241,12 @@ impl Connection {
                 _ = &mut ends, if !is_leaving => {
                     say_good_bye(connection.as_mut());
                     is_leaving = true;
+                    check.set(Seldom::new(sleep(GOOD_BYE)));
                 }
                 () = &mut check => {
                     let next = match self.activity.verdict(patience) {
+                        // By HTTP/2 a client has to answer the good-bye. One that sleeps does not.
+                        _ if is_leaving && self.activity.is_at_rest() => return,
                         Verdict::Fine(next) => next,
                         Verdict::Idle if is_leaving => return,
                         Verdict::Idle => {
@@ -224,7 +259,7 @@ impl Connection {
                             return;
                         }
                     };
-                    check.set(Seldom::new(sleep(next)));
+                    check.set(Seldom::new(sleep(if is_leaving { next.min(GOOD_BYE) } else { next })));
                 }
             }
         }

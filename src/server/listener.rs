@@ -59,8 +59,9 @@ pub(super) async fn serve(
     if tokio::time::timeout(drain_timeout, ended).await.is_err() {
         tracing::warn!(connections = connections.len(), "requests under way did not end in time and are cut off");
     }
-    // Cutting a connection off drops its charges, which settles them.
+    // Cutting a connection off drops its charges, which settles them; those of HTTP/2 are its streams'.
     connections.shutdown().await;
+    common.streams.ended().await;
 }
 
 /// The next connection, once there is a place for one; its place is `None` if its address has too many.

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use crate::support::{Backend, Reply, Setup, get, read_until, request, send_raw};
+use crate::support::{Backend, Reply, Setup, Token, get, read_until, request, send_raw};
 
 #[test]
 fn a_request_arrives_as_it_was_sent_but_for_what_belongs_to_the_connection() {
@@ -71,6 +71,21 @@ fn an_answer_arrives_as_it_was_sent_but_for_what_belongs_to_the_connection() {
     assert_eq!((answer.header("x-own"), answer.header("x-mine")), (Some("1"), None));
     for ours in ["x-request-id", "cache-control", "via", "ratelimit"] {
         assert_eq!(answer.header(ours), None, "the gate adds nothing to what it does not understand");
+    }
+}
+
+#[test]
+fn an_answer_that_is_chunked_is_not_as_long_as_it_says_besides() {
+    for length in ["3", "5", "900"] {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\ntransfer-encoding: chunked\r\n\r\n");
+        let backend = Backend::start(Reply::Raw(format!("{head}5\r\nhello\r\n0\r\n\r\n").into_bytes()));
+        let gate = Setup::before(backend.address).start();
+        for target in ["/x", "/v1/designs/d1/download"] {
+            let answer = get(gate.address, target, &[&Token::of("u").line()]);
+            assert_eq!((answer.status, answer.body.as_slice()), (200, &b"hello"[..]), "{length}");
+            assert_eq!(answer.header("content-length"), None);
+        }
+        assert_eq!(gate.used("u", "exports"), 1);
     }
 }
 

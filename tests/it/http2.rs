@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{Gate, Setup, Token, get, read_until, request};
+use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, read_until, request};
 
 const EXPORT: &str = "/v1/designs/d1/download";
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -415,6 +415,66 @@ fn whatever_a_client_does_the_gate_serves_and_counts_what_it_has_delivered() {
         assert_eq!(get(gate.address, "/page", &[]).status, 200, "after {name}");
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// 25 exports of one user on each of four connections.
+fn ask_for_many(gate: &Gate, token: &str) -> Vec<TcpStream> {
+    let connections = (0..4).map(|_| {
+        let mut stream = TcpStream::connect(gate.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let fields = fields("GET", EXPORT, &[("authorization", token)]);
+        let exports: Vec<u8> = (0..25).flat_map(|number| headers(END_STREAM, 2 * number + 1, &fields)).collect();
+        let room = frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
+        stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &room, &exports].concat()).unwrap();
+        stream
+    });
+    connections.collect()
+}
+
+#[test]
+fn a_gate_that_ends_before_its_streams_do_counts_what_they_have_delivered_and_nothing_else() {
+    let image = [b'x'; 1 << 20];
+    for (durability, delivers) in [("strict", false), ("periodic", true)] {
+        let reply = if delivers {
+            Reply::with("200 OK", &["content-type: image/png"], &image)
+        } else {
+            Reply::held(b"", b"").0
+        };
+        let backend = Backend::start(reply);
+        let gate = Setup::before(backend.address)
+            .set("EXPORT_GATE__SERVER__H2C", "true")
+            .set("EXPORT_GATE__SERVER__DRAIN_TIMEOUT", "50ms")
+            .set("EXPORT_GATE__LEDGER__DURABILITY", durability)
+            .start();
+        let line = Token::of("u").plan("max").ai().line();
+        let mut connections = ask_for_many(&gate, line.split_once(": ").unwrap().1);
+        eventually("all are at the backend", || backend.seen().len() == 100);
+        for stream in connections.iter_mut().filter(|_| delivers) {
+            let mut begun = BTreeSet::new();
+            while begun.len() < 25 {
+                let frame = read_frame(stream).unwrap();
+                begun.extend((frame.kind == DATA).then_some(frame.stream));
+            }
+        }
+        let gate = gate.restart();
+        assert_eq!(gate.used("u", "ai-exports"), if delivers { 100 } else { 0 }, "{durability}");
+    }
+}
+
+#[test]
+fn a_client_that_does_not_answer_the_good_bye_holds_no_gate_up() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address)
+        .set("EXPORT_GATE__SERVER__H2C", "true")
+        .set("EXPORT_GATE__SERVER__IDLE_TIMEOUT", "1h")
+        .set("EXPORT_GATE__SERVER__DRAIN_TIMEOUT", "1h")
+        .start();
+    let mut asleep = TcpStream::connect(gate.address).unwrap();
+    asleep.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    asleep.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &page(1)].concat()).unwrap();
+    while read_frame(&mut asleep).unwrap().kind != DATA {}
+    gate.signal("TERM");
+    assert_eq!(gate.stop_code(), Some(0));
 }
 
 /// What a backend does about a request.

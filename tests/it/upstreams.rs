@@ -58,6 +58,26 @@ fn a_backend_by_tls_chooses_the_protocol_unless_one_is_set() {
 }
 
 #[test]
+fn a_backend_that_chooses_http2_after_all_has_its_connection_shared() {
+    let folder = Folder::new();
+    let mut server = WebServer::with_tls(&folder, "file.txt", b"of nginx");
+    server.restart_with("ssl http2", "ssl");
+    let gate = before(&format!("https://localhost:{}", server.port))
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__CA_FILE", &server.ca_file.display().to_string())
+        .start();
+    assert_eq!(get(gate.address, "/file.txt", &[]).status, 200);
+    eventually("it is logged", || server.log().len() == 1);
+    server.restart_with("ssl;", "ssl http2;");
+    for _ in 0..5 {
+        assert_eq!(get(gate.address, "/file.txt", &[]).status, 200);
+    }
+    eventually("all are logged", || server.log().len() == 6);
+    let (log, connections) = (server.log(), server.connections());
+    assert!(log[0].starts_with("HTTP/1.1") && log[1..].iter().all(|line| line.starts_with("HTTP/2.0")), "{log:?}");
+    assert!(connections[2..].iter().all(|connection| *connection == connections[1]), "{connections:?}");
+}
+
+#[test]
 fn a_request_by_http2_has_an_authority_and_nothing_of_a_connection() {
     let backend = Http2Backend::start(100, Http2Reply::Answer);
     let gate = before_http2(backend.address);

@@ -14,7 +14,7 @@ pub(crate) struct WebServer {
     pub(crate) port: u16,
     /// The root that its certificate comes from.
     pub(crate) ca_file: PathBuf,
-    log: PathBuf,
+    folder: Folder,
 }
 
 impl WebServer {
@@ -33,7 +33,9 @@ error_log {root}/error.log;
 events {{ worker_connections 64; }}
 http {{
     log_format protocol "$server_protocol $request_method $uri $ssl_server_name";
+    log_format number "$connection";
     access_log {root}/access.log protocol;
+    access_log {root}/connections.log number;
     client_body_temp_path {root}/body;
     proxy_temp_path {root}/proxy;
     fastcgi_temp_path {root}/fastcgi;
@@ -50,12 +52,29 @@ http {{
 "#
         );
         let process = nginx(folder, SocketAddr::from(([127, 0, 0, 1], port)), &config);
-        Self { process, port, ca_file: folder.path("ca.pem"), log: folder.path("access.log") }
+        Self { process, port, ca_file: folder.path("ca.pem"), folder: folder.clone() }
+    }
+
+    /// Starts again with this in its configuration in place of that.
+    pub(crate) fn restart_with(&mut self, old: &str, new: &str) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        let config = std::fs::read_to_string(self.folder.path("nginx.conf")).unwrap().replace(old, new);
+        self.process = nginx(&self.folder, SocketAddr::from(([127, 0, 0, 1], self.port)), &config);
+    }
+
+    /// By which of its connections each request came.
+    pub(crate) fn connections(&self) -> Vec<String> {
+        self.lines("connections.log")
     }
 
     /// What it was asked: protocol, method, path, and the name by which it was called as TLS began.
     pub(crate) fn log(&self) -> Vec<String> {
-        std::fs::read_to_string(&self.log).unwrap_or_default().lines().map(str::to_owned).collect()
+        self.lines("access.log")
+    }
+
+    fn lines(&self, name: &str) -> Vec<String> {
+        std::fs::read_to_string(self.folder.path(name)).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 }
 
