@@ -16,77 +16,90 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::clock::Clock;
 
-/// A client that was handed something, and for so long did not make room for more, holds the answer up.
+/// A client that has kept an answer waiting for so long, all in all, holds it up.
 const HOLDS_UP: Duration = Duration::from_secs(1);
 
-/// Whether a client takes what it is handed.
+/// A backend that was waited for so long is there itself: what a client held up before is nothing that it could have given up over. For
+/// less time also what has come already may be waited for, until its connection's turn.
+const WAITED_FOR: Duration = Duration::from_millis(100);
+
+/// Whether a client takes what it is handed. Told by its connection, where that carries one answer at a time, and by time: a server does
+/// not ask for more before there is room for it.
 #[derive(Debug)]
-pub(super) enum Taking {
-    /// Told by its connection.
-    ByPace {
-        pace: Pace,
-        /// How often it had stalled when the last piece was handed over.
-        stalls: u64,
-    },
-    /// Told by time: a server does not ask for more before there is room for it.
-    ByTime {
-        clock: Arc<dyn Clock>,
-        /// When a piece was handed over that no more was asked for after.
-        handed: Option<Duration>,
-        /// Whether it was asked for late.
-        late: bool,
-    },
+pub(super) struct Taking {
+    clock: Arc<dyn Clock>,
+    pace: Option<Pace>,
+    /// How often its connection had stalled when the last piece was handed over.
+    stalls: u64,
+    /// When a piece was handed over that no more was asked for after.
+    handed: Option<Duration>,
+    /// For how long it has kept the answer waiting, since the backend was waited for.
+    held: Duration,
+    /// Since when the backend is.
+    waits: Option<Duration>,
 }
 
 impl Taking {
     pub(super) fn new(pace: Option<Pace>, clock: &Arc<dyn Clock>) -> Self {
-        match pace {
-            Some(pace) => Self::ByPace { pace, stalls: 0 },
-            None => Self::ByTime { clock: clock.clone(), handed: None, late: false },
-        }
+        Self { clock: clock.clone(), pace, stalls: 0, handed: None, held: Duration::ZERO, waits: None }
     }
 
     /// More is asked for.
     pub(super) fn asked(&mut self) {
-        if let Self::ByTime { clock, handed, late } = self
-            && let Some(handed) = handed.take()
-        {
-            *late = clock.monotonic().saturating_sub(handed) >= HOLDS_UP;
+        if let Some(handed) = self.handed.take() {
+            self.held += self.clock.coarse().saturating_sub(handed);
         }
     }
 
-    /// There is nothing to hand over yet: the client has all there was.
+    /// There is nothing to hand over yet.
     pub(super) fn waits(&mut self) {
-        if let Self::ByTime { late, .. } = self {
-            *late = false;
-        }
+        self.waits.get_or_insert_with(|| self.clock.coarse());
     }
 
     /// A piece is handed over.
     pub(super) fn handed(&mut self) {
-        match self {
-            Self::ByPace { pace, stalls } => *stalls = pace.stalls(),
-            Self::ByTime { clock, handed, .. } => *handed = Some(clock.monotonic()),
+        let now = self.clock.coarse();
+        if self.has_waited(now) {
+            self.held = Duration::ZERO;
         }
+        self.waits = None;
+        self.handed = Some(now);
+        self.stalls = self.pace.as_ref().map_or(0, Pace::stalls);
     }
 
-    /// Whether it has not taken what it was handed, or only after it had let us wait for long.
+    /// Whether it has not taken what it was handed, or only after it had let us wait for long: the backend may have given up meanwhile,
+    /// though that shows only behind all that has come before it.
     pub(super) fn held_up(&self) -> bool {
-        match self {
-            Self::ByPace { pace, stalls } => pace.stalls() != *stalls,
-            Self::ByTime { late, .. } => *late,
-        }
+        let stalls = self.pace.as_ref().map_or(0, Pace::stalls) != self.stalls;
+        let is_stalled = self.pace.as_ref().is_some_and(Pace::is_stalled);
+        is_stalled || !self.has_waited(self.clock.coarse()) && (stalls || self.held >= HOLDS_UP)
+    }
+
+    /// Whether it is the backend that is waited for.
+    fn has_waited(&self, now: Duration) -> bool {
+        self.waits.is_some_and(|since| now.saturating_sub(since) >= WAITED_FOR)
     }
 }
 
-/// How often a connection had to wait for its client to take something.
+/// How often a connection had to wait for its client to take something: twice that, and one more while it waits.
 #[derive(Debug, Clone, Default)]
 pub struct Pace(Arc<AtomicU64>);
 
 impl Pace {
     /// How often so far.
     fn stalls(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed).div_ceil(2)
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.0.load(Ordering::Relaxed) % 2 == 1
+    }
+
+    /// Only the connection's task writes, and what reads it runs there.
+    fn note(&self, waits: bool) {
+        if self.is_stalled() != waits {
+            self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -113,9 +126,7 @@ impl<T> Paced<T> {
 }
 
 fn note<T>(pace: &Pace, written: Poll<T>) -> Poll<T> {
-    if written.is_pending() {
-        pace.0.fetch_add(1, Ordering::Relaxed);
-    }
+    pace.note(written.is_pending());
     written
 }
 
@@ -146,5 +157,75 @@ impl<T: AsyncWrite> AsyncWrite for Paced<T> {
 impl<T: AsyncRead> AsyncRead for Paced<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<Result<()>> {
         self.project().stream.poll_read(cx, into)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::clock::ManualClock;
+
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    fn answer(pace: Option<Pace>) -> (Arc<ManualClock>, Taking) {
+        let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
+        let taking = Taking::new(pace, &(clock.clone() as Arc<dyn Clock>));
+        (clock, taking)
+    }
+
+    #[test]
+    fn who_has_held_an_answer_up_does_not_get_out_of_it_by_taking_the_rest() {
+        for pace in [None, Some(Pace::default())] {
+            let (clock, mut taking) = answer(pace.clone());
+            taking.handed();
+            pace.iter().for_each(|pace| pace.note(true));
+            clock.advance(5_000 * MILLISECOND);
+            pace.iter().for_each(|pace| pace.note(false));
+            for _ in 0..20 {
+                taking.asked();
+                // What has come already, piece by piece.
+                taking.waits();
+                clock.advance(MILLISECOND);
+                taking.asked();
+                taking.handed();
+            }
+            taking.asked();
+            assert!(taking.held_up(), "{pace:?}");
+            taking.waits();
+            clock.advance(WAITED_FOR);
+            assert!(!taking.held_up(), "the backend was still there, and is waited for: {pace:?}");
+            taking.handed();
+            taking.asked();
+            assert!(!taking.held_up(), "{pace:?}");
+        }
+    }
+
+    #[test]
+    fn many_short_stalls_are_a_long_one() {
+        let (clock, mut taking) = answer(None);
+        for _ in 0..10 {
+            assert!(!taking.held_up());
+            taking.handed();
+            clock.advance(100 * MILLISECOND);
+            taking.asked();
+        }
+        assert!(taking.held_up());
+    }
+
+    #[test]
+    fn who_has_yet_to_take_the_last_piece_holds_up_and_who_took_it_while_the_backend_was_waited_for_does_not() {
+        let pace = Pace::default();
+        let (clock, mut taking) = answer(Some(pace.clone()));
+        taking.handed();
+        pace.note(true);
+        assert!(taking.held_up());
+        taking.waits();
+        clock.advance(WAITED_FOR);
+        assert!(taking.held_up());
+        pace.note(false);
+        assert!(!taking.held_up());
+        assert_eq!(pace.stalls(), 1);
     }
 }

@@ -27,8 +27,8 @@ const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 /// How often closed windows are looked for.
 const FORGET_INTERVAL: Duration = Duration::from_hours(1);
 
-/// How many covers are ended at a time, under a lock that charges need.
-const MOST_EXPIRED: usize = 10_000;
+/// How many covers are ended at a time, under a lock that charges need. If there are more, the next group comes soon.
+const MOST_EXPIRED: usize = 1_000;
 
 /// How long the store may be silent at the end before the gate ends without it: a disk that hangs may do so for ever.
 const LAST_FLUSH: Duration = Duration::from_secs(30);
@@ -74,7 +74,8 @@ async fn keep_writing(
     mut store: Box<dyn Store>,
     mut shutdown: oneshot::Receiver<()>,
 ) -> Result<(), LastFlushFailed> {
-    let mut forgotten_at = None;
+    // Not at once: the wall clock may be far ahead until somebody sets it, as that of a machine that has just begun.
+    let mut forgotten_at = ledger.clock.monotonic();
     let (mut loaded, mut ending) = (false, false);
     'open: loop {
         // Once read, memory is ahead of the store: reading it again could bring back a session that has ended meanwhile.
@@ -134,10 +135,9 @@ fn last_words(ledger: &Ledger, cause: StoreError) -> Result<(), LastFlushFailed>
 fn load_into(ledger: &Arc<Ledger>) -> RowSink {
     let into = ledger.clone();
     let wall = into.clock.now();
-    let since = wall.as_second() - KEEP_CLOSED_WINDOWS.as_secs() as i64;
     let mut unknown_meters = BTreeSet::new();
     Box::new(move |row| match row {
-        Row::Counter(row) if row.name.span.end < since => {}
+        // Also of windows that have long closed, by a wall clock that may be wrong: what is not in memory would be counted anew.
         Row::Counter(row) => {
             if !into.restore_counter(&row) && unknown_meters.insert(row.name.meter.clone()) {
                 tracing::warn!(
@@ -153,12 +153,12 @@ fn load_into(ledger: &Arc<Ledger>) -> RowSink {
 }
 
 /// The time before which closed windows may go, once an interval.
-fn forget_before(ledger: &Arc<Ledger>, done_at: &mut Option<Duration>) -> Option<i64> {
+fn forget_before(ledger: &Arc<Ledger>, done_at: &mut Duration) -> Option<i64> {
     let now = ledger.clock.monotonic();
-    if done_at.is_some_and(|done| now < done + FORGET_INTERVAL) {
+    if now < *done_at + FORGET_INTERVAL {
         return None;
     }
-    *done_at = Some(now);
+    *done_at = now;
     let before = ledger.clock.now().as_second() - KEEP_CLOSED_WINDOWS.as_secs() as i64;
     let ledger = ledger.clone();
     // All are looked at, a part of them at a time: no group, and nobody who waits for one, waits for that.
@@ -387,7 +387,7 @@ impl Ledger {
         let now = self.clock.monotonic();
         let mut unflushed = self.unflushed();
         for _ in 0..MOST_EXPIRED {
-            let Some((digest, name)) = unflushed.next_ending(now) else { break };
+            let Some((digest, name)) = unflushed.next_ending(now) else { return };
             if let Some(ends) = self.covers.expire(&name, now) {
                 // It was used meanwhile.
                 unflushed.will_end(ends, digest, name);
@@ -395,6 +395,7 @@ impl Ledger {
                 unflushed.changed(digest, name);
             }
         }
+        self.hurry();
     }
 
     /// Takes all marks, and makes the group that brings the store up to date. What settles does so under the same lock as this reads
@@ -492,5 +493,39 @@ impl Ledger {
             }
         }
         (covers, ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::policy::Policy;
+
+    #[test]
+    fn covers_end_some_at_a_time_as_fast_as_groups_follow_each_other() {
+        const COVERS: u32 = 2 * MOST_EXPIRED as u32 + 1;
+        let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
+        let ledger = Ledger::in_memory(&Policy::default(), Options::default(), clock.clone());
+        for number in 0..COVERS {
+            let name = CoverName { kind: CoverKind::Retry, user: "anna".into(), what: number.to_string().into() };
+            ledger.unflushed().opened(ledger.digests.of(&name), name, Duration::from_secs(1));
+        }
+        let is_soon = || pin!(ledger.awaited.notified()).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        ledger.expire_covers();
+        assert!(!is_soon(), "none has ended");
+        clock.advance(Duration::from_secs(1));
+        let mut soon = Vec::new();
+        for _ in 0..3 {
+            ledger.expire_covers();
+            soon.push(is_soon());
+        }
+        assert_eq!(soon, [true, true, false]);
+        assert_eq!(ledger.unflushed().next_ending(Duration::MAX), None);
     }
 }

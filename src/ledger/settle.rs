@@ -75,12 +75,17 @@ impl Ledger {
             let cover = Cover { files_left, meters: used.clone(), ..Cover::of_settled(charge) };
             open(retry, self.options().retry_window, cover);
         }
+        let covers_much = charge.opens.is_some() || charge.retry.is_some();
         if let Some((name, file)) = &delivered.resume {
             open(name, self.options().resume_window, Cover { file: Some(file.clone()), ..Cover::of_settled(charge) });
         }
         if let Some(retry) = &charge.extends {
             self.covers.extend(retry, &used);
             unflushed.changed(self.digests.of(retry), retry.clone());
+        }
+        if covers_much && self.is_strict() {
+            // Until the store knows, a crash owes no more than the one delivery that it has cut short.
+            self.hurry();
         }
     }
 

@@ -83,3 +83,24 @@ fn a_clock_that_steps_back_an_hour_forward_eight_days_and_back_grants_nothing_tw
     eventually("it can charge", || gate.admin("/readyz").0 == 200);
     assert_eq!(export(&gate, "back-again"), 429);
 }
+
+#[test]
+fn a_clock_that_is_months_ahead_when_the_gate_starts_costs_no_count() {
+    let backend = Backend::start(Reply::image());
+    let (clock, setup) = Clock::of(Setup::before(backend.address));
+    let gate = setup.start();
+    assert_eq!([1, 2, 3].map(|number| export(&gate, &format!("now-{number}"))), [200, 200, 429]);
+    // As of a machine that has begun and asked nobody for the time.
+    clock.set("+100d");
+    let gate = gate.restart();
+    assert_eq!(export(&gate, "ahead"), 200, "another week");
+    // Set right while it runs, and once more over a restart.
+    clock.set("+0");
+    assert_eq!(export(&gate, "back"), 429);
+    clock.set("+100d");
+    let gate = gate.restart();
+    clock.set("+0");
+    let gate = gate.restart();
+    assert_eq!(gate.used("u", "ai-exports"), 2);
+    assert_eq!(export(&gate, "back-again"), 429);
+}

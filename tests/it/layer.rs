@@ -211,8 +211,13 @@ async fn a_backend_that_breaks_off_is_not_charged_unless_the_client_held_it_up()
 
 #[tokio::test]
 async fn where_answers_share_a_connection_a_client_that_asks_for_more_late_has_held_the_answer_up() {
-    let (early, late) = (std::time::Duration::from_millis(900), std::time::Duration::from_secs(1));
-    for (before_more, has_caught_up, counted) in [(early, false, 0), (late, false, 1), (late, true, 0)] {
+    let milliseconds = std::time::Duration::from_millis;
+    let (early, late) = (milliseconds(900), milliseconds(1_000));
+    // What was on its way while the client held it up comes at once, if not at the first call.
+    let (at_once, in_a_while) = (milliseconds(1), milliseconds(100));
+    for (before_more, waited, counted) in
+        [(early, None, 0), (late, None, 1), (late, Some(at_once), 1), (late, Some(in_a_while), 0)]
+    {
         let (layer, ledger, clock) = gate_and_clock();
         let (pieces, body) = tokio::sync::mpsc::unbounded_channel();
         let body = Arc::new(std::sync::Mutex::new(Some(Scripted(body))));
@@ -224,14 +229,15 @@ async fn where_answers_share_a_connection_a_client_that_asks_for_more_late_has_h
         pieces.send(Ok("an image".into())).unwrap();
         assert!(answer.frame().await.unwrap().is_ok());
         clock.advance(before_more);
-        if has_caught_up {
+        if let Some(waited) = waited {
             let nothing_yet = std::future::poll_fn(|cx| {
                 std::task::Poll::Ready(http_body::Body::poll_frame(std::pin::Pin::new(&mut answer), cx).is_pending())
             });
             assert!(nothing_yet.await);
+            clock.advance(waited);
         }
         pieces.send(Err("broken off")).unwrap();
         assert!(answer.frame().await.unwrap().is_err());
-        assert_eq!(count(&ledger), (counted, 0), "{before_more:?} {has_caught_up}");
+        assert_eq!(count(&ledger), (counted, 0), "{before_more:?} {waited:?}");
     }
 }

@@ -293,3 +293,25 @@ fn a_session_covers_one_version_of_a_design_where_it_is_known() {
     assert_eq!(send(&gate, &versioned(1), "POST", "d1/share", None), 200);
     assert_eq!(gate.used("u", "ai-exports"), 3);
 }
+
+#[test]
+fn what_covers_later_requests_is_known_after_a_kill_without_waiting_for_a_flush() {
+    let backend = Backend::start(Reply::image());
+    let setup = Setup::before(backend.address).set("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", "1h");
+    for (platform, key, first, again) in
+        [("ios", None, "d1/export-screen", "d1/share"), ("web", Some("k"), "d2/download", "d2/download")]
+    {
+        let gate = setup.start();
+        let groups = || gate.metric("exportgate_flush_duration_seconds_count");
+        let before = groups();
+        let token = Token::of("u").ai().plan("max").on(platform);
+        assert_eq!(send(&gate, &token, "POST", first, key), 200);
+        let used = gate.used("u", "ai-exports");
+        eventually("the store knows of the charge, and of its end", || groups() >= before + 2.0);
+        gate.signal("KILL");
+        drop(gate);
+        let gate = setup.start();
+        assert_eq!([200, 200], [1, 2].map(|_| send(&gate, &token, "POST", again, key)));
+        assert_eq!(gate.used("u", "ai-exports"), used, "{first}");
+    }
+}
