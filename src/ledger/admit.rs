@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::charge::{Admission, Charge, ChargeRequest, Denial, Standing, Why};
 use super::counters::{CounterKey, Look};
 use super::covers::{Asked, Cover, CoverUse, Wanted};
-use super::reservation::{Booked, Meters, Opening, Place, Reservation};
+use super::reservation::{Booked, Images, Meters, Opening, Place, Reservation};
 use super::unflushed::Unflushed;
 use super::{Count, Ledger, MeterState, RETRY_SOON, history};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId, SessionUse, Span};
@@ -101,6 +101,7 @@ impl Ledger {
             degraded: meters(Ruling::Degrade),
             would_deny: meters(Ruling::WouldDeny),
             standings,
+            reports: Images::new(),
             reported: 0,
             settled: false,
         });

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::Count;
 use super::Ledger;
 use super::covers::CoverUse;
-use super::reservation::{Meters, Reservation};
+use super::reservation::{Images, Meters, Reservation};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId};
 use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, Representation};
@@ -183,6 +183,8 @@ pub struct Charge {
     pub(super) standings: SmallVec<[Standing; 2]>,
     pub(super) degraded: Meters,
     pub(super) would_deny: Meters,
+    /// How many images the backend says it brings.
+    pub(super) reports: Images,
     /// The group that tells the store of images that only the backend's answer told; 0 if there are none.
     pub(super) reported: u64,
     pub(super) settled: bool,
@@ -212,6 +214,7 @@ impl Charge {
     /// The backend says how many images it delivers: what was booked on `meter` is that, once it is delivered. To be told before
     /// [`durable`](Self::durable).
     pub fn report(&mut self, meter: MeterId, delivered: u32) {
+        self.reports.push((meter, delivered));
         let booked: SmallVec<[(u32, u64); 2]> =
             self.under_way().filter_map(|charge| self.ledger.report(charge, meter, delivered)).collect();
         self.reported = booked.iter().map(|(_, group)| *group).max().unwrap_or(0).max(self.reported);
@@ -260,18 +263,18 @@ impl Charge {
         // A panic may come from where these are locked already.
         let keys = self.under_way().filter(|_| !std::thread::panicking()).filter_map(|charge| charge.retry.as_ref());
         let stripes: SmallVec<[usize; 1]> = keys.map(|key| self.ledger.stripe_of(key)).collect();
-        let Self { ledger, own, covered_by, .. } = self;
+        let Self { ledger, own, covered_by, reports, .. } = self;
         // Who comes with the same key meanwhile finds the charge under way, or all that has become of it.
         let _stripes = ledger.lock(stripes.into_iter());
         if let Some(own) = own.take() {
-            ledger.end(&own, CoverKind::Retry, settlement);
+            ledger.end(&own, CoverKind::Retry, settlement, reports);
             if settlement == Settlement::Void {
                 ledger.hand_over(&own);
             }
         }
         for by in covered_by.drain(..) {
             if let Some(shared) = &by.under_way {
-                ledger.end(shared, by.name.kind, settlement);
+                ledger.end(shared, by.name.kind, settlement, reports);
             }
             ledger.settle_cover(by, settlement);
         }

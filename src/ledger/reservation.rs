@@ -9,6 +9,9 @@ use super::unflushed::Open;
 use crate::policy::{MeterId, Span, Subject};
 use crate::store::{CoverKind, CoverName, Representation};
 
+/// Numbers of images on a few meters.
+pub(super) type Images = SmallVec<[(MeterId, u32); 2]>;
+
 /// A few meters.
 pub(super) type Meters = SmallVec<[MeterId; 2]>;
 
@@ -71,10 +74,10 @@ pub(super) enum Place {
 #[derive(Debug)]
 struct State {
     progress: Progress,
-    /// How many images the backend says it has delivered.
-    reported: SmallVec<[(MeterId, u32); 2]>,
+    /// How many images are used, once it is delivered.
+    used: Images,
     /// What was reserved on top of what was booked, because it says so.
-    extra: SmallVec<[(MeterId, u32); 2]>,
+    extra: Images,
     /// The download that may be resumed.
     resume: Option<(CoverName, Representation)>,
 }
@@ -95,7 +98,7 @@ enum Progress {
 #[derive(Debug)]
 pub(super) struct Reserved {
     /// On top of what was booked.
-    extra: SmallVec<[(MeterId, u32); 2]>,
+    extra: Images,
 }
 
 impl Reserved {
@@ -105,13 +108,22 @@ impl Reserved {
     }
 }
 
+/// What a delivery of a charge makes used.
+#[derive(Debug)]
+pub(super) enum Delivery {
+    /// The first.
+    First(Delivered),
+    /// Another request of it was before. So much more, if this one brought more images.
+    Further(Images),
+}
+
 /// What is known of a charge when it is delivered for the first time.
 #[derive(Debug)]
 pub(super) struct Delivered {
     pub(super) reserved: Reserved,
     /// How many requests were under way that are no resumes.
     pub(super) by_key: u32,
-    pub(super) reported: SmallVec<[(MeterId, u32); 2]>,
+    pub(super) used: Images,
     pub(super) resume: Option<(CoverName, Representation)>,
 }
 
@@ -128,7 +140,7 @@ impl Reservation {
             extends: None,
             group: 0,
             open: None,
-            state: Mutex::new(State { progress, reported: SmallVec::new(), extra: SmallVec::new(), resume: None }),
+            state: Mutex::new(State { progress, used: Images::new(), extra: Images::new(), resume: None }),
         }
     }
 
@@ -142,14 +154,13 @@ impl Reservation {
         state.progress != Progress::Void
     }
 
-    /// The backend says how many images were delivered. If that is more than what is reserved, `reserve` is to add the rest, unless the
+    /// The backend says how many images one of its requests brings. If that is more than what is reserved, `reserve` is to add the rest, unless the
     /// charge has ended meanwhile; whether it was called.
     pub(super) fn report(&self, booked: &Booked, delivered: u32, reserve: impl FnOnce(u32) -> bool) -> bool {
         let mut state = self.state();
         if !matches!(state.progress, Progress::UnderWay { .. }) {
             return false;
         }
-        state.reported.push((booked.meter, delivered));
         let more = delivered.saturating_sub(booked.cost + extra(&state.extra, booked.meter));
         // Under the lock: who settles it gives back neither more nor less.
         let is_reserved = more > 0 && reserve(more);
@@ -179,17 +190,29 @@ impl Reservation {
         self.state().resume.as_ref().map(|(name, _)| name.clone())
     }
 
-    /// One of its requests delivered. What is known of it if it was the first.
-    pub(super) fn deliver(&self) -> Option<Delivered> {
+    /// One of its requests delivered what its backend says, and where it says nothing what was booked. Of requests that share a charge all
+    /// deliver the same: what counts is who brings most.
+    pub(super) fn deliver(&self, reports: &[(MeterId, u32)]) -> Delivery {
+        let report = |meter: MeterId| reports.iter().rev().find(|(of, _)| *of == meter).map(|(_, images)| *images);
         let mut state = self.state();
-        match std::mem::replace(&mut state.progress, Progress::Delivered) {
-            Progress::UnderWay { by_key, .. } => {
-                let reserved = Reserved { extra: std::mem::take(&mut state.extra) };
-                let (reported, resume) = (std::mem::take(&mut state.reported), state.resume.take());
-                Some(Delivered { reserved, by_key, reported, resume })
-            }
-            Progress::Delivered | Progress::Void => None,
+        let progress = std::mem::replace(&mut state.progress, Progress::Delivered);
+        if let Progress::UnderWay { by_key, .. } = progress {
+            let images = |booked: &Booked| (booked.meter, report(booked.meter).unwrap_or(booked.cost));
+            state.used = self.booked.iter().map(images).collect();
+            let reserved = Reserved { extra: std::mem::take(&mut state.extra) };
+            return Delivery::First(Delivered {
+                reserved,
+                by_key,
+                used: state.used.clone(),
+                resume: state.resume.take(),
+            });
         }
+        let more = state.used.iter_mut().filter_map(|(meter, used)| {
+            let more = report(*meter)?.checked_sub(*used).filter(|more| *more > 0)?;
+            *used += more;
+            Some((*meter, more))
+        });
+        Delivery::Further(more.collect())
     }
 
     /// One of its requests ended without delivering; what is reserved, if it was the last, and none had.

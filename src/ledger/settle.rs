@@ -3,26 +3,31 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::SmallVec;
-
 use super::Ledger;
 use super::admit::cover;
 use super::charge::Settlement;
 use super::covers::{Cover, CoverUse};
-use super::reservation::{Booked, Delivered, Place, Reservation, Reserved};
+use super::reservation::{Booked, Delivered, Delivery, Images, Place, Reservation, Reserved};
 use crate::policy::MeterId;
 use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, CoverName, Representation};
 
 impl Ledger {
     /// One of the requests that share a charge has ended: the one that booked it, or shares its key, or fetches the rest of it.
-    pub(super) fn end(&self, charge: &Reservation, kind: CoverKind, settlement: Settlement) {
+    /// What its backend said of images are its `reports`.
+    pub(super) fn end(
+        &self,
+        charge: &Reservation,
+        kind: CoverKind,
+        settlement: Settlement,
+        reports: &[(MeterId, u32)],
+    ) {
         match settlement {
-            Settlement::Delivered => {
-                if let Some(delivered) = charge.deliver() {
-                    self.deliver(charge, &delivered);
-                }
-            }
+            Settlement::Delivered => match charge.deliver(reports) {
+                Delivery::First(delivered) => self.deliver(charge, &delivered),
+                Delivery::Further(more) if more.is_empty() => {}
+                Delivery::Further(more) => self.deliver_more(charge, &more),
+            },
             Settlement::Void => {
                 if let Some(reserved) = charge.give_up(kind) {
                     self.void(charge, &reserved);
@@ -36,15 +41,11 @@ impl Ledger {
         let now = self.clock.coarse();
         // Held until all is marked: a group says all of this, or nothing.
         let mut unflushed = self.unflushed();
-        let mut used: SmallVec<[(MeterId, u32); 2]> = SmallVec::new();
-        for booked in &charge.booked {
-            let reported = delivered.reported.iter().rev().find(|(meter, _)| *meter == booked.meter);
-            let images = reported.map_or(booked.cost, |(_, images)| *images);
-            self.settle_count(booked, delivered.reserved.of(booked), images);
+        for (booked, (_, images)) in charge.booked.iter().zip(&delivered.used) {
+            self.settle_count(booked, delivered.reserved.of(booked), *images);
             self.meter_stats(booked.meter, |stats| &stats.delivered);
-            used.push((booked.meter, images));
         }
-        used.retain(|(_, images)| *images > 0);
+        let used: Images = delivered.used.iter().filter(|(_, images)| *images > 0).copied().collect();
         unflushed.delivered(&charge.booked, charge.group > 0);
         unflushed.closed(charge.open.as_ref());
         let mut open = |name: &CoverName, lasts: Duration, cover: Cover| {
@@ -86,6 +87,16 @@ impl Ledger {
         if covers_much && self.is_strict() {
             // Until the store knows, a crash owes no more than the one delivery that it has cut short.
             self.hurry();
+        }
+    }
+
+    /// A request that shares a delivered charge has brought more images than those before it.
+    fn deliver_more(&self, charge: &Reservation, more: &[(MeterId, u32)]) {
+        let mut unflushed = self.unflushed();
+        for booked in &charge.booked {
+            let Some((_, images)) = more.iter().find(|(meter, _)| *meter == booked.meter) else { continue };
+            self.settle_count(booked, 0, *images);
+            unflushed.delivered(std::slice::from_ref(booked), false);
         }
     }
 

@@ -252,6 +252,37 @@ async fn the_report_of_the_retry_that_delivers_a_shared_charge_counts() {
 }
 
 #[tokio::test]
+async fn of_requests_that_share_a_charge_each_counts_by_what_its_own_backend_says_and_only_if_it_delivers() {
+    let (deliver, void) = (Settlement::Delivered, Settlement::Void);
+    for ((first_says, first_ends), (second_says, second_ends), counted) in [
+        // As they end: the second before the first, or after it.
+        ((5, deliver), (1, deliver), 5),
+        ((1, deliver), (15, void), 1),
+        ((1, deliver), (15, deliver), 15),
+        ((0, deliver), (2, deliver), 2),
+        ((9, void), (2, deliver), 2),
+        ((9, void), (8, void), 0),
+    ] {
+        for second_is_first in [false, true] {
+            let (ledger, _) = ledger(1);
+            let batch = Demand { cost: 3, ..demand(0, 10) };
+            let Admission::Charged(mut first) = retried(&ledger, &batch).await else { panic!() };
+            let Admission::Covered(_, mut second) = retried(&ledger, &batch).await else { panic!() };
+            second.report(MeterId(0), second_says);
+            first.report(MeterId(0), first_says);
+            if second_is_first {
+                second.settle(second_ends);
+                first.settle(first_ends);
+            } else {
+                first.settle(first_ends);
+                second.settle(second_ends);
+            }
+            assert_eq!(used(&ledger, "u"), [(counted, 0)], "{first_says} {second_says} {second_is_first}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_first_delivery_under_a_key_is_no_further_one_whichever_request_makes_it() {
     let (ledger, _) = ledger(1);
     let Admission::Charged(first) = retried(&ledger, &demand(0, 10)).await else { panic!() };

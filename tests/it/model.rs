@@ -310,6 +310,8 @@ struct Model {
     policy: usize,
     idle: Option<i64>,
     bookings: Vec<Booking>,
+    /// Those of charges that delivered nothing so far.
+    emptied: Vec<Booking>,
     charges: Vec<ModelCharge>,
     requests: Vec<Request>,
     covers: Vec<Cover>,
@@ -579,6 +581,7 @@ impl Model {
             match self.charges[charge].state {
                 State::UnderWay if delivered => self.stick(charge, end),
                 State::UnderWay if !others => self.void(charge),
+                State::Delivered if delivered => self.add(charge, end),
                 _ => {}
             }
         }
@@ -655,8 +658,22 @@ impl Model {
                 }
             }
         }
-        // An empty delivery leaves nothing, not even the start of a window.
-        self.bookings.retain(|booking| booking.used != Some(0));
+        self.empty();
+    }
+
+    /// An empty delivery leaves nothing, not even the start of a window.
+    fn empty(&mut self) {
+        self.emptied.extend(self.bookings.extract_if(.., |booking| booking.used == Some(0)));
+    }
+
+    /// Another request of a charge was delivered before: what this one brings more is used as well.
+    fn add(&mut self, charge: usize, end: &End) {
+        let End::Report(images) = end else { return };
+        self.bookings.extend(self.emptied.extract_if(.., |booking| booking.charge == charge));
+        for booking in self.bookings.iter_mut().filter(|booking| booking.charge == charge) {
+            booking.used = booking.used.max(Some(*images));
+        }
+        self.empty();
     }
 
     fn void(&mut self, charge: usize) {
