@@ -1,7 +1,7 @@
 //! What the store does not know yet.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +30,8 @@ pub(super) struct Unflushed {
     writing: u64,
     /// Covers by the time that they end.
     ending: BTreeMap<(Duration, u128), CoverName>,
-    /// Those that are in that queue: each once, however often it is opened anew. If it ends later it is put back.
-    queued: HashSet<u128, ByDigest>,
+    /// Where in that queue each of them is: once, however often it is opened anew. If it ends later it is put back.
+    queued: HashMap<u128, Duration, ByDigest>,
 }
 
 /// What a crash cuts short, and therefore owes. Made once a charge: the store is told of it as it begins and as it ends.
@@ -192,9 +192,14 @@ impl Unflushed {
     /// A cover that the store knows, to be ended in time.
     pub(super) fn will_end(&mut self, until: Duration, digest: u128, name: CoverName) {
         // What is under way ends when its charge does.
-        if until < Duration::MAX && self.queued.insert(digest) {
-            self.ending.insert((until, digest), name);
+        if until == Duration::MAX || self.queued.get(&digest).is_some_and(|queued| *queued <= until) {
+            return;
         }
+        // One from before a wall clock was set back may end later than the one in its place.
+        if let Some(queued) = self.queued.insert(digest, until) {
+            self.ending.remove(&(queued, digest));
+        }
+        self.ending.insert((until, digest), name);
     }
 
     /// The next cover whose time has come.
