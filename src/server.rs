@@ -187,7 +187,8 @@ impl Server {
         let flusher = tokio::spawn(flusher);
         // Ended when this function is.
         let mut helpers = JoinSet::new();
-        helpers.spawn(serve_admin(self.admin_listener, self.admin.clone()));
+        let admin = self.admin.clone();
+        helpers.spawn(serve_admin(self.admin_listener, admin.clone()));
         let Options { max_connections, max_connections_per_address, drain_timeout, .. } = self.config.server;
         let reloader = Reloader {
             config: self.config,
@@ -211,6 +212,10 @@ impl Server {
             ending,
             streams: Streams::default(),
         });
+        let shutdown = async move {
+            shutdown.await;
+            admin.ends();
+        };
         let served = listener::serve(self.listener, places, common, end, drain_timeout, shutdown);
         let served = tokio::spawn(served).await;
         drop(flush_last);

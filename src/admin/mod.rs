@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
@@ -43,6 +44,8 @@ pub struct Admin {
     shown: ArcSwap<Shown>,
     /// Why the configuration that was last to be taken over was not.
     refused: ArcSwapOption<String>,
+    /// The gate takes no more connections.
+    is_ending: AtomicBool,
 }
 
 /// What a configuration says that pages are about.
@@ -60,7 +63,12 @@ impl Admin {
     /// Pages about a ledger, and the metrics of `registry`.
     pub fn new(options: &Options, ledger: Arc<Ledger>, registry: Registry, shown: Shown) -> Self {
         let (shown, refused) = (ArcSwap::from_pointee(shown), ArcSwapOption::empty());
-        Self { token: options.token.clone(), ledger, registry, shown, refused }
+        Self { token: options.token.clone(), ledger, registry, shown, refused, is_ending: AtomicBool::new(false) }
+    }
+
+    /// The gate is to end: nobody shall be sent to it any more.
+    pub fn ends(&self) {
+        self.is_ending.store(true, Ordering::Relaxed);
     }
 
     /// Another configuration counts from now on.
@@ -87,10 +95,17 @@ impl Admin {
         }
         Ok(match path {
             // Load balancers and probes carry no token.
-            "/healthz" => json_page(StatusCode::OK, &json!({ "healthy": true })),
+            "/healthz" if !self.is_ending() => json_page(StatusCode::OK, &json!({ "healthy": true })),
+            "/healthz" => json_page(StatusCode::SERVICE_UNAVAILABLE, &json!({ "healthy": false, "ending": true })),
+            "/readyz" if self.is_ending() => {
+                json_page(StatusCode::SERVICE_UNAVAILABLE, &json!({ "ready": false, "ending": true }))
+            }
             "/readyz" => self.readiness(),
             _ if !self.is_allowed(&request) => {
-                let mut page = json_page(StatusCode::UNAUTHORIZED, &json!({ "error": "send the admin token" }));
+                let mut page = json_page(
+                    StatusCode::UNAUTHORIZED,
+                    &json!({ "error": "send the admin token: `Authorization: Bearer …`, or --token-env NAME" }),
+                );
                 page.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
                 page
             }
@@ -109,6 +124,10 @@ impl Admin {
         let mut page = Response::default();
         *page.status_mut() = StatusCode::NO_CONTENT;
         page
+    }
+
+    fn is_ending(&self) -> bool {
+        self.is_ending.load(Ordering::Relaxed)
     }
 
     /// Whether exports can be charged.
@@ -179,7 +198,14 @@ impl Admin {
                 }
             };
             if !understood {
-                let error = format!("`{name}={value}` is not understood");
+                let plans = || policy.plans.iter().map(|(_, name)| name.to_string()).collect::<Vec<_>>().join(", ");
+                let error = match &*name {
+                    "plan" => format!("there is no plan `{value}`: there are {}", plans()),
+                    "billing_anchor" => {
+                        format!("`{value}` is no time: write e.g. 2026-11-30T12:00:00Z, or seconds since 1970")
+                    }
+                    _ => format!("`{name}={value}` is not understood"),
+                };
                 return json_page(StatusCode::BAD_REQUEST, &json!({ "error": error }));
             }
         }

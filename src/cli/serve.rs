@@ -39,7 +39,7 @@ pub(super) fn run(file: config::File) -> Result<(), Failure> {
         // On a worker, not on this thread: the accept loop shares the workers' queue.
         let served = tokio::spawn(server.run(ending, Some(source))).await;
         served.map_err(|died| Failure::Other(format!("the server died: {died}")))??;
-        tracing::info!("ended: every charge is in the ledger");
+        tracing::info!("ended: no charge is lost");
         Ok(())
     })
 }

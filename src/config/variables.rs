@@ -10,6 +10,9 @@ use super::{Environment, raw};
 /// What names of overrides begin with; two underscores are before each further name.
 pub(super) const PREFIX: &str = "EXPORT_GATE__";
 
+/// What has programs log, and wins over `log.filter`.
+const LOG_FILTER: &str = "RUST_LOG";
+
 /// What the environment says about a configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Variables {
@@ -41,7 +44,8 @@ impl fmt::Display for Unread {
 impl Variables {
     /// Those of a configuration that has asked for these variables.
     pub(super) fn of(environment: &Environment, asked: &BTreeSet<String>) -> Self {
-        let overriding = environment.keys().filter(|name| name.starts_with(PREFIX)).cloned().collect();
+        let overrides = |name: &&String| name.starts_with(PREFIX) || *name == LOG_FILTER;
+        let overriding = environment.keys().filter(overrides).cloned().collect();
         let others = environment.keys().filter(|name| !name.starts_with(PREFIX) && !asked.contains(*name));
         let unread = others.filter_map(|name| Some(Unread { name: name.clone(), meant: meant(name)? })).collect();
         Self { overriding, unread }
@@ -63,7 +67,8 @@ fn place(schema: &Value, here: &Value, keys: &str) -> Option<String> {
     }
     let then = |key: &str, next: &Value| {
         let rest = keys.strip_prefix(key)?;
-        let rest = if rest.is_empty() { rest } else { rest.strip_prefix('_')? };
+        let further = || rest.strip_prefix("__").or_else(|| rest.strip_prefix('_'));
+        let rest = if rest.is_empty() { rest } else { further()? };
         Some(format!("__{key}{}", place(schema, next, rest)?))
     };
     let known = here["properties"].as_object().into_iter().flatten();
@@ -92,14 +97,17 @@ mod tests {
             ("EXPORT_GATE_IDENTITY_CLAIMS_PLAN", "EXPORT_GATE__IDENTITY__CLAIMS__PLAN"),
             ("EXPORT_GATE_METERS", "EXPORT_GATE__METERS"),
             ("EXPORT_GATE_METERS_AI_EXPORTS_LIMITS_FREE", "EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE"),
+            ("EXPORT_GATE_METERS__AI_EXPORTS__LIMITS__FREE", "EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE"),
             ("EXPORT_GATE_ROUTES_0_NAME", "EXPORT_GATE__ROUTES__0__NAME"),
             ("EXPORT_GATE_SERVER_MAX_CONNECTIONS", "EXPORT_GATE__SERVER__MAX_CONNECTIONS"),
             ("EXPORT_GATE_SERVER_MAX_CONNECTIONS_PER_ADDRESS", "EXPORT_GATE__SERVER__MAX_CONNECTIONS_PER_ADDRESS"),
             ("EXPORT_GATE_SERVER_TLS_CERT_FILE", "EXPORT_GATE__SERVER__TLS__CERT_FILE"),
+            ("EXPORT_GATE_SERVER__LISTEN", "EXPORT_GATE__SERVER__LISTEN"),
             ("EXPORT_GATE_UPSTREAMS_RENDERER_ENDPOINTS", "EXPORT_GATE__UPSTREAMS__RENDERER__ENDPOINTS"),
         ];
         let others = [
             "EXPORT_GATE__LOG__FILTER",
+            "RUST_LOG",
             "EXPORT_GATE_LEDGERS_PATH",
             "EXPORT_GATE_LEDGER_PATHS",
             "EXPORT_GATE_ADMIN_TOKEN",
@@ -113,7 +121,7 @@ mod tests {
         let environment = unread.map(|(name, _)| name).into_iter().chain(others);
         let environment = environment.map(|name| (name.to_owned(), String::new())).collect();
         let found = Variables::of(&environment, &["EXPORT_GATE_LOG_FORMAT".to_owned()].into());
-        assert_eq!(found.overriding, ["EXPORT_GATE__LOG__FILTER"]);
+        assert_eq!(found.overriding, ["EXPORT_GATE__LOG__FILTER", "RUST_LOG"]);
         let found: Vec<_> = found.unread.iter().map(|unread| (&*unread.name, &*unread.meant)).collect();
         assert_eq!(found, unread);
     }

@@ -10,7 +10,7 @@ use jiff::tz::Offset;
 #[derive(Debug)]
 pub(super) struct Named {
     seconds: i64,
-    /// For people: `Monday, 9 November 2026 at 00:00 UTC`.
+    /// For people: `Monday, 9 November 2026 at 00:00 UTC`; the next whole minute, for before that it is not.
     pub(super) spelled_out: String,
     /// For programs: `2026-11-09T00:00:00Z` (RFC 3339).
     pub(super) timestamp: String,
@@ -52,7 +52,7 @@ fn spelled_out(seconds: i64) -> String {
         "December",
     ];
     const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
-    let at = Offset::UTC.to_datetime(instant(seconds));
+    let at = Offset::UTC.to_datetime(instant(seconds.saturating_add(59).div_euclid(60) * 60));
     let named =
         |names: &[&'static str], place: i8| names.get(usize::from(place.unsigned_abs())).copied().unwrap_or_default();
     let (weekday, month) = (named(&DAYS, at.weekday().to_monday_zero_offset()), named(&MONTHS, at.month() - 1));
@@ -74,7 +74,8 @@ mod tests {
     proptest! {
         #[test]
         fn any_instant_is_spelled_out_as_its_calendar_says(seconds in -2_000_000_000_i64..200_000_000_000) {
-            let expected = instant(seconds).strftime("%A, %-d %B %Y at %H:%M UTC").to_string();
+            let minute = (seconds..).find(|second| second.rem_euclid(60) == 0).unwrap_or_default();
+            let expected = instant(minute).strftime("%A, %-d %B %Y at %H:%M UTC").to_string();
             prop_assert_eq!(spelled_out(seconds), expected);
         }
 

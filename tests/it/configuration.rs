@@ -1,5 +1,6 @@
 //! Configuration: what is shipped is right, and what is wrong is shown with file, line, column and the right spelling.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -352,6 +353,29 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "take \"header\" out",
         ),
         ("  \"ai-image\",", "  \"ai-image;\",", "\"ai-image;\"", "names end at commas", "each name by itself"),
+        ("# filter = \"info\" ", "filter = \"infoo\" # ", "\"infoo\"", "`infoo` is no level", "did you mean `info`?"),
+        (
+            "# filter = \"info\" ",
+            "filter = \"warn,decison=info\" # ",
+            "\"warn,decison=info\"",
+            "nothing is logged as `decison`",
+            "did you mean `decision`?",
+        ),
+        (
+            "# allow_origins = [\"https://app.example.com\"]",
+            "allow_origins = [\"https://app.example.com/\"]",
+            "\"https://app.example.com/\"",
+            "`https://app.example.com/` is no origin",
+            "as browsers send it",
+        ),
+        ("warn_at_percent = 80", "warn_at_percent = 180", "180", "nobody would ever be warned", "100 or less"),
+        (
+            "listen = \"127.0.0.1:9901\"",
+            "listen = \"127.0.0.1:8080\"",
+            "\"127.0.0.1:8080\"",
+            "clients connect to this address",
+            "one of its own",
+        ),
         ("subject = \"user\"", "subject = 5", "5", "\"team\", a JSON pointer", ""),
         ("subject = \"user\"", "subject = []", "[]", "nobody is counted", "\"user\""),
         ("subject = \"user\"", "cost = 0", "0", "0 is no cost", "a whole number from 1"),
@@ -795,4 +819,21 @@ fn the_schema_in_the_repository_is_the_one_of_the_code() {
     let current = format!("{:#}\n", export_gate::config::schema());
     let committed = std::fs::read_to_string(&path).unwrap();
     assert!(committed == current, "run `cargo run -- schema > config/gate.schema.json`");
+}
+
+#[test]
+fn the_shipped_configuration_names_everything_that_can_be_set() {
+    let text = std::fs::read_to_string(shipped_config()).unwrap();
+    let schema = std::fs::read(shipped_config().with_file_name("gate.schema.json")).unwrap();
+    fn names(schema: &serde_json::Value, found: &mut BTreeSet<String>) {
+        let properties = schema["properties"].as_object().into_iter().flatten();
+        found.extend(properties.map(|(name, _)| name.clone()));
+        let within = schema.as_object().into_iter().flat_map(|object| object.values());
+        within.chain(schema.as_array().into_iter().flatten()).for_each(|schema| names(schema, found));
+    }
+    let mut all = BTreeSet::new();
+    names(&serde_json::from_slice(&schema).unwrap(), &mut all);
+    let words: BTreeSet<&str> = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+    let missing: Vec<_> = all.iter().filter(|name| !words.contains(name.as_str())).collect();
+    assert!(all.len() > 100 && missing.is_empty(), "{missing:?}");
 }

@@ -71,6 +71,10 @@ fn sigterm_lets_requests_end_flushes_and_exits_0() {
     eventually("the backend renders", || !backend.seen().is_empty());
     gate.signal("TERM");
     eventually("no new connections", || TcpStream::connect(address).is_err());
+    for page in ["/healthz", "/readyz"] {
+        let (status, text) = gate.admin(page);
+        assert!(status == 503 && text.contains(r#""ending":true"#), "{page}: {text}");
+    }
     release.send(()).unwrap();
     assert_eq!(client.join().unwrap().body, b"abcdef");
     assert!(gate.stop().success());
