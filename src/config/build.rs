@@ -344,20 +344,21 @@ fn log_options(raw: &raw::Log, surroundings: Surroundings<'_>, problems: &mut Pr
 /// A slip here is not to silence the log: a word that is no level would be taken for something that only logs under that name.
 fn log_filter(filter: &str, problems: &mut Problems) {
     const LEVELS: [&str; 6] = ["info", "warn", "error", "debug", "trace", "off"];
-    const TARGETS: [&str; 4] = ["decision", "access", "request", "export_gate"];
+    const TARGETS: [&str; 2] = ["decision", "export_gate"];
     let problem = |message: String| Problem::at(&["log", "filter"], message);
-    let example = "write e.g. \"info\" or \"warn,decision=info\"";
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(filter) {
-        return problems.add(problem(format!("`{filter}` is no log filter: {error}")).help(example));
+        let problem = problem(format!("`{filter}` is no log filter: {error}"));
+        return problems.add(problem.help("write e.g. \"info\" or \"warn,decision=info\""));
     }
-    let plain = filter.split(',').map(str::trim).filter(|part| !part.is_empty() && !part.contains(['[', ':']));
-    for part in plain {
+    // Others log under any name, and spans have fields.
+    let parts = filter.split(',').map(str::trim).filter(|_| !filter.contains('['));
+    for part in parts {
         match part.split_once('=') {
             Some((target, _)) if !TARGETS.contains(&target) && closest(target, TARGETS).is_some() => {
                 problems.add(problem(format!("nothing is logged as `{target}`")).suggest(target, TARGETS));
             }
-            None if !LEVELS.contains(&&*part.to_ascii_lowercase()) && !TARGETS.contains(&part) => {
-                problems.add(problem(format!("`{part}` is no level")).help(example).suggest(part, LEVELS));
+            None if !LEVELS.contains(&&*part.to_ascii_lowercase()) && closest(part, LEVELS).is_some() => {
+                problems.add(problem(format!("`{part}` is no level")).suggest(part, LEVELS));
             }
             _ => {}
         }
@@ -367,7 +368,9 @@ fn log_filter(filter: &str, problems: &mut Problems) {
 /// Whether this is what browsers send as `Origin` (RFC 6454, section 7), or any.
 fn is_origin(text: &str) -> bool {
     let is_url = |url: http::Uri| url.scheme().is_some() && url.authority().is_some() && url.path().len() < 2;
-    text == "*" || !text.ends_with('/') && !text.contains('?') && text.parse().is_ok_and(is_url)
+    // Of a page that has none, and of one in an app.
+    let is_known = matches!(text, "*" | "null" | "file://");
+    is_known || !text.ends_with('/') && !text.contains('?') && text.parse().is_ok_and(is_url)
 }
 
 /// The ledger's options; looks at what belongs to no other part as well.
@@ -378,10 +381,6 @@ fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
     for (index, origin) in raw.cors.allow_origins.iter().enumerate().filter(|(_, origin)| !is_origin(origin)) {
         let problem = Problem::at(&["cors", "allow_origins", &index.to_string()], format!("`{origin}` is no origin"));
         problems.add(problem.help("write it as browsers send it, e.g. \"https://app.example.com\", or \"*\" for any"));
-    }
-    if raw.responses.warn_at_percent > 100 {
-        let problem = Problem::at(&["responses", "warn_at_percent"], "nobody would ever be warned");
-        problems.add(problem.help("write 100 or less"));
     }
     if raw.admin.listen == raw.server.listen && !raw.admin.listen.ends_with(":0") {
         let problem = Problem::at(&["admin", "listen"], "clients connect to this address");

@@ -21,7 +21,7 @@ const HOLDS_UP: Duration = Duration::from_secs(1);
 
 /// A backend that was waited for so long is there itself: what a client held up before is nothing that it could have given up over. For
 /// less time also what has come already may be waited for, until its connection's turn.
-const WAITED_FOR: Duration = Duration::from_millis(100);
+const WAITED_FOR: Duration = Duration::from_millis(500);
 
 /// Whether a client takes what it is handed. Told by its connection, where that carries one answer at a time, and by time: a server does
 /// not ask for more before there is room for it.

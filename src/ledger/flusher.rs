@@ -24,6 +24,9 @@ use crate::store::{
 /// How long to wait before a store that could not be opened is tried again.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long after the start closed windows are looked for first.
+const FIRST_FORGET: Duration = Duration::from_mins(10);
+
 /// How often closed windows are looked for.
 const FORGET_INTERVAL: Duration = Duration::from_hours(1);
 
@@ -75,7 +78,7 @@ async fn keep_writing(
     mut shutdown: oneshot::Receiver<()>,
 ) -> Result<(), LastFlushFailed> {
     // Not at once: the wall clock may be far ahead until somebody sets it, as that of a machine that has just begun.
-    let mut forgotten_at = ledger.clock.monotonic();
+    let mut forget_at = ledger.clock.monotonic() + FIRST_FORGET;
     let (mut loaded, mut ending) = (false, false);
     'open: loop {
         // Once read, memory is ahead of the store: reading it again could bring back a session that has ended meanwhile.
@@ -108,7 +111,7 @@ async fn keep_writing(
                 () = ledger.next_flush() => false,
                 _ = &mut shutdown => true,
             };
-            let forget = forget_before(ledger, &mut forgotten_at);
+            let forget = forget_before(ledger, &mut forget_at);
             if let Err(error) = flush(ledger, store.as_mut(), forget).await {
                 ledger.suspend(&error);
                 continue 'open;
@@ -153,12 +156,12 @@ fn load_into(ledger: &Arc<Ledger>) -> RowSink {
 }
 
 /// The time before which closed windows may go, once an interval.
-fn forget_before(ledger: &Arc<Ledger>, done_at: &mut Duration) -> Option<i64> {
+fn forget_before(ledger: &Arc<Ledger>, at: &mut Duration) -> Option<i64> {
     let now = ledger.clock.monotonic();
-    if now < *done_at + FORGET_INTERVAL {
+    if now < *at {
         return None;
     }
-    *done_at = now;
+    *at = now + FORGET_INTERVAL;
     let before = ledger.clock.now().as_second() - KEEP_CLOSED_WINDOWS.as_secs() as i64;
     let ledger = ledger.clone();
     // All are looked at, a part of them at a time: no group, and nobody who waits for one, waits for that.

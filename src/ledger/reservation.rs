@@ -76,6 +76,8 @@ struct State {
     progress: Progress,
     /// How many images are used, once it is delivered.
     used: Images,
+    /// The last word of a backend about them, whichever request it was for.
+    told: Images,
     /// What was reserved on top of what was booked, because it says so.
     extra: Images,
     /// The download that may be resumed.
@@ -140,7 +142,13 @@ impl Reservation {
             extends: None,
             group: 0,
             open: None,
-            state: Mutex::new(State { progress, used: Images::new(), extra: Images::new(), resume: None }),
+            state: Mutex::new(State {
+                progress,
+                used: Images::new(),
+                told: Images::new(),
+                extra: Images::new(),
+                resume: None,
+            }),
         }
     }
 
@@ -161,6 +169,7 @@ impl Reservation {
         if !matches!(state.progress, Progress::UnderWay { .. }) {
             return false;
         }
+        state.told.push((booked.meter, delivered));
         let more = delivered.saturating_sub(booked.cost + extra(&state.extra, booked.meter));
         // Under the lock: who settles it gives back neither more nor less.
         let is_reserved = more > 0 && reserve(more);
@@ -190,25 +199,23 @@ impl Reservation {
         self.state().resume.as_ref().map(|(name, _)| name.clone())
     }
 
-    /// One of its requests delivered what its backend says, and where it says nothing what was booked. Of requests that share a charge all
-    /// deliver the same: what counts is who brings most.
-    pub(super) fn deliver(&self, reports: &[(MeterId, u32)]) -> Delivery {
-        let report = |meter: MeterId| reports.iter().rev().find(|(of, _)| *of == meter).map(|(_, images)| *images);
+    /// One of its requests delivered what its backend says, and where it says nothing what was booked; the rest of a file is as much as was
+    /// said of the file. Of requests that share a charge all deliver the same: what counts is who brings most.
+    pub(super) fn deliver(&self, kind: CoverKind, reports: &[(MeterId, u32)]) -> Delivery {
         let mut state = self.state();
-        let progress = std::mem::replace(&mut state.progress, Progress::Delivered);
-        if let Progress::UnderWay { by_key, .. } = progress {
-            let images = |booked: &Booked| (booked.meter, report(booked.meter).unwrap_or(booked.cost));
-            state.used = self.booked.iter().map(images).collect();
-            let reserved = Reserved { extra: std::mem::take(&mut state.extra) };
-            return Delivery::First(Delivered {
-                reserved,
-                by_key,
-                used: state.used.clone(),
-                resume: state.resume.take(),
-            });
+        let State { progress, used, told, extra, resume } = &mut *state;
+        let is_rest = kind == CoverKind::Resume;
+        let said = |booked: &Booked| last_word(reports, booked.meter);
+        if let Progress::UnderWay { by_key, .. } = std::mem::replace(progress, Progress::Delivered) {
+            let of_file = |booked: &Booked| last_word(told, booked.meter).filter(|_| is_rest);
+            let images = |booked: &Booked| said(booked).or_else(|| of_file(booked)).unwrap_or(booked.cost);
+            *used = self.booked.iter().map(|booked| (booked.meter, images(booked))).collect();
+            let reserved = Reserved { extra: std::mem::take(extra) };
+            return Delivery::First(Delivered { reserved, by_key, used: used.clone(), resume: resume.take() });
         }
-        let more = state.used.iter_mut().filter_map(|(meter, used)| {
-            let more = report(*meter)?.checked_sub(*used).filter(|more| *more > 0)?;
+        let more = self.booked.iter().zip(used).filter_map(|(booked, (meter, used))| {
+            let images = said(booked).or_else(|| Some(booked.cost).filter(|_| !is_rest))?;
+            let more = images.checked_sub(*used).filter(|more| *more > 0)?;
             *used += more;
             Some((*meter, more))
         });
@@ -231,6 +238,10 @@ impl Reservation {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn last_word(reports: &[(MeterId, u32)], meter: MeterId) -> Option<u32> {
+    reports.iter().rev().find(|(of, _)| *of == meter).map(|(_, images)| *images)
 }
 
 fn extra(extra: &[(MeterId, u32)], meter: MeterId) -> u32 {

@@ -23,7 +23,7 @@ impl Ledger {
         reports: &[(MeterId, u32)],
     ) {
         match settlement {
-            Settlement::Delivered => match charge.deliver(reports) {
+            Settlement::Delivered => match charge.deliver(kind, reports) {
                 Delivery::First(delivered) => self.deliver(charge, &delivered),
                 Delivery::Further(more) if more.is_empty() => {}
                 Delivery::Further(more) => self.deliver_more(charge, &more),
@@ -97,6 +97,9 @@ impl Ledger {
             let Some((_, images)) = more.iter().find(|(meter, _)| *meter == booked.meter) else { continue };
             self.settle_count(booked, 0, *images);
             unflushed.delivered(std::slice::from_ref(booked), false);
+        }
+        if self.is_strict() {
+            self.hurry();
         }
     }
 

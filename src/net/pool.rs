@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -136,7 +136,7 @@ pub struct Pool<B> {
     /// Whether the server may choose, and has chosen HTTP/1.1: several connections may be made at once.
     chose_http1: AtomicBool,
     /// Which of the addresses that the name stands for took a connection last.
-    good_address: AtomicUsize,
+    good_address: Mutex<Option<SocketAddr>>,
     /// Held while a connection is made that others wait for.
     connecting: tokio::sync::Mutex<()>,
 }
@@ -191,7 +191,7 @@ where
             http1: Arc::new(http1::Connections::new(options, clock.clone())),
             http2: http2::Connections::new(options, clock),
             chose_http1: AtomicBool::new(false),
-            good_address: AtomicUsize::new(0),
+            good_address: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
         }
     }
@@ -382,17 +382,21 @@ where
         self.begin_http1(stream).await
     }
 
-    /// Each address has its share of the time, or one that swallows packets would keep those after it from being tried. The one that was
-    /// good last is the first.
+    /// An address that swallows packets must not keep those after it from being tried: it has no more than a part of the time that is
+    /// left. The one that was good last is the first.
     async fn connect_to_any(&self, addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-        let first = self.good_address.load(Ordering::Relaxed);
+        const PARTS: usize = 3;
+        let good = *self.good_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let good = good.filter(|good| addresses.contains(good));
+        let others = addresses.iter().copied().filter(|address| Some(*address) != good);
+        let until = super::from_now(self.connect_timeout);
         let mut failure = io::Error::from(io::ErrorKind::NotFound);
-        for turn in 0..addresses.len() {
-            let place = first.wrapping_add(turn) % addresses.len();
-            let share = self.connect_timeout / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
-            match tokio::time::timeout(share, TcpStream::connect(addresses[place])).await {
+        for (turn, address) in good.into_iter().chain(others).enumerate() {
+            let left = until.saturating_duration_since(super::from_now(Duration::ZERO));
+            let share = left / u32::try_from((addresses.len() - turn).min(PARTS)).unwrap_or(1);
+            match tokio::time::timeout(share, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
-                    self.good_address.store(place, Ordering::Relaxed);
+                    *self.good_address.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
                     return Ok(stream);
                 }
                 Ok(Err(error)) => failure = error,
@@ -522,7 +526,7 @@ mod tests {
         let swallows = full.local_addr().unwrap();
         // More than wait for being accepted.
         let _waiting: Vec<_> = (0..4).map(|_| tokio::spawn(TcpStream::connect(swallows))).collect();
-        while tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(swallows)).await.is_ok() {}
+        while tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(swallows)).await.is_ok() {}
         let good = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addresses = [swallows, good.local_addr().unwrap()];
         let origin = "http://two.test/".parse::<Url>().unwrap().origin(&Trust::default());
@@ -531,7 +535,7 @@ mod tests {
         for expected in [1, 1] {
             let stream = pool.connect_to_any(&addresses).await.unwrap();
             assert_eq!(stream.peer_addr().unwrap(), addresses[expected]);
-            assert_eq!(pool.good_address.load(Ordering::Relaxed), expected);
+            assert_eq!(*pool.good_address.lock().unwrap(), Some(addresses[expected]));
         }
         drop(good);
         assert!(pool.connect_to_any(&addresses).await.is_err());

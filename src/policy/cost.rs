@@ -216,7 +216,12 @@ fn is_sent_as_json(headers: &HeaderMap) -> bool {
     let (Some(sent), None) = (sent.next(), sent.next()) else { return false };
     let mut parts = sent.to_str().unwrap_or("").split(';').map(|part| part.trim().to_ascii_lowercase());
     let media_type = parts.next().unwrap_or_default();
-    let is_json = media_type == "application/json" || media_type.ends_with("+json");
+    // One type, and nothing that somebody could take for the end of another.
+    let is_of_a_name = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&byte);
+    let is_json = media_type == "application/json"
+        || media_type
+            .strip_prefix("application/")
+            .is_some_and(|name| name.ends_with("+json") && name.bytes().all(is_of_a_name));
     let is_utf_8 = |charset: &str| charset.trim_matches('"') == "utf-8";
     is_json
         && parts.all(|part| part.strip_prefix("charset=").is_none_or(is_utf_8))

@@ -136,10 +136,13 @@ impl Activity {
         self.in_flight.load(Relaxed) == 0 && self.uploads.load(Relaxed) == 0
     }
 
-    /// Whether nothing has begun that is to end.
-    pub(super) fn is_at_rest(&self) -> bool {
+    /// Whether nothing has begun that is to end, and nothing has moved for so long: by HTTP/2 an answer whose body has ended may still be
+    /// on its way.
+    pub(super) fn rests_for(&self, time: Duration) -> bool {
         let reads_a_head = self.head.load(Relaxed) > 0 && !self.multiplexed.load(Relaxed);
-        self.is_between_requests() && !self.is_full.load(Relaxed) && !reads_a_head
+        let moved = self.written.load(Relaxed).max(self.ended.load(Relaxed));
+        let is_at_rest = self.is_between_requests() && !self.is_full.load(Relaxed) && !reads_a_head;
+        is_at_rest && Duration::from_millis(self.now().saturating_sub(moved)) >= time
     }
 
     fn request_ends(&self) {
@@ -172,6 +175,11 @@ impl Activity {
         }
         if self.uploads_waiting.load(Relaxed) > 0 {
             within(left(self.read.load(Relaxed), patience.body), "an upload stands still");
+        }
+        if self.uploads.load(Relaxed) > 0 && self.in_flight.load(Relaxed) == 0 {
+            // Its answer has ended, and it may never: who answers at once need not read it, nor say so.
+            let moved = self.read.load(Relaxed).max(self.ended.load(Relaxed));
+            within(left(moved, patience.idle), "nobody takes the rest of an upload");
         }
         let between_requests = self.is_between_requests() && !self.is_full.load(Relaxed);
         if let Some(began) = self.head.load(Relaxed).checked_sub(1).filter(|_| between_requests) {
@@ -336,7 +344,7 @@ mod tests {
         let request = UnderWay::new(activity.clone());
         let mut upload = UploadUnderWay::new(activity.clone());
         drop(request);
-        assert!(!activity.is_at_rest());
+        assert!(!activity.rests_for(Duration::ZERO));
         for _ in 0..20 {
             upload.waits(true);
             clock.advance(9 * SECOND);
@@ -348,13 +356,29 @@ mod tests {
         activity.has_read();
         clock.advance(11 * SECOND);
         assert!(!stuck(&activity), "nobody wanted more of it, and the client goes on sending");
-        assert!(activity.may_be_sending() && activity.is_at_rest());
+        assert!(activity.may_be_sending() && activity.rests_for(11 * SECOND) && !activity.rests_for(12 * SECOND));
+        activity.has_written();
+        assert!(!activity.rests_for(SECOND), "it still takes something");
         drop(UnderWay::new(activity.clone()));
         assert!(!activity.may_be_sending(), "another request has begun: it had ended");
         activity.has_read();
-        assert!(!activity.is_at_rest());
+        assert!(!activity.rests_for(Duration::ZERO));
         clock.advance(10 * SECOND);
         assert!(stuck(&activity), "a head of one more");
+    }
+
+    #[test]
+    fn an_upload_that_nobody_takes_keeps_no_connection_once_its_answer_has_ended() {
+        let (clock, activity) = connection();
+        let request = UnderWay::new(activity.clone());
+        let _upload = UploadUnderWay::new(activity.clone());
+        clock.advance(500 * SECOND);
+        assert!(!stuck(&activity), "the backend may take its time");
+        drop(request);
+        clock.advance(74 * SECOND);
+        assert_eq!(activity.verdict(&PATIENCE), Verdict::Fine(SECOND));
+        clock.advance(SECOND);
+        assert!(stuck(&activity));
     }
 
     #[test]

@@ -246,7 +246,7 @@ impl Connection {
                 () = &mut check => {
                     let next = match self.activity.verdict(patience) {
                         // By HTTP/2 a client has to answer the good-bye. One that sleeps does not.
-                        _ if is_leaving && self.activity.is_at_rest() => return,
+                        _ if is_leaving && self.activity.rests_for(GOOD_BYE) => return,
                         Verdict::Fine(next) => next,
                         Verdict::Idle if is_leaving => return,
                         Verdict::Idle => {

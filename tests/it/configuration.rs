@@ -368,7 +368,6 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "`https://app.example.com/` is no origin",
             "as browsers send it",
         ),
-        ("warn_at_percent = 80", "warn_at_percent = 180", "180", "nobody would ever be warned", "100 or less"),
         (
             "listen = \"127.0.0.1:9901\"",
             "listen = \"127.0.0.1:8080\"",

@@ -279,6 +279,8 @@ fn a_body_that_a_backend_may_read_otherwise_counts_nothing_and_reaches_nobody() 
         &[],
         &["content-type: text/plain"],
         &["content-type: application/json; charset=utf-16"],
+        &["content-type: application/x-www-form-urlencoded, a/b+json"],
+        &["content-type: application/x-www-form-urlencoded x+json"],
         &[JSON, "content-type: application/x-www-form-urlencoded"],
         &[JSON, "content_type: application/x-www-form-urlencoded"],
         &[JSON, "connection: content-type"],

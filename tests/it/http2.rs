@@ -435,11 +435,8 @@ fn ask_for_many(gate: &Gate, token: &str) -> Vec<TcpStream> {
 fn a_gate_that_ends_before_its_streams_do_counts_what_they_have_delivered_and_nothing_else() {
     let image = [b'x'; 1 << 20];
     for (durability, delivers) in [("strict", false), ("periodic", true)] {
-        let reply = if delivers {
-            Reply::with("200 OK", &["content-type: image/png"], &image)
-        } else {
-            Reply::held(b"", b"").0
-        };
+        let (silence, _release) = Reply::held(b"", b"");
+        let reply = if delivers { Reply::with("200 OK", &["content-type: image/png"], &image) } else { silence };
         let backend = Backend::start(reply);
         let gate = Setup::before(backend.address)
             .set("EXPORT_GATE__SERVER__H2C", "true")

@@ -214,7 +214,7 @@ async fn where_answers_share_a_connection_a_client_that_asks_for_more_late_has_h
     let milliseconds = std::time::Duration::from_millis;
     let (early, late) = (milliseconds(900), milliseconds(1_000));
     // What was on its way while the client held it up comes at once, if not at the first call.
-    let (at_once, in_a_while) = (milliseconds(1), milliseconds(100));
+    let (at_once, in_a_while) = (milliseconds(1), milliseconds(500));
     for (before_more, waited, counted) in
         [(early, None, 0), (late, None, 1), (late, Some(at_once), 1), (late, Some(in_a_while), 0)]
     {

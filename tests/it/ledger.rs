@@ -283,6 +283,23 @@ async fn of_requests_that_share_a_charge_each_counts_by_what_its_own_backend_say
 }
 
 #[tokio::test]
+async fn where_one_of_two_backends_says_nothing_what_was_booked_counts() {
+    for (says, counted) in [(1, 3), (3, 3), (9, 9)] {
+        for silent_is_first in [false, true] {
+            let (ledger, _) = ledger(1);
+            let batch = Demand { cost: 3, ..demand(0, 10) };
+            let Admission::Charged(mut first) = retried(&ledger, &batch).await else { panic!() };
+            let Admission::Covered(_, second) = retried(&ledger, &batch).await else { panic!() };
+            first.report(MeterId(0), says);
+            let (one, other) = if silent_is_first { (second, first) } else { (first, second) };
+            one.settle(Settlement::Delivered);
+            other.settle(Settlement::Delivered);
+            assert_eq!(used(&ledger, "u"), [(counted, 0)], "{says} {silent_is_first}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_first_delivery_under_a_key_is_no_further_one_whichever_request_makes_it() {
     let (ledger, _) = ledger(1);
     let Admission::Charged(first) = retried(&ledger, &demand(0, 10)).await else { panic!() };

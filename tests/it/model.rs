@@ -575,13 +575,16 @@ impl Model {
         let delivered = !matches!(end, End::Void | End::Drop);
         self.requests[request].state = if delivered { State::Delivered } else { State::Void };
         let Request { own, shares, by, .. } = self.requests[request].clone();
+        let rests: Vec<usize> =
+            by.iter().filter(|(name, ..)| name.0 == CoverKind::Resume).map(|(_, of, _)| *of).collect();
+        let is_rest = |charge: usize| rests.contains(&charge);
         for charge in own.into_iter().chain(shares) {
             let takes_part = |other: &Request| other.own == Some(charge) || other.shares.contains(&charge);
             let others = self.requests.iter().any(|other| other.state == State::UnderWay && takes_part(other));
             match self.charges[charge].state {
                 State::UnderWay if delivered => self.stick(charge, end),
                 State::UnderWay if !others => self.void(charge),
-                State::Delivered if delivered => self.add(charge, end),
+                State::Delivered if delivered => self.add(charge, end, is_rest(charge)),
                 _ => {}
             }
         }
@@ -667,11 +670,11 @@ impl Model {
     }
 
     /// Another request of a charge was delivered before: what this one brings more is used as well.
-    fn add(&mut self, charge: usize, end: &End) {
-        let End::Report(images) = end else { return };
+    fn add(&mut self, charge: usize, end: &End, is_rest: bool) {
         self.bookings.extend(self.emptied.extract_if(.., |booking| booking.charge == charge));
         for booking in self.bookings.iter_mut().filter(|booking| booking.charge == charge) {
-            booking.used = booking.used.max(Some(*images));
+            let silent = Some(booking.cost).filter(|_| !is_rest);
+            booking.used = booking.used.max(if let End::Report(images) = end { Some(*images) } else { silent });
         }
         self.empty();
     }
