@@ -2,7 +2,7 @@
 //!
 //! It stands at the edge, in front of render and download backends that stay as they are: recognises requests that produce a file,
 //! reads the plan from the JWT and the AI features from token, header or a metadata service, charges counters in memory that are
-//! synced to disk before the image leaves, and answers 429 over the limit. What it does not recognise it forwards untouched.
+//! synced to disk before the image leaves, and answers 429 over the limit. What it does not recognise it forwards as any proxy would.
 //!
 //! # The way of a request
 //!

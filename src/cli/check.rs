@@ -21,9 +21,10 @@ pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
         anstream::println!("The environment overrides it: {}.\n", config.variables.overriding.join(", "));
     }
     anstream::println!("{}\n{}\n", listeners(config), tokens(&config.identity));
-    anstream::println!("Routes: which request is what. The first that fits wins; all others go to `{}` untouched.", {
-        config.upstreams.get(config.default_upstream).map_or("", |upstream| &upstream.name)
-    });
+    anstream::println!(
+        "Routes: which request is what. The first that fits wins; all others go to `{}`, and are not counted.",
+        { config.upstreams.get(config.default_upstream).map_or("", |upstream| &upstream.name) }
+    );
     let routes = config.routes.iter().map(|(id, route)| {
         [
             route.name.to_string(),

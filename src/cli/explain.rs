@@ -88,7 +88,7 @@ async fn explain(
     let found = match config.routes.find(method, &url, headers) {
         Match::Unmatched => {
             steps.step("route", "none matches");
-            return Ok(format!("forwarded to `{default}` untouched; nothing is counted"));
+            return Ok(format!("forwarded to `{default}`; nothing is counted"));
         }
         Match::Misread(misread) => {
             steps.step("route", &misread.to_string());

@@ -162,8 +162,8 @@ impl Reservation {
         state.progress != Progress::Void
     }
 
-    /// The backend says how many images one of its requests brings. If that is more than what is reserved, `reserve` is to add the rest, unless the
-    /// charge has ended meanwhile; whether it was called.
+    /// The backend says how many images one of its requests brings. If that is more than what is reserved, `reserve` is to add the rest,
+    /// unless the charge has ended meanwhile; whether it was called.
     pub(super) fn report(&self, booked: &Booked, delivered: u32, reserve: impl FnOnce(u32) -> bool) -> bool {
         let mut state = self.state();
         if !matches!(state.progress, Progress::UnderWay { .. }) {

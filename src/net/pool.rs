@@ -1,9 +1,8 @@
 //! The connections to one endpoint.
 
 use std::io;
-use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +11,6 @@ use http::uri::Scheme;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::body::{PooledBody, RequestBody, Sending};
@@ -135,8 +133,6 @@ pub struct Pool<B> {
     http2: http2::Connections<B>,
     /// Whether the server may choose, and has chosen HTTP/1.1: several connections may be made at once.
     chose_http1: AtomicBool,
-    /// Which of the addresses that the name stands for took a connection last.
-    good_address: Mutex<Option<SocketAddr>>,
     /// Held while a connection is made that others wait for.
     connecting: tokio::sync::Mutex<()>,
 }
@@ -191,7 +187,6 @@ where
             http1: Arc::new(http1::Connections::new(options, clock.clone())),
             http2: http2::Connections::new(options, clock),
             chose_http1: AtomicBool::new(false),
-            good_address: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
         }
     }
@@ -357,8 +352,7 @@ where
     }
 
     async fn reach(&self, protocol: Protocol) -> io::Result<Lease<B>> {
-        let addresses = self.resolver.addresses().await?;
-        let stream = self.connect_to_any(&addresses).await?;
+        let stream = self.resolver.connect(self.connect_timeout).await?;
         stream.set_nodelay(true)?;
         let stream = LastWords::new(stream);
         let Some(tls) = self.origin.tls() else {
@@ -380,30 +374,6 @@ where
             Protocol::Http1 => {}
         }
         self.begin_http1(stream).await
-    }
-
-    /// An address that swallows packets must not keep those after it from being tried: it has no more than a part of the time that is
-    /// left. The one that was good last is the first.
-    async fn connect_to_any(&self, addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-        const PARTS: usize = 3;
-        let good = *self.good_address.lock().unwrap_or_else(PoisonError::into_inner);
-        let good = good.filter(|good| addresses.contains(good));
-        let others = addresses.iter().copied().filter(|address| Some(*address) != good);
-        let until = super::from_now(self.connect_timeout);
-        let mut failure = io::Error::from(io::ErrorKind::NotFound);
-        for (turn, address) in good.into_iter().chain(others).enumerate() {
-            let left = until.saturating_duration_since(super::from_now(Duration::ZERO));
-            let share = left / u32::try_from((addresses.len() - turn).min(PARTS)).unwrap_or(1);
-            match tokio::time::timeout(share, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => {
-                    *self.good_address.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
-                    return Ok(stream);
-                }
-                Ok(Err(error)) => failure = error,
-                Err(_) => failure = io::ErrorKind::TimedOut.into(),
-            }
-        }
-        Err(failure)
     }
 
     async fn begin_http1<IO>(&self, stream: IO) -> io::Result<Lease<B>>
@@ -516,30 +486,6 @@ mod tests {
             assert_eq!(matches!(failed, SendError::Late(_)), is_late, "{failed}");
         }
         assert_eq!(from_now(Duration::ZERO) - began, Duration::from_secs(11));
-    }
-
-    #[tokio::test]
-    async fn an_address_that_swallows_packets_does_not_keep_the_next_from_being_tried() {
-        let full = tokio::net::TcpSocket::new_v4().unwrap();
-        full.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let full = full.listen(1).unwrap();
-        let swallows = full.local_addr().unwrap();
-        // More than wait for being accepted.
-        let _waiting: Vec<_> = (0..4).map(|_| tokio::spawn(TcpStream::connect(swallows))).collect();
-        while tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(swallows)).await.is_ok() {}
-        let good = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addresses = [swallows, good.local_addr().unwrap()];
-        let origin = "http://two.test/".parse::<Url>().unwrap().origin(&Trust::default());
-        let options = Options { connect_timeout: Duration::from_secs(1), ..Options::default() };
-        let pool = Pool::<Empty<Bytes>>::new(origin, &options, Arc::new(SystemClock::new()));
-        for expected in [1, 1] {
-            let stream = pool.connect_to_any(&addresses).await.unwrap();
-            assert_eq!(stream.peer_addr().unwrap(), addresses[expected]);
-            assert_eq!(*pool.good_address.lock().unwrap(), Some(addresses[expected]));
-        }
-        drop(good);
-        assert!(pool.connect_to_any(&addresses).await.is_err());
-        assert!(pool.connect_to_any(&[]).await.is_err());
     }
 
     proptest! {

@@ -1,4 +1,4 @@
-//! From a host's name to its addresses.
+//! From a host's name to its addresses, and to a connection to one of them.
 //!
 //! The system's resolver blocks, and cannot be called off: a name server that says nothing holds a thread for as long as it likes. So
 //! each origin has one resolution under way at most, in a thread of its own that nobody waits for longer than they wish, and never in
@@ -6,11 +6,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::from_now;
 use super::url::Origin;
 use crate::clock::Clock;
 
@@ -27,14 +29,54 @@ pub(super) struct Resolver {
     clock: Arc<dyn Clock>,
     /// The last resolution, under way or done, and when it began.
     last: Mutex<Option<(watch::Receiver<Answer>, Duration)>>,
+    /// Which of the addresses took a connection last.
+    good: Mutex<Option<SocketAddr>>,
 }
 
 impl Resolver {
     pub(super) fn new(origin: &Origin, clock: Arc<dyn Clock>) -> Self {
-        Self { host: origin.host().to_owned(), port: origin.port(), clock, last: Mutex::default() }
+        Self {
+            host: origin.host().to_owned(),
+            port: origin.port(),
+            clock,
+            last: Mutex::default(),
+            good: Mutex::default(),
+        }
     }
 
-    pub(super) async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+    /// A connection to any of the addresses, within this time once they are known.
+    pub(super) async fn connect(&self, within: Duration) -> io::Result<TcpStream> {
+        self.connect_to_any(&self.addresses().await?, within).await
+    }
+
+    /// An address that swallows packets must not keep those after it from being tried: it has no more than a part of the time that is
+    /// left. The one that was good last is the first.
+    async fn connect_to_any(&self, addresses: &[SocketAddr], within: Duration) -> io::Result<TcpStream> {
+        const PARTS: usize = 3;
+        let good = self.good().filter(|good| addresses.contains(good));
+        let others = addresses.iter().copied().filter(|address| Some(*address) != good);
+        let until = from_now(within);
+        let mut failure = io::Error::from(io::ErrorKind::NotFound);
+        for (turn, address) in good.into_iter().chain(others).enumerate() {
+            let left = until.saturating_duration_since(from_now(Duration::ZERO));
+            let share = left / u32::try_from((addresses.len() - turn).min(PARTS)).unwrap_or(1);
+            match tokio::time::timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    *self.good() = Some(address);
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => failure = error,
+                Err(_) => failure = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        Err(failure)
+    }
+
+    fn good(&self) -> MutexGuard<'_, Option<SocketAddr>> {
+        self.good.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         if let Ok(address) = self.host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(address, self.port)]);
         }
@@ -93,6 +135,28 @@ mod tests {
         assert!(
             name.addresses().await.unwrap().iter().all(|address| address.ip().is_loopback() && address.port() == 7)
         );
+    }
+
+    #[tokio::test]
+    async fn an_address_that_swallows_packets_does_not_keep_the_next_from_being_tried() {
+        let full = tokio::net::TcpSocket::new_v4().unwrap();
+        full.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let full = full.listen(1).unwrap();
+        let swallows = full.local_addr().unwrap();
+        // More than wait for being accepted.
+        let _waiting: Vec<_> = (0..4).map(|_| tokio::spawn(TcpStream::connect(swallows))).collect();
+        while tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(swallows)).await.is_ok() {}
+        let good = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addresses = [swallows, good.local_addr().unwrap()];
+        let (resolver, _) = resolver("http://two.test/");
+        let connect = async |addresses: &[_]| resolver.connect_to_any(addresses, Duration::from_secs(1)).await;
+        for _ in 0..2 {
+            assert_eq!(connect(&addresses).await.unwrap().peer_addr().unwrap(), addresses[1]);
+            assert_eq!(*resolver.good(), Some(addresses[1]));
+        }
+        drop(good);
+        assert!(connect(&addresses).await.is_err());
+        assert!(connect(&[]).await.is_err());
     }
 
     #[test]

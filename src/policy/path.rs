@@ -61,8 +61,23 @@ fn is_odd_segment(segment: &[u8]) -> bool {
     segment.last().is_none_or(|last| *last == b'.')
 }
 
-fn is_unreserved(byte: u8) -> bool {
+pub(super) fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// A path as it is written in a URL (RFC 3986, section 3.3): what none has is percent-encoded. Braces stay: patterns have them.
+pub fn as_in_a_url(path: &str) -> String {
+    let bytes = path.as_bytes();
+    let mut written = String::with_capacity(bytes.len());
+    for (at, byte) in bytes.iter().copied().enumerate() {
+        let is_an_escape = byte == b'%' && bytes.get(at + 1..at + 3).and_then(hex_pair).is_some();
+        if is_an_escape || is_unreserved(byte) || b"/{}!$&'()*+,;=:@".contains(&byte) {
+            written.push(char::from(byte));
+        } else {
+            written.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    written
 }
 
 /// All that a lenient backend might take the path for, in lower case: decoded not at all, once or twice, with `\` as `/`,

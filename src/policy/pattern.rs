@@ -1,6 +1,6 @@
 //! Paths with parameters: `/v1/designs/{design}/download`, `/files/{*path}`.
 
-use super::path::decoded;
+use super::path::{as_in_a_url, decoded, is_unreserved};
 
 /// A path pattern. `{name}` stands for one segment that is not empty, `{*name}` for all that follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,9 +29,7 @@ impl Pattern {
             .map(Segment::parse)
             .collect::<Option<_>>()
             .ok_or("a parameter in braces stands for a whole segment, and has a name")?;
-        let literals =
-            segments.iter().filter_map(|segment| if let Segment::Literal(text) = segment { Some(text) } else { None });
-        if !literals.into_iter().all(|literal| is_as_in_a_url(literal.as_bytes())) {
+        if as_in_a_url(text) != text {
             return Err(
                 "a path is written as it is in a URL: what is no ASCII, blanks and some signs are percent-encoded there",
             );
@@ -126,24 +124,14 @@ impl Pattern {
 
     /// Whether a literal part has what others may percent-encode though they need not (RFC 3986, section 2.3).
     pub(super) fn may_be_encoded(&self) -> bool {
-        let needs_none = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
-        let has_other = |segment: &Segment| matches!(segment, Segment::Literal(text) if !text.bytes().all(needs_none));
+        let has_other =
+            |segment: &Segment| matches!(segment, Segment::Literal(text) if !text.bytes().all(is_unreserved));
         self.segments.iter().any(has_other)
     }
 
     /// Whether the pattern ends in a slash: then a path that does as well is in its plain form.
     pub(super) fn ends_in_slash(&self) -> bool {
         self.text.len() > 1 && self.text.ends_with('/')
-    }
-}
-
-/// Whether a segment has nothing in it that no path of a URL has (RFC 3986, section 3.3).
-fn is_as_in_a_url(segment: &[u8]) -> bool {
-    let is_one = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte);
-    match segment {
-        [] => true,
-        [b'%', high, low, rest @ ..] => high.is_ascii_hexdigit() && low.is_ascii_hexdigit() && is_as_in_a_url(rest),
-        [byte, rest @ ..] => is_one(*byte) && is_as_in_a_url(rest),
     }
 }
 

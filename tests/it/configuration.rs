@@ -778,7 +778,7 @@ fn explain_tells_each_step_and_the_rule_that_decides() {
     let text = explain(&["--token", &pro, "GET", "/v1/designs/d1/download"]);
     assert!(text.contains("nothing on `exports`: unlimited for pro"), "{text}");
     assert!(text.contains("=> charged and forwarded to `renderer`"), "{text}");
-    assert!(explain(&["GET", "/elsewhere"]).contains("untouched"));
+    assert!(explain(&["GET", "/elsewhere"]).contains("forwarded to `renderer`; nothing is counted"));
     assert!(explain(&["GET", "/v1/designs/d1/download"]).contains("refused with 401"));
     assert!(explain(&["GET", "/v1/designs/d1/download/"]).contains("refused with 400"));
     assert!(explain(&["PUT", "/v1/designs/d1"]).contains("never counted, never refused"));

@@ -10,7 +10,9 @@ use export_gate::policy::{
     Calendar, CalendarUnit, Demand, Limit, Meter, MeterId, OnExceed, PlanId, Plans, Policy, SessionUse, Subject, Who,
     Window,
 };
-use export_gate::store::{Batch, CounterRow, CoverName, CoverRow, OpenRow, Reply, Row, RowSink, Store, StoreError};
+use export_gate::store::{
+    Batch, CounterRow, CoverName, CoverRow, OpenRow, Reply, Representation, Row, RowSink, Store, StoreError,
+};
 use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
 use tokio::sync::Notify;
@@ -279,6 +281,26 @@ async fn of_requests_that_share_a_charge_each_counts_by_what_its_own_backend_say
             }
             assert_eq!(used(&ledger, "u"), [(counted, 0)], "{first_says} {second_says} {second_is_first}");
         }
+    }
+}
+
+#[tokio::test]
+async fn the_rest_of_a_file_is_as_much_as_was_said_of_the_file() {
+    for (says, counted) in [(Some(1), 1), (Some(9), 9), (None, 3)] {
+        let (ledger, _) = ledger(1);
+        let (user, design): (Arc<str>, Arc<str>) = ("u".into(), "d1".into());
+        let (name, file) = (Arc::from("file"), Representation { validator: "\"a\"".into(), length: 9 });
+        let demands = [Demand { cost: 3, ..demand(0, 10) }];
+        let request = || ChargeRequest::new(&user, PLAN, &design, &demands);
+        let Admission::Charged(mut first) = ledger.charge(request()).await else { panic!() };
+        says.iter().for_each(|says| first.report(MeterId(0), *says));
+        first.resumable(&name, &file);
+        let rest = ChargeRequest { resume: Some((name, file)), ..request() };
+        let Admission::Covered(_, rest) = ledger.charge(rest).await else { panic!() };
+        rest.settle(Settlement::Delivered);
+        assert_eq!(used(&ledger, "u"), [(counted, 0)]);
+        first.settle(Settlement::Delivered);
+        assert_eq!(used(&ledger, "u"), [(counted, 0)], "{says:?}");
     }
 }
 

@@ -6,6 +6,7 @@ use http::{HeaderValue, Method};
 
 use crate::config::problem::Problem;
 use crate::config::raw;
+use crate::policy::path::as_in_a_url;
 use crate::policy::{Action, Conditions, Delivers, DesignFrom, Pattern, Route, Routes};
 
 use super::{Problems, header, meters};
@@ -37,16 +38,6 @@ pub(super) fn routes(raw: &[raw::Route], problems: &mut Problems) -> Routes {
 }
 
 /// `None` if there is no telling what the route would be; a problem says why.
-/// A path with what no URL has in it percent-encoded.
-fn as_in_a_url(path: &str) -> String {
-    let spelt = |byte: u8| match byte {
-        b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'|' => format!("%{byte:02X}"),
-        byte if byte.is_ascii_graphic() => char::from(byte).to_string(),
-        byte => format!("%{byte:02X}"),
-    };
-    path.bytes().map(spelt).collect()
-}
-
 fn route(index: usize, raw: &raw::Route, problems: &mut Problems) -> Option<Route> {
     let index = index.to_string();
     let path = |key| ["routes", &index, key];
