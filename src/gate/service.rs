@@ -374,7 +374,7 @@ impl Gate {
         fields::make_private(&mut head.headers);
         if let Some(charge) = delivery.charge() {
             let file = beginning_of(&head, body.size_hint().exact());
-            if let Some(file) = file.filter(|_| promise == Promise::Body && charge.is_booked()) {
+            if let Some(file) = file.filter(|_| promise == Promise::Body && charge.is_paid()) {
                 charge.resumable(&target.name("", None), &file);
             }
             self.put_fields(charge, &mut head.headers);

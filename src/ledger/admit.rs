@@ -22,7 +22,7 @@ pub(super) const STRIPES: usize = 256;
 
 /// A demand, and where its count is kept.
 #[derive(Debug)]
-struct Planned<'d> {
+pub(super) struct Planned<'d> {
     demand: &'d Demand,
     spot: Spot,
 }
@@ -94,10 +94,14 @@ impl Ledger {
         let with = |wanted: Ruling| standings.iter().zip(&rulings).filter(move |(_, ruling)| **ruling == wanted);
         let meters = |wanted| with(wanted).map(|(standing, _)| standing.meter).collect::<Meters>();
         let refusing: SmallVec<[Standing; 2]> = with(Ruling::Refuse).map(|(standing, _)| *standing).collect();
+        let covered = planned.iter().zip(&rulings).filter(|(_, ruling)| **ruling == Ruling::Covered);
         let mut charge = Box::new(Charge {
             ledger: self.clone(),
             own: None,
             covered_by,
+            covered: covered.map(|(planned, _)| planned.demand.clone()).collect(),
+            excess: Vec::new(),
+            plan: request.plan,
             degraded: meters(Ruling::Degrade),
             would_deny: meters(Ruling::WouldDeny),
             standings,
@@ -136,8 +140,10 @@ impl Ledger {
         own.degraded.clone_from(&charge.degraded);
         own.opens = opening(request, &own, &charge.covered_by);
         let covered = charge.covered_by.first().map(|by| by.name.kind);
-        let books = !own.booked.is_empty() || (!charge.degraded.is_empty() && covered.is_none());
-        if books {
+        let is_covered = own.booked.is_empty() && covered.is_some();
+        own.owed = owed(&charge.covered_by);
+        let has_covers = own.is_paid() || (!charge.degraded.is_empty() && covered.is_none());
+        if has_covers {
             let is_retry = charge.covered_by.iter().any(|by| by.name.kind == CoverKind::Retry);
             (own.retry, own.extends) = if is_retry { (None, retry) } else { (retry, None) };
         }
@@ -145,17 +151,17 @@ impl Ledger {
             self.announce(&mut own, request.design, marks);
         }
         drop(marks);
-        if books || own.opens.is_some() {
+        if has_covers || own.opens.is_some() {
             charge.own = Some(self.under_way(own));
         }
         match covered {
-            Some(kind) if !books => Admission::Covered(kind, charge),
+            Some(kind) if is_covered => Admission::Covered(kind, charge),
             _ => Admission::Charged(charge),
         }
     }
 
     /// Where a demand's count is kept. `None` for a demand that no meter of this ledger knows how to count.
-    fn plan<'d>(&self, demand: &'d Demand, time: Timestamp) -> Option<Planned<'d>> {
+    pub(super) fn plan<'d>(&self, demand: &'d Demand, time: Timestamp) -> Option<Planned<'d>> {
         let meter = self.meter(demand.meter)?;
         let spot = match meter.span(time, demand.anchor) {
             Some(span) => Spot::Counter { key: meter.digests.counter(&demand.subject, span), span },
@@ -220,7 +226,7 @@ impl Ledger {
         Standing { meter, on_exceed, shadow, limit, count, resets_at, window, cost }
     }
 
-    fn book(
+    pub(super) fn book(
         &self,
         counters: &Look<'_>,
         planned: &Planned<'_>,
@@ -262,7 +268,8 @@ impl Ledger {
         if let Some(opening) = &own.opens {
             self.covers.opening(&opening.session, own.serial);
         }
-        if let Some(retry) = &own.retry {
+        // What a crash owes is owed once: nobody shares it.
+        if let Some(retry) = own.retry.as_ref().filter(|_| own.owed.is_empty() || !own.booked.is_empty()) {
             self.open_under_way(retry, Cover { files_left: self.options().retry_deliveries, ..Cover::of(&own) });
         }
         own
@@ -271,6 +278,12 @@ impl Ledger {
 
 pub(super) fn cover(kind: CoverKind, user: &Arc<str>, what: &Arc<str>) -> CoverName {
     CoverName { kind, user: user.clone(), what: what.clone() }
+}
+
+/// What a crash had cut short, and the request is to have for it.
+fn owed(covered_by: &[CoverUse]) -> Images {
+    let owed = covered_by.iter().filter(|by| by.name.kind == CoverKind::Redelivery);
+    owed.flat_map(|by| by.meters.iter().map(|meter| (*meter, by.paid_for(*meter)))).collect()
 }
 
 /// The session that an export opens: for what it has booked, or is degraded by, on meters with sessions. What a crash has cut short was

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::Count;
 use super::Ledger;
 use super::covers::CoverUse;
+use super::excess::Excess;
 use super::reservation::{Images, Meters, Reservation};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId};
 use crate::seeded::{self, Bug};
@@ -180,6 +181,11 @@ pub struct Charge {
     pub(super) own: Option<Arc<Reservation>>,
     /// Earlier charges that cover it, each on some meters.
     pub(super) covered_by: SmallVec<[CoverUse; 1]>,
+    /// What it asks for where an earlier charge covers it.
+    pub(super) covered: Vec<Demand>,
+    /// What the backend brings beyond what is covered.
+    pub(super) excess: Vec<Excess>,
+    pub(super) plan: PlanId,
     pub(super) standings: SmallVec<[Standing; 2]>,
     pub(super) degraded: Meters,
     pub(super) would_deny: Meters,
@@ -206,9 +212,9 @@ impl Charge {
         &self.would_deny
     }
 
-    /// Whether its delivery makes something used: what it has booked itself, or what it shares with a request under way.
-    pub fn is_booked(&self) -> bool {
-        self.under_way().any(|reservation| !reservation.booked.is_empty())
+    /// Whether its delivery is paid for by what it has booked itself, or shares with a request under way, or has booked before a crash.
+    pub fn is_paid(&self) -> bool {
+        self.under_way().any(|reservation| reservation.is_paid())
     }
 
     /// The backend says how many images it delivers: what was booked on `meter` is that, once it is delivered. To be told before
@@ -217,20 +223,29 @@ impl Charge {
         self.reports.push((meter, delivered));
         let booked: SmallVec<[(u32, u64); 2]> =
             self.under_way().filter_map(|charge| self.ledger.report(charge, meter, delivered)).collect();
-        self.reported = booked.iter().map(|(_, group)| *group).max().unwrap_or(0).max(self.reported);
-        let Some(&(cost, _)) = booked.first() else { return };
-        if self.reported > 0 {
-            self.ledger.hurry();
-        }
+        let group = booked.iter().map(|(_, group)| *group).max();
+        let (before, now) = match booked.first() {
+            Some(&(cost, _)) => (cost, delivered),
+            None => self.report_covered(meter, delivered),
+        };
+        self.tells(group.unwrap_or(0));
         for standing in self.standings.iter_mut().filter(|standing| standing.meter == meter) {
-            standing.count.reserved = standing.count.reserved.saturating_sub(cost).saturating_add(delivered);
+            standing.count.reserved = standing.count.reserved.saturating_sub(before).saturating_add(now);
+        }
+    }
+
+    /// A group tells the store of images that only the backend's answer told of.
+    pub(super) fn tells(&mut self, group: u64) {
+        self.reported = self.reported.max(group);
+        if group > 0 {
+            self.ledger.hurry();
         }
     }
 
     /// The answer can be resumed: from now on this charge covers the rest of this file under this name.
     pub fn resumable(&self, what: &Arc<str>, file: &Representation) {
-        if let Some(booked) = self.under_way().find(|reservation| !reservation.booked.is_empty()) {
-            self.ledger.resumable(booked, what, file);
+        if let Some(paid) = self.under_way().find(|reservation| reservation.is_paid()) {
+            self.ledger.resumable(paid, what, file);
         }
     }
 
@@ -263,7 +278,7 @@ impl Charge {
         // A panic may come from where these are locked already.
         let keys = self.under_way().filter(|_| !std::thread::panicking()).filter_map(|charge| charge.retry.as_ref());
         let stripes: SmallVec<[usize; 1]> = keys.map(|key| self.ledger.stripe_of(key)).collect();
-        let Self { ledger, own, covered_by, reports, .. } = self;
+        let Self { ledger, own, covered_by, reports, excess, .. } = self;
         // Who comes with the same key meanwhile finds the charge under way, or all that has become of it.
         let _stripes = ledger.lock(stripes.into_iter());
         if let Some(own) = own.take() {
@@ -271,6 +286,9 @@ impl Charge {
             if settlement == Settlement::Void {
                 ledger.hand_over(&own);
             }
+        }
+        for beyond in excess.drain(..) {
+            ledger.settle_excess(&beyond, covered_by, settlement);
         }
         for by in covered_by.drain(..) {
             if let Some(shared) = &by.under_way {

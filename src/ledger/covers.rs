@@ -71,6 +71,14 @@ impl Cover {
         self.idle_until.map_or(self.until, |idle| idle.min(self.until))
     }
 
+    /// It holds for so many images on a meter, if it did not hold for more.
+    fn holds_for_more(&mut self, meter: MeterId, images: u32) {
+        match self.meters.iter_mut().find(|(known, _)| *known == meter) {
+            Some((_, known)) => *known = (*known).max(images),
+            None => self.meters.push((meter, images)),
+        }
+    }
+
     /// Whether it holds for a demand. A retry or the rest of a download is no more than what was charged; within a session each
     /// file is taken from those that are left.
     fn holds_for(&self, kind: CoverKind, asked: &Asked) -> bool {
@@ -126,6 +134,11 @@ impl CoverUse {
     /// Whether it decides about a meter.
     pub(super) fn holds(&self, meter: MeterId) -> bool {
         self.meters.contains(&meter) || self.degraded.contains(&meter)
+    }
+
+    /// How many images were booked for it on a meter.
+    pub(super) fn paid_for(&self, meter: MeterId) -> u32 {
+        self.paid.iter().find(|(paid, _)| *paid == meter).map_or(0, |(_, images)| *images)
     }
 }
 
@@ -240,13 +253,34 @@ impl Covers {
         if let Some(mut of_user) = self.by_user.get_mut(&name.user)
             && let Some(cover) = of_user.find(name.kind, &name.what)
         {
-            for (meter, cost) in meters {
-                match cover.meters.iter_mut().find(|(known, _)| known == meter) {
-                    Some((_, known)) => *known = (*known).max(*cost),
-                    None => cover.meters.push((*meter, *cost)),
-                }
-            }
+            meters.iter().for_each(|(meter, cost)| cover.holds_for_more(*meter, *cost));
         }
+    }
+
+    /// A delivery under a key has brought so many images, which were counted: it holds for them from now on. How many it held for
+    /// before; `None` if the key is no more, or it is something else that was taken from.
+    pub(super) fn raise(&self, by: &CoverUse, meter: MeterId, images: u32) -> Option<u32> {
+        let mut of_user = self.by_user.get_mut(&by.name.user)?;
+        let cover = of_user.find(by.name.kind, &by.name.what)?;
+        if by.name.kind != CoverKind::Retry || cover.serial != by.serial {
+            return None;
+        }
+        let before = cover.meters.iter().find(|(known, _)| *known == meter).map_or(0, |(_, paid)| *paid);
+        cover.holds_for_more(meter, images);
+        Some(before)
+    }
+
+    /// So many files are wanted of a cover, in all; how many of them there are.
+    pub(super) fn take_in_all(&self, by: &CoverUse, files: u32) -> u32 {
+        if let Some(mut of_user) = self.by_user.get_mut(&by.name.user)
+            && let Some(cover) = of_user.find(by.name.kind, &by.name.what)
+            && cover.serial == by.serial
+        {
+            let there = cover.files_left.saturating_add(by.files);
+            cover.files_left = there.saturating_sub(files);
+            return there - cover.files_left;
+        }
+        by.files
     }
 
     /// What was taken was delivered: a session that is used does not idle.

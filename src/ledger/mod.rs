@@ -67,6 +67,7 @@ mod charge;
 mod count;
 mod counters;
 mod covers;
+mod excess;
 mod flusher;
 mod history;
 mod reservation;

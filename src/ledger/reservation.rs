@@ -21,6 +21,9 @@ pub(super) struct Reservation {
     pub(super) serial: u64,
     pub(super) user: Arc<str>,
     pub(super) booked: SmallVec<[Booked; 2]>,
+    /// What a crash had cut short, and was booked before it: covered from now on as if this charge had booked it, once it is delivered.
+    /// Not while it is under way: it is owed once.
+    pub(super) owed: Images,
     /// Meters over whose limit it was.
     pub(super) degraded: Meters,
     pub(super) opens: Option<Opening>,
@@ -126,6 +129,8 @@ pub(super) struct Delivered {
     /// How many requests were under way that are no resumes.
     pub(super) by_key: u32,
     pub(super) used: Images,
+    /// Of what was booked before a crash.
+    pub(super) owed: Images,
     pub(super) resume: Option<(CoverName, Representation)>,
 }
 
@@ -136,6 +141,7 @@ impl Reservation {
             serial,
             user,
             booked: SmallVec::new(),
+            owed: Images::new(),
             degraded: Meters::new(),
             opens: None,
             retry: None,
@@ -150,6 +156,11 @@ impl Reservation {
                 resume: None,
             }),
         }
+    }
+
+    /// Whether its delivery is paid for: by itself, or before a crash.
+    pub(super) fn is_paid(&self) -> bool {
+        !self.booked.is_empty() || !self.owed.is_empty()
     }
 
     /// Another request shares it; not if it came to nothing.
@@ -210,8 +221,11 @@ impl Reservation {
             let of_file = |booked: &Booked| last_word(told, booked.meter).filter(|_| is_rest);
             let images = |booked: &Booked| said(booked).or_else(|| of_file(booked)).unwrap_or(booked.cost);
             *used = self.booked.iter().map(|booked| (booked.meter, images(booked))).collect();
+            let brought =
+                |&(meter, paid): &(MeterId, u32)| (meter, last_word(reports, meter).unwrap_or(paid).max(paid));
+            let owed = self.owed.iter().map(brought).collect();
             let reserved = Reserved { extra: std::mem::take(extra) };
-            return Delivery::First(Delivered { reserved, by_key, used: used.clone(), resume: resume.take() });
+            return Delivery::First(Delivered { reserved, by_key, used: used.clone(), owed, resume: resume.take() });
         }
         let more = self.booked.iter().zip(used).filter_map(|(booked, (meter, used))| {
             let images = said(booked).or_else(|| Some(booked.cost).filter(|_| !is_rest))?;
@@ -240,7 +254,8 @@ impl Reservation {
     }
 }
 
-fn last_word(reports: &[(MeterId, u32)], meter: MeterId) -> Option<u32> {
+/// What a backend has said last of a meter.
+pub(super) fn last_word(reports: &[(MeterId, u32)], meter: MeterId) -> Option<u32> {
     reports.iter().rev().find(|(of, _)| *of == meter).map(|(_, images)| *images)
 }
 

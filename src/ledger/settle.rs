@@ -46,6 +46,8 @@ impl Ledger {
             self.meter_stats(booked.meter, |stats| &stats.delivered);
         }
         let used: Images = delivered.used.iter().filter(|(_, images)| *images > 0).copied().collect();
+        let with_owed =
+            |images: Images| -> Images { images.into_iter().chain(delivered.owed.iter().copied()).collect() };
         unflushed.delivered(&charge.booked, charge.group > 0);
         unflushed.closed(charge.open.as_ref());
         let mut open = |name: &CoverName, lasts: Duration, cover: Cover| {
@@ -73,15 +75,17 @@ impl Ledger {
             // The charge's own delivery and the further ones, but for those under way: they have their share already.
             let files_left = self.options().retry_deliveries.saturating_add(1).saturating_sub(delivered.by_key);
             // A repeat is no more than what was delivered.
-            let cover = Cover { files_left, meters: used.clone(), ..Cover::of_settled(charge) };
+            let cover = Cover { files_left, meters: with_owed(used.clone()), ..Cover::of_settled(charge) };
             open(retry, self.options().retry_window, cover);
         }
         let covers_much = charge.opens.is_some() || charge.retry.is_some();
         if let Some((name, file)) = &delivered.resume {
-            open(name, self.options().resume_window, Cover { file: Some(file.clone()), ..Cover::of_settled(charge) });
+            let cover = Cover::of_settled(charge);
+            let cover = Cover { file: Some(file.clone()), meters: with_owed(cover.meters), ..cover };
+            open(name, self.options().resume_window, cover);
         }
         if let Some(retry) = &charge.extends {
-            self.covers.extend(retry, &used);
+            self.covers.extend(retry, &with_owed(used));
             unflushed.changed(self.digests.of(retry), retry.clone());
         }
         if covers_much && self.is_strict() {
@@ -160,7 +164,7 @@ impl Ledger {
         }
     }
 
-    fn settle_count(&self, booked: &Booked, reserved: u32, delivered: u32) {
+    pub(super) fn settle_count(&self, booked: &Booked, reserved: u32, delivered: u32) {
         match booked.place {
             Place::Counter(key) => self.counters.with(key, |cell| cell.settle(reserved, delivered)),
             Place::Slot { digest, start } => self.histories.settle(digest, start, reserved, delivered),

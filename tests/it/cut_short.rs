@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use export_gate::clock::Clock;
-use export_gate::ledger::{Admission, Charge, CoverKind, Durability, Ledger, Options, Settlement, run};
+use export_gate::ledger::{
+    Admission, Charge, ChargeRequest, CoverKind, Durability, Ledger, Options, Representation, Settlement, run,
+};
 use export_gate::policy::{Demand, MeterId};
 use export_gate::store::{Batch, Reply, RowSink, Store};
 
-use crate::ledger::{Disk, charge, clock, demand, policy, settled, used};
+use crate::ledger::{Disk, PLAN, charge, clock, demand, policy, retried, settled, used};
 
 /// A ledger that has read a disk.
 async fn start(disk: &Disk) -> Arc<Ledger> {
@@ -140,6 +142,58 @@ async fn images_that_only_the_answer_tells_of_are_safe_before_they_leave() {
     export.report(MeterId(0), 7);
     drop(export);
     assert_eq!(used(&ledger, "u"), [(20, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn images_beyond_what_an_earlier_charge_covers_are_safe_before_they_leave() {
+    let disk = Disk::default();
+    let ledger = start(&disk).await;
+    let first = with_key(&ledger).await;
+    first.durable().await.unwrap();
+    first.settle(Settlement::Delivered);
+    let mut repeat = with_key(&ledger).await;
+    repeat.report(MeterId(0), 50);
+    repeat.durable().await.unwrap();
+    assert_eq!(used(&*start(&disk.as_it_is()).await, "u"), [(50, 0)]);
+    repeat.settle(Settlement::Delivered);
+    assert_eq!(used(&ledger, "u"), [(50, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_delivered_for_a_crash_covers_what_any_delivery_does() {
+    let disk = Disk::default();
+    let ledger = start(&disk).await;
+    with_key(&ledger).await.durable().await.unwrap();
+    let under_way = with_key(&ledger).await;
+    under_way.durable().await.unwrap();
+    let disk = disk.as_it_is();
+    let ledger = start(&disk).await;
+    let owed = with_key(&ledger).await;
+    assert_eq!(used(&ledger, "u"), [(1, 0)], "the crash has cut it short");
+    let meanwhile = with_key(&ledger).await;
+    assert_eq!(used(&ledger, "u"), [(1, 1)], "what is owed is owed once");
+    drop(meanwhile);
+    let (name, file) = (Arc::from("file"), Representation { validator: "\"a\"".into(), length: 9 });
+    owed.resumable(&name, &file);
+    owed.durable().await.unwrap();
+    owed.settle(Settlement::Delivered);
+    for _ in 0..2 {
+        with_key(&ledger).await.settle(Settlement::Delivered);
+        assert_eq!(used(&ledger, "u"), [(1, 0)], "its key covers two further deliveries");
+    }
+    let (user, design): (Arc<str>, Arc<str>) = ("u".into(), "d1".into());
+    let demands = [costing(1, 125)];
+    let rest = ChargeRequest { resume: Some((name, file)), ..ChargeRequest::new(&user, PLAN, &design, &demands) };
+    assert!(matches!(ledger.charge(rest).await, Admission::Covered(CoverKind::Resume, _)), "and it can be resumed");
+    with_key(&ledger).await.settle(Settlement::Delivered);
+    assert_eq!(used(&ledger, "u"), [(2, 0)], "a fourth is another export");
+}
+
+async fn with_key(ledger: &Arc<Ledger>) -> Charge {
+    match retried(ledger, &costing(1, 125)).await {
+        Admission::Charged(charge) | Admission::Covered(_, charge) => *charge,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Not one of very many groups: they are built while others charge, and give back, and deliver.

@@ -17,7 +17,7 @@ use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
 use tokio::sync::Notify;
 
-const PLAN: PlanId = PlanId(0);
+pub(super) const PLAN: PlanId = PlanId(0);
 
 pub(super) fn policy(meters: usize) -> Policy {
     let unit = CalendarUnit::Week { starts: Weekday::Monday };
@@ -60,7 +60,7 @@ pub(super) async fn charge(ledger: &Arc<Ledger>, user: &str, demands: &[Demand])
 }
 
 /// An export of one user under one `Idempotency-Key`.
-async fn retried(ledger: &Arc<Ledger>, demand: &Demand) -> Admission {
+pub(super) async fn retried(ledger: &Arc<Ledger>, demand: &Demand) -> Admission {
     let (user, design): (Arc<str>, Arc<str>) = ("u".into(), "d1".into());
     let demands = std::slice::from_ref(demand);
     ledger
@@ -281,6 +281,59 @@ async fn of_requests_that_share_a_charge_each_counts_by_what_its_own_backend_say
             }
             assert_eq!(used(&ledger, "u"), [(counted, 0)], "{first_says} {second_says} {second_is_first}");
         }
+    }
+}
+
+#[tokio::test]
+async fn what_a_backend_brings_beyond_what_a_delivered_key_covers_is_counted_once() {
+    let says = |charge: &mut export_gate::ledger::Charge, images| charge.report(MeterId(0), images);
+    let (ledger, _) = ledger(1);
+    let batch = Demand { cost: 3, ..demand(0, 10) };
+    assert!(delivered(retried(&ledger, &batch).await));
+    let Admission::Covered(_, mut second) = retried(&ledger, &batch).await else { panic!() };
+    let Admission::Covered(_, mut third) = retried(&ledger, &batch).await else { panic!() };
+    says(&mut second, 2);
+    assert_eq!(used(&ledger, "u"), [(3, 0)], "less than was delivered is nothing new");
+    says(&mut second, 9);
+    assert_eq!(second.standings()[0].taken(), 9);
+    says(&mut third, 30);
+    assert_eq!(used(&ledger, "u"), [(3, 6 + 27)], "whatever the limit: it has been made");
+    says(&mut second, 30);
+    assert_eq!(used(&ledger, "u"), [(3, 27 + 27)]);
+    second.settle(Settlement::Delivered);
+    assert_eq!(used(&ledger, "u"), [(30, 27)]);
+    third.settle(Settlement::Delivered);
+    assert_eq!(used(&ledger, "u"), [(30, 0)], "both brought the same");
+}
+
+#[tokio::test]
+async fn what_is_beyond_a_key_and_was_not_delivered_is_given_back() {
+    let (ledger, _) = ledger(1);
+    assert!(delivered(retried(&ledger, &demand(0, 10)).await));
+    for images in [5, 5] {
+        let Admission::Covered(_, mut repeat) = retried(&ledger, &demand(0, 10)).await else { panic!() };
+        repeat.report(MeterId(0), images);
+        assert_eq!(used(&ledger, "u"), [(1, 4)]);
+        drop(repeat);
+        assert_eq!(used(&ledger, "u"), [(1, 0)]);
+    }
+}
+
+#[tokio::test]
+async fn a_session_gives_as_many_files_as_a_backend_brings_and_what_it_has_not_is_counted() {
+    let (ledger, _) = ledger(1);
+    let opening = Demand { session: SessionUse::Opens, ..demand(0, 10) };
+    let sharing = Demand { session: SessionUse::Covered, ..demand(0, 10) };
+    assert!(delivered(charge(&ledger, "u", std::slice::from_ref(&opening)).await));
+    for (asked, brought, counted) in [(10, 0, 1), (1, 30, 1), (1, 60, 1), (2, 1, 1), (1, 15, 7), (1, 4, 11)] {
+        let demand = Demand { cost: asked, ..sharing.clone() };
+        let (Admission::Charged(mut share) | Admission::Covered(_, mut share)) = charge(&ledger, "u", &[demand]).await
+        else {
+            panic!("{asked} {brought}")
+        };
+        share.report(MeterId(0), brought);
+        share.settle(Settlement::Delivered);
+        assert_eq!(used(&ledger, "u"), [(counted, 0)], "{brought} in place of {asked}, of 100 files");
     }
 }
 

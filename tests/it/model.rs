@@ -271,7 +271,20 @@ struct Request {
     by: Vec<(Name, usize, usize)>,
     /// The charges under way that it shares.
     shares: Vec<usize>,
+    /// What delivered charges cover of it.
+    held: Vec<Held>,
     state: State,
+}
+
+/// A demand that a delivered charge covers.
+#[derive(Debug, Clone)]
+struct Held {
+    by: (Name, usize),
+    meter: u8,
+    subject: Subject,
+    anchor: Option<Anchor>,
+    /// How many images were paid for; of a session it is files that count.
+    paid: u32,
 }
 
 /// Kind, user, and which session, key or download.
@@ -481,7 +494,15 @@ impl Model {
             covers.iter().filter(|(cover, _)| cover.until.is_none()).map(|(cover, _)| cover.charge).collect();
         let shares_bookings = self.bookings.iter().any(|booking| shares.contains(&booking.charge));
         let by = covers.iter().map(|(cover, files)| (cover.name, cover.charge, *files)).collect();
-        self.requests.push(Request { own: is_new.then_some(charge), by, shares, state: State::UnderWay });
+        let held = demands.iter().filter_map(|demand| {
+            let cover = held_by(demand).filter(|cover| cover.until.is_some() && cover.name.0 != CoverKind::Resume)?;
+            let (meter, paid) = *cover.meters.iter().find(|(meter, _)| *meter == demand.meter.0)?;
+            let held = !cover.degraded.contains(&meter);
+            let (subject, anchor) = (demand.subject.clone(), demand.anchor);
+            held.then_some(Held { by: (cover.name, cover.charge), meter, subject, anchor, paid })
+        });
+        let held = held.collect();
+        self.requests.push(Request { own: is_new.then_some(charge), by, shares, held, state: State::UnderWay });
         let counts = demands.iter().map(|demand| self.count(demand.meter.0, &demand.subject, demand.anchor)).collect();
         let admitted = Admitted { degraded, would_deny, booked: !booked.is_empty() || shares_bookings, counts };
         match covers.first() {
@@ -573,6 +594,7 @@ impl Model {
 
     fn end(&mut self, request: usize, end: &End) {
         let delivered = !matches!(end, End::Void | End::Drop);
+        let excess = if let End::Report(images) = end { self.excess(request, *images) } else { Vec::new() };
         self.requests[request].state = if delivered { State::Delivered } else { State::Void };
         let Request { own, shares, by, .. } = self.requests[request].clone();
         let rests: Vec<usize> =
@@ -588,6 +610,10 @@ impl Model {
                 _ => {}
             }
         }
+        for (by, booking) in excess {
+            let counts = self.still_in_excess(by, booking);
+            self.bookings.extend(counts);
+        }
         for (name, charge, _) in by {
             self.marked.push(name);
             let idle = self.idle.map(|idle| self.monotonic + idle);
@@ -599,6 +625,45 @@ impl Model {
         if !delivered && let Some(ModelCharge { user, key: Some(key), .. }) = own.map(|own| &self.charges[own]) {
             self.marked.push((CoverKind::Retry, *user, *key));
         }
+    }
+
+    /// What the backend brings beyond what delivered charges cover: of a session it takes files, as far as there are any.
+    fn excess(&mut self, request: usize, images: u32) -> Vec<((Name, usize), Booking)> {
+        let held = self.requests[request].held.clone();
+        let booking = |model: &mut Self, Held { by, meter, subject, anchor, paid }: Held| {
+            let (name, charge) = by;
+            let covers = if name.0 == CoverKind::Session { model.take_files(request, by, images) } else { paid };
+            let span = model.window(meter, &subject, anchor);
+            let used = images.checked_sub(covers).filter(|used| *used > 0)?;
+            Some(((name, charge), Booking { charge: usize::MAX, meter, subject, span, cost: used, used: Some(images) }))
+        };
+        held.into_iter().filter_map(|held| booking(self, held)).collect()
+    }
+
+    fn take_files(&mut self, request: usize, by: (Name, usize), wanted: u32) -> u32 {
+        let left =
+            self.covers.iter().find(|cover| (cover.name, cover.charge) == by).map(|cover| self.files_left(cover));
+        let mut of_it = self.requests[request].by.iter_mut();
+        let (.., files) = of_it.find(|(name, charge, _)| (*name, *charge) == by).unwrap();
+        if let Some(left) = left {
+            *files = (wanted as usize).min(*files + left);
+        }
+        *files as u32
+    }
+
+    /// Of requests with one key all bring the same: what another has brought meanwhile is counted.
+    fn still_in_excess(&mut self, (name, charge): (Name, usize), mut booking: Booking) -> Option<Booking> {
+        let images = booking.used.unwrap();
+        let mut used = booking.cost;
+        let key = self.covers.iter_mut().find(|cover| (cover.name, cover.charge) == (name, charge));
+        if let Some(key) = key.filter(|_| name.0 == CoverKind::Retry) {
+            let paid = key.meters.iter_mut().find(|(meter, _)| *meter == booking.meter);
+            let (_, paid) = paid.unwrap();
+            used = used.min(images.saturating_sub(*paid));
+            *paid = images.max(*paid);
+        }
+        booking.used = Some(used);
+        Some(booking).filter(|_| used > 0)
     }
 
     /// From now on the rest of this file may be asked for.
@@ -844,7 +909,7 @@ impl Real {
         let admitted = |charge: &Charge| Admitted {
             degraded: numbers(charge.degraded()),
             would_deny: numbers(charge.would_deny()),
-            booked: charge.is_booked(),
+            booked: charge.is_paid(),
             counts: charge.standings().iter().map(|standing| (standing.count.used, standing.count.reserved)).collect(),
         };
         match self.ledger.charge(request).await {
