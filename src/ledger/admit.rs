@@ -268,8 +268,7 @@ impl Ledger {
         if let Some(opening) = &own.opens {
             self.covers.opening(&opening.session, own.serial);
         }
-        // What a crash owes is owed once: nobody shares it.
-        if let Some(retry) = own.retry.as_ref().filter(|_| own.owed.is_empty() || !own.booked.is_empty()) {
+        if let Some(retry) = &own.retry {
             self.open_under_way(retry, Cover { files_left: self.options().retry_deliveries, ..Cover::of(&own) });
         }
         own

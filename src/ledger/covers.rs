@@ -46,12 +46,12 @@ pub(super) struct Cover {
 }
 
 impl Cover {
-    /// A cover by a charge under way.
+    /// A cover by a charge under way: for what it has booked itself. What a crash owes is owed once, and not shared.
     pub(super) fn of(charge: &Arc<Reservation>) -> Self {
         Self { under_way: Some(charge.clone()), ..Self::of_settled(charge) }
     }
 
-    /// A cover by a charge that is delivered.
+    /// A cover by a charge that is delivered, for what it has booked.
     pub(super) fn of_settled(charge: &Reservation) -> Self {
         Self {
             serial: charge.serial,

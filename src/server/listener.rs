@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -15,6 +16,11 @@ use super::places::{Place, Places};
 
 /// How long to wait before accepting again when the machine has no more file descriptors.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How much of its answer the system may keep for a client, in bytes, beyond what is on its way. It says that there is room once half of
+/// that has gone: what a client has to take for it to be seen that it takes something. Otherwise that is a third of a buffer of megabytes,
+/// which takes a slow client longer than it is waited for.
+const UNSENT: u32 = 256 * 1024;
 
 /// Accepts and serves connections until `shutdown`; then lets requests end, for `drain_timeout` at most. With the last connection, every
 /// charge has ended. `ending` is what connections hear of it by.
@@ -68,8 +74,8 @@ pub(super) async fn serve(
 async fn accept(listener: &TcpListener, places: &Places) -> io::Result<(TcpStream, SocketAddr, Option<Place>)> {
     let free = places.free().await;
     let (socket, from) = listener.accept().await?;
-    if let Err(error) = socket.set_nodelay(true) {
-        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    if let Err(error) = socket.set_nodelay(true).and_then(|()| SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT)) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY and TCP_NOTSENT_LOWAT");
     }
     Ok((socket, from, places.take(free, from.ip())))
 }

@@ -154,6 +154,33 @@ fn who_does_not_finish_a_head_or_an_upload_or_leaves_its_answer_lying_is_cut_off
     assert_eq!(get(gate.address, "/large", &[]).body.len(), 16 << 20, "and others are served");
 }
 
+/// What the system keeps for a client that takes nothing, in bytes, sent or not.
+fn kept_for(client: &TcpStream) -> usize {
+    let port = |address: std::io::Result<SocketAddr>| format!(":{:04X}", address.unwrap().port());
+    let (from, to) = (port(client.peer_addr()), port(client.local_addr()));
+    let connections = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let of_it = connections.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let of_it = of_it.filter(|fields| fields[1].ends_with(&from) && fields[2].ends_with(&to));
+    let queues: Vec<_> = of_it.map(|fields| fields[4].split_once(':').unwrap().0.to_owned()).collect();
+    assert_eq!(queues.len(), 1, "{connections}");
+    usize::from_str_radix(&queues[0], 16).unwrap()
+}
+
+/// Else megabytes would have to be taken before it is seen that a client takes something.
+#[test]
+fn the_system_keeps_little_of_an_answer_for_a_client_that_takes_it_slowly() {
+    let backend = Backend::start(Reply::with("200 OK", &["content-type: text/plain"], &vec![b'x'; 16 << 20]));
+    let gate = Setup::before(backend.address).start();
+    let client = slow(gate.address, b"GET /page HTTP/1.1\r\nhost: a\r\n\r\n");
+    let (mut kept, mut since) = (0, 0);
+    eventually("no more is written", || {
+        let before = std::mem::replace(&mut kept, kept_for(&client));
+        since = if kept == before && kept > 0 { since + 1 } else { 0 };
+        since == 20
+    });
+    assert!((100 << 10..600 << 10).contains(&kept), "{kept}");
+}
+
 #[test]
 fn a_connection_that_is_not_used_is_closed_and_one_that_waits_for_the_backend_is_not() {
     let (held, release) = Reply::held(b"", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");

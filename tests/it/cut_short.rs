@@ -152,6 +152,7 @@ async fn images_beyond_what_an_earlier_charge_covers_are_safe_before_they_leave(
     first.durable().await.unwrap();
     first.settle(Settlement::Delivered);
     let mut repeat = with_key(&ledger).await;
+    repeat.durable().await.unwrap();
     repeat.report(MeterId(0), 50);
     repeat.durable().await.unwrap();
     assert_eq!(used(&*start(&disk.as_it_is()).await, "u"), [(50, 0)]);
