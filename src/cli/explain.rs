@@ -115,8 +115,8 @@ async fn explain(
 
     let caller = match identify(config, &mut url, headers).await? {
         Ok(caller) => caller,
-        Err(error) => {
-            steps.step("identify", &error.to_string());
+        Err((error, why)) => {
+            steps.step("identify", &why);
             return Ok(refused(config, &error.into()));
         }
     };
@@ -201,27 +201,31 @@ fn refused(config: &Config, refusal: &Refusal) -> String {
     }
 }
 
-/// Who is asking; keys that a server publishes are fetched.
+/// Who is asking, or why nobody knows, with what the token says of it; keys that a server publishes are fetched.
 async fn identify(
     config: &Config,
     url: &mut Uri,
     headers: &HeaderMap,
-) -> Result<Result<Arc<Caller>, TokenError>, Failure> {
+) -> Result<Result<Arc<Caller>, (TokenError, String)>, Failure> {
     let verifier = Verifier::new(config.identity.clone(), Arc::new(SystemClock::new()));
     let verifier = verifier.map_err(|(_, bad)| Failure::Other(bad.to_string()))?;
     let token = match verifier.take_token(url, headers) {
         Ok(token) => token,
-        Err(error) => return Ok(Err(error)),
+        Err(error) => return Ok(Err((error.clone(), error.to_string()))),
     };
-    match verifier.keep_keys_fresh() {
-        None => Ok(verifier.identify(&token).await),
+    let caller = match verifier.keep_keys_fresh() {
+        None => verifier.identify(&token).await,
         Some(fetching) => tokio::select! {
             // First, so that the fetch is one that it has asked for.
             biased;
-            caller = verifier.identify(&token) => Ok(caller),
-            () = fetching => Ok(Err(TokenError::KeysUnavailable)),
+            caller = verifier.identify(&token) => caller,
+            () = fetching => Err(TokenError::KeysUnavailable),
         },
-    }
+    };
+    Ok(caller.map_err(|error| {
+        let why = verifier.compared(&token, &error).to_string();
+        (error, why)
+    }))
 }
 
 /// `an AI design: features logo (from service, 12 ms old)`

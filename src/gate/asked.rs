@@ -78,7 +78,7 @@ impl Gate {
         B: Body<Data = Bytes> + Unpin,
     {
         let Parts { policy, options, .. } = &self.parts;
-        let caller = self.identify(token).await.inspect_err(|error| record.detail(error)).map_err(Refusal::from)?;
+        let caller = self.identify(token, record).await?;
         let platform = options.platform(&caller, &head.headers);
         record.seen(&caller, platform, &options.log.subjects);
         let plan = self.plan(&caller)?;
@@ -136,8 +136,14 @@ impl Gate {
     }
 
     /// Who sent the token.
-    pub(super) async fn identify(&self, token: Result<Cow<'_, str>, TokenError>) -> Result<Arc<Caller>, TokenError> {
-        self.parts.verifier.identify(&token?).await
+    pub(super) async fn identify(
+        &self,
+        token: Result<Cow<'_, str>, TokenError>,
+        record: &mut Record,
+    ) -> Result<Arc<Caller>, TokenError> {
+        let token = token.inspect_err(|error| record.detail(error))?;
+        let verifier = &self.parts.verifier;
+        verifier.identify(&token).await.inspect_err(|error| record.detail(&verifier.compared(&token, error)))
     }
 
     /// The caller's plan.

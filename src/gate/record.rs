@@ -127,6 +127,11 @@ impl Record {
         }))
     }
 
+    /// None: nobody hears of it.
+    pub(super) const fn none() -> Self {
+        Self(None)
+    }
+
     fn fields(&mut self) -> Option<&mut Fields> {
         self.0.as_mut().map(|heard| &mut heard.fields)
     }

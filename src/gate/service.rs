@@ -471,7 +471,7 @@ impl Gate {
         token: Result<Cow<'_, str>, TokenError>,
         asker: &Asker,
     ) -> Result<Response<Full<Bytes>>, Refusal> {
-        let caller = self.identify(token).await?;
+        let caller = self.identify(token, &mut Record::none()).await?;
         self.parts.ledger.availability().map_err(|_| Refusal::LedgerUnavailable)?;
         let plan = self.plan(&caller)?;
         let report = self.parts.ledger.usage_report(&self.parts.policy, &caller.who, Some(plan));

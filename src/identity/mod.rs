@@ -7,7 +7,7 @@
 //! 3. [`Verifier`] (`verifier.rs`) reads header and claims itself, strictly, and checks all that is cheap: structure, algorithm,
 //!    issuer, audience, dates. Then it picks **one** key by `kid` and `alg` (`keys.rs`), and `jsonwebtoken` checks the signature
 //!    under that key's algorithm and no other.
-//! 4. `claims.rs` makes a caller of the claims.
+//! 4. `claims.rs` makes a caller of the claims. Of a token that is refused `verifier/compared.rs` tells operators what it says.
 //!
 //! Keys are configured, or published by a server (`remote.rs` fetches, `jwks.rs` lets in what is fit). The gate looks at tokens on
 //! its own routes only; all others are the backends' business.
@@ -30,4 +30,4 @@ pub use claims::{Caller, ClaimPointers};
 pub use error::TokenError;
 pub use keys::{BadKey, Key, SignedBy};
 pub use remote::{Location, Options as RemoteOptions};
-pub use verifier::{Options, Verifier, short_type};
+pub use verifier::{Compared, Options, Verifier, short_type};

@@ -22,6 +22,10 @@ use super::{Algorithm, Caller, ClaimPointers, TokenError};
 use crate::clock::Clock;
 use crate::json;
 
+mod compared;
+
+pub use compared::Compared;
+
 /// Longest token that is looked at, in bytes.
 const MOST_BYTES: usize = 8192;
 /// Longest name of a key that is remembered or logged, in characters.
@@ -257,6 +261,11 @@ impl Verifier {
             }
             doubt.into()
         })
+    }
+
+    /// Why a token was refused, with what it says next to what is asked of it. For operators: nothing of it has been verified.
+    pub const fn compared<'v>(&'v self, token: &'v str, error: &'v TokenError) -> Compared<'v> {
+        Compared { verifier: self, token, error }
     }
 
     /// All that is cheap first, the signature last, so that forged tokens cost little. Nothing in a token is acted on before its

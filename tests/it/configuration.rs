@@ -780,6 +780,9 @@ fn explain_tells_each_step_and_the_rule_that_decides() {
     assert!(text.contains("=> charged and forwarded to `renderer`"), "{text}");
     assert!(explain(&["GET", "/elsewhere"]).contains("forwarded to `renderer`; nothing is counted"));
     assert!(explain(&["GET", "/v1/designs/d1/download"]).contains("refused with 401"));
+    let foreign = Token::of("anna").with("aud", serde_json::json!("saves")).signed_by(SECRET);
+    let text = explain(&["--token", &foreign, "GET", "/v1/designs/d1/download"]);
+    assert!(text.contains("\"aud\" is \"saves\", and has to contain \"exports\""), "{text}");
     assert!(explain(&["GET", "/v1/designs/d1/download/"]).contains("refused with 400"));
     assert!(explain(&["PUT", "/v1/designs/d1"]).contains("never counted, never refused"));
     assert!(explain(&["HEAD", "/v1/designs/d1/download"]).contains("hands no file out"));

@@ -177,6 +177,22 @@ fn every_export_leaves_one_decision_record() {
 }
 
 #[test]
+fn a_record_tells_what_a_refused_token_says_and_its_client_is_not_told() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).start();
+    let foreign = Token::of("u").with("iss", json!("https://other.example")).line();
+    let refused = get(gate.address, DOWNLOAD, &[&foreign]);
+    assert!(refused.status == 401 && !format!("{refused:?}").contains("other.example"), "{refused:?}");
+    eventually("a record", || gate.records().len() == 1);
+    let detail = gate.records()[0]["detail"].as_str().unwrap().to_owned();
+    assert!(
+        detail.starts_with("the token is from another issuer: \"iss\" is \"https://other.example\", and"),
+        "{detail}"
+    );
+    assert!(gate.log().iter().all(|line| !line.contains("eyJ")), "no token in the log");
+}
+
+#[test]
 fn a_log_that_nobody_reads_any_more_ends_nothing() {
     let backend = Backend::start(Reply::image());
     let setup = Setup::before(backend.address);

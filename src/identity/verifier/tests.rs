@@ -116,6 +116,39 @@ fn with_header(header: &str) -> Result<Caller, TokenError> {
 }
 
 #[test]
+fn operators_are_told_what_a_refused_token_says_and_what_it_should_say() {
+    let mut keys = all_keys();
+    keys.truncate(2);
+    let verifier = Verifier::new(options(keys), clock()).unwrap();
+    let told = |token: &str| {
+        let error = verifier.verify(token, Timestamp::from_second(NOW).unwrap()).unwrap_err();
+        let told = verifier.compared(token, &error).to_string();
+        told.strip_prefix(&error.to_string()).unwrap().to_owned()
+    };
+    let with = |claim: &str, value: Value| {
+        let mut claims = claims();
+        claims[claim] = value;
+        told(&token_of(&header(Algorithm::Hs256), &claims.to_string(), Algorithm::Hs256))
+    };
+    let with_header = |header: Value| told(&token_of(&header.to_string(), &claims().to_string(), Algorithm::Hs256));
+    assert_eq!(with("iss", json!("x\ny")), r#": "iss" is "x\ny", and has to be "https://accounts.example.com""#);
+    assert_eq!(with("aud", json!(["a", "b"])), r#": "aud" is ["a","b"], and has to contain "exports""#);
+    assert_eq!(with("exp", json!(NOW - 60)), r#": "exp" is 2027-01-15T07:59:00Z, now it is 2027-01-15T08:00:00Z"#);
+    assert_eq!(with("nbf", json!(NOW + 60)), r#": "nbf" is 2027-01-15T08:01:00Z, now it is 2027-01-15T08:00:00Z"#);
+    assert_eq!(with("sub", json!(7)), r#": "sub" is a number"#, "no name of a user");
+    assert_eq!(with("sub", json!("")), "");
+    let long = with("iss", json!("é".repeat(1_000)));
+    assert!(long.len() < 200 && long.contains("éé…"), "{long}");
+    let known = "; the keys are HS256 HS256, HS384 HS384";
+    assert_eq!(with_header(json!({ "alg": "HS256" })), format!(r#": "kid" is not there, "alg" is "HS256"{known}"#));
+    let other = json!({ "alg": "RS256", "kid": "HS256" });
+    assert_eq!(with_header(other), format!(r#": "kid" is "HS256", "alg" is "RS256"{known}"#));
+    let other = json!({ "alg": "HS256", "kid": "HS256", "typ": "id+jwt" });
+    assert_eq!(with_header(other), r#": "typ" is "id+jwt", accepted are "JWT", "at+jwt""#);
+    assert_eq!((told("a.b.c"), told("")), (String::new(), String::new()));
+}
+
+#[test]
 fn a_good_token_names_its_caller_and_its_key() {
     let caller = verify(&good(Algorithm::Hs256)).unwrap();
     assert_eq!(&*caller.who.user, "u1");
