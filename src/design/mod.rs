@@ -117,6 +117,10 @@ pub struct Facts {
 /// No source knows the design, and `unknown_design` is `refuse`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unknown {
+    /// The header that was sent, and not believed: by whom, if that is known.
+    pub disbelieved: Option<(HeaderName, Option<IpAddr>)>,
+    /// The only design that the token speaks for, if it is another one.
+    pub claims_are_of: Option<Arc<str>>,
     /// Why the metadata service could not be asked, if that is so.
     pub trouble: Option<Arc<str>>,
 }
@@ -124,6 +128,14 @@ pub struct Unknown {
 impl fmt::Display for Unknown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("no source knows which AI features the design uses")?;
+        if let Some(other) = &self.claims_are_of {
+            write!(f, "; the token speaks only for the design `{other}`")?;
+        }
+        match &self.disbelieved {
+            Some((header, Some(peer))) => write!(f, "; `{header}` is not believed: `designs.trusted_hops` has no {peer}")?,
+            Some((header, None)) => write!(f, "; `{header}` is not believed: nobody knows who sent it")?,
+            None => {}
+        }
         match &self.trouble {
             Some(why) => write!(f, "; the metadata service: {why}"),
             None => Ok(()),
@@ -219,10 +231,29 @@ impl Designs {
         let ai = match self.unknown_design {
             UnknownDesign::Ai => true,
             UnknownDesign::Plain => false,
-            UnknownDesign::Refuse => return Err(Unknown { trouble }),
+            UnknownDesign::Refuse => return Err(self.unknown(design, caller, headers, peer, trouble)),
         };
         let source = Source::Default;
         Ok(Facts { ai, features: Arc::default(), source, age: None, stale: false, version, trouble })
+    }
+
+    fn unknown(
+        &self,
+        design: &str,
+        caller: &Caller,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+        trouble: Option<Arc<str>>,
+    ) -> Unknown {
+        let is_asked = |source| self.sources.contains(&source);
+        let is_sent = is_asked(Source::Header) && headers.contains_key(&self.header);
+        let disbelieved = is_sent && !peer.is_some_and(|peer| self.trusts(peer));
+        let of_other = is_asked(Source::Claim) && caller.ai_features.is_some() && !speaks_for(caller, design);
+        Unknown {
+            disbelieved: disbelieved.then(|| (self.header.clone(), peer)),
+            claims_are_of: caller.design.as_deref().filter(|_| of_other).map(Arc::from),
+            trouble,
+        }
     }
 
     /// Forgets what the metadata service said of a design: it is another one now.
@@ -340,7 +371,7 @@ mod tests {
         runtime.block_on(designs.facts(design, caller, headers, peer))
     }
 
-    const NOBODY: Unknown = Unknown { trouble: None };
+    const NOBODY: Unknown = Unknown { disbelieved: None, claims_are_of: None, trouble: None };
     const HOP: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 2, 3)));
     const STRANGER: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));
     const BOTH: [Source; 2] = [Source::Claim, Source::Header];
@@ -351,7 +382,7 @@ mod tests {
         let known = |named| facts(&designs, "d1", &caller(Some(&[]), named), &HeaderMap::new(), None);
         assert!(known(Some("d1")).is_ok());
         assert!(known(None).is_ok());
-        assert_eq!(known(Some("d2")), Err(NOBODY));
+        assert_eq!(known(Some("d2")), Err(Unknown { claims_are_of: Some("d2".into()), ..NOBODY }));
     }
 
     #[test]
@@ -360,8 +391,11 @@ mod tests {
         let known = |peer| facts(&designs, "d", &caller(None, None), &header("crop, logo"), peer);
         assert_eq!(known(HOP).unwrap().source, Source::Header);
         assert!(known(HOP).unwrap().ai);
-        assert_eq!(known(STRANGER), Err(NOBODY));
-        assert_eq!(known(None), Err(NOBODY));
+        for peer in [STRANGER, None] {
+            assert_eq!(known(peer), Err(Unknown { disbelieved: Some((HEADER, peer)), ..NOBODY }));
+        }
+        let told = known(STRANGER).unwrap_err().to_string();
+        assert!(told.ends_with("`designs.trusted_hops` has no 192.0.2.1"), "{told}");
         let empty = facts(&designs, "d", &caller(None, None), &header(""), HOP).unwrap();
         assert_eq!((empty.ai, empty.source), (false, Source::Header));
     }
