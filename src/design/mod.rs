@@ -132,7 +132,9 @@ impl fmt::Display for Unknown {
             write!(f, "; the token speaks only for the design `{other}`")?;
         }
         match &self.disbelieved {
-            Some((header, Some(peer))) => write!(f, "; `{header}` is not believed: `designs.trusted_hops` has no {peer}")?,
+            Some((header, Some(peer))) => {
+                write!(f, "; `{header}` is not believed: `designs.trusted_hops` has no {peer}")?
+            }
             Some((header, None)) => write!(f, "; `{header}` is not believed: nobody knows who sent it")?,
             None => {}
         }

@@ -116,7 +116,10 @@ where
             if found.route.action == Action::LeaveExportScreen && *request.method() != Method::OPTIONS {
                 request = gate.leave_export_screen(&found, request);
             }
-            gate.parts.verifier.strip_token(request.uri_mut());
+            if found.route.action.is_export() {
+                // Its backend sees none when it counts either. Those of other routes may ask for it themselves.
+                gate.parts.verifier.strip_token(request.uri_mut());
+            }
             let watched = Save::of(gate, &found, &request).map_or(Watched::Nothing, Watched::Save);
             return ResponseFuture::forwarded(self.inner.call(passed_on(request, Some(found.id))), watched)
                 .logged(entry);
@@ -436,9 +439,10 @@ impl Gate {
 
     /// Ends the session of a user who leaves. The request is forwarded whatever comes of it, and waits for no key.
     fn leave_export_screen<B>(&self, found: &Found, request: Request<B>) -> Request<B> {
-        let (mut head, body) = request.into_parts();
+        let (head, body) = request.into_parts();
         let Parts { verifier, ledger, .. } = &self.parts;
-        let token = verifier.take_token(&mut head.uri, &head.headers);
+        // Its backend may ask for the token as well.
+        let token = verifier.take_token(&mut head.uri.clone(), &head.headers);
         let caller = token.and_then(|token| verifier.recognise(&token));
         if let (Ok(caller), Some(design)) = (caller, &found.design)
             && let Ok(session) = self.session(design, &head.headers)

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use http::header::{AUTHORIZATION, COOKIE};
-use http::{HeaderMap, Uri};
+use http::{HeaderMap, HeaderValue, Uri};
 
 use super::TokenError;
 use crate::policy::path::decoded;
@@ -18,7 +18,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// Removes what may be a token from a target that needs none.
+    /// Removes what may be a token from the target of an export that needs none.
     pub(super) fn strip(&self, uri: &mut Uri) {
         if let Some(name) = &self.query {
             // What cannot be taken apart was no valid target to begin with.
@@ -27,7 +27,7 @@ impl Places {
     }
 
     /// Takes the token out of a request. A query parameter that may hold one is gone afterwards, so that nobody behind logs it.
-    /// `Authorization` counts before the cookie, which browsers send by themselves; nobody sends both it and a query token by accident.
+    /// `Authorization: Bearer` counts before the cookie, which browsers send by themselves; nobody sends both it and a query token by accident.
     ///
     /// # Errors
     ///
@@ -39,7 +39,13 @@ impl Places {
         };
         let in_header = headers.contains_key(AUTHORIZATION);
         match (sent.len(), in_header) {
-            (0, true) => authorization(headers).map(Cow::Borrowed),
+            // A site may have another scheme in front of it, and the token in the cookie.
+            (0, true) => match (authorization(headers), &self.cookie) {
+                (Err(TokenError::NotBearer), Some(name)) if !is_bearer(headers) => {
+                    cookie(headers, name).map_err(|_| TokenError::NotBearer).map(Cow::Borrowed)
+                }
+                (token, _) => token.map(Cow::Borrowed),
+            },
             (1, false) => Ok(Cow::Owned(sent.into_iter().collect())),
             (0, false) => match &self.cookie {
                 Some(name) => cookie(headers, name).map(Cow::Borrowed),
@@ -50,6 +56,17 @@ impl Places {
     }
 }
 
+const SCHEME: &[u8] = b"bearer ";
+
+/// Whether a field `Authorization` is of the scheme `Bearer`, well-formed or not.
+fn is_bearer(headers: &HeaderMap) -> bool {
+    let scheme = SCHEME.trim_ascii();
+    let has_scheme = |field: &HeaderValue| {
+        field.as_bytes().get(..scheme.len()).is_some_and(|sent| sent.eq_ignore_ascii_case(scheme))
+    };
+    headers.get_all(AUTHORIZATION).iter().any(has_scheme)
+}
+
 /// The token of the one `Authorization: Bearer` field.
 fn authorization(headers: &HeaderMap) -> Result<&str, TokenError> {
     let mut fields = headers.get_all(AUTHORIZATION).iter();
@@ -57,7 +74,6 @@ fn authorization(headers: &HeaderMap) -> Result<&str, TokenError> {
     if fields.next().is_some() {
         return Err(TokenError::Repeated);
     }
-    const SCHEME: &[u8] = b"bearer ";
     let (scheme, token) = field.as_bytes().split_at_checked(SCHEME.len()).ok_or(TokenError::NotBearer)?;
     let begins = token.iter().position(|byte| *byte != b' ').unwrap_or(token.len());
     let token = &token[begins..];
@@ -82,30 +98,25 @@ fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Result<&'h str, TokenError>
     Ok(token.trim_matches('"'))
 }
 
-/// Removes all parameters of this name, however it is spelled, and returns their values as they were written. A parameter ends where one does
-/// for the routes: what they were found by must not go with it.
+/// Removes all parameters of this name, however it is spelled, and returns their values as they were written. `None` if they are others for who
+/// lets a parameter end at `;` as well as at `&`: what is left could then be read as what it was not.
 fn take_parameter(uri: &mut Uri, name: &str) -> Option<Vec<String>> {
-    const ENDS: [char; 2] = ['&', ';'];
     let Some(query) = uri.query() else { return Some(Vec::new()) };
-    let (mut taken, mut kept) = (Vec::new(), String::new());
-    for pair in query.split_inclusive(ENDS) {
-        let (key, value) = pair.trim_end_matches(ENDS).split_once('=').unwrap_or((pair.trim_end_matches(ENDS), ""));
-        if decoded(key) == name {
-            taken.push(value.to_owned());
-        } else {
-            kept.push_str(pair);
-        }
+    let value_of = |pair: &str| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decoded(key) == name).then(|| value.to_owned())
+    };
+    let taken: Vec<String> = query.split('&').filter_map(value_of).collect();
+    if query.contains(';') && !query.split(['&', ';']).filter_map(value_of).eq(taken.iter().cloned()) {
+        return None;
     }
     if taken.is_empty() {
         return Some(taken);
     }
-    if !query.ends_with(ENDS) && kept.ends_with(ENDS) {
-        // It was before what is gone.
-        kept.pop();
-    }
+    let kept: Vec<&str> = query.split('&').filter(|pair| value_of(pair).is_none()).collect();
     let question = if kept.is_empty() { "" } else { "?" };
     let mut parts = uri.clone().into_parts();
-    parts.path_and_query = Some(format!("{}{question}{kept}", uri.path()).parse().ok()?);
+    parts.path_and_query = Some(format!("{}{question}{}", uri.path(), kept.join("&")).parse().ok()?);
     *uri = Uri::from_parts(parts).ok()?;
     Some(taken)
 }
@@ -113,7 +124,7 @@ fn take_parameter(uri: &mut Uri, name: &str) -> Option<Vec<String>> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
-    use http::{HeaderName, HeaderValue};
+    use http::HeaderName;
 
     use super::*;
 
@@ -157,11 +168,10 @@ mod tests {
             ("/a?access_token", Ok(""), "/a"),
             ("/a?ACCESS_TOKEN=t", Err(TokenError::Missing), "/a?ACCESS_TOKEN=t"),
             ("http://h.example/a?access_token=t&b", Ok("t"), "http://h.example/a?b"),
-            ("/a?access_token=t;size=thumb", Ok("t"), "/a?size=thumb"),
-            ("/a?x=1;y&access_token=t;z=2&u", Ok("t"), "/a?x=1;y&z=2&u"),
-            ("/a?x=1;access_token=t", Ok("t"), "/a?x=1"),
-            ("/a?x=1;&access_token=t", Ok("t"), "/a?x=1;"),
-            ("/a?access_token=t;access_token=u", Err(TokenError::Repeated), "/a"),
+            ("/a?x=1;&access_token=t&a;b", Ok("t"), "/a?x=1;&a;b"),
+            ("/a?access_token=t;z=2", Err(TokenError::Malformed), "/a?access_token=t;z=2"),
+            ("/a?x=1;access_token=t", Err(TokenError::Malformed), "/a?x=1;access_token=t"),
+            ("/a?access_token=t;access_token=u", Err(TokenError::Malformed), "/a?access_token=t;access_token=u"),
         ];
         for (target, token, left) in cases {
             assert_eq!(take(&places, target, &[]), (token.map(str::to_owned), left.into()), "{target}");
@@ -179,7 +189,11 @@ mod tests {
         assert_eq!(of(&[(COOKIE, "a=b; session=t; c=d")]), Ok("t".into()));
         assert_eq!(of(&[(COOKIE, "a=b"), (COOKIE, "session=\"t\"")]), Ok("t".into()));
         assert_eq!(of(&[(COOKIE, "session=t"), (AUTHORIZATION, "Bearer u")]), Ok("u".into()));
-        assert_eq!(of(&[(COOKIE, "session=t"), (AUTHORIZATION, "Basic u")]), Err(TokenError::NotBearer));
+        assert_eq!(of(&[(COOKIE, "session=t"), (AUTHORIZATION, "Basic u")]), Ok("t".into()), "a scheme of others");
+        assert_eq!(of(&[(COOKIE, "other=t"), (AUTHORIZATION, "Basic u")]), Err(TokenError::NotBearer));
+        for bearer in ["Bearer", "Bearer ", "bearer a b"] {
+            assert_eq!(of(&[(COOKIE, "session=t"), (AUTHORIZATION, bearer)]), Err(TokenError::NotBearer));
+        }
         assert_eq!(of(&[(COOKIE, "session=t; session=u")]), Err(TokenError::Repeated));
         assert_eq!(of(&[(COOKIE, "session=t"), (COOKIE, "session=t")]), Err(TokenError::Repeated));
         let raw = |text: &[u8]| {

@@ -42,6 +42,9 @@ pub enum BadKey {
         /// Bytes found.
         found: usize,
     },
+    /// What everybody may know is no secret.
+    #[error("this is a key in PEM, and no secret: whoever knows it could sign tokens")]
+    PublicSecret,
     /// Not a public key in PEM.
     #[error("not {kind} in PEM: {why}")]
     NotPem {
@@ -102,18 +105,26 @@ impl CheckedKey {
     fn configured(key: Key) -> Result<Self, BadKey> {
         let Key { kid, algorithm, material } = key;
         let not = |kind: &'static str, why: String| BadKey::NotPem { kind, why };
+        let unread = |kind, error: jsonwebtoken::errors::Error| {
+            not(kind, rather(&material).map_or_else(|| error.to_string(), str::to_owned))
+        };
+        if !matches!(algorithm.family(), Family::Hmac(_)) && parts(&material) > 1 {
+            return Err(not("one public key", "there are several in it".to_owned()));
+        }
         let key = match algorithm.family() {
+            Family::Hmac(_) if is_pem(&material) => return Err(BadKey::PublicSecret),
             Family::Hmac(needed) if material.len() < needed => {
                 return Err(BadKey::ShortSecret { algorithm, needed, found: material.len() });
             }
             Family::Hmac(_) => DecodingKey::from_secret(&material),
             Family::Rsa => {
                 let kind = "an RSA public key";
-                let key = DecodingKey::from_rsa_pem(&material).map_err(|error| not(kind, error.to_string()))?;
+                let key = DecodingKey::from_rsa_pem(&material).map_err(|error| unread(kind, error))?;
                 let der = key.try_get_as_bytes().unwrap_or_default();
                 let parsed = ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, der).ok();
                 if !parsed.is_some_and(|parsed| is_measured(&parsed)) {
-                    return Err(not(kind, "it must be a public key of 2048 to 8192 bits".to_owned()));
+                    let why = rather(&material).filter(|_| is_private(&material));
+                    return Err(not(kind, why.unwrap_or("2048 to 8192 bits are wanted").to_owned()));
                 }
                 key
             }
@@ -122,7 +133,7 @@ impl CheckedKey {
                     Algorithm::EdDsa => ("an Ed25519 public key", DecodingKey::from_ed_pem(&material)),
                     _ => ("an elliptic curve public key", DecodingKey::from_ec_pem(&material)),
                 };
-                let key = key.map_err(|error| not(kind, error.to_string()))?;
+                let key = key.map_err(|error| unread(kind, error))?;
                 if !curve.has(key.try_get_as_bytes().unwrap_or_default()) {
                     return Err(not(kind, format!("{} needs a key on {}", algorithm.as_str(), curve.as_str())));
                 }
@@ -131,6 +142,45 @@ impl CheckedKey {
         };
         Ok(Self { takes_any: kid.is_none(), id: SignedBy { kid: kid.map(Arc::from), algorithm }, key })
     }
+}
+
+/// How many parts a PEM file has; a chain of certificates is one key's.
+fn parts(material: &[u8]) -> usize {
+    let text = String::from_utf8_lossy(material);
+    let of = |label: &str| text.matches(label).count();
+    of("-----BEGIN ") - of("-----BEGIN CERTIFICATE-----").saturating_sub(1)
+}
+
+/// What something is, rather than the public key in PEM that is wanted; `None` if nobody knows.
+fn rather(material: &[u8]) -> Option<&'static str> {
+    let text = String::from_utf8_lossy(material);
+    Some(match text.trim() {
+        "" => "there is nothing in it",
+        _ if is_private(material) => {
+            "this is a private key, which the gate must not have: `openssl pkey -in FILE -pubout` writes the public one"
+        }
+        text if text.starts_with("ssh-") || text.starts_with("ecdsa-") => {
+            "this is a key of OpenSSH: `ssh-keygen -e -m PKCS8 -f FILE` writes it in PEM"
+        }
+        _ if material.first() == Some(&0x30) => {
+            "this is DER: `openssl pkey -pubin -inform DER -in FILE` writes it in PEM"
+        }
+        text if !text.contains("-----BEGIN ") => "there is no `-----BEGIN PUBLIC KEY-----` in it",
+        _ if DecodingKey::from_rsa_pem(material).is_ok() => {
+            "this is an RSA key: `alg` is RS256, PS256 or another of these"
+        }
+        _ if DecodingKey::from_ed_pem(material).is_ok() => "this is an Ed25519 key: `alg` is EdDSA",
+        _ if DecodingKey::from_ec_pem(material).is_ok() => "this is an elliptic curve key: `alg` is ES256 or ES384",
+        _ => return None,
+    })
+}
+
+fn is_private(material: &[u8]) -> bool {
+    String::from_utf8_lossy(material).contains("PRIVATE KEY-----")
+}
+
+fn is_pem(material: &[u8]) -> bool {
+    parts(material) > 0
 }
 
 /// Whether an RSA key is of 2048 to 8192 bits. Only keys for encryption are measured when they are read.

@@ -306,17 +306,27 @@ fn meets(conditions: &Conditions, uri: &Uri, headers: &HeaderMap) -> Result<bool
 }
 
 /// A query parameter as it was sent.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sent<'u> {
     pub(super) value: &'u str,
     /// Whether its name is spelt as the configuration has it.
     pub(super) plain: bool,
 }
 
-/// A query parameter; `Err` if it is sent more than once, in whatever spelling.
+/// A query parameter; `Err` if it is sent more than once, in whatever spelling, or if it is another for who lets a parameter end at `;` as
+/// well: some backends do, most do not.
 pub(super) fn query_parameter<'u>(uri: &'u Uri, name: &str) -> Result<Option<Sent<'u>>, Misread> {
+    let query = uri.query().unwrap_or("");
+    let found = only_one(query.split('&'), name)?;
+    if query.contains(';') && only_one(query.split(['&', ';']), name)? != found {
+        return Err(Misread::Query(name.to_owned()));
+    }
+    Ok(found)
+}
+
+fn only_one<'u>(pairs: impl Iterator<Item = &'u str>, name: &str) -> Result<Option<Sent<'u>>, Misread> {
     let mut found = None;
-    for pair in uri.query().unwrap_or("").split(['&', ';']) {
+    for pair in pairs {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         if key != name && !is_named(key, name) {
             continue;
@@ -343,7 +353,8 @@ fn design(route: &Route, uri: &Uri, headers: &HeaderMap) -> Result<Option<Arc<st
             text => text.flatten(),
         },
         DesignFrom::Query(name) => match query_parameter(uri, name)? {
-            Some(sent) if !sent.plain => return Err(Misread::Query(name.clone())),
+            // A form means a blank by `+`.
+            Some(sent) if !sent.plain || sent.value.contains('+') => return Err(Misread::Query(name.clone())),
             sent => match sent.map(|sent| decoded_text(sent.value)) {
                 Some(None) => return Err(Misread::Query(name.clone())),
                 text => text.flatten(),

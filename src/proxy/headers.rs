@@ -136,8 +136,11 @@ impl Hop {
         if !self.trusted {
             drop_claims(headers, trusted_headers);
         }
+        // A hop that says it by the older field only would be contradicted by a `Forwarded` that knows nothing of it.
+        if headers.contains_key(FORWARDED) || !headers.contains_key(X_FORWARDED_FOR) {
+            add(headers, FORWARDED, &self.forwarded);
+        }
         add(headers, X_FORWARDED_FOR, &self.address);
-        add(headers, FORWARDED, &self.forwarded);
         add(headers, VIA, &HeaderValue::from_static("1.1 export-gate"));
         if let Entry::Vacant(proto) = headers.entry(X_FORWARDED_PROTO) {
             proto.insert(self.proto.clone());
@@ -178,14 +181,18 @@ fn are_alike(name: &str, other: &str) -> bool {
     name.len() == other.len() && name.bytes().map(plain).eq(other.bytes().map(plain))
 }
 
-/// Adds to a list field.
+/// Adds to a list field, on one line: some read no second (RFC 9110, section 5.3).
 fn add(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
     match headers.entry(name) {
         Entry::Vacant(field) => {
             field.insert(value.clone());
         }
         Entry::Occupied(mut field) => {
-            field.append(value.clone());
+            let lines: Vec<&[u8]> = field.iter().chain([value]).map(HeaderValue::as_bytes).collect();
+            // What was valid line by line is so together.
+            if let Ok(all) = HeaderValue::from_bytes(&lines.join(&b", "[..])) {
+                field.insert(all);
+            }
         }
     }
 }
@@ -286,9 +293,22 @@ mod tests {
         ]);
         Hop::new([10, 0, 0, 1].into(), true, false).put(&mut sent, &[HeaderName::from_static("x-design-ai-features")]);
         let all: Vec<_> = sent.get_all("x-forwarded-for").iter().collect();
-        assert_eq!(all, ["192.0.2.7", "10.0.0.1"]);
+        assert_eq!(all, ["192.0.2.7, 10.0.0.1"], "on one line");
+        assert!(!sent.contains_key("forwarded"), "which would say that the hop is the client");
         assert_eq!(sent.get("x-forwarded-proto").unwrap(), "https");
         assert_eq!(sent.get("x-design-ai-features").unwrap(), "logo");
+    }
+
+    #[test]
+    fn a_trusted_hop_is_added_to_all_that_it_speaks() {
+        let mut sent = headers(&[("forwarded", "for=192.0.2.7"), ("via", "1.1 a"), ("via", "1.1 b")]);
+        Hop::new([10, 0, 0, 1].into(), true, false).put(&mut sent, &[]);
+        assert_eq!(sent.get("forwarded").unwrap(), "for=192.0.2.7, for=10.0.0.1;proto=http");
+        assert_eq!(sent.get("x-forwarded-for").unwrap(), "10.0.0.1");
+        assert_eq!(sent.get_all("via").iter().collect::<Vec<_>>(), ["1.1 a, 1.1 b, 1.1 export-gate"]);
+        let mut sent = headers(&[]);
+        Hop::new([10, 0, 0, 1].into(), true, false).put(&mut sent, &[]);
+        assert_eq!(names(&sent), ["forwarded", "via", "x-forwarded-for", "x-forwarded-proto"]);
     }
 
     #[test]

@@ -576,6 +576,36 @@ fn unusable_keys_are_refused_at_start() {
         let outcome = refused(vec![key("a", algorithm, pem)]);
         assert!(matches!(outcome, (0, BadKey::NotPem { .. })), "{algorithm:?} {outcome:?}");
     }
+    for known_to_all in [&pem!("rsa.public")[..], pem!("p256.public")] {
+        assert_eq!(refused(vec![key("a", Algorithm::Hs256, known_to_all)]), (0, BadKey::PublicSecret));
+    }
+}
+
+#[test]
+fn who_shows_a_wrong_key_is_told_what_it_is() {
+    let told = |algorithm, material: &[u8]| match Verifier::check_keys(&[key("a", algorithm, material)]) {
+        Err((0, BadKey::NotPem { why, .. })) => why,
+        other => panic!("{other:?}"),
+    };
+    let two = [&pem!("rsa.public")[..], pem!("rsa.public")].concat();
+    for (algorithm, material, part) in [
+        (Algorithm::Rs256, &pem!("rsa.private")[..], "private key"),
+        (Algorithm::Es256, pem!("p256.private"), "private key"),
+        (Algorithm::EdDsa, pem!("ed25519.private"), "private key"),
+        (Algorithm::Rs256, pem!("p256.public"), "ES256 or ES384"),
+        (Algorithm::Es256, pem!("ed25519.public"), "EdDSA"),
+        (Algorithm::EdDsa, pem!("rsa.public"), "RS256, PS256"),
+        (Algorithm::Es256, pem!("p384.public"), "needs a key on"),
+        (Algorithm::Rs256, pem!("rsa-1024.public"), "2048 to 8192 bits"),
+        (Algorithm::Rs256, b"0\x82\x01", "DER"),
+        (Algorithm::Rs256, b"ssh-rsa AAAA", "OpenSSH"),
+        (Algorithm::Rs256, b" \n", "nothing in it"),
+        (Algorithm::Rs256, b"MIIB", "no `-----BEGIN"),
+        (Algorithm::Rs256, &two, "several"),
+    ] {
+        let why = told(algorithm, material);
+        assert!(why.contains(part), "{why}, not {part}");
+    }
 }
 
 fn caching() -> Verifier {
