@@ -133,7 +133,7 @@ impl fmt::Display for Unknown {
         }
         match &self.disbelieved {
             Some((header, Some(peer))) => {
-                write!(f, "; `{header}` is not believed: `designs.trusted_hops` has no {peer}")?
+                write!(f, "; `{header}` is not believed: `designs.trusted_hops` has no {peer}")?;
             }
             Some((header, None)) => write!(f, "; `{header}` is not believed: nobody knows who sent it")?,
             None => {}

@@ -92,10 +92,17 @@ impl Counters {
         self.look().count(key)
     }
 
-    /// Puts a counter read from the store in its place, unless one is there: memory is never behind the store.
+    /// Puts a counter read from the store in its place. There may be another of that start, from before its window's end was moved within
+    /// the day, which was counted on from: the larger count is the later one.
     pub(super) fn restore(&self, key: CounterKey, count: Count) {
         let bucket = self.bucket(key).unwrap_or_else(|| self.add_bucket(key));
-        bucket.cells.entry(Digest::of(key)).or_insert_with(|| Cell::new(count));
+        let cell = || Cell::new(count);
+        let keep_larger = |known: &mut Cell| {
+            if known.count().used < count.used {
+                *known = cell();
+            }
+        };
+        bucket.cells.entry(Digest::of(key)).and_modify(keep_larger).or_insert_with(cell);
     }
 
     /// Drops the counters of all windows that ended before `time` (seconds since the epoch).

@@ -104,13 +104,12 @@ impl Histories {
         Some(Count { used: slot.used, reserved: slot.reserved, plan: history.plan })
     }
 
-    /// Puts a slot read from the store in its place, unless one is there: memory is never behind the store.
+    /// Puts a slot read from the store in its place. There may be another of that start, from before its window's end was changed, which was
+    /// counted on from: the larger count is the later one.
     pub(super) fn restore(&self, digest: u128, start: i64, used: u32, plan: Option<PlanId>) {
         let mut history = self.by_subject.entry(digest).or_default();
         let slot = history.slot(start);
-        if slot.used == 0 {
-            slot.used = used;
-        }
+        slot.used = slot.used.max(used);
         history.plan = history.plan.or(plan);
     }
 

@@ -5,12 +5,13 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use export_gate::clock::Clock;
+use export_gate::clock::{Clock, ManualClock};
 use export_gate::ledger::{
     Admission, Charge, ChargeRequest, CoverKind, Durability, Ledger, Options, Representation, Settlement, run,
 };
-use export_gate::policy::{Demand, MeterId};
+use export_gate::policy::{Anchored, Calendar, CalendarUnit, Demand, MeterId, Period, Policy, Who, Window};
 use export_gate::store::{Batch, Reply, RowSink, Store};
+use jiff::tz::TimeZone;
 
 use crate::ledger::{Disk, PLAN, charge, clock, demand, policy, retried, settled, used};
 
@@ -20,7 +21,11 @@ async fn start(disk: &Disk) -> Arc<Ledger> {
 }
 
 async fn start_at(disk: &Disk, clock: Arc<dyn Clock>) -> Arc<Ledger> {
-    let ledger = Ledger::new(&policy(1), Options { durability: Durability::Strict, ..Options::default() }, clock);
+    start_with(disk, &policy(1), clock).await
+}
+
+async fn start_with(disk: &Disk, policy: &Policy, clock: Arc<dyn Clock>) -> Arc<Ledger> {
+    let ledger = Ledger::new(policy, Options { durability: Durability::Strict, ..Options::default() }, clock);
     tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), std::future::pending()));
     settled(|| ledger.availability().is_ok()).await;
     ledger
@@ -194,6 +199,31 @@ async fn with_key(ledger: &Arc<Ledger>) -> Charge {
     match retried(ledger, &costing(1, 125)).await {
         Admission::Charged(charge) | Admission::Covered(_, charge) => *charge,
         other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_whose_end_was_changed_over_a_restart_goes_on_counting_at_each_later_one() {
+    let first_use = |hours: i64| Window::FirstCharge(Anchored { period: Period::Seconds(hours * 3_600), zone: TimeZone::UTC });
+    let month = |zone| Window::Calendar(Calendar { unit: CalendarUnit::Month, zone: TimeZone::get(zone).unwrap() });
+    for [before, after] in [
+        [first_use(24), first_use(168)],
+        [first_use(168), first_use(24)],
+        [month("Africa/Tripoli"), month("Europe/Paris")],
+        [month("Europe/Paris"), month("Africa/Tripoli")],
+    ] {
+        let (disk, clock) = (Disk::default(), Arc::new(ManualClock::at("2026-10-10T12:00:00Z".parse().unwrap())));
+        for (window, exports, counted) in [(&before, 5, 5), (&after, 2, 7), (&after, 1, 8), (&after, 0, 8)] {
+            let mut policy = policy(1);
+            policy.meters[0].window = window.clone();
+            let ledger = start_with(&disk, &policy, clock.clone()).await;
+            for _ in 0..exports {
+                charged(&ledger, costing(1, 100)).await.settle(Settlement::Delivered);
+            }
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let used = ledger.usage(&policy, &Who::user("u".to_owned()))[0].count.used;
+            assert_eq!(used, counted, "{before} then {after}");
+        }
     }
 }
 
