@@ -8,10 +8,11 @@
 //! 3. `service.rs` says what is asked, and reads the answer strictly.
 //! 4. `lookup.rs` puts the three together: that is the way of a request.
 //!
-//! A successful save of a design makes what is known of it a thing of the past ([`Designs::forget`]). Only exports wait for the
-//! service, and none for longer than a fetch may take.
+//! A save of a design makes what is known of it a thing of the past: while it is under way and for a while after, each export asks anew
+//! (`edits.rs`). Only exports wait for the service, and none for longer than a fetch may take.
 
 mod cache;
+mod edits;
 mod features;
 mod flights;
 mod lookup;
@@ -32,10 +33,12 @@ use crate::identity::Caller;
 use crate::policy::feature_names;
 
 pub use cache::Times;
+pub use edits::Saved;
 pub use features::{Options as FeatureOptions, UnknownFeature};
 pub use service::{BadTemplate, Options as ServiceOptions, Template};
 
 use cache::Answer;
+use edits::Edits;
 use features::Features;
 use lookup::Lookup;
 use metrics::Metrics;
@@ -157,6 +160,7 @@ pub struct Designs {
     unknown_design: UnknownDesign,
     features: Features,
     service: Option<Arc<Lookup>>,
+    edits: Arc<Edits>,
     metrics: Arc<Metrics>,
 }
 
@@ -174,6 +178,7 @@ impl Designs {
 
     fn after(before: Option<&Self>, options: Options, clock: Arc<dyn Clock>) -> Self {
         let metrics = before.map(|before| before.metrics.clone()).unwrap_or_default();
+        let edits = before.map_or_else(|| Arc::new(Edits::new(clock.clone())), |before| before.edits.clone());
         let known = before.and_then(|before| before.service.clone());
         let service = options.service.map(|options| match known.filter(|known| known.asks_by(&options)) {
             // The service may be down just now.
@@ -188,6 +193,7 @@ impl Designs {
             unknown_design: options.unknown_design,
             features: Features::new(options.features, metrics.clone()),
             service,
+            edits,
             metrics,
         }
     }
@@ -210,7 +216,7 @@ impl Designs {
             let known = match (source, &self.service) {
                 (Source::Claim, _) => claimed(design, caller),
                 (Source::Header, _) => self.sent_by_trusted_hop(headers, peer),
-                (Source::Service, Some(service)) => match service.find(design, version.as_ref()).await {
+                (Source::Service, Some(service)) => match self.ask(service, design, version.as_ref()).await {
                     Answer::Known { described, age, stale } => {
                         let ai = self.features.are_ai(&described.features);
                         let version = version.or(described.version);
@@ -239,6 +245,14 @@ impl Designs {
         Ok(Facts { ai, features: Arc::default(), source, age: None, stale: false, version, trouble })
     }
 
+    /// Asks the metadata service, or what it said before.
+    async fn ask(&self, service: &Lookup, design: &str, version: Option<&Arc<str>>) -> Answer {
+        if self.edits.may_have_changed(design) {
+            service.doubt(design);
+        }
+        service.find(design, version).await
+    }
+
     fn unknown(
         &self,
         design: &str,
@@ -265,11 +279,17 @@ impl Designs {
         }
     }
 
-    /// What the metadata service said of a design may be of the past: it is asked again, and what it said counts if that fails.
-    pub fn doubt(&self, design: &str) {
-        if let Some(service) = &self.service {
-            service.doubt(design);
+    /// A save of a design is on its way to its backend.
+    pub fn save_begins(&self, design: &Arc<str>) {
+        self.edits.begins(design);
+    }
+
+    /// A save has ended. Before its client hears of it: what it exports next is the new design.
+    pub fn save_ends(&self, design: &Arc<str>, saved: Saved) {
+        if saved == Saved::Yes {
+            self.forget(design);
         }
+        self.edits.ends(design, saved);
     }
 
     /// Adds what is counted to a registry.

@@ -1,17 +1,18 @@
-//! Saves on their way: once one has succeeded, what the metadata service said of the design is a thing of the past.
+//! Saves on their way: what the metadata service said of the design may be a thing of the past.
 
 use std::sync::Arc;
 
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 
 use super::layer::Gate;
+use crate::design::Saved;
 use crate::policy::{Action, Found};
 
-/// A save whose answer is to come. If none comes that tells (the client has hung up), the backend may have saved all the same.
+/// A save, until its answer is there. If none comes (the client has hung up), the backend may have saved all the same.
 pub(super) struct Save {
     gate: Arc<Gate>,
-    /// Until the answer is there.
-    design: Option<Arc<str>>,
+    design: Arc<str>,
+    saved: Saved,
 }
 
 impl Save {
@@ -20,25 +21,24 @@ impl Save {
         // A CORS preflight only asks.
         let saves = found.route.action == Action::SaveDesign && *request.method() != Method::OPTIONS;
         let design = found.design.clone().filter(|_| saves)?;
-        Some(Self { gate: gate.clone(), design: Some(design) })
+        gate.parts.designs.save_begins(&design);
+        Some(Self { gate: gate.clone(), design, saved: Saved::Maybe })
     }
 
-    /// Before the client sees that it has saved: what it exports next is the new design.
+    /// Before the client sees it.
     pub(super) fn answered<R>(mut self, answer: &Response<R>) {
-        // With a 5xx, e.g. of a proxy behind that lost its patience, nobody knows: that is what dropping says.
-        if answer.status().is_server_error() {
-            return;
-        }
-        if let Some(design) = self.design.take().filter(|_| answer.status().is_success()) {
-            self.gate.parts.designs.forget(&design);
-        }
+        let status = answer.status();
+        self.saved = match status {
+            status if status.is_success() => Saved::Yes,
+            // Some send whoever has saved elsewhere; and a proxy behind may have lost its patience.
+            status if status.is_client_error() || status == StatusCode::NOT_MODIFIED => Saved::No,
+            _ => Saved::Maybe,
+        };
     }
 }
 
 impl Drop for Save {
     fn drop(&mut self) {
-        if let Some(design) = self.design.take() {
-            self.gate.parts.designs.doubt(&design);
-        }
+        self.gate.parts.designs.save_ends(&self.design, self.saved);
     }
 }

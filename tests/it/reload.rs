@@ -27,7 +27,7 @@ fn generation(gate: &Gate) -> u64 {
 }
 
 /// Changes the file and waits until that counts.
-fn change(gate: &Gate, old: &str, new: &str) {
+pub(super) fn change(gate: &Gate, old: &str, new: &str) {
     let before = generation(gate);
     edit(gate, old, new);
     gate.signal("HUP");
