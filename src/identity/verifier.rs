@@ -18,7 +18,7 @@ use super::common::Common;
 use super::keys::{self, BadKey, Key, KeySet, Keys, NoKey};
 use super::metrics::Metrics;
 use super::remote::{self, Looked, Remote, Wanted};
-use super::{Algorithm, Caller, ClaimPointers, TokenError};
+use super::{Algorithm, Caller, ClaimPointers, SignedBy, TokenError};
 use crate::clock::Clock;
 use crate::json;
 
@@ -67,6 +67,11 @@ struct KeySource {
 }
 
 impl KeySource {
+    /// Whether that key is configured.
+    fn has(&self, id: &SignedBy) -> bool {
+        self.configured.iter().any(|key| key.kid.as_deref() == id.kid.as_deref() && key.algorithm == id.algorithm)
+    }
+
     /// Its keys: those that are configured, until others are fetched.
     fn keys(&self, metrics: &Arc<Metrics>, clock: &Arc<dyn Clock>) -> Result<Fetched, (usize, BadKey)> {
         let configured = keys::configured(self.configured.clone())?;
@@ -196,7 +201,8 @@ impl Verifier {
         self.places.take(uri, headers)
     }
 
-    /// The caller that a token names. A token of an unknown key waits for the key set to be fetched, if that may be: keys change.
+    /// The caller that a token names. A token of an unknown key, or that a published key has not signed, waits for the key set to be
+    /// fetched, if that may be: keys change.
     ///
     /// # Errors
     ///
@@ -231,8 +237,9 @@ impl Verifier {
             None | Some(Err(Doubt::Key(..))) if looked == Looked::NotThere => Err(error),
             None | Some(Err(Doubt::Key(..))) => {
                 remote.wish_for(&wanted);
-                // A key of that name is known, and hardly changes its kind.
-                Err(if error == TokenError::Algorithm { error } else { TokenError::KeysUnavailable })
+                // A key of that name is known. It hardly changes its kind, and has been asked for a moment ago.
+                let is_known = matches!(error, TokenError::Algorithm | TokenError::Signature);
+                Err(if is_known { error } else { TokenError::KeysUnavailable })
             }
             Some(outcome) => outcome.map_err(TokenError::from),
         }
@@ -287,16 +294,22 @@ impl Verifier {
         let claims = token.claims()?;
         let (from, before) = self.check_claims(&claims, now)?;
         let keys = self.keys.set();
-        let key = keys.find(kid, algorithm).map_err(|no_key| {
+        let wanted = || {
             let issued = claims.get("iat").and_then(Value::as_f64).map(|seconds| seconds as i64);
-            let wanted = Wanted { kid: kid.map(|kid| kid.chars().take(LONGEST_NAME).collect()), algorithm, issued };
+            Wanted { kid: kid.map(|kid| kid.chars().take(LONGEST_NAME).collect()), algorithm, issued }
+        };
+        let key = keys.find(kid, algorithm).map_err(|no_key| {
             let error = match no_key {
                 NoKey::OtherAlgorithm => TokenError::Algorithm,
                 NoKey::Unknown => TokenError::UnknownKey,
             };
-            Doubt::Key(wanted, error)
+            Doubt::Key(wanted(), error)
         })?;
-        token.check_signature(&key.key, algorithm)?;
+        token.check_signature(&key.key, algorithm).map_err(|error| match error {
+            // Its server may have put another key in its place.
+            TokenError::Signature if !self.source.has(&key.id) => Doubt::Key(wanted(), error),
+            error => error.into(),
+        })?;
         let mut caller = self.claims.caller(&Value::Object(claims), &key.id)?;
         caller.plan = caller.plan.map(|plan| self.plans.one(plan));
         caller.ai_features = caller.ai_features.map(|features| self.features.one(features));
@@ -373,7 +386,7 @@ impl Verifier {
 enum Doubt {
     /// For good.
     Token(TokenError),
-    /// This key is not known now.
+    /// This key is not known now, or is another.
     Key(Wanted, TokenError),
 }
 

@@ -98,6 +98,26 @@ fn a_new_key_is_known_at_once_and_old_tokens_go_on_as_long_as_their_key_is_there
 }
 
 #[test]
+fn a_key_that_another_one_has_taken_the_place_of_is_fetched_too() {
+    let backend = Backend::start(Reply::image());
+    let of_the_past = json!({
+        "kty": "EC", "crv": "P-256", "alg": "ES256", "kid": "k", "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+        "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0",
+    });
+    let server = Backend::start(set(std::slice::from_ref(&of_the_past)));
+    let gate = gate_with(backend.address, &at(server.address, ", refresh = \"1h\", cooldown = \"1ms\"")).start();
+    let token = line(&Token::of("u").plan("max"), "ES256", "k");
+    assert_eq!(download(&gate, &token), 401, "nobody publishes its key");
+    let fetches = server.seen().len();
+    assert!(fetches <= 2, "{fetches}");
+    server.will(set(&[jwk("ES256", "k")]));
+    eventually("its key is known", || download(&gate, &token) == 200);
+    // A forged one is forged, as often as the keys are asked for.
+    let forged = token.replacen(&token[token.len() - 6..], "AAAAAA", 1);
+    assert_eq!((download(&gate, &forged), download(&gate, &token)), (401, 200));
+}
+
+#[test]
 fn keys_are_fetched_again_on_a_timer() {
     let backend = Backend::start(Reply::image());
     let server = Backend::start(set(&[jwk("RS256", "old")]));
