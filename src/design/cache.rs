@@ -208,7 +208,7 @@ impl Weighter<Arc<str>, Arc<Entry>> for Weight {
 
 /// What is known of designs, of which the least used are forgotten first.
 pub(super) struct FactsCache {
-    entries: Cache<Arc<str>, Arc<Entry>, Weight>,
+    entries: Arc<Cache<Arc<str>, Arc<Entry>, Weight>>,
     times: Times,
 }
 
@@ -223,7 +223,12 @@ impl FactsCache {
     pub(super) fn new(most_bytes: u64, times: Times) -> Self {
         const TYPICAL: u64 = 300;
         let designs = usize::try_from(most_bytes / TYPICAL).unwrap_or(usize::MAX);
-        Self { entries: Cache::with_weighter(designs.max(1), most_bytes, Weight), times }
+        Self { entries: Arc::new(Cache::with_weighter(designs.max(1), most_bytes, Weight)), times }
+    }
+
+    /// The same, for which answers count for other times.
+    pub(super) fn with_times(&self, times: Times) -> Self {
+        Self { entries: self.entries.clone(), times }
     }
 
     /// What is to be done for a request that names this version, or none.

@@ -26,7 +26,7 @@ pub(super) struct Lookup {
 struct Shared {
     service: Service,
     cache: FactsCache,
-    flights: Flights,
+    flights: Arc<Flights>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
 }
@@ -34,14 +34,38 @@ struct Shared {
 impl Lookup {
     pub(super) fn new(options: Options, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Self {
         let cache = FactsCache::new(options.cache_bytes, options.times);
+        Self::with(cache, Arc::default(), options, metrics, clock)
+    }
+
+    fn with(
+        cache: FactsCache,
+        flights: Arc<Flights>,
+        options: Options,
+        metrics: Arc<Metrics>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let service = Service::new(options.clone(), clock.clone());
-        let shared = Shared { service, cache, flights: Flights::default(), metrics, clock };
+        let shared = Shared { service, cache, flights, metrics, clock };
         Self { options, shared: Arc::new(shared), tasks: Mutex::default() }
     }
 
-    /// Whether it asks just as these say.
-    pub(super) fn asks_by(&self, options: &Options) -> bool {
-        self.options == *options
+    /// One that asks as these options say, and knows what this one does, if they ask for the same: the service may be down just now.
+    pub(super) fn succeed(self: Arc<Self>, options: Options) -> Arc<Self> {
+        let Shared { cache, flights, metrics, clock, .. } = &*self.shared;
+        let of_what = |options: &Options| {
+            let Options { url, pointer, version, cache_bytes, .. } = options.clone();
+            (url, pointer, version, cache_bytes)
+        };
+        let (metrics, clock) = (metrics.clone(), clock.clone());
+        if self.options == options {
+            self
+        } else if of_what(&self.options) == of_what(&options) {
+            // Fetches are numbered in one row, or a later one would be taken for an earlier.
+            let cache = cache.with_times(options.times);
+            Arc::new(Self::with(cache, flights.clone(), options, metrics, clock))
+        } else {
+            Arc::new(Self::new(options, metrics, clock))
+        }
     }
 
     /// What the service says of a design, for a request that names this version of it, or none. Takes no longer than a fetch may.

@@ -170,7 +170,7 @@ impl Designs {
         Self::after(None, options, clock)
     }
 
-    /// Others in place of these, which go on with their metrics; and with what the metadata service said, if it is asked as it was.
+    /// Others in place of these, which go on with their metrics; and with what the metadata service said, if it is asked for the same.
     #[must_use]
     pub fn succeed(&self, options: Options, clock: Arc<dyn Clock>) -> Self {
         Self::after(Some(self), options, clock)
@@ -180,9 +180,8 @@ impl Designs {
         let metrics = before.map(|before| before.metrics.clone()).unwrap_or_default();
         let edits = before.map_or_else(|| Arc::new(Edits::new(clock.clone())), |before| before.edits.clone());
         let known = before.and_then(|before| before.service.clone());
-        let service = options.service.map(|options| match known.filter(|known| known.asks_by(&options)) {
-            // The service may be down just now.
-            Some(known) => known,
+        let service = options.service.map(|options| match known {
+            Some(known) => known.succeed(options),
             None => Arc::new(Lookup::new(options, metrics.clone(), clock)),
         });
         Self {

@@ -211,6 +211,31 @@ impl Remote {
         Self { options, configured, keys, wish, wished, unused, progress, metrics, clock }
     }
 
+    /// One that fetches as these options say, with the keys that this one has fetched if they are the same server's: it may be down just
+    /// now. `keys` are to be those of `configured`.
+    pub(super) fn succeed(
+        &self,
+        options: Options,
+        configured: Vec<Arc<CheckedKey>>,
+        keys: Arc<Keys>,
+    ) -> Self {
+        let is_same = {
+            let Options { location, trust, algorithms, .. } = &self.options;
+            (location, trust, algorithms) == (&options.location, &options.trust, &options.algorithms)
+        };
+        let next = Self::new(options, configured, keys, self.metrics.clone(), self.clock.clone());
+        if is_same {
+            let known = self.keys.set();
+            let is_fetched = |key: &&Arc<CheckedKey>| !self.configured.iter().any(|own| own.id == key.id);
+            let fetched: Vec<_> = known.keys().iter().filter(is_fetched).cloned().collect();
+            next.install(&fetched);
+            // What is under way ends with this one.
+            let before = self.progress.borrow().clone();
+            next.progress.send_replace(Progress { started: before.ended, ..before });
+        }
+        next
+    }
+
     /// Whether there are keys.
     pub(super) fn availability(&self) -> Result<(), String> {
         let progress = self.progress.borrow();

@@ -72,12 +72,20 @@ impl KeySource {
         self.configured.iter().any(|key| key.kid.as_deref() == id.kid.as_deref() && key.algorithm == id.algorithm)
     }
 
-    /// Its keys: those that are configured, until others are fetched.
-    fn keys(&self, metrics: &Arc<Metrics>, clock: &Arc<dyn Clock>) -> Result<Fetched, (usize, BadKey)> {
+    /// Its keys: those that are configured, and those that have been fetched, until others are.
+    fn keys(
+        &self,
+        before: Option<&Remote>,
+        metrics: &Arc<Metrics>,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Fetched, (usize, BadKey)> {
         let configured = keys::configured(self.configured.clone())?;
         let keys = Arc::new(Keys::new(KeySet::new(0, configured.clone())));
         let remote = self.remote.clone().map(|options| {
-            let remote = Remote::new(options, configured, keys.clone(), metrics.clone(), clock.clone());
+            let remote = match before {
+                Some(before) => before.succeed(options, configured, keys.clone()),
+                None => Remote::new(options, configured, keys.clone(), metrics.clone(), clock.clone()),
+            };
             Arc::new(remote)
         });
         Ok((keys, remote))
@@ -134,7 +142,7 @@ impl Verifier {
         let (keys, remote) = match before.filter(|before| before.source == source) {
             // Their server may be down just now.
             Some(before) => (before.keys.clone(), before.remote.clone()),
-            None => source.keys(&metrics, &clock)?,
+            None => source.keys(before.and_then(|before| before.remote.as_deref()), &metrics, &clock)?,
         };
         Ok(Self {
             issuer: options.issuer,

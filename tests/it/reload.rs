@@ -186,10 +186,17 @@ fn what_was_fetched_goes_on_counting_if_only_something_else_changes_while_nobody
         ("unknown_design = \"refuse\"", "unknown_design = \"refuse\"\nplain_features = [\"crop\"]"),
         ("[identity.claims]", "leeway = \"7s\"\n\n[identity.claims]"),
         ("leeway = \"7s\"\n\n[identity.claims]", "[identity.claims]"),
+        // How they are asked for is another matter than what.
+        ("keys.json\"", "keys.json\", refresh = \"7m\""),
+        ("\nkeys = [", "\nkeys = [{ kid = \"hs\", alg = \"HS256\", secret_env = \"EXPORT_GATE_JWT_SECRET\" },"),
+        ("# Fair use of", "[designs.service]\nttl = \"7m\"\n\n# Fair use of"),
+        ("ttl = \"7m\"", "ttl = \"8m\"\ntimeout = \"100ms\""),
     ] {
         change(&gate, old, new);
         assert_eq!(export(), 200, "{new}");
     }
+    change(&gate, "keys.json\"", "others.json\"");
+    assert_eq!(export(), 503, "nobody knows the keys of another place");
 }
 
 #[test]
