@@ -100,7 +100,7 @@ impl Admin {
             "/readyz" if self.is_ending() => {
                 json_page(StatusCode::SERVICE_UNAVAILABLE, &json!({ "ready": false, "ending": true }))
             }
-            "/readyz" => self.readiness(),
+            "/readyz" => self.readiness(self.is_allowed(&request)),
             _ if !self.is_allowed(&request) => {
                 let mut page = json_page(
                     StatusCode::UNAUTHORIZED,
@@ -131,13 +131,15 @@ impl Admin {
     }
 
     /// Whether exports can be charged.
-    fn readiness(&self) -> Response<Full<Bytes>> {
+    /// A line of the configuration may hold what only operators may see.
+    fn readiness(&self, is_operator: bool) -> Response<Full<Bytes>> {
         let (ledger, keys) = (self.ledger.availability(), self.shown.load().verifier.availability());
         let is_ready = ledger.is_ok() && keys.is_ok();
         let mut page = json!({ "ready": is_ready });
         // The gate goes on with the one before it.
         if let Some(why) = &*self.refused.load() {
-            page["configuration"] = why.as_str().into();
+            let hidden = "a changed configuration was refused: the log says why, and so does this page to who sends the admin token";
+            page["configuration"] = if is_operator { why.as_str().into() } else { hidden.into() };
         }
         if let Err(why) = ledger {
             page["ledger"] = (*why).into();

@@ -21,6 +21,7 @@ use super::Environment;
 use super::problem::{Problem, closest};
 use super::raw;
 use super::variables::Variables;
+use crate::identity::Counted;
 use crate::policy::{Policy, RouteId, Routes};
 use crate::{admin, design, gate, ledger, proxy, store};
 
@@ -166,6 +167,11 @@ pub(super) fn build(
         .collect();
     let mut identity = identity::options(&raw.identity, surroundings, &mut problems);
     identity.claims.others = policy.claims();
+    identity.claims.counted = Counted {
+        team: policy.counts_by_team(),
+        seats: policy.counts_by_seat(),
+        billing_anchor: policy.counts_by_billing_period(),
+    };
     identity::token_query(&raw, &mut problems);
     identity.claims.plans = identity::plans(&raw.identity, &policy.plans, &mut problems);
     let config = Config {

@@ -85,7 +85,7 @@ impl Options {
     /// Where the caller is: by claim, else by header, else `web`.
     pub fn platform(&self, caller: &Caller, headers: &HeaderMap) -> Platform {
         let header = self.platform_header.as_ref().and_then(|name| headers.get(name));
-        let sent = || header.map(|value| Platform::named(value.to_str().unwrap_or("").trim()));
+        let sent = || header.and_then(|value| value.to_str().map_or(Some(Platform::Other), Platform::sent));
         caller.platform.or_else(sent).unwrap_or(Platform::Web)
     }
 }

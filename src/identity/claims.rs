@@ -64,10 +64,30 @@ pub struct ClaimPointers {
     pub design: String,
     /// The version of that design.
     pub design_version: String,
-    /// Claims that meters count by.
+    /// Which of these meters count by: another's `seats` may mean anything.
+    pub counted: Counted,
+    /// Other claims that meters count by.
     pub others: Vec<Arc<str>>,
     /// The plans that values of the plan claim stand for, e.g. the price ids of a payment provider; others are plans' names themselves.
     pub plans: BTreeMap<String, Arc<str>>,
+}
+
+/// Claims that are read only if something is counted by them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counted {
+    /// Whether a meter counts by team.
+    pub team: bool,
+    /// Whether a limit is one per seat.
+    pub seats: bool,
+    /// Whether a window is a billing period.
+    pub billing_anchor: bool,
+}
+
+impl Default for Counted {
+    /// All of them.
+    fn default() -> Self {
+        Self { team: true, seats: true, billing_anchor: true }
+    }
 }
 
 impl Default for ClaimPointers {
@@ -82,6 +102,7 @@ impl Default for ClaimPointers {
             ai_features: "/ai_features".into(),
             design: "/design".into(),
             design_version: "/design_version".into(),
+            counted: Counted::default(),
             others: Vec::new(),
             plans: BTreeMap::new(),
         }
@@ -92,24 +113,25 @@ impl ClaimPointers {
     /// Reads the caller out of verified claims. A claim of the wrong type is an error, never read as absent.
     pub(super) fn caller(&self, claims: &Value, signed_by: &SignedBy) -> Result<Caller, TokenError> {
         let user = name(claims, &self.user, "user")?.ok_or(TokenError::ClaimMissing("user"))?;
+        let counted = self.counted;
         let mut others = Vec::new();
         for pointer in &self.others {
             others.extend(name(claims, pointer, "subject")?.map(|value| (pointer.clone(), value)));
         }
         let who = Who {
             user,
-            team: name(claims, &self.team, "team")?,
-            seats: seats(claims, &self.seats)?,
-            billing_anchor: anchor(claims, &self.billing_anchor)?,
+            team: if counted.team { name(claims, &self.team, "team")? } else { None },
+            seats: if counted.seats { seats(claims, &self.seats)? } else { None },
+            billing_anchor: if counted.billing_anchor { anchor(claims, &self.billing_anchor)? } else { None },
             claims: others.into(),
         };
         Ok(Caller {
             who,
             plan: text(claims, &self.plan, "plan")?
                 .map(|name| self.plans.get(name).cloned().unwrap_or_else(|| name.into())),
-            platform: text(claims, &self.platform, "platform")?.map(Platform::named),
+            platform: text(claims, &self.platform, "platform")?.and_then(Platform::sent),
             ai_features: list(claims, &self.ai_features, "ai_features")?,
-            design: text(claims, &self.design, "design")?.map(Arc::from),
+            design: design(claims, &self.design)?,
             design_version: name(claims, &self.design_version, "design_version")?,
             signed_by: signed_by.clone(),
         })
@@ -125,6 +147,14 @@ fn name(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Arc<
     match find(claims, pointer, name)? {
         Some(Value::Number(number)) if number.is_u64() => Ok(Some(number.to_string().into())),
         _ => Ok(text(claims, pointer, name)?.filter(|text| !text.is_empty()).map(Arc::from)),
+    }
+}
+
+/// A design that the token speaks for; one without a name is none, and not any.
+fn design(claims: &Value, pointer: &str) -> Result<Option<Arc<str>>, TokenError> {
+    match find(claims, pointer, "design")? {
+        Some(Value::String(empty)) if empty.is_empty() => Ok(Some("".into())),
+        _ => name(claims, pointer, "design"),
     }
 }
 
@@ -208,6 +238,24 @@ mod tests {
             bare["sub"] = json!("anna");
             assert_eq!(caller(&bare).unwrap().who, Who::user("anna"));
         }
+    }
+
+    #[test]
+    fn what_nothing_is_counted_by_may_be_anything() {
+        let claims = json!({ "sub": "anna", "team": ["acme"], "seats": "5", "billing_anchor": "" });
+        assert!(caller(&claims).is_err());
+        let counted = Counted { team: false, seats: false, billing_anchor: false };
+        let pointers = ClaimPointers { counted, ..ClaimPointers::default() };
+        let read = pointers.caller(&claims, &SignedBy { kid: None, algorithm: Algorithm::Hs256 }).unwrap();
+        assert_eq!(read.who, Who::user("anna"));
+    }
+
+    #[test]
+    fn a_design_may_be_a_number_and_a_platform_nothing() {
+        let read = caller(&json!({ "sub": "anna", "design": 7, "platform": " iOS " })).unwrap();
+        assert_eq!((read.design.as_deref(), read.platform), (Some("7"), Some(Platform::Ios)));
+        let read = caller(&json!({ "sub": "anna", "design": "", "platform": " " })).unwrap();
+        assert_eq!((read.design.as_deref(), read.platform), (Some(""), None));
     }
 
     #[test]

@@ -59,7 +59,9 @@ pub(super) fn read(document: &[u8], allowed: &[Algorithm]) -> Result<Found, BadK
 }
 
 fn key(jwk: &Map<String, Value>, allowed: &[Algorithm]) -> Result<CheckedKey, &'static str> {
-    let text = |name: &str| match jwk.get(name) {
+    // Some servers write all members that they know of.
+    let member = |name: &str| jwk.get(name).filter(|value| !value.is_null());
+    let text = |name: &str| match member(name) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.as_str())),
         Some(_) => Err("a parameter has the wrong type"),
@@ -68,12 +70,12 @@ fn key(jwk: &Map<String, Value>, allowed: &[Algorithm]) -> Result<CheckedKey, &'
     if text("use")?.is_some_and(|usage| usage != "sig") {
         return Err("it is not for signatures");
     }
-    if let Some(operations) = jwk.get("key_ops")
+    if let Some(operations) = member("key_ops")
         && !operations.as_array().is_some_and(|all| all.iter().any(|operation| operation == "verify"))
     {
         return Err("it is not for checking signatures");
     }
-    if ["d", "p", "q", "k"].iter().any(|private| jwk.contains_key(*private)) {
+    if ["d", "p", "q", "k"].iter().any(|private| member(private).is_some()) {
         return Err("it is not public: everybody could sign with it");
     }
     let fits = |algorithm: &Algorithm| match (needed("kty"), algorithm.family()) {

@@ -213,12 +213,7 @@ impl Remote {
 
     /// One that fetches as these options say, with the keys that this one has fetched if they are the same server's: it may be down just
     /// now. `keys` are to be those of `configured`.
-    pub(super) fn succeed(
-        &self,
-        options: Options,
-        configured: Vec<Arc<CheckedKey>>,
-        keys: Arc<Keys>,
-    ) -> Self {
+    pub(super) fn succeed(&self, options: Options, configured: Vec<Arc<CheckedKey>>, keys: Arc<Keys>) -> Self {
         let is_same = {
             let Options { location, trust, algorithms, .. } = &self.options;
             (location, trust, algorithms) == (&options.location, &options.trust, &options.algorithms)

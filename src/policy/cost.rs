@@ -8,6 +8,7 @@ use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::Misread;
+use super::feature_names;
 use super::path::decoded;
 use super::routes::{is_in_doubt, query_parameter};
 
@@ -144,7 +145,12 @@ impl Cost {
                 Ok(prices.iter().find(|(route, _)| &**route == request.route).map_or(*other, |(_, price)| *price))
             }
             Self::Features { prices, combine, other } => {
-                let has = |name: &str| features.iter().any(|feature| feature.eq_ignore_ascii_case(name));
+                // Whoever sends a list of texts may have put several names into one.
+                let is = |feature: &str, name: &str| {
+                    let mut names = feature_names(feature).filter(|_| feature.contains(char::is_whitespace));
+                    feature.eq_ignore_ascii_case(name) || names.any(|one| one.eq_ignore_ascii_case(name))
+                };
+                let has = |name: &str| features.iter().any(|feature| is(feature, name));
                 let found = prices.iter().filter(|(name, _)| has(name)).map(|(_, price)| *price);
                 let cost = match combine {
                     Combine::Dearest => found.max(),
@@ -424,6 +430,7 @@ mod tests {
         assert_eq!(of(Combine::Sum, &["logo", "virtual-model", "crop"]), 7);
         assert_eq!(of(Combine::Sum, &["logo", "logo"]), 2, "a feature costs once");
         assert_eq!(of(Combine::Sum, &["ai-image"]), 1);
+        assert_eq!(of(Combine::Sum, &["virtual-model logo"]), of(Combine::Sum, &["virtual-model", "logo"]));
         assert_eq!(of(Combine::Sum, &["Virtual-Model"]), 5, "as it is an AI feature in any case");
     }
 

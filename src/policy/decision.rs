@@ -237,6 +237,22 @@ impl Policy {
         claims
     }
 
+    /// Whether a meter counts by team.
+    pub fn counts_by_team(&self) -> bool {
+        self.meters.iter().any(|meter| meter.subject.0.contains(&SubjectKind::Team))
+    }
+
+    /// Whether a limit is one per seat.
+    pub fn counts_by_seat(&self) -> bool {
+        let mut limits = self.meters.iter().flat_map(|meter| &meter.limits);
+        limits.any(|limit| matches!(limit, Some(Limit::PerSeat(_))))
+    }
+
+    /// Whether a window is a billing period.
+    pub fn counts_by_billing_period(&self) -> bool {
+        self.meters.iter().any(|meter| meter.window.needs_anchor())
+    }
+
     /// The meters with their ids.
     pub fn meters(&self) -> impl Iterator<Item = (MeterId, &Meter)> {
         (0..).map(MeterId).zip(&self.meters)

@@ -101,6 +101,11 @@ impl Platform {
         Self::ALL.into_iter().find(|platform| platform.as_str().eq_ignore_ascii_case(name)).unwrap_or(Self::Other)
     }
 
+    /// The platform that was sent; nothing says nothing.
+    pub fn sent(name: &str) -> Option<Self> {
+        Some(name.trim()).filter(|name| !name.is_empty()).map(Self::named)
+    }
+
     /// Whether the platform has an export screen, and with it sessions.
     pub const fn has_export_screen(self) -> bool {
         matches!(self, Self::Ios | Self::Android)

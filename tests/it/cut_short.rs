@@ -204,7 +204,8 @@ async fn with_key(ledger: &Arc<Ledger>) -> Charge {
 
 #[tokio::test(start_paused = true)]
 async fn a_window_whose_end_was_changed_over_a_restart_goes_on_counting_at_each_later_one() {
-    let first_use = |hours: i64| Window::FirstCharge(Anchored { period: Period::Seconds(hours * 3_600), zone: TimeZone::UTC });
+    let first_use =
+        |hours: i64| Window::FirstCharge(Anchored { period: Period::Seconds(hours * 3_600), zone: TimeZone::UTC });
     let month = |zone| Window::Calendar(Calendar { unit: CalendarUnit::Month, zone: TimeZone::get(zone).unwrap() });
     for [before, after] in [
         [first_use(24), first_use(168)],

@@ -289,6 +289,18 @@ fn another_order_of_the_same_keys_is_no_change() {
 }
 
 #[test]
+fn members_that_are_null_are_not_there() {
+    let backend = Backend::start(Reply::image());
+    let mut key = jwk("ES256", "k");
+    for member in ["use", "alg", "key_ops", "d", "k", "n", "x5c"] {
+        key[member] = Value::Null;
+    }
+    let server = Backend::start(set(&[key]));
+    let gate = gate_with(backend.address, &at(server.address, "")).start();
+    eventually("it is used", || download(&gate, &line(&Token::of("u").plan("max"), "ES256", "k")) == 200);
+}
+
+#[test]
 fn keys_that_are_not_used_are_named_once() {
     let backend = Backend::start(Reply::image());
     let mut signing = jwk("ES256", "signing-only");

@@ -126,6 +126,21 @@ fn what_is_wrong_is_said_and_the_configuration_before_it_goes_on() {
 }
 
 #[test]
+fn lines_of_a_refused_configuration_are_for_operators() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address)
+        .set("EXPORT_GATE__ADMIN__TOKEN_ENV", "OPERATORS_TOKEN")
+        .set("OPERATORS_TOKEN", "let me in, dear gate")
+        .start();
+    edit(&gate, LIMITS, "limits = { fre = 2, pro = 30, max = 120 }");
+    gate.signal("HUP");
+    let ready = |lines: &[&str]| get(gate.admin_address, "/readyz", lines).json()["configuration"].to_string();
+    eventually("it is refused", || ready(&[]).contains("was refused"));
+    assert!(!ready(&[]).contains("fre = 2,"));
+    assert!(ready(&["authorization: Bearer let me in, dear gate"]).contains("fre = 2,"));
+}
+
+#[test]
 fn meters_and_plans_come_and_go_and_come_back_as_they_were() {
     let (_backend, gate) = gate();
     let (plain, ai) = (Token::of("u").with("ai_features", serde_json::json!([])).line(), Token::of("u").ai().line());

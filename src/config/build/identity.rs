@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use crate::config::problem::Problem;
 use crate::config::raw;
-use crate::identity::{Algorithm, ClaimPointers, Key, Location, Options, Places, RemoteOptions, Verifier, short_type};
+use crate::identity::{
+    Algorithm, ClaimPointers, Counted, Key, Location, Options, Places, RemoteOptions, Verifier, short_type,
+};
 use crate::net::Trust;
 use crate::policy::{PlanId, Plans};
 
@@ -254,6 +256,7 @@ fn claims(raw: &raw::Claims, problems: &mut Problems) -> ClaimPointers {
         design: pointer("design", &raw.design),
         design_version: pointer("design_version", &raw.design_version),
         // What meters count by is known once there are meters.
+        counted: Counted::default(),
         others: Vec::new(),
         // And so are plans.
         plans: BTreeMap::new(),
