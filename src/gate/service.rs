@@ -364,8 +364,8 @@ impl Gate {
                 }
             }
         }
-        if let Some(charge) = delivery.charge() {
-            // Before it is made safe: what was reported counts from its first byte on.
+        if let Some(charge) = delivery.charge().filter(|_| delivers != Delivers::Screen) {
+            // Before it is made safe: what was reported counts from its first byte on. Of a screen no image leaves, and it counts.
             self.read_report(charge, &head.headers);
         }
         let not_durable = self.not_durable(&mut delivery).await;

@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use dashmap::mapref::one::RefMut;
-use smallvec::SmallVec;
 
-use super::reservation::{Meters, Reservation};
+use super::reservation::{Images, Meters, Reservation};
 use super::unflushed::Open;
 use crate::policy::{Demand, MeterId};
 use crate::seeded::{self, Bug};
@@ -27,8 +26,10 @@ pub(super) const MOST_OF_A_KIND: usize = 256;
 pub(super) struct Cover {
     /// Tells a session from the one that took its place.
     pub(super) serial: u64,
-    /// The meters that the charge booked, and how much: a cover holds for these only.
-    pub(super) meters: SmallVec<[(MeterId, u32); 2]>,
+    /// The meters that the charge booked, and how much: a cover holds for these only, and for requests that ask for no more.
+    pub(super) meters: Images,
+    /// How many images were delivered for it, and so are used, where that is not what was booked.
+    pub(super) delivered: Images,
     /// Meters over whose limit the charge was: what it covers is degraded as it was.
     pub(super) degraded: Meters,
     /// When it ends, in monotonic time: setting the wall clock neither ends nor prolongs it. The time runs from the delivery; until
@@ -56,6 +57,7 @@ impl Cover {
         Self {
             serial: charge.serial,
             meters: charge.booked.iter().map(|booked| (booked.meter, booked.cost)).collect(),
+            delivered: Images::new(),
             degraded: charge.degraded.clone(),
             until: Duration::MAX,
             idle_until: None,
@@ -71,11 +73,35 @@ impl Cover {
         self.idle_until.map_or(self.until, |idle| idle.min(self.until))
     }
 
-    /// It holds for so many images on a meter, if it did not hold for more.
-    fn holds_for_more(&mut self, meter: MeterId, images: u32) {
-        match self.meters.iter_mut().find(|(known, _)| *known == meter) {
-            Some((_, known)) => *known = (*known).max(images),
-            None => self.meters.push((meter, images)),
+    /// How many images on a meter are used for it.
+    pub(super) fn used(&self, meter: MeterId) -> u32 {
+        let of = |images: &Images| images.iter().find(|(known, _)| *known == meter).map(|(_, images)| *images);
+        of(&self.delivered).or_else(|| of(&self.meters)).unwrap_or(0)
+    }
+
+    /// So many images are used for it on a meter, if they were not more before.
+    pub(super) fn uses(&mut self, meter: MeterId, images: u32) {
+        let most = images.max(self.used(meter));
+        self.delivered.retain(|(known, _)| *known != meter);
+        if !self.meters.contains(&(meter, most)) {
+            self.delivered.push((meter, most));
+        }
+    }
+
+    /// A charge that covers more has been delivered under the same name.
+    fn extend(&mut self, booked: &[(MeterId, u32)], used: &[(MeterId, u32)]) {
+        for (meter, cost) in booked {
+            let before = self.meters.iter().any(|(known, _)| known == meter).then(|| self.used(*meter));
+            match self.meters.iter_mut().find(|(known, _)| known == meter) {
+                Some((_, known)) => *known = (*known).max(*cost),
+                None => self.meters.push((*meter, *cost)),
+            }
+            let now = used.iter().find(|(known, _)| known == meter).map_or(0, |(_, images)| *images);
+            let most = now.max(before.unwrap_or(0));
+            self.delivered.retain(|(known, _)| known != meter);
+            if !self.meters.contains(&(*meter, most)) {
+                self.delivered.push((*meter, most));
+            }
         }
     }
 
@@ -123,7 +149,7 @@ pub(super) struct CoverUse {
     /// The charge, if it is still under way: the two end together.
     pub(super) under_way: Option<Arc<Reservation>>,
     /// What was booked for it, where it was taken from a cover of a delivered charge.
-    pub(super) paid: SmallVec<[(MeterId, u32); 2]>,
+    pub(super) paid: Images,
     /// What the store is told of it besides.
     pub(super) open: Option<Arc<Open>>,
     /// The group that tells the store that it was taken; 0 if nobody has to wait for that.
@@ -136,9 +162,9 @@ impl CoverUse {
         self.meters.contains(&meter) || self.degraded.contains(&meter)
     }
 
-    /// How many images were booked for it on a meter.
+    /// How much was booked for it on a meter.
     pub(super) fn paid_for(&self, meter: MeterId) -> u32 {
-        self.paid.iter().find(|(paid, _)| *paid == meter).map_or(0, |(_, images)| *images)
+        self.paid.iter().find(|(paid, _)| *paid == meter).map_or(0, |(_, cost)| *cost)
     }
 }
 
@@ -216,7 +242,7 @@ impl Covers {
         }
         cover.files_left -= files;
         let (serial, under_way) = (cover.serial, cover.under_way.clone());
-        let paid = if under_way.is_none() { cover.meters.clone() } else { SmallVec::new() };
+        let paid = if under_way.is_none() { cover.meters.clone() } else { Images::new() };
         let name = name.clone();
         Some(CoverUse { name, serial, meters, degraded, files, under_way, paid, open: None, group: 0 })
     }
@@ -248,26 +274,32 @@ impl Covers {
             .is_some_and(|mut of_user| of_user.find(name.kind, &name.what).is_some_and(holds))
     }
 
-    /// A cover holds for more from now on.
-    pub(super) fn extend(&self, name: &CoverName, meters: &[(MeterId, u32)]) {
+    /// A charge under the name of this cover was delivered: it covers that as well from now on.
+    pub(super) fn extend(&self, name: &CoverName, booked: &[(MeterId, u32)], used: &[(MeterId, u32)]) {
         if let Some(mut of_user) = self.by_user.get_mut(&name.user)
             && let Some(cover) = of_user.find(name.kind, &name.what)
         {
-            meters.iter().for_each(|(meter, cost)| cover.holds_for_more(*meter, *cost));
+            cover.extend(booked, used);
         }
     }
 
-    /// A delivery under a key has brought so many images, which were counted: it holds for them from now on. How many it held for
-    /// before; `None` if the key is no more, or it is something else that was taken from.
-    pub(super) fn raise(&self, by: &CoverUse, meter: MeterId, images: u32) -> Option<u32> {
-        let mut of_user = self.by_user.get_mut(&by.name.user)?;
-        let cover = of_user.find(by.name.kind, &by.name.what)?;
-        if by.name.kind != CoverKind::Retry || cover.serial != by.serial {
+    /// So many images are used for a cover from now on, if they were not more. How many were before; `None` if it is no more.
+    pub(super) fn uses(&self, name: &CoverName, serial: Option<u64>, meter: MeterId, images: u32) -> Option<u32> {
+        let mut of_user = self.by_user.get_mut(&name.user)?;
+        let cover = of_user.find(name.kind, &name.what)?;
+        if serial.is_some_and(|serial| serial != cover.serial) {
             return None;
         }
-        let before = cover.meters.iter().find(|(known, _)| *known == meter).map_or(0, |(_, paid)| *paid);
-        cover.holds_for_more(meter, images);
+        let before = cover.used(meter);
+        cover.uses(meter, images);
         Some(before)
+    }
+
+    /// How many images on a meter are used for the cover that something was taken from; `None` if it is no more.
+    pub(super) fn used_for(&self, by: &CoverUse, meter: MeterId) -> Option<u32> {
+        let mut of_user = self.by_user.get_mut(&by.name.user)?;
+        let cover = of_user.find(by.name.kind, &by.name.what)?;
+        (cover.serial == by.serial).then(|| cover.used(meter))
     }
 
     /// So many files are wanted of a cover, in all; how many of them there are.

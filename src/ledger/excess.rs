@@ -24,15 +24,21 @@ impl Charge {
         let Some(demand) = self.covered.iter().position(|demand| demand.meter == meter) else { return (0, 0) };
         let Some(by) = self.covered_by.iter_mut().find(|by| by.meters.contains(&meter)) else { return (0, 0) };
         let covers = match by.name.kind {
-            // A request under way, or the file that this is the rest of, has been told.
+            // A request under way, or the file that this is the rest of, has been told; and a crash may have counted all of it.
             _ if by.under_way.is_some() => return (0, 0),
-            CoverKind::Resume => return (0, 0),
-            CoverKind::Retry | CoverKind::Redelivery => by.paid_for(meter),
+            CoverKind::Resume | CoverKind::Redelivery => return (0, 0),
+            CoverKind::Retry => self.ledger.covers.used_for(by, meter).unwrap_or_else(|| by.paid_for(meter)),
             CoverKind::Session => {
                 let held = self.covered.iter().filter(|demand| by.meters.contains(&demand.meter));
                 let brought = held.map(|demand| last_word(&self.reports, demand.meter).unwrap_or(demand.cost));
-                by.files = self.ledger.covers.take_in_all(by, brought.max().unwrap_or(by.files));
-                by.files
+                let files = self.ledger.covers.take_in_all(by, brought.max().unwrap_or(by.files));
+                let takes_more = files > std::mem::replace(&mut by.files, files);
+                if takes_more && self.ledger.tells_of_charges() {
+                    // Or each crash would bring them back.
+                    by.group = self.ledger.unflushed().changed(self.ledger.digests.of(&by.name), by.name.clone());
+                    self.ledger.hurry();
+                }
+                files
             }
         };
         let known = self.excess.iter().position(|excess| excess.booked.meter == meter);
@@ -70,9 +76,10 @@ impl Ledger {
         match settlement {
             Settlement::Delivered => {
                 // Of requests with one key all deliver the same: another may have brought it meanwhile.
-                let key = covered_by.iter().find(|by| by.meters.contains(&booked.meter));
-                let paid = key.and_then(|by| self.covers.raise(by, booked.meter, *images));
-                let used = paid.map_or(booked.cost, |paid| images.saturating_sub(paid).min(booked.cost));
+                let mut keys = covered_by.iter().filter(|by| by.name.kind == CoverKind::Retry);
+                let key = keys.find(|by| by.meters.contains(&booked.meter));
+                let before = key.and_then(|by| self.covers.uses(&by.name, Some(by.serial), booked.meter, *images));
+                let used = before.map_or(booked.cost, |before| images.saturating_sub(before).min(booked.cost));
                 self.settle_count(booked, booked.cost, used);
                 self.meter_stats(booked.meter, |stats| &stats.delivered);
                 unflushed.delivered(booked_only, *group > 0);

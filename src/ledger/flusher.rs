@@ -12,7 +12,7 @@ use super::charge::NotDurable;
 use super::counters::Look;
 use super::covers::{Cover, CoverUse, OWED};
 use super::history;
-use super::reservation::{Meters, Place, Reservation};
+use super::reservation::{Images, Meters, Place, Reservation};
 use super::unflushed::{Open, Unflushed};
 use super::{Count, KEEP_CLOSED_WINDOWS, Ledger, MeterState, Options, REDELIVERY};
 use crate::policy::{MeterId, PlanId};
@@ -334,9 +334,16 @@ impl Ledger {
             return;
         }
         let known = |name: &str| self.meter_named(name).map(|(id, _)| id);
+        let (mut meters, mut delivered) = (Images::new(), Images::new());
+        for (name, images) in &row.meters {
+            let Some(id) = known(name) else { continue };
+            let is_booked = meters.iter().any(|(booked, _)| *booked == id);
+            if is_booked { &mut delivered } else { &mut meters }.push((id, *images));
+        }
         let cover = Cover {
             serial: self.next_serial(),
-            meters: row.meters.iter().filter_map(|(name, cost)| Some((known(name)?, *cost))).collect(),
+            meters,
+            delivered,
             degraded: row.degraded.iter().filter_map(|name| known(name)).collect(),
             until: now + if is_owed { REDELIVERY } else { left(row.expires_at_ms) },
             idle_until: row.idle_at_ms.map(|idle| now + left(idle).min(session_idle.unwrap_or(longest))),
@@ -361,6 +368,7 @@ impl Ledger {
         let cover = Cover {
             serial: self.next_serial(),
             meters: row.meters.iter().filter_map(|(name, cost)| Some((known(name)?, *cost))).collect(),
+            delivered: Images::new(),
             degraded: Meters::new(),
             until: self.clock.monotonic() + REDELIVERY,
             idle_until: None,
@@ -484,7 +492,9 @@ impl Ledger {
             match self.covers.find(name) {
                 Some(cover) => covers.push(CoverRow {
                     name: name.clone(),
-                    meters: cover.meters.iter().filter_map(|(id, cost)| Some((name_of(*id)?, *cost))).collect(),
+                    meters: (cover.meters.iter().chain(&cover.delivered))
+                        .filter_map(|(id, images)| Some((name_of(*id)?, *images)))
+                        .collect(),
                     degraded: cover.degraded.iter().filter_map(|id| name_of(*id)).collect(),
                     expires_at_ms: ends_ms(cover.until),
                     idle_at_ms: cover.idle_until.map(ends_ms),

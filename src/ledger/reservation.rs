@@ -119,7 +119,16 @@ pub(super) enum Delivery {
     /// The first.
     First(Delivered),
     /// Another request of it was before. So much more, if this one brought more images.
-    Further(Images),
+    Further(SmallVec<[More; 2]>),
+}
+
+/// Images that a further delivery has brought and those before it had not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct More {
+    pub(super) meter: MeterId,
+    pub(super) images: u32,
+    /// How many are used now.
+    pub(super) used: u32,
 }
 
 /// What is known of a charge when it is delivered for the first time.
@@ -231,7 +240,7 @@ impl Reservation {
             let images = said(booked).or_else(|| Some(booked.cost).filter(|_| !is_rest))?;
             let more = images.checked_sub(*used).filter(|more| *more > 0)?;
             *used += more;
-            Some((*meter, more))
+            Some(More { meter: *meter, images: more, used: *used })
         });
         Delivery::Further(more.collect())
     }

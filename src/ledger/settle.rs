@@ -7,7 +7,7 @@ use super::Ledger;
 use super::admit::cover;
 use super::charge::Settlement;
 use super::covers::{Cover, CoverUse};
-use super::reservation::{Booked, Delivered, Delivery, Images, Place, Reservation, Reserved};
+use super::reservation::{Booked, Delivered, Delivery, Images, More, Place, Reservation, Reserved};
 use crate::policy::MeterId;
 use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, CoverName, Representation};
@@ -45,7 +45,6 @@ impl Ledger {
             self.settle_count(booked, delivered.reserved.of(booked), *images);
             self.meter_stats(booked.meter, |stats| &stats.delivered);
         }
-        let used: Images = delivered.used.iter().filter(|(_, images)| *images > 0).copied().collect();
         let with_owed =
             |images: Images| -> Images { images.into_iter().chain(delivered.owed.iter().copied()).collect() };
         unflushed.delivered(&charge.booked, charge.group > 0);
@@ -61,8 +60,10 @@ impl Ledger {
         if let Some(opening) = &charge.opens
             && self.covers.opened(&opening.session, charge.serial)
         {
+            // What is not used opens nothing: else its files were free.
+            let is_used = |meter: MeterId| !delivered.used.contains(&(meter, 0));
             let cover = Cover {
-                meters: opening.meters.clone(),
+                meters: opening.meters.iter().filter(|(meter, _)| is_used(*meter)).copied().collect(),
                 degraded: opening.degraded.clone(),
                 files_left: self.options().session_files,
                 idle_until: self.options().session_idle.map(|idle| now.saturating_add(idle)),
@@ -74,8 +75,13 @@ impl Ledger {
         if let Some(retry) = charge.retry.as_ref().filter(|retry| self.covers.is_free_for(retry, charge.serial)) {
             // The charge's own delivery and the further ones, but for those under way: they have their share already.
             let files_left = self.options().retry_deliveries.saturating_add(1).saturating_sub(delivered.by_key);
-            // A repeat is no more than what was delivered.
-            let cover = Cover { files_left, meters: with_owed(used.clone()), ..Cover::of_settled(charge) };
+            let cover = Cover::of_settled(charge);
+            let mut cover = Cover { files_left, meters: with_owed(cover.meters), ..cover };
+            delivered
+                .used
+                .iter()
+                .filter(|used| !cover.meters.contains(used))
+                .for_each(|used| cover.delivered.push(*used));
             open(retry, self.options().retry_window, cover);
         }
         let covers_much = charge.opens.is_some() || charge.retry.is_some();
@@ -85,7 +91,8 @@ impl Ledger {
             open(name, self.options().resume_window, cover);
         }
         if let Some(retry) = &charge.extends {
-            self.covers.extend(retry, &with_owed(used));
+            let booked = charge.booked.iter().map(|booked| (booked.meter, booked.cost)).collect();
+            self.covers.extend(retry, &with_owed(booked), &with_owed(delivered.used.clone()));
             unflushed.changed(self.digests.of(retry), retry.clone());
         }
         if covers_much && self.is_strict() {
@@ -95,12 +102,20 @@ impl Ledger {
     }
 
     /// A request that shares a delivered charge has brought more images than those before it.
-    fn deliver_more(&self, charge: &Reservation, more: &[(MeterId, u32)]) {
+    fn deliver_more(&self, charge: &Reservation, more: &[More]) {
         let mut unflushed = self.unflushed();
         for booked in &charge.booked {
-            let Some((_, images)) = more.iter().find(|(meter, _)| *meter == booked.meter) else { continue };
-            self.settle_count(booked, 0, *images);
+            let Some(more) = more.iter().find(|more| more.meter == booked.meter) else { continue };
+            self.settle_count(booked, 0, more.images);
             unflushed.delivered(std::slice::from_ref(booked), false);
+            let (own, others) = (charge.retry.as_ref(), charge.extends.as_ref());
+            // Or the next repeat would bring them once more.
+            for (name, serial) in
+                own.map(|own| (own, Some(charge.serial))).into_iter().chain(others.map(|name| (name, None)))
+            {
+                self.covers.uses(name, serial, more.meter, more.used);
+                unflushed.changed(self.digests.of(name), name.clone());
+            }
         }
         if self.is_strict() {
             self.hurry();

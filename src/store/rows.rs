@@ -98,7 +98,8 @@ pub struct Representation {
 pub struct CoverRow {
     /// Which.
     pub name: CoverName,
-    /// Names of the meters that the charge booked, and how much.
+    /// Names of the meters that the charge booked, and how much; and once more, and behind these, those on which it was not that which was
+    /// delivered, and how much was.
     pub meters: Vec<(Arc<str>, u32)>,
     /// Names of the meters over whose limit it was.
     pub degraded: Vec<Arc<str>>,

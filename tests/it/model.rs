@@ -296,6 +296,8 @@ struct Cover {
     charge: usize,
     /// Meters, and how much was booked on them.
     meters: Vec<(u8, u32)>,
+    /// Meters on which it was not that which was delivered, and how much was.
+    delivered: Vec<(u8, u32)>,
     degraded: Vec<u8>,
     /// In monotonic seconds; `None` while its charge is under way.
     until: Option<i64>,
@@ -304,6 +306,22 @@ struct Cover {
     files: usize,
     version: Option<u8>,
     file: Option<u8>,
+}
+
+impl Cover {
+    /// How many images are used for it.
+    fn used(&self, meter: u8) -> u32 {
+        let mut all = self.delivered.iter().chain(&self.meters);
+        all.find(|(known, _)| *known == meter).map_or(0, |(_, images)| *images)
+    }
+
+    /// Notes how many are, if that is not what was booked.
+    fn note(&mut self, meter: u8, used: u32) {
+        self.delivered.retain(|(known, _)| *known != meter);
+        if !self.meters.contains(&(meter, used)) {
+            self.delivered.push((meter, used));
+        }
+    }
 }
 
 /// What the store has kept of a cover: ends are wall times.
@@ -559,7 +577,8 @@ impl Model {
     fn open(&mut self, name: Name, charge: usize, until: Option<i64>) -> &mut Cover {
         self.covers.retain(|cover| cover.name != name);
         self.marked.extend(until.map(|_| name));
-        let booked = self.bookings.iter().filter(|booking| booking.charge == charge);
+        let opens = |booking: &&Booking| name.0 != CoverKind::Session || booking.used != Some(0);
+        let booked = self.bookings.iter().filter(|booking| booking.charge == charge).filter(opens);
         self.covers.push(Cover {
             name,
             charge,
@@ -567,6 +586,7 @@ impl Model {
                 .map(|booking| (booking.meter, booking.cost))
                 .filter(|(meter, _)| name.0 != CoverKind::Session || WITH_SESSIONS.contains(meter))
                 .collect(),
+            delivered: Vec::new(),
             degraded: self.charges[charge]
                 .degraded
                 .iter()
@@ -632,7 +652,10 @@ impl Model {
         let held = self.requests[request].held.clone();
         let booking = |model: &mut Self, Held { by, meter, subject, anchor, paid }: Held| {
             let (name, charge) = by;
-            let covers = if name.0 == CoverKind::Session { model.take_files(request, by, images) } else { paid };
+            let covers = match name.0 {
+                CoverKind::Session => model.take_files(request, by, images),
+                _ => model.cover(by).map_or(paid, |cover| cover.used(meter)),
+            };
             let span = model.window(meter, &subject, anchor);
             let used = images.checked_sub(covers).filter(|used| *used > 0)?;
             Some(((name, charge), Booking { charge: usize::MAX, meter, subject, span, cost: used, used: Some(images) }))
@@ -651,16 +674,19 @@ impl Model {
         *files as u32
     }
 
+    fn cover(&self, (name, charge): (Name, usize)) -> Option<&Cover> {
+        self.covers.iter().find(|cover| (cover.name, cover.charge) == (name, charge))
+    }
+
     /// Of requests with one key all bring the same: what another has brought meanwhile is counted.
     fn still_in_excess(&mut self, (name, charge): (Name, usize), mut booking: Booking) -> Option<Booking> {
         let images = booking.used.unwrap();
         let mut used = booking.cost;
         let key = self.covers.iter_mut().find(|cover| (cover.name, cover.charge) == (name, charge));
         if let Some(key) = key.filter(|_| name.0 == CoverKind::Retry) {
-            let paid = key.meters.iter_mut().find(|(meter, _)| *meter == booking.meter);
-            let (_, paid) = paid.unwrap();
-            used = used.min(images.saturating_sub(*paid));
-            *paid = images.max(*paid);
+            let before = key.used(booking.meter);
+            used = used.min(images.saturating_sub(before));
+            key.note(booking.meter, images.max(before));
         }
         booking.used = Some(used);
         Some(booking).filter(|_| used > 0)
@@ -699,8 +725,8 @@ impl Model {
             booking.used = Some(if let End::Report(delivered) = end { *delivered } else { booking.cost });
         }
         let ModelCharge { user, opens, key, extends, file, .. } = self.charges[charge].clone();
-        let used = self.bookings.iter().filter(|booking| booking.charge == charge && booking.used != Some(0));
-        let used: Vec<(u8, u32)> = used.map(|booking| (booking.meter, booking.used.unwrap())).collect();
+        let booked = self.bookings.iter().filter(|booking| booking.charge == charge);
+        let booked: Vec<_> = booked.map(|booking| (booking.meter, booking.cost, booking.used.unwrap())).collect();
         if let Some((design, version)) = opens {
             let idle_until = self.idle.map(|idle| self.monotonic + idle);
             let session = self.open((CoverKind::Session, user, design as u8), charge, Some(self.monotonic + SESSION));
@@ -709,7 +735,8 @@ impl Model {
         let of_other = |cover: &&Cover| cover.until.is_none() && cover.charge != charge;
         let taken_over = |name: Name| self.covers.iter().filter(of_other).any(|cover| cover.name == name);
         if let Some(name) = key.map(|key| (CoverKind::Retry, user, key)).filter(|name| !taken_over(*name)) {
-            self.open(name, charge, Some(self.monotonic + RETRY)).meters.clone_from(&used);
+            let key = self.open(name, charge, Some(self.monotonic + RETRY));
+            booked.iter().for_each(|(meter, _, used)| key.note(*meter, *used));
         }
         if let Some(number) = file {
             let rest = self.open((CoverKind::Resume, user, number), charge, Some(self.monotonic + RESUME));
@@ -718,11 +745,13 @@ impl Model {
         if let Some(name) = extends.map(|key| (CoverKind::Retry, user, key)) {
             self.marked.push(name);
             for cover in self.covers.iter_mut().filter(|cover| cover.name == name) {
-                for (meter, cost) in &used {
+                for (meter, cost, used) in &booked {
+                    let before = cover.meters.iter().any(|(known, _)| known == meter).then(|| cover.used(*meter));
                     match cover.meters.iter_mut().find(|(known, _)| known == meter) {
                         Some((_, known)) => *known = (*known).max(*cost),
                         None => cover.meters.push((*meter, *cost)),
                     }
+                    cover.note(*meter, before.unwrap_or(0).max(*used));
                 }
             }
         }
@@ -737,11 +766,25 @@ impl Model {
     /// Another request of a charge was delivered before: what this one brings more is used as well.
     fn add(&mut self, charge: usize, end: &End, is_rest: bool) {
         self.bookings.extend(self.emptied.extract_if(.., |booking| booking.charge == charge));
+        let mut more = Vec::new();
         for booking in self.bookings.iter_mut().filter(|booking| booking.charge == charge) {
             let silent = Some(booking.cost).filter(|_| !is_rest);
+            let before = booking.used;
             booking.used = booking.used.max(if let End::Report(images) = end { Some(*images) } else { silent });
+            more.extend(booking.used.filter(|_| booking.used > before).map(|used| (booking.meter, used)));
         }
         self.empty();
+        let ModelCharge { user, key, extends, .. } = self.charges[charge];
+        for (meter, used) in more {
+            for (key, of) in [(key, Some(charge)), (extends, None)] {
+                let Some(name) = key.map(|key| (CoverKind::Retry, user, key)) else { continue };
+                self.marked.push(name);
+                let is_it = |cover: &&mut Cover| cover.name == name && of.is_none_or(|charge| cover.charge == charge);
+                for cover in self.covers.iter_mut().filter(is_it) {
+                    cover.note(meter, used.max(cover.used(meter)));
+                }
+            }
+        }
     }
 
     fn void(&mut self, charge: usize) {
@@ -794,7 +837,7 @@ impl Model {
             let named = |meter: &u8| Arc::from(format!("meter-{meter}"));
             let row = CoverRow {
                 name: CoverName { kind, user: who(user).user, what: what.into() },
-                meters: meters.iter().map(|(meter, cost)| (named(meter), *cost)).collect(),
+                meters: meters.iter().chain(&cover.delivered).map(|(meter, cost)| (named(meter), *cost)).collect(),
                 degraded: degraded.iter().map(named).collect(),
                 expires_at_ms: until * 1_000,
                 idle_at_ms: idle_until.map(|idle| idle * 1_000),
