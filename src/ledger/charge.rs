@@ -221,11 +221,11 @@ impl Charge {
     /// [`durable`](Self::durable).
     pub fn report(&mut self, meter: MeterId, delivered: u32) {
         self.reports.push((meter, delivered));
-        let booked: SmallVec<[(u32, u64); 2]> =
+        let booked: SmallVec<[(u32, u32, u64); 2]> =
             self.under_way().filter_map(|charge| self.ledger.report(charge, meter, delivered)).collect();
-        let group = booked.iter().map(|(_, group)| *group).max();
+        let group = booked.iter().map(|(.., group)| *group).max();
         let (before, now) = match booked.first() {
-            Some(&(cost, _)) => (cost, delivered),
+            Some(&(before, now, _)) => (before, now),
             None => self.report_covered(meter, delivered),
         };
         self.tells(group.unwrap_or(0));

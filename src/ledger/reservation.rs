@@ -83,34 +83,53 @@ struct State {
     told: Images,
     /// What was reserved on top of what was booked, because it says so.
     extra: Images,
+    /// What is still reserved once it is delivered: requests under way may bring more.
+    kept: Images,
     /// The download that may be resumed.
     resume: Option<(CoverName, Representation)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Progress {
-    UnderWay {
-        /// Requests that may still deliver it.
-        requests: u32,
-        /// Those of them that are no resumes: the first of these that is delivered is no further delivery.
-        by_key: u32,
-    },
-    Delivered,
+    UnderWay(Requests),
+    Delivered(Requests),
     Void,
 }
 
-/// What is reserved of a charge that has ended.
-#[derive(Debug)]
-pub(super) struct Reserved {
-    /// On top of what was booked.
-    extra: Images,
+/// Requests that may still deliver a charge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Requests {
+    all: u32,
+    /// Those of them that are no resumes: the first of these that is delivered is no further delivery.
+    by_key: u32,
 }
 
-impl Reserved {
-    /// All of it on a meter.
-    pub(super) fn of(&self, booked: &Booked) -> u32 {
-        booked.cost + extra(&self.extra, booked.meter)
+impl Requests {
+    const fn and(self, kind: CoverKind) -> Self {
+        Self { all: self.all + 1, by_key: self.by_key + Self::by_key(kind) }
     }
+
+    const fn without(self, kind: CoverKind) -> Self {
+        Self { all: self.all.saturating_sub(1), by_key: self.by_key.saturating_sub(Self::by_key(kind)) }
+    }
+
+    const fn by_key(kind: CoverKind) -> u32 {
+        if matches!(kind, CoverKind::Resume) { 0 } else { 1 }
+    }
+}
+
+/// What is reserved no longer, meter by meter.
+pub(super) type Released = Images;
+
+/// What becomes of what is reserved when a request ends without delivering.
+#[derive(Debug)]
+pub(super) enum Undelivered {
+    /// It was the last one, and none had delivered: all of it.
+    Void(Released),
+    /// It was the last one that could have brought more than was delivered.
+    Kept(Released),
+    /// Others are under way, or there is nothing.
+    Nothing,
 }
 
 /// What a delivery of a charge makes used.
@@ -129,12 +148,14 @@ pub(super) struct More {
     pub(super) images: u32,
     /// How many are used now.
     pub(super) used: u32,
+    /// How many are reserved no longer.
+    pub(super) released: u32,
 }
 
 /// What is known of a charge when it is delivered for the first time.
 #[derive(Debug)]
 pub(super) struct Delivered {
-    pub(super) reserved: Reserved,
+    pub(super) released: Released,
     /// How many requests were under way that are no resumes.
     pub(super) by_key: u32,
     pub(super) used: Images,
@@ -145,7 +166,7 @@ pub(super) struct Delivered {
 
 impl Reservation {
     pub(super) fn new(serial: u64, user: Arc<str>) -> Self {
-        let progress = Progress::UnderWay { requests: 1, by_key: 1 };
+        let progress = Progress::UnderWay(Requests { all: 1, by_key: 1 });
         Self {
             serial,
             user,
@@ -162,6 +183,7 @@ impl Reservation {
                 used: Images::new(),
                 told: Images::new(),
                 extra: Images::new(),
+                kept: Images::new(),
                 resume: None,
             }),
         }
@@ -175,34 +197,43 @@ impl Reservation {
     /// Another request shares it; not if it came to nothing.
     pub(super) fn join(&self, kind: CoverKind) -> bool {
         let mut state = self.state();
-        if let Progress::UnderWay { requests, by_key } = &mut state.progress {
-            *requests += 1;
-            *by_key += u32::from(kind != CoverKind::Resume);
+        match &mut state.progress {
+            Progress::UnderWay(requests) | Progress::Delivered(requests) => *requests = requests.and(kind),
+            Progress::Void => return false,
         }
-        state.progress != Progress::Void
+        true
     }
 
-    /// The backend says how many images one of its requests brings. If that is more than what is reserved, `reserve` is to add the rest,
-    /// unless the charge has ended meanwhile; whether it was called.
-    pub(super) fn report(&self, booked: &Booked, delivered: u32, reserve: impl FnOnce(u32) -> bool) -> bool {
+    /// The backend says how many images one of its requests brings. If that is more than what is reserved or used, `reserve` is to add the
+    /// rest; whether it was called. And how many were expected to be used before and are now; `None` if it came to nothing.
+    pub(super) fn report(
+        &self,
+        booked: &Booked,
+        delivered: u32,
+        reserve: impl FnOnce(u32) -> bool,
+    ) -> Option<(bool, u32, u32)> {
         let mut state = self.state();
-        if !matches!(state.progress, Progress::UnderWay { .. }) {
-            return false;
-        }
-        state.told.push((booked.meter, delivered));
-        let more = delivered.saturating_sub(booked.cost + extra(&state.extra, booked.meter));
+        let State { progress, used, told, extra, kept, .. } = &mut *state;
+        let (before, on_top) = match progress {
+            Progress::UnderWay(_) => (booked.cost + of(extra, booked.meter), extra),
+            Progress::Delivered(_) => (of(used, booked.meter) + of(kept, booked.meter), kept),
+            Progress::Void => return None,
+        };
+        told.push((booked.meter, delivered));
+        let more = delivered.saturating_sub(before);
         // Under the lock: who settles it gives back neither more nor less.
         let is_reserved = more > 0 && reserve(more);
         if is_reserved {
-            state.extra.push((booked.meter, more));
+            on_top.push((booked.meter, more));
         }
-        is_reserved
+        let is_alone = matches!(progress, Progress::UnderWay(Requests { all: 1, .. }));
+        Some((is_reserved, before, if is_alone { delivered } else { before.max(delivered) }))
     }
 
     /// The download can be resumed; whether that is news.
     pub(super) fn resumable(&self, name: &CoverName, file: &Representation) -> bool {
         let mut state = self.state();
-        let news = state.resume.is_none() && matches!(state.progress, Progress::UnderWay { .. });
+        let news = state.resume.is_none() && matches!(state.progress, Progress::UnderWay(_));
         if news {
             state.resume = Some((name.clone(), file.clone()));
         }
@@ -211,7 +242,7 @@ impl Reservation {
 
     /// Whether its requests may still deliver it.
     pub(super) fn is_under_way(&self) -> bool {
-        matches!(self.state().progress, Progress::UnderWay { .. })
+        matches!(self.state().progress, Progress::UnderWay(_))
     }
 
     /// The name of the download that can be resumed.
@@ -223,39 +254,79 @@ impl Reservation {
     /// said of the file. Of requests that share a charge all deliver the same: what counts is who brings most.
     pub(super) fn deliver(&self, kind: CoverKind, reports: &[(MeterId, u32)]) -> Delivery {
         let mut state = self.state();
-        let State { progress, used, told, extra, resume } = &mut *state;
+        let State { progress, used, told, extra, kept, resume } = &mut *state;
         let is_rest = kind == CoverKind::Resume;
         let said = |booked: &Booked| last_word(reports, booked.meter);
-        if let Progress::UnderWay { by_key, .. } = std::mem::replace(progress, Progress::Delivered) {
-            let of_file = |booked: &Booked| last_word(told, booked.meter).filter(|_| is_rest);
-            let images = |booked: &Booked| said(booked).or_else(|| of_file(booked)).unwrap_or(booked.cost);
-            *used = self.booked.iter().map(|booked| (booked.meter, images(booked))).collect();
-            let brought =
-                |&(meter, paid): &(MeterId, u32)| (meter, last_word(reports, meter).unwrap_or(paid).max(paid));
-            let owed = self.owed.iter().map(brought).collect();
-            let reserved = Reserved { extra: std::mem::take(extra) };
-            return Delivery::First(Delivered { reserved, by_key, used: used.clone(), owed, resume: resume.take() });
+        match *progress {
+            Progress::UnderWay(requests) => {
+                let others = requests.without(kind);
+                *progress = Progress::Delivered(others);
+                let of_file = |booked: &Booked| last_word(told, booked.meter).filter(|_| is_rest);
+                let images = |booked: &Booked| said(booked).or_else(|| of_file(booked)).unwrap_or(booked.cost);
+                *used = self.booked.iter().map(|booked| (booked.meter, images(booked))).collect();
+                // What others have said stays reserved.
+                let kept_of = |booked: &Booked| {
+                    let of_meter = told.iter().filter(|(meter, _)| *meter == booked.meter);
+                    let most = of_meter.map(|(_, images)| *images).max().unwrap_or(0);
+                    most.saturating_sub(of(used, booked.meter)).min(booked.cost + of(extra, booked.meter))
+                };
+                let may_bring_more = others.all > 0;
+                *kept = self
+                    .booked
+                    .iter()
+                    .filter(|_| may_bring_more)
+                    .map(|booked| (booked.meter, kept_of(booked)))
+                    .collect();
+                let released = |booked: &Booked| booked.cost + of(extra, booked.meter) - of(kept, booked.meter);
+                let released = self.booked.iter().map(|booked| (booked.meter, released(booked))).collect();
+                let brought =
+                    |&(meter, paid): &(MeterId, u32)| (meter, last_word(reports, meter).unwrap_or(paid).max(paid));
+                let owed = self.owed.iter().map(brought).collect();
+                let (used, resume) = (used.clone(), resume.take());
+                Delivery::First(Delivered { released, by_key: requests.by_key, used, owed, resume })
+            }
+            Progress::Delivered(requests) => {
+                let others = requests.without(kind);
+                *progress = Progress::Delivered(others);
+                let more = self.booked.iter().filter_map(|booked| {
+                    let images = said(booked).or_else(|| Some(booked.cost).filter(|_| !is_rest)).unwrap_or(0);
+                    let before = of(used, booked.meter);
+                    let more = images.saturating_sub(before);
+                    let kept_now = of(kept, booked.meter);
+                    let released = if others.all == 0 { kept_now } else { kept_now.min(more) };
+                    put(used, booked.meter, before + more);
+                    put(kept, booked.meter, kept_now - released);
+                    let more = More { meter: booked.meter, images: more, used: before + more, released };
+                    Some(more).filter(|more| more.images > 0 || more.released > 0)
+                });
+                Delivery::Further(more.collect())
+            }
+            Progress::Void => Delivery::Further(SmallVec::new()),
         }
-        let more = self.booked.iter().zip(used).filter_map(|(booked, (meter, used))| {
-            let images = said(booked).or_else(|| Some(booked.cost).filter(|_| !is_rest))?;
-            let more = images.checked_sub(*used).filter(|more| *more > 0)?;
-            *used += more;
-            Some(More { meter: *meter, images: more, used: *used })
-        });
-        Delivery::Further(more.collect())
     }
 
-    /// One of its requests ended without delivering; what is reserved, if it was the last, and none had.
-    pub(super) fn give_up(&self, kind: CoverKind) -> Option<Reserved> {
+    /// One of its requests ended without delivering.
+    pub(super) fn give_up(&self, kind: CoverKind) -> Undelivered {
         let mut state = self.state();
-        let Progress::UnderWay { requests, by_key } = &mut state.progress else { return None };
-        *requests -= 1;
-        *by_key -= u32::from(kind != CoverKind::Resume);
-        if *requests > 0 {
-            return None;
+        let State { progress, extra, kept, .. } = &mut *state;
+        match *progress {
+            Progress::UnderWay(requests) => {
+                let others = requests.without(kind);
+                *progress = if others.all > 0 { Progress::UnderWay(others) } else { Progress::Void };
+                let reserved = |booked: &Booked| (booked.meter, booked.cost + of(extra, booked.meter));
+                match others.all {
+                    0 => Undelivered::Void(self.booked.iter().map(reserved).collect()),
+                    _ => Undelivered::Nothing,
+                }
+            }
+            Progress::Delivered(requests) => {
+                let others = requests.without(kind);
+                *progress = Progress::Delivered(others);
+                let is_any = others.all == 0 && kept.iter().any(|(_, images)| *images > 0);
+                if is_any { Undelivered::Kept(std::mem::take(kept)) } else { Undelivered::Nothing }
+            }
+            Progress::Void => Undelivered::Nothing,
         }
-        state.progress = Progress::Void;
-        Some(Reserved { extra: std::mem::take(&mut state.extra) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -268,6 +339,12 @@ pub(super) fn last_word(reports: &[(MeterId, u32)], meter: MeterId) -> Option<u3
     reports.iter().rev().find(|(of, _)| *of == meter).map(|(_, images)| *images)
 }
 
-fn extra(extra: &[(MeterId, u32)], meter: MeterId) -> u32 {
-    extra.iter().filter(|(known, _)| *known == meter).map(|(_, more)| more).sum()
+/// All images on a meter.
+pub(super) fn of(images: &[(MeterId, u32)], meter: MeterId) -> u32 {
+    images.iter().filter(|(known, _)| *known == meter).map(|(_, images)| images).sum()
+}
+
+fn put(all: &mut Images, meter: MeterId, images: u32) {
+    all.retain(|(known, _)| *known != meter);
+    all.push((meter, images));
 }

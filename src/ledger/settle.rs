@@ -7,7 +7,7 @@ use super::Ledger;
 use super::admit::cover;
 use super::charge::Settlement;
 use super::covers::{Cover, CoverUse};
-use super::reservation::{Booked, Delivered, Delivery, Images, More, Place, Reservation, Reserved};
+use super::reservation::{Booked, Delivered, Delivery, Images, More, Place, Released, Reservation, Undelivered, of};
 use crate::policy::MeterId;
 use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, CoverName, Representation};
@@ -28,11 +28,11 @@ impl Ledger {
                 Delivery::Further(more) if more.is_empty() => {}
                 Delivery::Further(more) => self.deliver_more(charge, &more),
             },
-            Settlement::Void => {
-                if let Some(reserved) = charge.give_up(kind) {
-                    self.void(charge, &reserved);
-                }
-            }
+            Settlement::Void => match charge.give_up(kind) {
+                Undelivered::Void(released) => self.void(charge, &released),
+                Undelivered::Kept(released) => self.release(charge, &released),
+                Undelivered::Nothing => {}
+            },
         }
     }
 
@@ -42,7 +42,7 @@ impl Ledger {
         // Held until all is marked: a group says all of this, or nothing.
         let mut unflushed = self.unflushed();
         for (booked, (_, images)) in charge.booked.iter().zip(&delivered.used) {
-            self.settle_count(booked, delivered.reserved.of(booked), *images);
+            self.settle_count(booked, of(&delivered.released, booked.meter), *images);
             self.meter_stats(booked.meter, |stats| &stats.delivered);
         }
         let with_owed =
@@ -106,7 +106,11 @@ impl Ledger {
         let mut unflushed = self.unflushed();
         for booked in &charge.booked {
             let Some(more) = more.iter().find(|more| more.meter == booked.meter) else { continue };
-            self.settle_count(booked, 0, more.images);
+            self.settle_count(booked, more.released, more.images);
+            if more.images == 0 {
+                unflushed.booked(std::slice::from_ref(booked));
+                continue;
+            }
             unflushed.delivered(std::slice::from_ref(booked), false);
             let (own, others) = (charge.retry.as_ref(), charge.extends.as_ref());
             // Or the next repeat would bring them once more.
@@ -122,12 +126,19 @@ impl Ledger {
         }
     }
 
+    /// All who shared a delivered charge have ended, and none of them has brought what was kept for them.
+    fn release(&self, charge: &Reservation, released: &Released) {
+        let mut unflushed = self.unflushed();
+        charge.booked.iter().for_each(|booked| self.settle_count(booked, of(released, booked.meter), 0));
+        unflushed.booked(&charge.booked);
+    }
+
     /// A charge came to nothing: all who shared it have ended.
-    fn void(&self, charge: &Reservation, reserved: &Reserved) {
+    fn void(&self, charge: &Reservation, released: &Released) {
         // If the store may know of the reservation, a group says all of this, or nothing: never that it is owed, and not counted.
         let mut unflushed = (charge.group > 0).then(|| self.unflushed());
         for booked in &charge.booked {
-            let reserved = reserved.of(booked);
+            let reserved = of(released, booked.meter);
             self.settle_count(booked, reserved, 0);
             if seeded::bug(Bug::RefundTwice) {
                 self.settle_count(booked, reserved, 0);
@@ -187,19 +198,20 @@ impl Ledger {
     }
 
     /// The backend says how many images it delivers: that is what is used once it has. What is more than was booked is reserved from now
-    /// on, whatever the limit. What was booked; and the group that tells the store, 0 if there is nothing to tell.
-    pub(super) fn report(&self, charge: &Reservation, meter: MeterId, delivered: u32) -> Option<(u32, u64)> {
+    /// on, whatever the limit. How many were expected before, and are now; and the group that tells the store, 0 if there is nothing to
+    /// tell.
+    pub(super) fn report(&self, charge: &Reservation, meter: MeterId, delivered: u32) -> Option<(u32, u32, u64)> {
         let booked = charge.booked.iter().find(|booked| booked.meter == meter)?;
-        let has_more = charge.report(booked, delivered, |more| match booked.place {
+        let (has_more, before, now) = charge.report(booked, delivered, |more| match booked.place {
             Place::Counter(key) => self.counters.with(key, |cell| cell.reserve_more(more)),
             Place::Slot { digest, start } => {
                 self.histories.reserve_more(digest, start, more);
                 true
             }
-        });
+        })?;
         let is_told = has_more && charge.group > 0;
         let group = if is_told { self.unflushed().booked(std::slice::from_ref(booked)) } else { 0 };
-        Some((booked.cost, group))
+        Some((before, now, group))
     }
 
     pub(super) fn settle_cover(&self, by: CoverUse, settlement: Settlement) {

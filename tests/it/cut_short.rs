@@ -9,7 +9,7 @@ use export_gate::clock::{Clock, ManualClock};
 use export_gate::ledger::{
     Admission, Charge, ChargeRequest, CoverKind, Durability, Ledger, Options, Representation, Settlement, run,
 };
-use export_gate::policy::{Anchored, Calendar, CalendarUnit, Demand, MeterId, Period, Policy, Who, Window};
+use export_gate::policy::{Anchored, Calendar, CalendarUnit, Demand, MeterId, Period, Policy, SessionUse, Who, Window};
 use export_gate::store::{Batch, Reply, RowSink, Store};
 use jiff::tz::TimeZone;
 
@@ -163,6 +163,65 @@ async fn images_beyond_what_an_earlier_charge_covers_are_safe_before_they_leave(
     assert_eq!(used(&*start(&disk.as_it_is()).await, "u"), [(50, 0)]);
     repeat.settle(Settlement::Delivered);
     assert_eq!(used(&ledger, "u"), [(50, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_crash_has_counted_is_brought_for_nothing_however_much_it_was() {
+    let disk = Disk::default();
+    let ledger = start(&disk).await;
+    let mut export = charged(&ledger, costing(1, 100)).await;
+    export.report(MeterId(0), 5);
+    export.durable().await.unwrap();
+    let ledger = start(&disk.as_it_is()).await;
+    let Admission::Covered(CoverKind::Redelivery, mut owed) = charge(&ledger, "u", &[costing(1, 100)]).await else {
+        panic!()
+    };
+    owed.report(MeterId(0), 5);
+    owed.settle(Settlement::Delivered);
+    assert_eq!(used(&ledger, "u"), [(5, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_keeps_what_was_asked_for_and_what_was_delivered_under_a_key() {
+    let disk = Disk::default();
+    let batch = costing(5, 125);
+    for (brings, counted) in [(3, 3), (3, 3), (6, 6)] {
+        let ledger = start(&disk).await;
+        let (Admission::Charged(mut export) | Admission::Covered(_, mut export)) = retried(&ledger, &batch).await
+        else {
+            panic!()
+        };
+        export.report(MeterId(0), brings);
+        export.durable().await.unwrap();
+        export.settle(Settlement::Delivered);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(used(&ledger, "u"), [(counted, 0)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_a_session_gives_by_the_answer_are_gone_after_a_crash() {
+    let disk = Disk::default();
+    let ledger = start(&disk).await;
+    let opening = Demand { session: SessionUse::Opens, ..costing(1, 100) };
+    let sharing = || Demand { session: SessionUse::Covered, ..costing(1, 100) };
+    let export = charged(&ledger, opening).await;
+    export.durable().await.unwrap();
+    export.settle(Settlement::Delivered);
+    let share = |ledger: Arc<Ledger>| async move {
+        let (Admission::Charged(mut share) | Admission::Covered(_, mut share)) =
+            charge(&ledger, "u", &[sharing()]).await
+        else {
+            panic!()
+        };
+        share.report(MeterId(0), 100);
+        share.durable().await.unwrap();
+        (ledger, share)
+    };
+    let (_ledger, _share) = share(ledger).await;
+    let (ledger, share) = share(start(&disk.as_it_is()).await).await;
+    share.settle(Settlement::Delivered);
+    assert_eq!(used(&ledger, "u"), [(101, 0)]);
 }
 
 #[tokio::test(start_paused = true)]

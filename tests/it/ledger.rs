@@ -307,6 +307,67 @@ async fn what_a_backend_brings_beyond_what_a_delivered_key_covers_is_counted_onc
 }
 
 #[tokio::test]
+async fn a_key_whose_answer_was_less_than_was_asked_for_covers_the_same_answer_again() {
+    let (ledger, _) = ledger(1);
+    let batch = Demand { cost: 5, ..demand(0, 5) };
+    for (brings, counted) in [(3, 3), (3, 3), (4, 4)] {
+        let (Admission::Charged(mut export) | Admission::Covered(_, mut export)) = retried(&ledger, &batch).await
+        else {
+            panic!("{brings}")
+        };
+        export.report(MeterId(0), brings);
+        export.settle(Settlement::Delivered);
+        assert_eq!(used(&ledger, "u"), [(counted, 0)]);
+    }
+}
+
+#[tokio::test]
+async fn what_a_further_delivery_has_brought_its_key_knows() {
+    let (ledger, _) = ledger(1);
+    let Admission::Charged(mut first) = retried(&ledger, &demand(0, 10)).await else { panic!() };
+    let Admission::Covered(_, mut second) = retried(&ledger, &demand(0, 10)).await else { panic!() };
+    first.report(MeterId(0), 1);
+    first.settle(Settlement::Delivered);
+    second.report(MeterId(0), 5);
+    assert_eq!(used(&ledger, "u"), [(1, 4)], "before its first byte");
+    second.settle(Settlement::Delivered);
+    let Admission::Covered(_, mut third) = retried(&ledger, &demand(0, 10)).await else { panic!() };
+    third.report(MeterId(0), 5);
+    third.settle(Settlement::Delivered);
+    assert_eq!(used(&ledger, "u"), [(5, 0)]);
+}
+
+#[tokio::test]
+async fn what_others_under_way_have_said_stays_reserved_when_the_first_is_delivered() {
+    for (second_ends, counted) in [(Settlement::Delivered, 50), (Settlement::Void, 1)] {
+        let (ledger, _) = ledger(1);
+        let Admission::Charged(mut first) = retried(&ledger, &demand(0, 60)).await else { panic!() };
+        let Admission::Covered(_, mut second) = retried(&ledger, &demand(0, 60)).await else { panic!() };
+        second.report(MeterId(0), 50);
+        first.report(MeterId(0), 1);
+        assert_eq!((used(&ledger, "u"), second.standings()[0].taken()), (vec![(0, 50)], 50));
+        first.settle(Settlement::Delivered);
+        assert_eq!(used(&ledger, "u"), [(1, 49)], "its answer is on its way");
+        let many = Demand { cost: 50, ..demand(0, 60) };
+        assert!(matches!(charge(&ledger, "u", &[many]).await, Admission::Refused(_)));
+        second.settle(second_ends);
+        assert_eq!(used(&ledger, "u"), [(counted, 0)]);
+    }
+}
+
+#[tokio::test]
+async fn an_opening_of_which_nothing_is_used_opens_no_session() {
+    let (ledger, _) = ledger(1);
+    let opening = Demand { session: SessionUse::Opens, ..demand(0, 10) };
+    let sharing = Demand { session: SessionUse::Covered, ..demand(0, 10) };
+    let Admission::Charged(mut export) = charge(&ledger, "u", &[opening]).await else { panic!() };
+    export.report(MeterId(0), 0);
+    export.settle(Settlement::Delivered);
+    assert!(delivered(charge(&ledger, "u", &[sharing]).await));
+    assert_eq!(used(&ledger, "u"), [(1, 0)]);
+}
+
+#[tokio::test]
 async fn what_is_beyond_a_key_and_was_not_delivered_is_given_back() {
     let (ledger, _) = ledger(1);
     assert!(delivered(retried(&ledger, &demand(0, 10)).await));

@@ -649,7 +649,9 @@ impl Model {
 
     /// What the backend brings beyond what delivered charges cover: of a session it takes files, as far as there are any.
     fn excess(&mut self, request: usize, images: u32) -> Vec<((Name, usize), Booking)> {
-        let held = self.requests[request].held.clone();
+        let mut held = self.requests[request].held.clone();
+        // As the reports come.
+        held.sort_by_key(|held| held.meter);
         let booking = |model: &mut Self, Held { by, meter, subject, anchor, paid }: Held| {
             let (name, charge) = by;
             let covers = match name.0 {
