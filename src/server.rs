@@ -143,6 +143,7 @@ impl Server {
         verifier.register_metrics(&mut registry);
         designs.register_metrics(&mut registry);
         let counts = reload::Counts::register(&mut registry);
+        counts.takes(&config);
         let tunnels = Gauge::default();
         registry.register("exportgate_tunnels", "Connections that have left HTTP, e.g. WebSockets", tunnels.clone());
         let shown = Shown { policy: config.policy.clone(), verifier, designs };

@@ -117,8 +117,8 @@ impl Refusal {
         }
     }
 
-    /// What happens instead while nothing is enforced; `None` if it is refused all the same: a request that can be read in two ways is
-    /// no matter of limits.
+    /// What happens instead while nothing is enforced; `None` if it is refused all the same: no backend could make anything of it, or two
+    /// could take it for different requests.
     pub const fn in_shadow(&self) -> Option<Outcome> {
         Some(match self.outcome() {
             Outcome::Unauthenticated => Outcome::WouldBeUnauthenticated,
@@ -126,7 +126,10 @@ impl Refusal {
             Outcome::UnknownPlan => Outcome::WouldBeUnknownPlan,
             Outcome::MissingClaim => Outcome::WouldBeMissingClaim,
             Outcome::UnknownDesign => Outcome::WouldBeUnknownDesign,
-            Outcome::BadCost if matches!(self, Self::BodyTooLong) => Outcome::WouldBeBadCost,
+            Outcome::BadCost if matches!(self, Self::BodyTooLong | Self::BadCost(_)) => Outcome::WouldBeBadCost,
+            Outcome::Misread => Outcome::WouldBeMisread,
+            Outcome::NoDesign => Outcome::WouldBeNoDesign,
+            Outcome::BadIdempotencyKey => Outcome::WouldBeBadIdempotencyKey,
             Outcome::LedgerUnavailable => Outcome::Uncharged,
             _ => return None,
         })
@@ -154,8 +157,10 @@ pub enum Outcome {
     CoveredAsRedelivery,
     /// An export over a limit, changed.
     Degraded,
-    /// An export that a meter in shadow would have refused or changed.
+    /// An export that would have been refused for a limit, were one enforced.
     WouldDeny,
+    /// An export that would have been changed for a limit, were one enforced.
+    WouldDegrade,
     /// See [`Refusal::Unauthenticated`]; admitted while nothing is enforced.
     WouldBeUnauthenticated,
     /// See [`Refusal::KeysUnavailable`]; admitted while nothing is enforced.
@@ -166,8 +171,14 @@ pub enum Outcome {
     WouldBeMissingClaim,
     /// See [`Refusal::UnknownDesign`]; admitted while nothing is enforced.
     WouldBeUnknownDesign,
-    /// See [`Refusal::BodyTooLong`]; admitted while nothing is enforced.
+    /// See [`Refusal::BodyTooLong`] and [`Refusal::BadCost`]; admitted while nothing is enforced.
     WouldBeBadCost,
+    /// See [`Refusal::Misread`]; admitted while nothing is enforced.
+    WouldBeMisread,
+    /// See [`Refusal::NoDesign`]; admitted while nothing is enforced.
+    WouldBeNoDesign,
+    /// See [`Refusal::BadIdempotencyKey`]; admitted while nothing is enforced.
+    WouldBeBadIdempotencyKey,
     /// An export that no limit counts.
     Unlimited,
     /// An export that no limit could refuse, forwarded while the ledger cannot charge.
@@ -208,7 +219,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 38] = [
         Self::Unmatched,
         Self::NotAnExport,
         Self::Uncounted,
@@ -219,12 +230,16 @@ impl Outcome {
         Self::CoveredAsRedelivery,
         Self::Degraded,
         Self::WouldDeny,
+        Self::WouldDegrade,
         Self::WouldBeUnauthenticated,
         Self::WouldBeKeysUnavailable,
         Self::WouldBeUnknownPlan,
         Self::WouldBeMissingClaim,
         Self::WouldBeUnknownDesign,
         Self::WouldBeBadCost,
+        Self::WouldBeMisread,
+        Self::WouldBeNoDesign,
+        Self::WouldBeBadIdempotencyKey,
         Self::Unlimited,
         Self::Uncharged,
         Self::Misread,
@@ -255,7 +270,7 @@ impl Outcome {
         }
     }
 
-    /// `forwarded`, `admitted`, `would-deny`, `refused`, `answered` or `abandoned`.
+    /// `forwarded`, `admitted`, `would-deny`, `would-degrade`, `refused`, `answered` or `abandoned`.
     pub const fn decision(self) -> &'static str {
         match self {
             Self::Unmatched | Self::NotAnExport | Self::Uncounted => "forwarded",
@@ -273,7 +288,11 @@ impl Outcome {
             | Self::WouldBeUnknownPlan
             | Self::WouldBeMissingClaim
             | Self::WouldBeUnknownDesign
-            | Self::WouldBeBadCost => "would-deny",
+            | Self::WouldBeBadCost
+            | Self::WouldBeMisread
+            | Self::WouldBeNoDesign
+            | Self::WouldBeBadIdempotencyKey => "would-deny",
+            Self::WouldDegrade => "would-degrade",
             Self::Answered => "answered",
             Self::Abandoned => "abandoned",
             _ => "refused",
@@ -294,16 +313,16 @@ impl Outcome {
             Self::Degraded => "degraded",
             Self::Unlimited => "unlimited",
             Self::Uncharged => "uncharged",
-            Self::Misread => "misread",
-            Self::NoDesign => "no-design",
-            Self::BadIdempotencyKey => "bad-idempotency-key",
+            Self::Misread | Self::WouldBeMisread => "misread",
+            Self::NoDesign | Self::WouldBeNoDesign => "no-design",
+            Self::BadIdempotencyKey | Self::WouldBeBadIdempotencyKey => "bad-idempotency-key",
             Self::BadCost | Self::WouldBeBadCost => "bad-cost",
             Self::Unauthenticated | Self::WouldBeUnauthenticated => "unauthenticated",
             Self::KeysUnavailable | Self::WouldBeKeysUnavailable => "keys-unavailable",
             Self::UnknownPlan | Self::WouldBeUnknownPlan => "unknown-plan",
             Self::MissingClaim | Self::WouldBeMissingClaim => "missing-claim",
             Self::UnknownDesign | Self::WouldBeUnknownDesign => "unknown-design",
-            Self::OverLimit | Self::WouldDeny => "over-limit",
+            Self::OverLimit | Self::WouldDeny | Self::WouldDegrade => "over-limit",
             Self::ExportUnderWay => "export-under-way",
             Self::LedgerUnavailable => "ledger-unavailable",
             Self::Answered => "own-page",

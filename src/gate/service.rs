@@ -36,7 +36,7 @@ use super::trace_context::TraceParent;
 use super::upload::Upload;
 use crate::identity::TokenError;
 use crate::ledger::{Admission, Charge, ChargeRequest, Standing, Why};
-use crate::policy::{Action, Delivers, Found, Match, MeterId, RouteId, TooLong};
+use crate::policy::{Action, Delivers, Found, Match, MeterId, OnExceed, RouteId, TooLong};
 use crate::seeded::{self, Bug};
 
 /// Below this path the gate answers itself.
@@ -98,6 +98,12 @@ where
                 let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
                 let watched = Watched::Unclassified(Unclassified::of(gate, &request));
                 return ResponseFuture::forwarded(self.inner.call(passed_on(request, None)), watched).logged(entry);
+            }
+            Match::Misread(_) if gate.parts.options.shadow => {
+                gate.metrics.count(None, Outcome::WouldBeMisread);
+                let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
+                let forwarded = self.inner.call(passed_on(request, None));
+                return ResponseFuture::forwarded(forwarded, Watched::Nothing).logged(entry);
             }
             Match::Misread(misread) => {
                 let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
@@ -289,7 +295,12 @@ impl Gate {
         let (outcome, charge) = match admission {
             Admission::Charged(charge) => {
                 let would_deny = self.parts.options.shadow && !charge.would_deny().is_empty();
+                let only_degrades = || {
+                    let mut meters = charge.would_deny().iter().filter_map(|meter| policy.meter(*meter));
+                    meters.all(|meter| meter.on_exceed == OnExceed::Degrade)
+                };
                 let outcome = match charge.degraded() {
+                    [] if would_deny && only_degrades() => Outcome::WouldDegrade,
                     [] if would_deny => Outcome::WouldDeny,
                     [] => Outcome::Charged,
                     _ => Outcome::Degraded,

@@ -35,22 +35,35 @@ pub struct Source {
     pub hangups: Signal,
 }
 
-/// How often it went well, and how often not.
+/// How often it went well, and how often not; and whether limits are enforced now.
 #[derive(Debug)]
 pub(super) struct Counts {
     generation: Gauge,
     refused: Counter,
+    shadow: Gauge,
 }
 
 impl Counts {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let counts = Self { generation: Gauge::default(), refused: Counter::default() };
+        let counts = Self { generation: Gauge::default(), refused: Counter::default(), shadow: Gauge::default() };
         counts.generation.set(1);
         let help = "How often configuration was taken over";
         registry.register("exportgate_config_generation", help, counts.generation.clone());
         let help = "Configurations that were not taken over, because something was wrong with them";
         registry.register("exportgate_config_refused", help, counts.refused.clone());
+        let help = "1 while the whole gate only decides, counts and reports, and refuses nobody";
+        registry.register("exportgate_shadow", help, counts.shadow.clone());
         counts
+    }
+
+    /// Says so if nothing is enforced any more, or all is again: whoever forgets it gives exports away.
+    pub(super) fn takes(&self, config: &Config) {
+        let (shadow, before) = (config.gate.shadow, self.shadow.set(i64::from(config.gate.shadow)) != 0);
+        if shadow && !before {
+            tracing::warn!("shadow mode: nothing is enforced, and nobody is refused");
+        } else if before && !shadow {
+            tracing::warn!("shadow mode has ended: limits are enforced");
+        }
     }
 }
 
@@ -158,6 +171,7 @@ impl Reloader {
         let backends = now.backends.succeed(ways(&config), &self.clock);
         self.current.store(Arc::new(Current::of(&config, layer, backends)));
         self.admin.show(shown.clone());
+        self.counts.takes(&config);
         (self.shown, self.config) = (shown, config);
         Ok(keys_changed)
     }

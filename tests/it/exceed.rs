@@ -64,11 +64,34 @@ fn in_shadow_mode_nobody_is_refused_and_everything_is_reported() {
     for reason in ["unauthenticated", "unknown-plan", "unknown-design"] {
         assert_eq!(outcome(&gate, "would-deny", reason), 1.0, "{reason}");
     }
-    let asked = backend.seen().len();
     let two_keys = [&*token.line(), "idempotency-key: a", "idempotency-key: b"];
-    assert_eq!(get(gate.address, DOWNLOAD, &two_keys).status, 400);
-    assert_eq!(get(gate.address, "/v1/designs/d1/%64ownload", &[&token.line()]).status, 400);
-    assert_eq!(backend.seen().len(), asked, "what can be read in two ways is refused all the same");
+    assert_eq!(get(gate.address, DOWNLOAD, &two_keys).status, 200);
+    assert_eq!(outcome(&gate, "would-deny", "bad-idempotency-key"), 1.0);
+    for spelt in ["/v1/designs/d1/%64ownload", "/v1/designs/d1/download/", "/V1/designs/d1/download;x"] {
+        assert_eq!(get(gate.address, spelt, &[&token.line()]).status, 200, "{spelt}");
+        assert_eq!(backend.last().line, format!("GET {spelt} HTTP/1.1"));
+    }
+    assert_eq!(
+        gate.metric("exportgate_requests_total{route=\"none\",decision=\"would-deny\",reason=\"misread\"}"),
+        3.0
+    );
+    assert_eq!(gate.metric("exportgate_shadow"), 1.0);
+    gate.logs(&["nothing is enforced"]);
+}
+
+#[test]
+fn in_shadow_mode_what_would_be_degraded_is_not_called_denied() {
+    let backend = backend();
+    let gate = Setup::before(backend.address)
+        .replacing("mode = \"off\"", "mode = \"on\"")
+        .set("EXPORT_GATE__METERS__AI_EXPORTS__ON_EXCEED", "degrade")
+        .set("EXPORT_GATE__METERS__AI_EXPORTS__DEGRADE", "{ set_query = { watermark = \"1\" } }")
+        .start();
+    for _ in 0..3 {
+        assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").ai().line()]).status, 200);
+    }
+    assert_eq!((outcome(&gate, "would-degrade", "over-limit"), outcome(&gate, "would-deny", "over-limit")), (1.0, 0.0));
+    assert!(!backend.last().line.contains("watermark"));
 }
 
 #[test]

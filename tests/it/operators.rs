@@ -97,7 +97,7 @@ fn every_request_has_exactly_one_outcome_and_all_outcomes_are_there_from_the_sta
         (values.len(), values.iter().sum::<f64>())
     };
     let (series, before) = sum(&gate);
-    assert_eq!((series, before), (9 * 34, 0.0), "8 routes and none, 34 outcomes");
+    assert_eq!((series, before), (9 * 38, 0.0), "8 routes and none, 38 outcomes");
     let token = Token::of("u").ai().line();
     for status in [200, 200, 429] {
         assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, status);

@@ -66,7 +66,7 @@ fn every_metric_is_there_from_the_start_with_every_label_at_zero() {
     let meters = ["ai-exports", "exports", "fair-use"];
     let by_route = outcomes(&gate);
     let outcomes: BTreeSet<_> = by_route.keys().map(|[_, decision, reason]| (decision, reason)).collect();
-    assert_eq!(outcomes.len(), 34, "{outcomes:?}");
+    assert_eq!(outcomes.len(), 38, "{outcomes:?}");
     for route in routes {
         for (decision, reason) in &outcomes {
             let key = [route.to_owned(), decision.to_string(), reason.to_string()];
@@ -336,6 +336,12 @@ fn in_shadow(tally: &mut Tally, backend: &Backend) {
     tally.get(&gate, would("keys-unavailable"), DOWNLOAD, &[&of_unknown_key()], 200);
     tally.get(&gate, would("unknown-plan"), DOWNLOAD, &[&Token::of("bert").without("plan").line()], 200);
     tally.get(&gate, would("unknown-design"), DOWNLOAD, &[&Token::of("bert").without("ai_features").line()], 200);
+    let pro = Token::of("bert").plan("pro").line();
+    tally.post(&gate, ["share-file", "would-degrade", "over-limit"], "/v1/designs/d1/share", &[&pro], 200);
+    tally.get(&gate, ["none", "would-deny", "misread"], "/v1//designs/d1/download", &[&plain], 200);
+    tally.get(&gate, ["by-query", "would-deny", "no-design"], "/export", &[&plain], 200);
+    let two = [&*plain, "idempotency-key: a", "idempotency-key: b"];
+    tally.get(&gate, would("bad-idempotency-key"), DOWNLOAD, &two, 200);
     let autosave = "/v1/designs/d1/autosave";
     tally.get(&gate, ["autosave", "would-deny", "missing-claim"], autosave, &[&plain], 200);
     let long = [&*plain, "content-type: application/json"];
