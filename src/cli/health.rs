@@ -1,5 +1,7 @@
 //! `export-gate health`: for containers and probes that have no other program to ask with.
 
+use serde_json::Value;
+
 use super::{Failure, admin, block_on};
 
 #[derive(Debug, clap::Args)]
@@ -16,6 +18,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let page = if arguments.ready { "/readyz" } else { "/healthz" };
     let (status, body) = block_on(admin::page(&arguments.admin, page, None))??;
     let said = String::from_utf8_lossy(&body);
+    // Any server may answer there, and with any status.
+    let of_gate = serde_json::from_slice::<Value>(&body)
+        .ok()
+        .filter(|page| page["healthy"].is_boolean() || page["ready"].is_boolean());
+    if of_gate.is_none() {
+        return Err(Failure::Other(format!("what answers at {} is no admin listener of export-gate", arguments.admin)));
+    }
     match status.is_success() {
         true => anstream::println!("{}", said.trim_end()),
         false => return Err(Failure::Other(format!("{status}: {}", said.trim_end()))),

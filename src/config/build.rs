@@ -435,6 +435,24 @@ fn web_address(url: &str, problems: &mut Problems) -> Option<String> {
     is_web.then(|| url.to_owned())
 }
 
+/// Checks a JSON pointer (RFC 6901).
+fn check_pointer(pointer: &str, path: &[&str], problems: &mut Problems) {
+    let is_escaped = pointer.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
+    let help = match pointer {
+        "" => "write a `/`, and the name of the member".to_owned(),
+        _ if pointer.starts_with('/') && is_escaped => return,
+        _ if pointer.starts_with('/') => "in a JSON pointer `~` is written ~0, and `/` is written ~1".to_owned(),
+        // A name with a `/` in it, as in claims of a namespace.
+        name if name.contains("://") => format!("write \"/{}\"", name.replace('~', "~0").replace('/', "~1")),
+        // As other languages for paths have it.
+        path => {
+            let path = path.strip_prefix("$.").unwrap_or(path);
+            format!("write \"/{}\"", path.replace('~', "~0").replace('.', "/"))
+        }
+    };
+    problems.add(Problem::at(path, format!("`{pointer}` is no JSON pointer")).help(help));
+}
+
 fn header(name: &str, path: &[&str], problems: &mut Problems) -> Option<HeaderName> {
     let parsed = name.parse().ok();
     if parsed.is_none() {

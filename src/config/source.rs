@@ -8,8 +8,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Environment;
+use super::kinds;
 use super::problem::{ConfigError, Place, Problem, closest};
-use super::raw::Raw;
+use super::raw::{Raw, schema};
 use super::variables::PREFIX;
 
 /// Where to write and what: the file, followed by a line `NAME=value` for each override. Spans past the file's end are overrides.
@@ -58,7 +59,12 @@ impl Source {
                     .to_owned();
             return Err(Problem { place: Place::Span(change.name.clone()), message, help: None });
         }
-        Raw::deserialize(toml::de::Deserializer::from(table)).map_err(|error| problem(&error))
+        let span = table.span();
+        let table = Spanned::new(span, DeValue::Table(table.into_inner()));
+        if let Some(wrong) = kinds::wrong(&table, &schema()) {
+            return Err(wrong);
+        }
+        Raw::deserialize(toml::de::ValueDeserializer::from(table)).map_err(|error| problem(&error))
     }
 
     /// The file with the overrides laid over it, and the overrides that have no place in it.

@@ -356,7 +356,7 @@ impl Remote {
         if let Some((Wanted { kid, algorithm, .. }, _)) = wished
             && self.keys.set().find(kid.as_deref(), algorithm).is_err()
         {
-            tracing::warn!(?kid, alg = algorithm.as_str(), "a token names a key that is not published");
+            tracing::warn!(kid, alg = algorithm.as_str(), "a token names a key that is not published");
         }
     }
 

@@ -173,10 +173,7 @@ fn service_options(
     }
     let pointers = [("pointer", Some(&raw.pointer)), ("version", raw.version.as_ref())];
     for (key, pointer) in pointers.into_iter().filter_map(|(key, pointer)| Some((key, pointer?))) {
-        if !pointer.starts_with('/') {
-            let problem = Problem::at(&path(key), format!("`{pointer}` is no JSON pointer"));
-            problems.add(problem.help(format!("write \"/{pointer}\"")));
-        }
+        super::check_pointer(pointer, &path(key), problems);
     }
     Some(ServiceOptions {
         trust: trust(raw, surroundings, problems)?,

@@ -235,14 +235,7 @@ const fn algorithm(alg: raw::Alg) -> Algorithm {
 
 fn claims(raw: &raw::Claims, problems: &mut Problems) -> ClaimPointers {
     let mut pointer = |key: &str, pointer: &String| {
-        if !pointer.starts_with('/') {
-            let problem = Problem::at(&["identity", "claims", key], format!("`{pointer}` is no JSON pointer"));
-            problems.add(problem.help(format!("write \"/{pointer}\"")));
-        }
-        if pointer.split('~').skip(1).any(|rest| !rest.starts_with(['0', '1'])) {
-            let problem = Problem::at(&["identity", "claims", key], format!("`{pointer}` is no JSON pointer"));
-            problems.add(problem.help("in a JSON pointer `~` is written ~0, and `/` is written ~1"));
-        }
+        super::check_pointer(pointer, &["identity", "claims", key], problems);
         pointer.clone()
     };
     ClaimPointers {
