@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use super::Failure;
+use super::doubts::doubts;
 use super::table::table;
+use super::{Failure, log};
 use crate::config::{Config, Upstream};
 use crate::design::{self, Source, UnknownDesign};
 use crate::gate::UnclassifiedFiles;
@@ -17,6 +18,8 @@ use crate::proxy::{Bound, Ejection, Options};
 pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
     anstream::println!("{} is valid.\n", path.display());
     config.variables.unread.iter().for_each(|unread| anstream::eprintln!("warning: {unread}"));
+    let filter = log::filter(&config.log);
+    doubts(config, filter.as_deref()).iter().for_each(|doubt| anstream::eprintln!("warning: {doubt}"));
     if !config.variables.overriding.is_empty() {
         anstream::println!("The environment overrides it: {}.\n", config.variables.overriding.join(", "));
     }

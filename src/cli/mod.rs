@@ -4,6 +4,7 @@ mod admin;
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod doubts;
 mod explain;
 mod health;
 mod log;

@@ -8,6 +8,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
+use super::doubts::doubts;
 use super::notify::Manager;
 use super::{Failure, environment, log};
 use crate::clock::SystemClock;
@@ -18,6 +19,8 @@ pub(super) fn run(file: config::File) -> Result<(), Failure> {
     let config = file.load(None)?;
     let log = log::start(&config.log)?;
     config.variables.unread.iter().for_each(|unread| tracing::warn!(variable = unread.name, "{unread}"));
+    let filter = log::filter(&config.log);
+    doubts(&config, filter.as_deref()).iter().for_each(|doubt| tracing::warn!("{doubt}"));
     let runtime = runtime(config.server.worker_threads)?;
     runtime.block_on(async {
         let ending = end_signal()?;

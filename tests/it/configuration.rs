@@ -503,6 +503,10 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "write \"10s\" or longer",
         ),
         ("plan = \"/plan\"", "plan = \"plan\"", "\"plan\"", "`plan` is no JSON pointer", "write \"/plan\""),
+        ("plan = \"/plan\"", "plan = \"org.plan\"", "\"org.plan\"", "no JSON pointer", "write \"/org/plan\""),
+        ("plan = \"/plan\"", "plan = \"$.a.b\"", "\"$.a.b\"", "no JSON pointer", "write \"/a/b\""),
+        ("plan = \"/plan\"", "plan = \"https://a.b/c\"", "\"https://a.b/c\"", "no JSON", "\"/https:~1~1a.b~1c\""),
+        ("plan = \"/plan\"", "plan = \"\"", "\"\"", "no JSON pointer", "the name of the member"),
     ];
     for (old, new, underlined, wrong, instead) in cases {
         let text = complaint(old, new);
@@ -653,6 +657,43 @@ fn check_shows_routes_meters_and_limits_as_tables() {
     ] {
         assert!(text.contains(row), "no `{row}` in\n{text}");
     }
+}
+
+#[test]
+fn check_doubts_what_is_valid_and_hardly_meant() {
+    let doubted = |old: &str, new: &str| {
+        let setup = Setup::before("127.0.0.1:9".parse().unwrap()).replacing(old, new);
+        let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    let sessions = "sessions = true";
+    assert_eq!(doubted(sessions, sessions), "");
+    for (old, new, told) in [
+        ("methods = [\"DELETE\"]", "methods = [\"DELTE\"]", "DELTE"),
+        (
+            "action = \"open-export-screen\"\ndelivers = \"screen\"",
+            "action = \"view\" #",
+            "no route is for open-export-screen",
+        ),
+        ("counts = { ai = true }", "counts = { ai = true, actions = [\"download\", \"save-design\"] }", "save-design"),
+        ("[log]", "[log]\nfilter = \"warn\"", ",decision=info"),
+        ("# trusted_hops = [\"10.0.0.0/8\"]", "trusted_hops = [\"0.0.0.0/0\"]", "everybody is a trusted hop"),
+    ] {
+        let said = doubted(old, new);
+        assert!(said.starts_with("warning: ") && said.contains(told), "{new}: {said}");
+    }
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap())
+        .set("EXPORT_GATE__METERS__AI_EXPORTS__COUNTS", "{ ai = true, platforms = [\"web\"] }")
+        .set("EXPORT_GATE__METERS__EXPORTS__COUNTS", "{ ai = false, platforms = [\"ios\", \"android\"] }")
+        .set(
+            "EXPORT_GATE__METERS__FAIR_USE__COUNTS",
+            "{ ai = false, plans = [\"pro\", \"max\"], platforms = [\"web\"] }",
+        );
+    let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("no meter counts what comes from the platform other"), "{said}");
 }
 
 #[test]

@@ -172,6 +172,11 @@ fn the_health_command_says_by_its_exit_code_whether_a_gate_forwards_and_charges(
     let admin = gate.admin_address.to_string();
     assert_eq!(health(&admin, &[]), (Some(0), "{\"healthy\":true}\n".into()));
     assert_eq!(health(&admin, &["--ready"]), (Some(0), "{\"ready\":true}\n".into()));
+    // Another server may well answer 200.
+    for other in [gate.address, backend.address] {
+        let (code, said) = health(&other.to_string(), &[]);
+        assert!(code == Some(1) && said.contains("no admin listener"), "{said}");
+    }
     assert!(gate.stop().success());
     let (code, said) = health(&admin, &[]);
     assert!(code == Some(1) && said.contains("cannot connect"), "{said}");

@@ -18,11 +18,18 @@ use self::time::WallTime;
 use super::Failure;
 use crate::config::{LogFormat, LogOptions};
 
+/// What is to be logged, as the environment or else the configuration says.
+pub(super) fn filter(options: &LogOptions) -> Option<String> {
+    std::env::var(EnvFilter::DEFAULT_ENV).ok().or_else(|| options.filter.clone())
+}
+
 /// Has all events logged from now on, panics among them, until the guard is dropped.
 pub(super) fn start(options: &LogOptions) -> Result<Writing, Failure> {
-    let written = std::env::var(EnvFilter::DEFAULT_ENV).ok().or_else(|| options.filter.clone());
-    let filter = EnvFilter::try_new(written.as_deref().unwrap_or("info"));
-    let filter = filter.map_err(|error| Failure::Other(format!("the log filter is not understood: {error}")))?;
+    let written = filter(options);
+    let written = written.as_deref().unwrap_or("info");
+    let filter = EnvFilter::try_new(written).map_err(|error| {
+        Failure::Other(format!("the log filter `{written}` (RUST_LOG, else log.filter) is not understood: {error}"))
+    })?;
     // A descriptor of its own: nobody waits for the lock of the standard library's.
     let (lines, writing) = Lines::to(File::from(io::stderr().as_fd().try_clone_to_owned()?))?;
     let log = tracing_subscriber::fmt()
