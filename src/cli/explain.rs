@@ -7,11 +7,11 @@ use std::sync::Arc;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
-use super::{Failure, block_on, load};
+use super::{Failure, admin, block_on, load};
 use crate::clock::SystemClock;
 use crate::config::Config;
-use crate::design::{Designs, Facts};
-use crate::gate::Refusal;
+use crate::design::{Designs, Facts, FeatureOptions};
+use crate::gate::{Refusal, UnclassifiedFiles};
 use crate::identity::{Caller, TokenError, Verifier};
 use crate::policy::cost::Request;
 use crate::policy::{Action, Delivers, Demand, Export, Limit, Match, OnExceed, Policy, Rule, SessionUse, Undecided};
@@ -88,7 +88,15 @@ async fn explain(
     let found = match config.routes.find(method, &url, headers) {
         Match::Unmatched => {
             steps.step("route", "none matches");
-            return Ok(format!("forwarded to `{default}`; nothing is counted"));
+            let files = match config.gate.unclassified_files {
+                UnclassifiedFiles::Observe => "",
+                UnclassifiedFiles::Refuse => ", unless the answer is a file: that is kept back with 403",
+            };
+            return Ok(format!("forwarded to `{default}`; nothing is counted{files}"));
+        }
+        Match::Misread(misread) if config.gate.shadow => {
+            steps.step("route", &misread.to_string());
+            return Ok(format!("(shadow mode: not refused with 400) forwarded to `{default}`; nothing is counted"));
         }
         Match::Misread(misread) => {
             steps.step("route", &misread.to_string());
@@ -122,7 +130,14 @@ async fn explain(
     };
     let platform = config.gate.platform(&caller, headers);
     let Some(plan) = config.gate.plan(&caller, &config.policy.plans) else {
-        let named = caller.plan.as_deref().map_or("no plan".into(), |plan| format!("the unknown plan `{plan}`"));
+        let claims = &config.identity.claims;
+        let named = caller.plan.as_deref().map_or_else(
+            || format!("no plan: there is nothing at `{}` (identity.claims.plan)", claims.plan),
+            |plan| {
+                let plans: Vec<&str> = config.policy.plans.iter().map(|(_, name)| name).collect();
+                format!("the unknown plan `{plan}`: neither one of {} nor in [identity.plans]", plans.join(", "))
+            },
+        );
         steps.step("identify", &format!("user `{}`, {named}", caller.who.user));
         return Ok(refused(config, &Refusal::UnknownPlan(caller.plan.clone())));
     };
@@ -142,7 +157,7 @@ async fn explain(
             return Ok(refused(config, &Refusal::UnknownDesign));
         }
     };
-    steps.step("design", &described(&facts));
+    steps.step("design", &described(&facts, &config.designs.features));
 
     let export = Export {
         action: route.action,
@@ -157,7 +172,14 @@ async fn explain(
     let verdict = match config.policy.decide(export, Request { route: &route.name, uri: &url, headers, body }) {
         Ok(verdict) => verdict,
         Err(Undecided::NoClaim(name)) => {
-            steps.step("charge", &format!("exports count by the claim `{name}`, and the token has none"));
+            let claims = &config.identity.claims;
+            let at = match name.as_str() {
+                "team" => format!(" (nothing is at `{}`)", claims.team),
+                "seats" => format!(" (nothing is at `{}`)", claims.seats),
+                "billing_anchor" => format!(" (nothing is at `{}`)", claims.billing_anchor),
+                _ => String::new(),
+            };
+            steps.step("charge", &format!("exports count by the claim `{name}`, and the token has none{at}"));
             return Ok(refused(config, &Refusal::MissingClaim(name)));
         }
         Err(Undecided::Cost(bad)) => {
@@ -186,10 +208,30 @@ async fn explain(
             Some(OnExceed::Degrade) => "degraded if the quota is used up, else ",
             Some(OnExceed::Observe) | None => "",
         };
-    Ok(format!(
-        "{limited}charged and forwarded to `{upstream}`; `export-gate usage {}` tells what is left",
-        caller.who.user
-    ))
+    let usage = usage_command(config, &caller, plan_name);
+    Ok(format!("{limited}charged and forwarded to `{upstream}`; `{usage}` tells what is left"))
+}
+
+/// What a person would type to see what the caller has left.
+fn usage_command(config: &Config, caller: &Caller, plan: &str) -> String {
+    let who = &caller.who;
+    let mut command = format!("export-gate usage {} --plan {plan}", who.user);
+    let seats = who.seats.map(|seats| seats.to_string());
+    for (name, value) in [("team", who.team.as_deref()), ("seats", seats.as_deref())] {
+        if let Some(value) = value {
+            command.extend([" --", name, " ", value]);
+        }
+    }
+    for (pointer, value) in &*who.claims {
+        command.extend([" --claim ", pointer, "=", value]);
+    }
+    if config.admin.listen.to_string() != admin::DEFAULT {
+        command.extend([" --admin ", &config.admin.listen.to_string()]);
+    }
+    if config.admin.token.is_some() {
+        command.push_str(" --token-env NAME");
+    }
+    command
 }
 
 /// What a refusal means, which in shadow mode may be nothing.
@@ -223,18 +265,27 @@ async fn identify(
         },
     };
     Ok(caller.map_err(|error| {
-        let why = verifier.compared(&token, &error).to_string();
+        let why = match (&error, verifier.availability()) {
+            (TokenError::KeysUnavailable, Err(why)) => format!("{error}: {why}"),
+            _ => verifier.compared(&token, &error).to_string(),
+        };
         (error, why)
     }))
 }
 
 /// `an AI design: features logo (from service, 12 ms old)`
-fn described(facts: &Facts) -> String {
+fn described(facts: &Facts, known: &FeatureOptions) -> String {
     let kind = if facts.ai { "an AI design" } else { "a design without AI" };
     let features = if facts.features.is_empty() { "none".to_owned() } else { facts.features.join(", ") };
     let age = facts.age.map(|age| format!(", {} ms old", age.as_millis())).unwrap_or_default();
     let trouble = facts.trouble.as_ref().map(|why| format!("; the metadata service: {why}")).unwrap_or_default();
-    format!("{kind}: features {features} (from {}{age}){trouble}", facts.source.as_str())
+    let is_listed = |name: &str| known.ai.iter().chain(&known.plain).any(|known| known.eq_ignore_ascii_case(name));
+    let unlisted: Vec<&str> = facts.features.iter().map(String::as_str).filter(|name| !is_listed(name)).collect();
+    let unlisted = match unlisted.as_slice() {
+        [] => String::new(),
+        names => format!("; neither in ai_features nor in plain_features: {}", names.join(", ")),
+    };
+    format!("{kind}: features {features} (from {}{age}){unlisted}{trouble}", facts.source.as_str())
 }
 
 fn charge(demand: &Demand, policy: &Policy, plan: &str) -> String {

@@ -81,7 +81,12 @@ pub(super) fn show(report: &Value) -> String {
         [text(&meter["meter"]), whose, used, limit, remaining, resets_at]
     });
     let table = table(["meter", "whose", "used", "limit", "remaining", "resets at"], rows);
-    format!("{} (plan {})\n{table}", text(&report["user"]), text(&report["plan"]))
+    let untold = report["untold"].as_array().into_iter().flatten();
+    let untold = untold.map(|meter| {
+        let (name, needs) = (text(&meter["meter"]), text(&meter["needs"]));
+        format!("\nnot shown: {name} ({needs}): say which, by --team, --billing-anchor or --claim")
+    });
+    format!("{} (plan {})\n{table}{}", text(&report["user"]), text(&report["plan"]), untold.collect::<String>())
 }
 
 fn escape(byte: u8) -> String {

@@ -81,7 +81,10 @@ impl Gate {
         let caller = self.identify(token, record).await?;
         let platform = options.platform(&caller, &head.headers);
         record.seen(&caller, platform, &options.log.subjects);
-        let plan = self.plan(&caller)?;
+        let plan = self.plan(&caller).inspect_err(|_| match &caller.plan {
+            Some(_) => record.detail(&"the token's plan is none of this gate's, nor in [identity.plans]"),
+            None => record.detail(&"the token names no plan where `identity.claims.plan` says that it is"),
+        })?;
         let design = found.design.as_ref().ok_or(Refusal::NoDesign)?;
         let session = self.session(design, &head.headers)?;
         let target = || Target::of(head, found);
@@ -112,7 +115,13 @@ impl Gate {
         };
         let request =
             cost::Request { route: &route.name, uri: &head.uri, headers: &head.headers, body: text.as_deref() };
-        let verdict = policy.decide(export, request).map_err(|undecided| match undecided {
+        let verdict = policy.decide(export, request).inspect_err(|undecided| match undecided {
+            Undecided::NoClaim(name) => {
+                record.detail(&format_args!("exports count by the claim `{name}`, and the token has none"));
+            }
+            Undecided::Cost(bad) => record.detail(bad),
+        });
+        let verdict = verdict.map_err(|undecided| match undecided {
             Undecided::NoClaim(name) => Refusal::MissingClaim(name),
             Undecided::Cost(BadCost::Misread(misread)) => Refusal::Misread(misread),
             Undecided::Cost(bad) => Refusal::BadCost(bad),

@@ -440,6 +440,9 @@ impl Gate {
     /// Refuses a request before anything is known of it.
     fn refuse_outright<B>(&self, refusal: Refusal, request: &Request<B>) -> Response<Full<Bytes>> {
         self.metrics.count(None, refusal.outcome());
+        // There is no record of it, and anybody can send many.
+        let (path, reason) = (request.uri().path(), refusal.outcome().reason());
+        tracing::debug!(method = %request.method(), path, reason, "a request is refused outright");
         self.refuse(refusal, &Asker::of(request.method(), request.headers()))
     }
 

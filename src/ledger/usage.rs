@@ -66,10 +66,27 @@ impl Ledger {
                 "shadow": meter.shadow,
             }))
         });
-        json!({
+        let mut report = json!({
             "user": &*who.user,
             "plan": plan.map(|plan| policy.plans.name(plan)),
             "meters": meters.collect::<Vec<_>>(),
-        })
+        });
+        // Those that cannot be told by what is known of the user: by what they count, or what their window needs.
+        let is_missing = |id: MeterId| !usage.iter().any(|usage| usage.meter == id);
+        let untold = policy
+            .meters()
+            .filter(|(id, meter)| is_missing(*id) && plan.is_none_or(|plan| meter.limit(plan).is_some()));
+        let untold = untold.map(|(_, meter)| {
+            let needs = match meter.subject.subject(who) {
+                None => meter.subject.to_string(),
+                Some(_) => "billing anchor".to_owned(),
+            };
+            json!({ "meter": &*meter.name, "needs": needs })
+        });
+        let untold: Vec<Value> = untold.collect();
+        if !untold.is_empty() {
+            report["untold"] = untold.into();
+        }
+        report
     }
 }

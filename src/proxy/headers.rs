@@ -136,8 +136,10 @@ impl Hop {
         if !self.trusted {
             drop_claims(headers, trusted_headers);
         }
-        // A hop that says it by the older field only would be contradicted by a `Forwarded` that knows nothing of it.
-        if headers.contains_key(FORWARDED) || !headers.contains_key(X_FORWARDED_FOR) {
+        // A hop that says it by the older field only would be contradicted by a `Forwarded` that knows nothing of it. Of strangers nothing is
+        // left by now.
+        let speaks = |name| self.trusted && headers.contains_key(name);
+        if speaks(FORWARDED) || !speaks(X_FORWARDED_FOR) {
             add(headers, FORWARDED, &self.forwarded);
         }
         add(headers, X_FORWARDED_FOR, &self.address);

@@ -821,6 +821,14 @@ fn explain_tells_each_step_and_the_rule_that_decides() {
     assert!(text.contains("=> charged and forwarded to `renderer`"), "{text}");
     assert!(explain(&["GET", "/elsewhere"]).contains("forwarded to `renderer`; nothing is counted"));
     assert!(explain(&["GET", "/v1/designs/d1/download"]).contains("refused with 401"));
+    let nameless = Token::of("anna").without("plan").signed_by(SECRET);
+    let text = explain(&["--token", &nameless, "GET", "/v1/designs/d1/download"]);
+    assert!(text.contains("nothing at `/plan`") && text.contains("refused with 403"), "{text}");
+    let text = explain(&["--token", &token, "GET", "/v1/designs/d1/download"]);
+    assert!(text.contains("`export-gate usage anna --plan free --admin 127.0.0.1:0` tells"), "{text}");
+    let odd = Token::of("anna").with("ai_features", serde_json::json!(["hologram"])).signed_by(SECRET);
+    let text = explain(&["--token", &odd, "GET", "/v1/designs/d1/download"]);
+    assert!(text.contains("neither in ai_features nor in plain_features: hologram"), "{text}");
     let foreign = Token::of("anna").with("aud", serde_json::json!("saves")).signed_by(SECRET);
     let text = explain(&["--token", &foreign, "GET", "/v1/designs/d1/download"]);
     assert!(text.contains("\"aud\" is \"saves\", and has to contain \"exports\""), "{text}");

@@ -193,6 +193,24 @@ fn a_record_tells_what_a_refused_token_says_and_its_client_is_not_told() {
 }
 
 #[test]
+fn what_cannot_be_told_of_a_user_is_named_with_what_it_needs() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__METERS__AI_EXPORTS__SUBJECT", "team").start();
+    let admin = gate.admin_address.to_string();
+    let usage = |more: &[&str]| {
+        let output = gate.setup.command("usage").args(["u", "--plan", "free", "--admin", &admin]).args(more).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let said = usage(&[]);
+    assert!(
+        said.contains("not shown: ai-exports (each team): say which, by --team")
+            && !said.contains("not shown: exports"),
+        "{said}"
+    );
+    assert!(!usage(&["--team", "t"]).contains("not shown"));
+}
+
+#[test]
 fn a_log_that_nobody_reads_any_more_ends_nothing() {
     let backend = Backend::start(Reply::image());
     let setup = Setup::before(backend.address);
