@@ -205,6 +205,7 @@ fn a_token_in_the_query_takes_nothing_along_that_a_route_is_found_by() {
         "access_token=x;size=thumb",
         "size=thumb;x=1",
         "x=1;size=thumb",
+        "size=thumb&y;size=large",
         "size=thumb;",
         "x=1;access_token=x&size=large",
     ] {
