@@ -18,8 +18,16 @@ const DIED: &str = "the fetch died";
 pub(super) struct Lookup {
     options: Options,
     shared: Arc<Shared>,
-    /// Fetches are tasks of their own: a client that hangs up ends none that others wait for.
-    tasks: Mutex<JoinSet<()>>,
+    /// Fetches are tasks of their own: a client that hangs up ends none that others wait for, and neither does a reload.
+    tasks: Arc<Mutex<JoinSet<()>>>,
+}
+
+/// Whether what the service says of a design will be true for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remember {
+    Yes,
+    /// It is being saved: what it says counts for who has asked, and later only if asking fails.
+    No,
 }
 
 #[derive(Debug)]
@@ -34,19 +42,20 @@ struct Shared {
 impl Lookup {
     pub(super) fn new(options: Options, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Self {
         let cache = FactsCache::new(options.cache_bytes, options.times);
-        Self::with(cache, Arc::default(), options, metrics, clock)
+        Self::with(cache, Arc::default(), Arc::default(), options, metrics, clock)
     }
 
     fn with(
         cache: FactsCache,
         flights: Arc<Flights>,
+        tasks: Arc<Mutex<JoinSet<()>>>,
         options: Options,
         metrics: Arc<Metrics>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let service = Service::new(options.clone(), clock.clone());
         let shared = Shared { service, cache, flights, metrics, clock };
-        Self { options, shared: Arc::new(shared), tasks: Mutex::default() }
+        Self { options, shared: Arc::new(shared), tasks }
     }
 
     /// One that asks as these options say, and knows what this one does, if they ask for the same: the service may be down just now.
@@ -62,23 +71,23 @@ impl Lookup {
         } else if of_what(&self.options) == of_what(&options) {
             // Fetches are numbered in one row, or a later one would be taken for an earlier.
             let cache = cache.with_times(options.times);
-            Arc::new(Self::with(cache, flights.clone(), options, metrics, clock))
+            Arc::new(Self::with(cache, flights.clone(), self.tasks.clone(), options, metrics, clock))
         } else {
             Arc::new(Self::new(options, metrics, clock))
         }
     }
 
     /// What the service says of a design, for a request that names this version of it, or none. Takes no longer than a fetch may.
-    pub(super) async fn find(&self, design: &str, wanted: Option<&Arc<str>>) -> Answer {
+    pub(super) async fn find(&self, design: &str, wanted: Option<&Arc<str>>, remember: Remember) -> Answer {
         let Shared { cache, metrics, clock, .. } = &*self.shared;
         let answer = match cache.look(design, wanted, clock.monotonic()) {
             Look::Have(answer) => answer,
             Look::Stale(answer) => {
                 // Any will do, and nobody waits for it.
-                let _ = self.board(design, None);
+                let _ = self.board(design, None, remember);
                 answer
             }
-            Look::Ask => match self.board(design, wanted) {
+            Look::Ask => match self.board(design, wanted, remember) {
                 Err(late) => late,
                 Ok(arrivals) => {
                     // In a box: every export carries about what may happen here.
@@ -102,13 +111,18 @@ impl Lookup {
         self.shared.cache.bytes()
     }
 
+    /// What is being asked for is of the past by the time that it is told: it is not remembered.
+    pub(super) fn call_off(&self, design: &str) {
+        self.shared.flights.call_off(design, || ());
+    }
+
     /// Like [`forget`](Self::forget), but what is known still counts if the service cannot be asked.
     pub(super) fn doubt(&self, design: &str) {
         self.shared.flights.call_off(design, || self.shared.cache.doubt(design));
     }
 
     /// Joins a fetch, or begins one; `Err` is an answer that is there already.
-    fn board(&self, design: &str, wanted: Option<&Arc<str>>) -> Result<Arrivals, Answer> {
+    fn board(&self, design: &str, wanted: Option<&Arc<str>>, remember: Remember) -> Result<Arrivals, Answer> {
         let shared = &self.shared;
         if !shared.service.takes(design) {
             return Err(Answer::Nothing);
@@ -122,7 +136,7 @@ impl Lookup {
             Boarding::Late(answer) => Err(answer),
             Boarding::Joins(arrivals) => Ok(arrivals),
             Boarding::Starts(arrivals, start) => {
-                let landing = Landing::new(shared.clone(), design, wanted.cloned(), start);
+                let landing = Landing::new(shared.clone(), design, wanted.cloned(), remember, start);
                 let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
                 while let Some(ended) = tasks.try_join_next() {
                     if let Err(died) = ended {
@@ -157,14 +171,15 @@ struct Landing {
     shared: Arc<Shared>,
     design: Arc<str>,
     wanted: Option<Arc<str>>,
+    remember: Remember,
     start: Start,
     fetched: Fetched,
 }
 
 impl Landing {
-    fn new(shared: Arc<Shared>, design: Arc<str>, wanted: Option<Arc<str>>, start: Start) -> Self {
+    fn new(shared: Arc<Shared>, design: Arc<str>, wanted: Option<Arc<str>>, remember: Remember, start: Start) -> Self {
         let asked = shared.clock.monotonic();
-        Self { shared, design, wanted, start, fetched: Fetched { said: Err(DIED.into()), asked } }
+        Self { shared, design, wanted, remember, start, fetched: Fetched { said: Err(DIED.into()), asked } }
     }
 
     async fn fly(mut self) {
@@ -182,6 +197,9 @@ impl Drop for Landing {
         metrics.fetched(&self.fetched.said);
         flights.land(&self.design, number, || {
             cache.keep(self.design.clone(), number, self.wanted.as_ref(), &self.fetched, clock.monotonic());
+            if self.remember == Remember::No {
+                cache.doubt(&self.design);
+            }
         });
         self.start.arrived.send_replace(Some(self.fetched.clone()));
     }

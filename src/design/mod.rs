@@ -40,7 +40,7 @@ pub use service::{BadTemplate, Options as ServiceOptions, Template};
 use cache::Answer;
 use edits::Edits;
 use features::Features;
-use lookup::Lookup;
+use lookup::{Lookup, Remember};
 use metrics::Metrics;
 
 /// What can be set about design facts.
@@ -246,10 +246,11 @@ impl Designs {
 
     /// Asks the metadata service, or what it said before.
     async fn ask(&self, service: &Lookup, design: &str, version: Option<&Arc<str>>) -> Answer {
-        if self.edits.may_have_changed(design) {
-            service.doubt(design);
+        if !self.edits.is_unsettled(design) {
+            return service.find(design, version, Remember::Yes).await;
         }
-        service.find(design, version).await
+        let _turn = self.edits.turn(design).inspect(|_| service.doubt(design));
+        service.find(design, version, Remember::No).await
     }
 
     fn unknown(
@@ -279,12 +280,15 @@ impl Designs {
     }
 
     /// A save of a design is on its way to its backend.
-    pub fn save_begins(&self, design: &Arc<str>) {
-        self.edits.begins(design);
+    pub fn save_begins(&self, design: &str) {
+        if let Some(service) = &self.service {
+            self.edits.begins(design);
+            service.call_off(design);
+        }
     }
 
     /// A save has ended. Before its client hears of it: what it exports next is the new design.
-    pub fn save_ends(&self, design: &Arc<str>, saved: Saved) {
+    pub fn save_ends(&self, design: &str, saved: Saved) {
         if saved == Saved::Yes {
             self.forget(design);
         }

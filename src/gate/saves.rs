@@ -31,10 +31,16 @@ impl Save {
         self.saved = match status {
             status if status.is_success() => Saved::Yes,
             // Some send whoever has saved elsewhere; and a proxy behind may have lost its patience.
-            status if status.is_client_error() || status == StatusCode::NOT_MODIFIED => Saved::No,
+            StatusCode::NOT_MODIFIED => Saved::No,
+            status if status.is_client_error() && !is_of_a_lost_client(status) => Saved::No,
             _ => Saved::Maybe,
         };
     }
+}
+
+/// By 408 and 499 proxies say that they have lost the client, whatever has become of its request.
+const fn is_of_a_lost_client(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 499)
 }
 
 impl Drop for Save {

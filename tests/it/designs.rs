@@ -137,7 +137,7 @@ fn many_exports_of_a_design_share_one_fetch_also_when_the_first_client_hangs_up(
 fn a_save_that_succeeds_makes_what_was_known_a_thing_of_the_past() {
     let (renderer, service, gate) = stage(features(&[]));
     assert_eq!((export(&gate, &silent("u")), service.seen().len()), (200, 1));
-    for status in ["404 Not Found", "409 Conflict", "304 Not Modified"] {
+    for status in ["404 Not Found", "409 Conflict", "304 Not Modified", "401 Unauthorized"] {
         renderer.will(Reply::json(status));
         save(&gate);
     }
@@ -157,7 +157,7 @@ fn a_save_that_succeeds_makes_what_was_known_a_thing_of_the_past() {
 
 #[test]
 fn a_save_that_may_have_succeeded_lets_each_export_ask_and_what_was_known_counts_if_that_fails() {
-    for status in ["504 Gateway Timeout", "302 Found"] {
+    for status in ["504 Gateway Timeout", "302 Found", "408 Request Timeout", "499 Gone"] {
         let (renderer, service, gate) = stage(features(&["logo"]));
         assert_eq!((export(&gate, &silent("u")), service.seen().len()), (200, 1));
         renderer.will(Reply::json(status));
@@ -192,6 +192,49 @@ fn while_a_design_is_saved_each_export_asks_what_it_is() {
     for asked in [4, 5] {
         assert_eq!((export(&gate, &silent("u")), service.seen().len()), (200, asked));
     }
+}
+
+#[test]
+fn exports_of_a_design_that_is_saved_do_not_use_up_what_all_are_asked_for_by() {
+    let (renderer, service) = (Backend::start(Reply::image()), Backend::start(features(&["logo"])));
+    let gate = setup(&renderer, &service).set("EXPORT_GATE__DESIGNS__SERVICE__AT_ONCE", "3").start();
+    renderer.will(Reply::json("504 Gateway Timeout"));
+    save(&gate);
+    renderer.will(Reply::image());
+    let (reply, release) = held(&["logo"]);
+    service.will(reply);
+    let ask = || {
+        let (address, token) = (gate.address, silent("u").line());
+        std::thread::spawn(move || get(address, DOWNLOAD, &[&token]).status)
+    };
+    let asking: Vec<_> = (0..10).map(|_| ask()).collect();
+    eventually("two ask", || service.seen().len() == 2);
+    service.will(features(&[]));
+    let other = get(gate.address, "/v1/designs/d2/download", &[&silent("v").line()]).status;
+    assert_eq!((other, service.seen().len()), (200, 3), "there is room for others");
+    (0..2).for_each(|_| release.send(()).unwrap());
+    assert!(asking.into_iter().all(|export| export.join().unwrap() == 200));
+}
+
+#[test]
+fn a_reload_ends_no_fetch_that_is_waited_for() {
+    let (reply, release) = held(&["logo"]);
+    let (_renderer, service, gate) = stage(reply);
+    let ask = || {
+        let (address, token) = (gate.address, silent("u").line());
+        std::thread::spawn(move || get(address, DOWNLOAD, &[&token]).status)
+    };
+    let mut gone = TcpStream::connect(gate.address).unwrap();
+    let token = silent("u").line();
+    write!(gone, "GET {DOWNLOAD} HTTP/1.1\r\nhost: gate.test\r\n{token}\r\n\r\n").unwrap();
+    eventually("the service is asked", || service.seen().len() == 1);
+    drop(gone);
+    let heading = "# Fair use of the unlimited plans";
+    change(&gate, heading, &format!("[designs.service]\nttl = \"61s\"\n\n{heading}"));
+    let asking = ask();
+    release.send(()).unwrap();
+    assert_eq!(asking.join().unwrap(), 200);
+    assert_eq!(service.seen().len(), 1);
 }
 
 #[test]

@@ -110,7 +110,7 @@ fn brief(answer: &Answer) -> String {
 }
 
 async fn find(lookup: &Lookup, wanted: Option<&str>) -> String {
-    brief(&lookup.find("d", wanted.map(Arc::from).as_ref()).await)
+    brief(&lookup.find("d", wanted.map(Arc::from).as_ref(), Remember::Yes).await)
 }
 
 #[tokio::test]
@@ -270,10 +270,10 @@ async fn a_fetch_that_dies_is_a_failure_for_those_who_wait() {
     let Boarding::Starts(_, start) = lookup.shared.flights.board(&design, None, || None::<()>) else {
         panic!("nothing is under way yet")
     };
-    let landing = Landing::new(lookup.shared.clone(), design, None, start);
+    let landing = Landing::new(lookup.shared.clone(), design, None, Remember::Yes, start);
     let waiting = {
         let lookup = lookup.clone();
-        tokio::spawn(async move { lookup.find("d", None).await })
+        tokio::spawn(async move { lookup.find("d", None, Remember::Yes).await })
     };
     tokio::task::yield_now().await;
     drop(landing);
@@ -308,7 +308,7 @@ async fn an_id_that_could_lead_elsewhere_is_not_asked_for() {
     let fake = Fake::start().await;
     let (lookup, _) = lookup(&fake);
     for design in [".", "..", "d1/../d2", ""] {
-        assert_eq!(lookup.find(design, None).await, Answer::Nothing, "{design}");
+        assert_eq!(lookup.find(design, None, Remember::Yes).await, Answer::Nothing, "{design}");
     }
     assert_eq!(fake.seen(), 0);
 }
