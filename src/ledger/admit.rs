@@ -195,7 +195,10 @@ impl Ledger {
         // Only a crash leaves these behind, and what is free otherwise uses none up.
         let owes = self.owes_redeliveries.load(Ordering::Relaxed);
         let redelivery = owes.then(|| cover(CoverKind::Redelivery, request.user, request.design));
-        let names = resume.as_ref().map(|(name, _)| name).into_iter().chain(retry).chain(&session).chain(&redelivery);
+        // What is owed under a key goes first: the crash may have counted more than the key knows of.
+        let of_key = redelivery.as_ref().filter(|_| retry.is_some());
+        let names = resume.as_ref().map(|(name, _)| name).into_iter().chain(of_key).chain(retry);
+        let names = names.chain(&session).chain(&redelivery);
         let mut found = SmallVec::<[CoverUse; 1]>::new();
         for name in names {
             let is_session = name.kind == CoverKind::Session;
@@ -268,7 +271,9 @@ impl Ledger {
         if let Some(opening) = &own.opens {
             self.covers.opening(&opening.session, own.serial);
         }
-        if let Some(retry) = &own.retry {
+        // What a crash owes is owed once, and shared by nobody; its key may be there, and stays.
+        let is_owed_only = own.booked.is_empty() && !own.owed.is_empty();
+        if let Some(retry) = own.retry.as_ref().filter(|_| !is_owed_only) {
             self.open_under_way(retry, Cover { files_left: self.options().retry_deliveries, ..Cover::of(&own) });
         }
         own

@@ -22,11 +22,13 @@ impl Charge {
     /// The backend brings so many images, on a meter that an earlier charge covers. What was reserved of them before, and what is now.
     pub(super) fn report_covered(&mut self, meter: MeterId, images: u32) -> (u32, u32) {
         let Some(demand) = self.covered.iter().position(|demand| demand.meter == meter) else { return (0, 0) };
-        let Some(by) = self.covered_by.iter_mut().find(|by| by.meters.contains(&meter)) else { return (0, 0) };
+        let Some(cover) = self.covered_by.iter().position(|by| by.meters.contains(&meter)) else { return (0, 0) };
+        let by = &mut self.covered_by[cover];
         let covers = match by.name.kind {
-            // A request under way, or the file that this is the rest of, has been told; and a crash may have counted all of it.
+            // A request under way, or the file that this is the rest of, has been told.
             _ if by.under_way.is_some() => return (0, 0),
-            CoverKind::Resume | CoverKind::Redelivery => return (0, 0),
+            CoverKind::Resume => return (0, 0),
+            CoverKind::Redelivery => by.paid_for(meter),
             CoverKind::Retry => self.ledger.covers.used_for(by, meter).unwrap_or_else(|| by.paid_for(meter)),
             CoverKind::Session => {
                 let held = self.covered.iter().filter(|demand| by.meters.contains(&demand.meter));
@@ -49,7 +51,7 @@ impl Charge {
         let beyond = images.saturating_sub(covers);
         let excess = Some(beyond).filter(|beyond| *beyond > 0).and_then(|beyond| {
             let demand = Demand { cost: beyond, on_exceed: OnExceed::Observe, ..self.covered[demand].clone() };
-            self.ledger.book_excess(&demand, self.plan, images)
+            self.ledger.book_excess(&demand, self.plan, &mut self.covered_by[cover], images)
         });
         let now = excess.as_ref().map_or(0, |excess| excess.booked.cost);
         self.tells(excess.as_ref().map_or(0, |excess| excess.group));
@@ -60,12 +62,21 @@ impl Charge {
 
 impl Ledger {
     /// `None` if so much cannot be counted.
-    fn book_excess(&self, demand: &Demand, plan: PlanId, images: u32) -> Option<Excess> {
+    fn book_excess(&self, demand: &Demand, plan: PlanId, by: &mut CoverUse, images: u32) -> Option<Excess> {
         let time = self.clock.now();
         let planned = self.plan(demand, time)?;
         let mut marks = self.tells_of_charges().then(|| self.unflushed());
         let (booked, _) = self.book(&self.counters.look(), &planned, time.as_second(), plan, &mut marks).ok()?;
-        let group = marks.map_or(0, |mut marks| marks.booked(std::slice::from_ref(&booked)));
+        let group = marks.map_or(0, |mut marks| {
+            // A crash would count it, and owe it with what is covered.
+            let owed = by.open.as_ref().and_then(|open| self.open_with(open, demand.meter, images));
+            if let Some(owed) = owed {
+                marks.closed(by.open.as_ref());
+                marks.begun(&owed);
+                by.open = Some(owed);
+            }
+            marks.booked(std::slice::from_ref(&booked))
+        });
         Some(Excess { booked, images, group })
     }
 

@@ -222,7 +222,7 @@ impl Ledger {
         let open = self.open(&charge.user, design, "charged", meters);
         marks.booked(&charge.booked);
         charge.group = marks.begun(&open);
-        charge.open = Some(open);
+        charge.set_open(open);
         self.hurry();
     }
 
@@ -472,6 +472,20 @@ impl Ledger {
     ) -> Arc<Open> {
         let name_of = |id: MeterId| Some(self.meter(id)?.name.clone());
         let meters: Vec<_> = booked.filter_map(|(id, cost)| Some((name_of(id)?, cost))).collect();
+        self.named_open(user, design, paid, meters)
+    }
+
+    /// The same for so many images on a meter, which a crash would have counted by now.
+    pub(super) fn open_with(&self, open: &Open, meter: MeterId, images: u32) -> Option<Arc<Open>> {
+        let (design, paid) = open.what.rsplit_once(OWED)?;
+        let (paid, _) = paid.split_once(' ')?;
+        let name = &self.meter(meter)?.name;
+        let mut meters = open.meters.clone();
+        meters.iter_mut().filter(|(known, _)| known == name).for_each(|(_, paid)| *paid = images.max(*paid));
+        Some(self.named_open(&open.user, design, paid, meters))
+    }
+
+    fn named_open(&self, user: &Arc<str>, design: &str, paid: &str, meters: Vec<(Arc<str>, u32)>) -> Arc<Open> {
         // Without the formatting machinery: each export has one.
         let mut what = String::with_capacity(design.len() + 64);
         what.extend([design, OWED, paid]);

@@ -33,8 +33,6 @@ pub(super) struct Reservation {
     pub(super) extends: Option<CoverName>,
     /// The group that tells the store of it; 0 if none does before it is delivered.
     pub(super) group: u64,
-    /// What the store is told of it besides the counts.
-    pub(super) open: Option<Arc<Open>>,
     state: Mutex<State>,
 }
 
@@ -77,6 +75,8 @@ pub(super) enum Place {
 #[derive(Debug)]
 struct State {
     progress: Progress,
+    /// What the store is told of it besides the counts, until it has ended.
+    open: Option<Arc<Open>>,
     /// How many images are used, once it is delivered.
     used: Images,
     /// The last word of a backend about them, whichever request it was for.
@@ -177,9 +177,9 @@ impl Reservation {
             retry: None,
             extends: None,
             group: 0,
-            open: None,
             state: Mutex::new(State {
                 progress,
+                open: None,
                 used: Images::new(),
                 told: Images::new(),
                 extra: Images::new(),
@@ -192,6 +192,26 @@ impl Reservation {
     /// Whether its delivery is paid for: by itself, or before a crash.
     pub(super) fn is_paid(&self) -> bool {
         !self.booked.is_empty() || !self.owed.is_empty()
+    }
+
+    pub(super) fn set_open(&mut self, open: Arc<Open>) {
+        self.state.get_mut().unwrap_or_else(PoisonError::into_inner).open = Some(open);
+    }
+
+    /// What the store is told of it, for the last time.
+    pub(super) fn take_open(&self) -> Option<Arc<Open>> {
+        self.state().open.take()
+    }
+
+    /// Changes what the store is told of it, if it has not ended. What it was told before, and is now.
+    pub(super) fn change_open(
+        &self,
+        change: impl FnOnce(&Open) -> Option<Arc<Open>>,
+    ) -> Option<(Arc<Open>, Arc<Open>)> {
+        let mut state = self.state();
+        let open = state.open.as_mut()?;
+        let now = change(open)?;
+        Some((std::mem::replace(open, now.clone()), now))
     }
 
     /// Another request shares it; not if it came to nothing.
@@ -254,7 +274,7 @@ impl Reservation {
     /// said of the file. Of requests that share a charge all deliver the same: what counts is who brings most.
     pub(super) fn deliver(&self, kind: CoverKind, reports: &[(MeterId, u32)]) -> Delivery {
         let mut state = self.state();
-        let State { progress, used, told, extra, kept, resume } = &mut *state;
+        let State { progress, used, told, extra, kept, resume, .. } = &mut *state;
         let is_rest = kind == CoverKind::Resume;
         let said = |booked: &Booked| last_word(reports, booked.meter);
         match *progress {

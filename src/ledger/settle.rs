@@ -48,7 +48,7 @@ impl Ledger {
         let with_owed =
             |images: Images| -> Images { images.into_iter().chain(delivered.owed.iter().copied()).collect() };
         unflushed.delivered(&charge.booked, charge.group > 0);
-        unflushed.closed(charge.open.as_ref());
+        unflushed.closed(charge.take_open().as_ref());
         let mut open = |name: &CoverName, lasts: Duration, cover: Cover| {
             let cover = Cover { until: now.saturating_add(lasts), under_way: None, ..cover };
             unflushed.opened(self.digests.of(name), name.clone(), cover.ends());
@@ -72,7 +72,10 @@ impl Ledger {
             };
             open(&opening.session, self.options().session_max, cover);
         }
-        if let Some(retry) = charge.retry.as_ref().filter(|retry| self.covers.is_free_for(retry, charge.serial)) {
+        // What was delivered for a crash takes the place of no key that is there.
+        let has_key = |retry: &CoverName| charge.booked.is_empty() && self.covers.find(retry).is_some();
+        let may_open = |retry: &&CoverName| !has_key(retry) && self.covers.is_free_for(retry, charge.serial);
+        if let Some(retry) = charge.retry.as_ref().filter(may_open) {
             // The charge's own delivery and the further ones, but for those under way: they have their share already.
             let files_left = self.options().retry_deliveries.saturating_add(1).saturating_sub(delivered.by_key);
             let cover = Cover::of_settled(charge);
@@ -89,6 +92,12 @@ impl Ledger {
             let cover = Cover::of_settled(charge);
             let cover = Cover { file: Some(file.clone()), meters: with_owed(cover.meters), ..cover };
             open(name, self.options().resume_window, cover);
+        }
+        if let Some(retry) = charge.retry.as_ref().filter(|_| charge.booked.is_empty()) {
+            for (meter, images) in &delivered.owed {
+                self.covers.uses(retry, None, *meter, *images);
+            }
+            unflushed.changed(self.digests.of(retry), retry.clone());
         }
         if let Some(retry) = &charge.extends {
             let booked = charge.booked.iter().map(|booked| (booked.meter, booked.cost)).collect();
@@ -147,7 +156,7 @@ impl Ledger {
         }
         if let Some(unflushed) = unflushed.as_mut().filter(|_| !seeded::bug(Bug::VoidNotWritten)) {
             unflushed.booked(&charge.booked);
-            unflushed.closed(charge.open.as_ref());
+            unflushed.closed(charge.take_open().as_ref());
         }
         drop(unflushed);
         if let Some(opening) = &charge.opens {
@@ -210,8 +219,18 @@ impl Ledger {
             }
         })?;
         let is_told = has_more && charge.group > 0;
-        let group = if is_told { self.unflushed().booked(std::slice::from_ref(booked)) } else { 0 };
+        let group = if is_told { self.tell_of_more(charge, booked, delivered) } else { 0 };
         Some((before, now, group))
+    }
+
+    /// More is reserved for a charge than was: a crash would count it, and owe it.
+    fn tell_of_more(&self, charge: &Reservation, booked: &Booked, images: u32) -> u64 {
+        let mut unflushed = self.unflushed();
+        if let Some((before, now)) = charge.change_open(|open| self.open_with(open, booked.meter, images)) {
+            unflushed.closed(Some(&before));
+            unflushed.begun(&now);
+        }
+        unflushed.booked(std::slice::from_ref(booked))
     }
 
     pub(super) fn settle_cover(&self, by: CoverUse, settlement: Settlement) {

@@ -182,6 +182,52 @@ async fn what_a_crash_has_counted_is_brought_for_nothing_however_much_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_crash_has_not_counted_is_counted_when_it_is_brought() {
+    let disk = Disk::default();
+    with_key(&start(&disk).await).await.durable().await.unwrap();
+    let ledger = start(&disk).await;
+    for (brings, counted) in [(50, 50), (50, 50), (50, 50), (50, 100)] {
+        let mut repeat = with_key(&ledger).await;
+        repeat.report(MeterId(0), brings);
+        repeat.durable().await.unwrap();
+        repeat.settle(Settlement::Delivered);
+        assert_eq!(used(&ledger, "u"), [(counted, 0)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeat_that_brings_more_and_is_cut_short_is_owed_with_that() {
+    let disk = Disk::default();
+    let ledger = start(&disk).await;
+    let first = with_key(&ledger).await;
+    first.durable().await.unwrap();
+    first.settle(Settlement::Delivered);
+    let mut repeat = with_key(&ledger).await;
+    repeat.report(MeterId(0), 50);
+    repeat.durable().await.unwrap();
+    // It is cut short; whoever comes next, with the key or without it, has it for nothing.
+    for has_key in [true, false] {
+        let ledger = start(&disk.as_it_is()).await;
+        let next = if has_key {
+            retried(&ledger, &costing(1, 125)).await
+        } else {
+            charge(&ledger, "u", &[costing(1, 125)]).await
+        };
+        let Admission::Covered(CoverKind::Redelivery, mut owed) = next else { panic!("{next:?}") };
+        owed.report(MeterId(0), 50);
+        owed.settle(Settlement::Delivered);
+        assert_eq!(used(&ledger, "u"), [(50, 0)]);
+        // The key had one further delivery to go, and knows what was brought.
+        let mut last = with_key(&ledger).await;
+        last.report(MeterId(0), 50);
+        last.settle(Settlement::Delivered);
+        assert_eq!(used(&ledger, "u"), [(if has_key { 50 } else { 99 }, 0)], "{has_key}");
+        with_key(&ledger).await.settle(Settlement::Delivered);
+        assert_eq!(used(&ledger, "u"), [(if has_key { 51 } else { 100 }, 0)], "{has_key}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_restart_keeps_what_was_asked_for_and_what_was_delivered_under_a_key() {
     let disk = Disk::default();
     let batch = costing(5, 125);
