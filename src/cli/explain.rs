@@ -96,7 +96,8 @@ async fn explain(
         }
         Match::Misread(misread) if config.gate.shadow => {
             steps.step("route", &misread.to_string());
-            return Ok(format!("(shadow mode: not refused with 400) forwarded to `{default}`; nothing is counted"));
+            let upstream = config.routes.nearly(method, &url).map_or(default, |route| config.upstream_name(route));
+            return Ok(format!("(shadow mode: not refused with 400) forwarded to `{upstream}`; nothing is counted"));
         }
         Match::Misread(misread) => {
             steps.step("route", &misread.to_string());

@@ -102,7 +102,10 @@ where
             Match::Misread(_) if gate.parts.options.shadow => {
                 gate.metrics.count(None, Outcome::WouldBeMisread);
                 let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
-                let forwarded = self.inner.call(passed_on(request, None));
+                // Where it would go if it were spelt right.
+                let route = gate.parts.routes.nearly(request.method(), request.uri());
+                gate.parts.verifier.strip_token(request.uri_mut());
+                let forwarded = self.inner.call(passed_on(request, route));
                 return ResponseFuture::forwarded(forwarded, Watched::Nothing).logged(entry);
             }
             Match::Misread(misread) => {

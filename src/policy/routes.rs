@@ -177,6 +177,18 @@ impl Routes {
         }
     }
 
+    /// The first export that a misread request may be meant for.
+    pub fn nearly(&self, method: &Method, uri: &Uri) -> Option<RouteId> {
+        let capitals = in_capitals(method);
+        let (method, path) = (capitals.as_ref().unwrap_or(method), uri.path());
+        let fits = |route: &Route, lenient: &Pattern| {
+            route.path.fits(path) || lenient_readings(path).any(|reading| lenient.fits(&reading))
+        };
+        let mut exports = self.iter().zip(&self.lenient).filter(|((_, route), _)| route.action.is_export());
+        let nearly = exports.find(|((_, route), lenient)| allows(route, method) && fits(route, lenient));
+        nearly.map(|((id, _), _)| id)
+    }
+
     fn find_by(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Match {
         let path = uri.path();
         let (id, route) = match self.first_fit(method, uri, headers) {

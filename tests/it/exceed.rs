@@ -80,6 +80,22 @@ fn in_shadow_mode_nobody_is_refused_and_everything_is_reported() {
 }
 
 #[test]
+fn in_shadow_mode_what_is_misread_goes_where_it_would_if_it_were_spelt_right() {
+    let (backend, other) = (backend(), Backend::start(Reply::image()));
+    let gate = Setup::before(backend.address)
+        .replacing("mode = \"off\"", "mode = \"on\"")
+        .set("EXPORT_GATE__IDENTITY__TOKEN_QUERY", "t")
+        .set("EXPORT_GATE__UPSTREAMS__OTHER__ENDPOINTS", &format!("[\"http://{}\"]", other.address))
+        .replacing("name = \"download\"", "name = \"download\"\nupstream = \"other\"")
+        .start();
+    for spelt in ["/v1/designs/d1/download/", "/V1/designs/d1/download", "/v1//designs/d1/download"] {
+        assert_eq!(get(gate.address, &format!("{spelt}?t=secret&x=1"), &[]).status, 200);
+        assert_eq!(other.last().line, format!("GET {spelt}?x=1 HTTP/1.1"), "and its token is nobody's business");
+    }
+    assert_eq!(backend.seen().len(), 0);
+}
+
+#[test]
 fn in_shadow_mode_what_would_be_degraded_is_not_called_denied() {
     let backend = backend();
     let gate = Setup::before(backend.address)
