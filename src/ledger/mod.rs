@@ -13,6 +13,7 @@
 //! * Charges on several meters are all or nothing: the counters' stripes (`admit.rs`) are locked in order, all are checked, then all
 //!   are reserved. No lock is ever held across an await, and no map guard while another is taken.
 //! * A [`Charge`] settles exactly once (`settle.rs`), however many retries share it (`reservation.rs`). While it is under way it is `reserved`.
+//!   What its backend brings beyond what an earlier charge covers is booked when the answer tells of it (`excess.rs`).
 //! * The [flusher](run) is one task. It writes what has changed as absolute values, one group after the other. While one is written
 //!   the next gathers; whoever waits for a group is woken when it is safe.
 //! * Until the store has been read, and whenever it cannot be written, the ledger does not charge: [`Admission::Unavailable`].
