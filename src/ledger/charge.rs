@@ -9,7 +9,7 @@ use super::Count;
 use super::Ledger;
 use super::covers::CoverUse;
 use super::excess::Excess;
-use super::reservation::{Images, Meters, Reservation};
+use super::reservation::{Images, Meters, Reservation, last_word};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId};
 use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, Representation};
@@ -220,9 +220,14 @@ impl Charge {
     /// The backend says how many images it delivers: what was booked on `meter` is that, once it is delivered. To be told before
     /// [`durable`](Self::durable).
     pub fn report(&mut self, meter: MeterId, delivered: u32) {
+        let is_first = last_word(&self.reports, meter).is_none();
         self.reports.push((meter, delivered));
-        let booked: SmallVec<[(u32, u32, u64); 2]> =
-            self.under_way().filter_map(|charge| self.ledger.report(charge, meter, delivered)).collect();
+        let own = self.own.iter().map(|own| (own, CoverKind::Retry));
+        let shared = self.covered_by.iter().filter_map(|by| Some((by.under_way.as_ref()?, by.name.kind)));
+        let told = own.chain(shared).filter_map(|(charge, kind)| {
+            self.ledger.report(charge, meter, delivered, is_first && kind != CoverKind::Resume)
+        });
+        let booked: SmallVec<[(u32, u32, u64); 2]> = told.collect();
         let group = booked.iter().map(|(.., group)| *group).max();
         let (before, now) = match booked.first() {
             Some(&(before, now, _)) => (before, now),

@@ -81,6 +81,8 @@ struct State {
     used: Images,
     /// The last word of a backend about them, whichever request it was for.
     told: Images,
+    /// How many requests under way that are no resumes have said something, meter by meter.
+    tellers: Images,
     /// What was reserved on top of what was booked, because it says so.
     extra: Images,
     /// What is still reserved once it is delivered: requests under way may bring more.
@@ -182,6 +184,7 @@ impl Reservation {
                 open: None,
                 used: Images::new(),
                 told: Images::new(),
+                tellers: Images::new(),
                 extra: Images::new(),
                 kept: Images::new(),
                 resume: None,
@@ -230,16 +233,21 @@ impl Reservation {
         &self,
         booked: &Booked,
         delivered: u32,
+        is_first: bool,
         reserve: impl FnOnce(u32) -> bool,
     ) -> Option<(bool, u32, u32)> {
         let mut state = self.state();
-        let State { progress, used, told, extra, kept, .. } = &mut *state;
+        let State { progress, used, told, tellers, extra, kept, .. } = &mut *state;
         let (before, on_top) = match progress {
             Progress::UnderWay(_) => (booked.cost + of(extra, booked.meter), extra),
             Progress::Delivered(_) => (of(used, booked.meter) + of(kept, booked.meter), kept),
             Progress::Void => return None,
         };
         told.push((booked.meter, delivered));
+        if is_first {
+            let before = of(tellers, booked.meter);
+            put(tellers, booked.meter, before + 1);
+        }
         let more = delivered.saturating_sub(before);
         // Under the lock: who settles it gives back neither more nor less.
         let is_reserved = more > 0 && reserve(more);
@@ -274,49 +282,41 @@ impl Reservation {
     /// said of the file. Of requests that share a charge all deliver the same: what counts is who brings most.
     pub(super) fn deliver(&self, kind: CoverKind, reports: &[(MeterId, u32)]) -> Delivery {
         let mut state = self.state();
-        let State { progress, used, told, extra, kept, resume, .. } = &mut *state;
+        state.has_ended(kind, reports);
         let is_rest = kind == CoverKind::Resume;
         let said = |booked: &Booked| last_word(reports, booked.meter);
-        match *progress {
+        match state.progress {
             Progress::UnderWay(requests) => {
                 let others = requests.without(kind);
-                *progress = Progress::Delivered(others);
-                let of_file = |booked: &Booked| last_word(told, booked.meter).filter(|_| is_rest);
+                let of_file = |booked: &Booked| last_word(&state.told, booked.meter).filter(|_| is_rest);
                 let images = |booked: &Booked| said(booked).or_else(|| of_file(booked)).unwrap_or(booked.cost);
-                *used = self.booked.iter().map(|booked| (booked.meter, images(booked))).collect();
-                // What others have said stays reserved.
-                let kept_of = |booked: &Booked| {
-                    let of_meter = told.iter().filter(|(meter, _)| *meter == booked.meter);
-                    let most = of_meter.map(|(_, images)| *images).max().unwrap_or(0);
-                    most.saturating_sub(of(used, booked.meter)).min(booked.cost + of(extra, booked.meter))
-                };
-                let may_bring_more = others.all > 0;
-                *kept = self
-                    .booked
-                    .iter()
-                    .filter(|_| may_bring_more)
-                    .map(|booked| (booked.meter, kept_of(booked)))
-                    .collect();
-                let released = |booked: &Booked| booked.cost + of(extra, booked.meter) - of(kept, booked.meter);
-                let released = self.booked.iter().map(|booked| (booked.meter, released(booked))).collect();
+                state.used = self.booked.iter().map(|booked| (booked.meter, images(booked))).collect();
+                state.progress = Progress::Delivered(others);
+                let mut released = Released::new();
+                for booked in &self.booked {
+                    let reserved = booked.cost + of(&state.extra, booked.meter);
+                    let kept = state.may_come(booked, others).min(reserved);
+                    put(&mut state.kept, booked.meter, kept);
+                    released.push((booked.meter, reserved - kept));
+                }
                 let brought =
                     |&(meter, paid): &(MeterId, u32)| (meter, last_word(reports, meter).unwrap_or(paid).max(paid));
                 let owed = self.owed.iter().map(brought).collect();
-                let (used, resume) = (used.clone(), resume.take());
+                let (used, resume) = (state.used.clone(), state.resume.take());
                 Delivery::First(Delivered { released, by_key: requests.by_key, used, owed, resume })
             }
             Progress::Delivered(requests) => {
                 let others = requests.without(kind);
-                *progress = Progress::Delivered(others);
+                state.progress = Progress::Delivered(others);
                 let more = self.booked.iter().filter_map(|booked| {
                     let images = said(booked).or_else(|| Some(booked.cost).filter(|_| !is_rest)).unwrap_or(0);
-                    let before = of(used, booked.meter);
-                    let more = images.saturating_sub(before);
-                    let kept_now = of(kept, booked.meter);
-                    let released = if others.all == 0 { kept_now } else { kept_now.min(more) };
-                    put(used, booked.meter, before + more);
-                    put(kept, booked.meter, kept_now - released);
-                    let more = More { meter: booked.meter, images: more, used: before + more, released };
+                    let before = of(&state.used, booked.meter);
+                    let used = images.max(before);
+                    put(&mut state.used, booked.meter, used);
+                    let (reserved, kept) = (of(&state.kept, booked.meter), state.may_come(booked, others));
+                    let kept = kept.min(reserved);
+                    put(&mut state.kept, booked.meter, kept);
+                    let more = More { meter: booked.meter, images: used - before, used, released: reserved - kept };
                     Some(more).filter(|more| more.images > 0 || more.released > 0)
                 });
                 Delivery::Further(more.collect())
@@ -326,14 +326,14 @@ impl Reservation {
     }
 
     /// One of its requests ended without delivering.
-    pub(super) fn give_up(&self, kind: CoverKind) -> Undelivered {
+    pub(super) fn give_up(&self, kind: CoverKind, reports: &[(MeterId, u32)]) -> Undelivered {
         let mut state = self.state();
-        let State { progress, extra, kept, .. } = &mut *state;
-        match *progress {
+        state.has_ended(kind, reports);
+        match state.progress {
             Progress::UnderWay(requests) => {
                 let others = requests.without(kind);
-                *progress = if others.all > 0 { Progress::UnderWay(others) } else { Progress::Void };
-                let reserved = |booked: &Booked| (booked.meter, booked.cost + of(extra, booked.meter));
+                state.progress = if others.all > 0 { Progress::UnderWay(others) } else { Progress::Void };
+                let reserved = |booked: &Booked| (booked.meter, booked.cost + of(&state.extra, booked.meter));
                 match others.all {
                     0 => Undelivered::Void(self.booked.iter().map(reserved).collect()),
                     _ => Undelivered::Nothing,
@@ -341,9 +341,9 @@ impl Reservation {
             }
             Progress::Delivered(requests) => {
                 let others = requests.without(kind);
-                *progress = Progress::Delivered(others);
-                let is_any = others.all == 0 && kept.iter().any(|(_, images)| *images > 0);
-                if is_any { Undelivered::Kept(std::mem::take(kept)) } else { Undelivered::Nothing }
+                state.progress = Progress::Delivered(others);
+                let is_any = others.all == 0 && state.kept.iter().any(|(_, images)| *images > 0);
+                if is_any { Undelivered::Kept(std::mem::take(&mut state.kept)) } else { Undelivered::Nothing }
             }
             Progress::Void => Undelivered::Nothing,
         }
@@ -351,6 +351,26 @@ impl Reservation {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// A request has ended: it says nothing more.
+    fn has_ended(&mut self, kind: CoverKind, reports: &[(MeterId, u32)]) {
+        if kind != CoverKind::Resume {
+            for (_, tellers) in self.tellers.iter_mut().filter(|(meter, _)| last_word(reports, *meter).is_some()) {
+                *tellers = tellers.saturating_sub(1);
+            }
+        }
+    }
+
+    /// How many images requests under way may bring beyond what is used: what they have said, and those that have said nothing what was booked.
+    fn may_come(&self, booked: &Booked, others: Requests) -> u32 {
+        let of_meter = self.told.iter().filter(|(meter, _)| *meter == booked.meter);
+        let said = of_meter.map(|(_, images)| *images).max().filter(|_| others.all > 0).unwrap_or(0);
+        let is_silent = others.by_key > of(&self.tellers, booked.meter);
+        let silent = if is_silent { booked.cost } else { 0 };
+        said.max(silent).saturating_sub(of(&self.used, booked.meter))
     }
 }
 

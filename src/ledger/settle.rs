@@ -28,7 +28,7 @@ impl Ledger {
                 Delivery::Further(more) if more.is_empty() => {}
                 Delivery::Further(more) => self.deliver_more(charge, &more),
             },
-            Settlement::Void => match charge.give_up(kind) {
+            Settlement::Void => match charge.give_up(kind, reports) {
                 Undelivered::Void(released) => self.void(charge, &released),
                 Undelivered::Kept(released) => self.release(charge, &released),
                 Undelivered::Nothing => {}
@@ -207,11 +207,17 @@ impl Ledger {
     }
 
     /// The backend says how many images it delivers: that is what is used once it has. What is more than was booked is reserved from now
-    /// on, whatever the limit. How many were expected before, and are now; and the group that tells the store, 0 if there is nothing to
+    /// on, whatever the limit. `is_first`: a request that is no resume says it for the first time. How many were expected before, and are now; and the group that tells the store, 0 if there is nothing to
     /// tell.
-    pub(super) fn report(&self, charge: &Reservation, meter: MeterId, delivered: u32) -> Option<(u32, u32, u64)> {
+    pub(super) fn report(
+        &self,
+        charge: &Reservation,
+        meter: MeterId,
+        delivered: u32,
+        is_first: bool,
+    ) -> Option<(u32, u32, u64)> {
         let booked = charge.booked.iter().find(|booked| booked.meter == meter)?;
-        let (has_more, before, now) = charge.report(booked, delivered, |more| match booked.place {
+        let (has_more, before, now) = charge.report(booked, delivered, is_first, |more| match booked.place {
             Place::Counter(key) => self.counters.with(key, |cell| cell.reserve_more(more)),
             Place::Slot { digest, start } => {
                 self.histories.reserve_more(digest, start, more);

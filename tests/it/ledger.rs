@@ -356,6 +356,24 @@ async fn what_others_under_way_have_said_stays_reserved_when_the_first_is_delive
 }
 
 #[tokio::test]
+async fn what_others_under_way_may_bring_stays_reserved_until_they_say_less_or_end() {
+    let (ledger, _) = ledger(1);
+    let batch = Demand { cost: 5, ..demand(0, 10) };
+    let Admission::Charged(mut first) = retried(&ledger, &batch).await else { panic!() };
+    let Admission::Covered(_, mut second) = retried(&ledger, &batch).await else { panic!() };
+    let Admission::Covered(_, third) = retried(&ledger, &batch).await else { panic!() };
+    first.report(MeterId(0), 1);
+    first.settle(Settlement::Delivered);
+    assert_eq!(used(&ledger, "u"), [(1, 4)]);
+    assert!(matches!(charge(&ledger, "u", &[Demand { cost: 9, ..batch.clone() }]).await, Admission::Refused(_)));
+    second.report(MeterId(0), 2);
+    second.settle(Settlement::Delivered);
+    assert_eq!(used(&ledger, "u"), [(2, 3)], "the third has said nothing");
+    drop(third);
+    assert_eq!(used(&ledger, "u"), [(2, 0)]);
+}
+
+#[tokio::test]
 async fn an_opening_of_which_nothing_is_used_opens_no_session() {
     let (ledger, _) = ledger(1);
     let opening = Demand { session: SessionUse::Opens, ..demand(0, 10) };

@@ -241,6 +241,8 @@ struct Booking {
     cost: u32,
     /// How much was delivered; `None` while it is under way.
     used: Option<u32>,
+    /// What is still reserved after that: others that share the charge may bring what was booked.
+    kept: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -415,7 +417,8 @@ impl Model {
     fn count(&self, meter: u8, subject: &Subject, anchor: Option<Anchor>) -> (u32, u32) {
         let counting = self.counting(meter, subject, anchor);
         let used = counting.iter().filter_map(|booking| booking.used).sum();
-        (used, counting.iter().filter(|booking| booking.used.is_none()).map(|booking| booking.cost).sum())
+        let reserved = |booking: &&Booking| if booking.used.is_none() { booking.cost } else { booking.kept };
+        (used, counting.iter().map(reserved).sum())
     }
 
     /// When the window ends; of a rolling one, when so much of what was delivered is forgotten that `cost` fits under `limit`.
@@ -489,7 +492,7 @@ impl Model {
         for demand in &booked {
             let Demand { meter: MeterId(meter), subject, anchor, cost, .. } = (*demand).clone();
             let span = self.window(meter, &subject, anchor);
-            self.bookings.push(Booking { charge, meter, subject, span, cost, used: None });
+            self.bookings.push(Booking { charge, meter, subject, span, cost, used: None, kept: 0 });
         }
         let opens = booked.iter().any(|demand| demand.session == SessionUse::Opens);
         let is_new = !booked.is_empty() || !degraded.is_empty() && covers.is_empty();
@@ -621,12 +624,17 @@ impl Model {
             by.iter().filter(|(name, ..)| name.0 == CoverKind::Resume).map(|(_, of, _)| *of).collect();
         let is_rest = |charge: usize| rests.contains(&charge);
         for charge in own.into_iter().chain(shares) {
-            let takes_part = |other: &Request| other.own == Some(charge) || other.shares.contains(&charge);
-            let others = self.requests.iter().any(|other| other.state == State::UnderWay && takes_part(other));
+            let takes_part = |other: &&Request| other.own == Some(charge) || other.shares.contains(&charge);
+            let under_way = self.requests.iter().filter(|other| other.state == State::UnderWay);
+            let others: Vec<&Request> = under_way.filter(takes_part).collect();
+            let is_rest_of =
+                |other: &Request| other.by.iter().any(|(name, of, _)| name.0 == CoverKind::Resume && *of == charge);
+            let (any, any_by_key) = (!others.is_empty(), others.iter().any(|other| !is_rest_of(other)));
             match self.charges[charge].state {
-                State::UnderWay if delivered => self.stick(charge, end),
-                State::UnderWay if !others => self.void(charge),
-                State::Delivered if delivered => self.add(charge, end, is_rest(charge)),
+                State::UnderWay if delivered => self.stick(charge, end, any_by_key),
+                State::UnderWay if !any => self.void(charge),
+                State::Delivered if delivered => self.add(charge, end, is_rest(charge), any_by_key),
+                State::Delivered if !any => self.release(charge),
                 _ => {}
             }
         }
@@ -660,7 +668,10 @@ impl Model {
             };
             let span = model.window(meter, &subject, anchor);
             let used = images.checked_sub(covers).filter(|used| *used > 0)?;
-            Some(((name, charge), Booking { charge: usize::MAX, meter, subject, span, cost: used, used: Some(images) }))
+            Some((
+                (name, charge),
+                Booking { charge: usize::MAX, meter, subject, span, cost: used, used: Some(images), kept: 0 },
+            ))
         };
         held.into_iter().filter_map(|held| booking(self, held)).collect()
     }
@@ -721,10 +732,19 @@ impl Model {
         }
     }
 
-    fn stick(&mut self, charge: usize, end: &End) {
+    /// Nobody is left who could bring more than was delivered.
+    fn release(&mut self, charge: usize) {
+        self.bookings.iter_mut().filter(|booking| booking.charge == charge).for_each(|booking| booking.kept = 0);
+        self.empty();
+    }
+
+    fn stick(&mut self, charge: usize, end: &End, others: bool) {
         self.charges[charge].state = State::Delivered;
         for booking in self.bookings.iter_mut().filter(|booking| booking.charge == charge) {
-            booking.used = Some(if let End::Report(delivered) = end { *delivered } else { booking.cost });
+            let used = if let End::Report(delivered) = end { *delivered } else { booking.cost };
+            booking.used = Some(used);
+            // Who has said nothing yet may bring what was booked.
+            booking.kept = if others { booking.cost.saturating_sub(used) } else { 0 };
         }
         let ModelCharge { user, opens, key, extends, file, .. } = self.charges[charge].clone();
         let booked = self.bookings.iter().filter(|booking| booking.charge == charge);
@@ -762,11 +782,11 @@ impl Model {
 
     /// An empty delivery leaves nothing, not even the start of a window.
     fn empty(&mut self) {
-        self.emptied.extend(self.bookings.extract_if(.., |booking| booking.used == Some(0)));
+        self.emptied.extend(self.bookings.extract_if(.., |booking| booking.used == Some(0) && booking.kept == 0));
     }
 
     /// Another request of a charge was delivered before: what this one brings more is used as well.
-    fn add(&mut self, charge: usize, end: &End, is_rest: bool) {
+    fn add(&mut self, charge: usize, end: &End, is_rest: bool, others: bool) {
         self.bookings.extend(self.emptied.extract_if(.., |booking| booking.charge == charge));
         let mut more = Vec::new();
         for booking in self.bookings.iter_mut().filter(|booking| booking.charge == charge) {
@@ -774,6 +794,8 @@ impl Model {
             let before = booking.used;
             booking.used = booking.used.max(if let End::Report(images) = end { Some(*images) } else { silent });
             more.extend(booking.used.filter(|_| booking.used > before).map(|used| (booking.meter, used)));
+            let may_come = if others { booking.cost.saturating_sub(booking.used.unwrap()) } else { 0 };
+            booking.kept = booking.kept.min(may_come);
         }
         self.empty();
         let ModelCharge { user, key, extends, .. } = self.charges[charge];
@@ -817,7 +839,8 @@ impl Model {
             Some(Kept { cover: cover.clone(), until, idle_until, files_left: self.files_left(cover) })
         });
         self.kept_covers.extend(kept.collect::<Vec<_>>());
-        self.kept_bookings = self.bookings.iter().filter(|booking| booking.used.is_some()).cloned().collect();
+        let used = self.bookings.iter().filter(|booking| booking.used.is_some_and(|used| used > 0));
+        self.kept_bookings = used.map(|booking| Booking { kept: 0, ..booking.clone() }).collect();
     }
 
     /// Counters that the store has, and covers.
