@@ -10,6 +10,7 @@ use http_body::Body;
 use smallvec::SmallVec;
 
 use super::layer::{Gate, Options, Parts};
+use super::log::Subjects;
 use super::record::Record;
 use super::refusal::Refusal;
 use super::resume::{Target, asks_for_a_part};
@@ -151,8 +152,12 @@ impl Gate {
         record: &mut Record,
     ) -> Result<Arc<Caller>, TokenError> {
         let token = token.inspect_err(|error| record.detail(error))?;
-        let verifier = &self.parts.verifier;
-        verifier.identify(&token).await.inspect_err(|error| record.detail(&verifier.compared(&token, error)))
+        let Parts { verifier, options, .. } = &self.parts;
+        verifier.identify(&token).await.inspect_err(|error| match options.log.subjects {
+            Subjects::Plain => record.detail(&verifier.compared(&token, error)),
+            // Whoever is in a token may be in any of its claims.
+            Subjects::Hashed(_) | Subjects::Unnamed => record.detail(error),
+        })
     }
 
     /// The caller's plan.
