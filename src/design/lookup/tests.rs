@@ -137,6 +137,24 @@ async fn fifty_who_ask_at_once_share_one_fetch_also_when_the_first_hangs_up() {
 }
 
 #[tokio::test]
+async fn what_is_said_of_a_design_that_is_saved_is_remembered_for_when_nobody_can_be_asked() {
+    let fake = Fake::start().await;
+    let (lookup, _) = lookup(&fake);
+    let saving = async || brief(&lookup.find("d", None, Remember::No).await);
+    assert_eq!(saving().await, "logo 0s");
+    fake.says(r#"{"ai_features":[]}"#);
+    assert_eq!((saving().await, fake.seen()), (" 0s".into(), 2));
+    fake.says(r#"{"ai_features":["sticker"]}"#);
+    assert_eq!((find(&lookup, None).await, fake.seen()), ("sticker 0s".into(), 3), "the first after it asks as well");
+    assert_eq!((find(&lookup, None).await, fake.seen()), ("sticker 0s".into(), 3));
+    assert_eq!((saving().await, fake.seen()), ("sticker 0s".into(), 3), "who asks anew says so before");
+    lookup.doubt("d");
+    assert_eq!(saving().await, "sticker 0s");
+    fake.says("no answer");
+    assert_eq!(find(&lookup, None).await, "sticker 0s");
+}
+
+#[tokio::test]
 async fn stale_features_are_served_at_once_while_one_fetch_renews_them() {
     let fake = Fake::start().await;
     let (lookup, clock) = lookup(&fake);
