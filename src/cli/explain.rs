@@ -14,7 +14,9 @@ use crate::design::{Designs, Facts, FeatureOptions};
 use crate::gate::{Refusal, UnclassifiedFiles};
 use crate::identity::{Caller, TokenError, Verifier};
 use crate::policy::cost::Request;
-use crate::policy::{Action, Delivers, Demand, Export, Limit, Match, OnExceed, Policy, Rule, SessionUse, Undecided};
+use crate::policy::{
+    Action, Delivers, Demand, Export, Limit, Match, OnExceed, Policy, Rule, SessionUse, Undecided, feature_names,
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -281,7 +283,9 @@ fn described(facts: &Facts, known: &FeatureOptions) -> String {
     let age = facts.age.map(|age| format!(", {} ms old", age.as_millis())).unwrap_or_default();
     let trouble = facts.trouble.as_ref().map(|why| format!("; the metadata service: {why}")).unwrap_or_default();
     let is_listed = |name: &str| known.ai.iter().chain(&known.plain).any(|known| known.eq_ignore_ascii_case(name));
-    let unlisted: Vec<&str> = facts.features.iter().map(String::as_str).filter(|name| !is_listed(name)).collect();
+    // One text may hold several names.
+    let are_listed = |text: &str| is_listed(text) || feature_names(text).all(is_listed);
+    let unlisted: Vec<&str> = facts.features.iter().map(String::as_str).filter(|text| !are_listed(text)).collect();
     let unlisted = match unlisted.as_slice() {
         [] => String::new(),
         names => format!("; neither in ai_features nor in plain_features: {}", names.join(", ")),

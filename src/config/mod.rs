@@ -1,7 +1,8 @@
 //! One TOML file, and what each part is to do.
 //!
-//! `raw.rs` is the file's vocabulary; `kinds.rs` says what is a list, a table or a text; `source.rs` reads it, lays environment overrides over it, and knows where everything stands;
-//! `build.rs` turns it into each part's validated options; `variables.rs` says which environment variables had a part in it. An error
+//! `raw.rs` is the file's vocabulary; `source.rs` reads it, lays environment overrides over it, and knows where everything stands;
+//! `kinds.rs` says what is to be a list, a table or a text; `build.rs` turns it into each part's validated options; `variables.rs` says which
+//! environment variables had a part in it. An error
 //! names file, line and column, shows the line, and says what to write instead. All errors are reported at once.
 
 mod build;

@@ -102,16 +102,16 @@ impl Edits {
 
     /// Whether what is known of a design may be of the past.
     pub(super) fn is_unsettled(&self, design: &str) -> bool {
+        let design = self.names.hash_one(design);
         // Nearly always nothing is being saved that is exported.
-        if self.by_design.is_empty() {
-            return false;
-        }
-        let (design, now) = (self.names.hash_one(design), self.clock.monotonic());
-        let unsettled = self.by_design.get(&design).map(|edit| edit.under_way > 0 || edit.until > now);
-        if unsettled == Some(false) {
+        let Some(edit) = self.by_design.get(&design) else { return false };
+        let now = self.clock.monotonic();
+        let is_unsettled = edit.under_way > 0 || edit.until > now;
+        drop(edit);
+        if !is_unsettled {
             self.by_design.remove_if(&design, |_, edit| edit.under_way == 0 && edit.until <= now);
         }
-        unsettled.unwrap_or(false)
+        is_unsettled
     }
 
     /// A turn to ask for an unsettled design, unless so many have one that their answer will do.

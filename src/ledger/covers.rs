@@ -81,10 +81,13 @@ impl Cover {
 
     /// So many images are used for it on a meter, if they were not more before.
     pub(super) fn uses(&mut self, meter: MeterId, images: u32) {
-        let most = images.max(self.used(meter));
+        self.note(meter, images.max(self.used(meter)));
+    }
+
+    fn note(&mut self, meter: MeterId, used: u32) {
         self.delivered.retain(|(known, _)| *known != meter);
-        if !self.meters.contains(&(meter, most)) {
-            self.delivered.push((meter, most));
+        if !self.meters.contains(&(meter, used)) {
+            self.delivered.push((meter, used));
         }
     }
 
@@ -97,11 +100,7 @@ impl Cover {
                 None => self.meters.push((*meter, *cost)),
             }
             let now = used.iter().find(|(known, _)| known == meter).map_or(0, |(_, images)| *images);
-            let most = now.max(before.unwrap_or(0));
-            self.delivered.retain(|(known, _)| known != meter);
-            if !self.meters.contains(&(*meter, most)) {
-                self.delivered.push((*meter, most));
-            }
+            self.note(*meter, now.max(before.unwrap_or(0)));
         }
     }
 

@@ -829,6 +829,9 @@ fn explain_tells_each_step_and_the_rule_that_decides() {
     let odd = Token::of("anna").with("ai_features", serde_json::json!(["hologram"])).signed_by(SECRET);
     let text = explain(&["--token", &odd, "GET", "/v1/designs/d1/download"]);
     assert!(text.contains("neither in ai_features nor in plain_features: hologram"), "{text}");
+    let together = Token::of("anna").with("ai_features", serde_json::json!(["logo sticker"])).signed_by(SECRET);
+    let text = explain(&["--token", &together, "GET", "/v1/designs/d1/download"]);
+    assert!(text.contains("an AI design") && !text.contains("neither"), "{text}");
     let foreign = Token::of("anna").with("aud", serde_json::json!("saves")).signed_by(SECRET);
     let text = explain(&["--token", &foreign, "GET", "/v1/designs/d1/download"]);
     assert!(text.contains("\"aud\" is \"saves\", and has to contain \"exports\""), "{text}");
