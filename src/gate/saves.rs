@@ -30,9 +30,9 @@ impl Save {
         let status = answer.status();
         self.saved = match status {
             status if status.is_success() => Saved::Yes,
-            // Some send whoever has saved elsewhere; and a proxy behind may have lost its patience.
             StatusCode::NOT_MODIFIED => Saved::No,
             status if status.is_client_error() && !is_of_a_lost_client(status) => Saved::No,
+            // Some send whoever has saved elsewhere; and a proxy behind may have lost its patience.
             _ => Saved::Maybe,
         };
     }
