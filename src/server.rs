@@ -146,7 +146,7 @@ impl Server {
         counts.takes(&config);
         let tunnels = Gauge::default();
         registry.register("exportgate_tunnels", "Connections that have left HTTP, e.g. WebSockets", tunnels.clone());
-        let shown = Shown { policy: config.policy.clone(), verifier, designs };
+        let shown = Shown { policy: config.policy.clone(), shadow: config.gate.shadow, verifier, designs };
         let admin = Arc::new(Admin::new(&config.admin, ledger.clone(), registry, shown.clone()));
         let current = Arc::new(ArcSwap::from_pointee(current));
         Ok(Self { config, listener, admin_listener, current, clock, admin, shown, ledger, store, counts, tunnels })

@@ -53,6 +53,8 @@ pub struct Admin {
 pub struct Shown {
     /// Plans and meters.
     pub policy: Policy,
+    /// No limit is enforced.
+    pub shadow: bool,
     /// Who is asking.
     pub verifier: Arc<Verifier>,
     /// What is in a design.
@@ -171,7 +173,8 @@ impl Admin {
         if let Err(why) = self.ledger.availability() {
             return json_page(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": &*why }));
         }
-        let policy = &self.shown.load().policy;
+        let shown = self.shown.load();
+        let policy = &shown.policy;
         let (mut who, mut plan) = (Who::user(user), None);
         let mut claims = Vec::new();
         for pair in query.unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
@@ -212,7 +215,7 @@ impl Admin {
             }
         }
         who.claims = claims.into();
-        json_page(StatusCode::OK, &self.ledger.usage_report(policy, &who, plan))
+        json_page(StatusCode::OK, &self.ledger.usage_report(policy, &who, plan, shown.shadow))
     }
 
     fn is_allowed<B>(&self, request: &Request<B>) -> bool {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Failure, load};
 use crate::clock::{Clock, SystemClock};
+use crate::config;
 use crate::identity::Options;
 
 #[derive(Debug, clap::Args)]
@@ -42,9 +43,9 @@ pub(super) struct Arguments {
     /// The only design that --ai-features speaks for.
     #[arg(long)]
     design: Option<String>,
-    /// For how many seconds the token is valid.
-    #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
-    expires_in: u32,
+    /// How long the token is valid: "90s", "1h", "7d" or, as a number, seconds.
+    #[arg(long, default_value = "1h", value_name = "DURATION", value_parser = seconds)]
+    expires_in: i64,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -83,9 +84,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let claims = claims.into_iter().filter_map(|(pointer, value)| Some((pointer, value?)));
     let now = SystemClock::new().now().as_second();
-    let token = mint(&config.identity, &arguments.user, claims, now, i64::from(arguments.expires_in))?;
+    let token = mint(&config.identity, &arguments.user, claims, now, arguments.expires_in)?;
     anstream::println!("{token}");
     Ok(())
+}
+
+fn seconds(text: &str) -> Result<i64, String> {
+    let seconds = config::duration(text).and_then(|duration| i64::try_from(duration.as_secs()).ok());
+    let seconds = seconds.or_else(|| text.parse::<u32>().ok().map(i64::from));
+    seconds.ok_or_else(|| "write a duration such as \"90s\", \"1h\" or \"7d\", or seconds".to_owned())
 }
 
 /// Signs a token with the first secret. `claims` are JSON pointers and values; `now` in seconds since the epoch.

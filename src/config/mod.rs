@@ -1,21 +1,22 @@
 //! One TOML file, and what each part is to do.
 //!
 //! `raw.rs` is the file's vocabulary; `source.rs` reads it, lays environment overrides over it, and knows where everything stands;
-//! `kinds.rs` says what is to be a list, a table or a text; `build.rs` turns it into each part's validated options; `variables.rs` says which
+//! `shape.rs` holds it against the schema; `build.rs` turns it into each part's validated options; `variables.rs` says which
 //! environment variables had a part in it. An error
 //! names file, line and column, shows the line, and says what to write instead. All errors are reported at once.
 
 mod build;
 mod duration;
 mod either;
-mod kinds;
 mod problem;
 mod raw;
+mod shape;
 mod source;
 mod variables;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use build::{Config, LogFormat, LogOptions, Upstream};
 pub use problem::ConfigError;
@@ -34,6 +35,11 @@ pub type Environment = BTreeMap<String, String>;
 /// Everything that is wrong with it, ready to be shown.
 pub fn load(path: &Path, environment: &Environment) -> Result<Config, ConfigError> {
     File { path: path.to_owned(), environment: environment.clone() }.load(None)
+}
+
+/// Reads a duration as the configuration writes them: `250ms`, `5s`, `15m`, `24h`, `7d`.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    duration::DurationText::read(text).map(|duration| duration.0)
 }
 
 /// A configuration file, to be read again and again.
@@ -77,6 +83,6 @@ fn read(
     running: Option<&Policy>,
 ) -> Result<Config, ConfigError> {
     let source = source::Source::new(name, text, environment);
-    let raw = source.raw().map_err(|problem| source.explain(&[problem]))?;
+    let raw = source.raw().map_err(|problems| source.explain(&problems))?;
     build::build(raw, folder, environment, running).map_err(|problems| source.explain(&problems))
 }

@@ -8,9 +8,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Environment;
-use super::kinds;
-use super::problem::{ConfigError, Place, Problem, closest};
+use super::problem::{ConfigError, Place, Problem};
 use super::raw::{Raw, schema};
+use super::shape;
 use super::variables::PREFIX;
 
 /// Where to write and what: the file, followed by a line `NAME=value` for each override. Spans past the file's end are overrides.
@@ -51,20 +51,21 @@ impl Source {
     }
 
     /// The configuration as written.
-    pub(super) fn raw(&self) -> Result<Raw, Problem> {
-        let (table, misplaced) = self.table().map_err(|error| problem(&error))?;
+    pub(super) fn raw(&self) -> Result<Raw, Vec<Problem>> {
+        let (table, misplaced) = self.table().map_err(|error| vec![problem(&error)])?;
         if let Some(change) = misplaced.first() {
             let message =
                 "this override has no place: the configuration has no such list element, or a plain value on the way"
                     .to_owned();
-            return Err(Problem { place: Place::Span(change.name.clone()), message, help: None });
+            return Err(vec![Problem { place: Place::Span(change.name.clone()), message, help: None }]);
         }
         let span = table.span();
         let table = Spanned::new(span, DeValue::Table(table.into_inner()));
-        if let Some(wrong) = kinds::wrong(&table, &schema()) {
-            return Err(wrong);
+        let problems = shape::problems(&table, &schema());
+        if !problems.is_empty() {
+            return Err(problems);
         }
-        Raw::deserialize(toml::de::ValueDeserializer::from(table)).map_err(|error| problem(&error))
+        Raw::deserialize(toml::de::ValueDeserializer::from(table)).map_err(|error| vec![problem(&error)])
     }
 
     /// The file with the overrides laid over it, and the overrides that have no place in it.
@@ -186,15 +187,8 @@ fn put<'t>(table: &mut DeTable<'t>, keys: &[String], name: &Range<usize>, value:
     }
 }
 
-/// What the parser says, with the right spelling where it knows the words that fit.
+/// What the parser says.
 fn problem(error: &toml::de::Error) -> Problem {
     let message = error.message().trim_end().to_owned();
-    let words: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let help = match words.split_first() {
-        Some((written, known)) if message.starts_with("unknown ") => {
-            closest(written, known.iter().copied()).map(|word| format!("did you mean `{word}`?"))
-        }
-        _ => None,
-    };
-    Problem { place: Place::Span(error.span().unwrap_or(0..0)), message, help }
+    Problem { place: Place::Span(error.span().unwrap_or(0..0)), message, help: None }
 }

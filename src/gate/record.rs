@@ -44,6 +44,7 @@ struct Fields {
     action: Option<Action>,
     design: Option<Arc<str>>,
     user: Option<Arc<str>>,
+    team: Option<Arc<str>>,
     plan: Option<Arc<str>>,
     platform: Option<Platform>,
     signed_by: Option<SignedBy>,
@@ -147,6 +148,7 @@ impl Record {
     pub(super) fn seen(&mut self, caller: &Caller, platform: Platform, subjects: &Subjects) {
         if let Some(fields) = self.fields() {
             fields.user = subjects.name(&caller.who.user);
+            fields.team = caller.who.team.as_ref().and_then(|team| subjects.name(team));
             fields.plan.clone_from(&caller.plan);
             fields.platform = Some(platform);
             fields.signed_by = Some(caller.signed_by.clone());
@@ -265,6 +267,7 @@ impl Record {
             design = fields.design.as_deref(),
             design_version = facts.and_then(|facts| facts.version.as_deref()),
             user = fields.user.as_deref(),
+            team = fields.team.as_deref(),
             plan = fields.plan.as_deref(),
             platform = fields.platform.map(Platform::as_str),
             key = fields.signed_by.as_ref().map(tracing::field::display),

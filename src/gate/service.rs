@@ -495,7 +495,8 @@ impl Gate {
         let caller = self.identify(token, &mut Record::none()).await?;
         self.parts.ledger.availability().map_err(|_| Refusal::LedgerUnavailable)?;
         let plan = self.plan(&caller)?;
-        let report = self.parts.ledger.usage_report(&self.parts.policy, &caller.who, Some(plan));
+        let Parts { ledger, policy, options, .. } = &self.parts;
+        let report = ledger.usage_report(policy, &caller.who, Some(plan), options.shadow);
         Ok(self.parts.answers.json(&report, asker))
     }
 }

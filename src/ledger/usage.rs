@@ -38,8 +38,9 @@ impl Ledger {
         usage.collect()
     }
 
-    /// The same as JSON, with limits. Without a `plan` the one at the last charge is taken.
-    pub fn usage_report(&self, policy: &Policy, who: &Who, plan: Option<PlanId>) -> Value {
+    /// The same as JSON, with limits. Without a `plan` the one at the last charge is taken. With `shadow` no limit is enforced, whatever
+    /// the meters say.
+    pub fn usage_report(&self, policy: &Policy, who: &Who, plan: Option<PlanId>, shadow: bool) -> Value {
         let usage = self.usage(policy, who);
         let plan = plan.or_else(|| usage.iter().find_map(|usage| usage.count.plan));
         let meters = usage.iter().filter_map(|usage| {
@@ -63,7 +64,7 @@ impl Ledger {
                 "remaining": remaining,
                 "resets_at": resets_at.to_string(),
                 "on_exceed": meter.on_exceed.as_str(),
-                "shadow": meter.shadow,
+                "shadow": shadow || meter.shadow,
             }))
         });
         let mut report = json!({

@@ -142,7 +142,7 @@ impl Reloader {
             return Err(format!("to change {} the gate has to be restarted", fixed.join(", ")));
         }
 
-        let mut shown = Shown { policy: config.policy.clone(), ..self.shown.clone() };
+        let mut shown = Shown { policy: config.policy.clone(), shadow: config.gate.shadow, ..self.shown.clone() };
         let (before, now) = (&self.config.identity, &config.identity);
         let keys_changed = (&before.keys, &before.remote) != (&now.keys, &now.remote);
         if before != now {

@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
 use crate::support::{SECRET, Setup, Token, shipped_config};
 
 /// `check` on the shipped configuration with some text replaced: what it says on standard error.
@@ -22,9 +25,9 @@ fn complaint(old: &str, new: &str) -> String {
 fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
     // What is replaced, by what, what is underlined, what is wrong, what to write.
     let cases = [
-        ("[sessions]\nmax =", "[sessions]\nmaxx =", "maxx", "unknown field `maxx`", "did you mean `max`?"),
-        ("[ledger]", "[leger]", "leger", "unknown field `leger`", "did you mean `ledger`?"),
-        ("action = \"view\"", "action = \"veiw\"", "\"veiw\"", "unknown variant `veiw`", "did you mean `view`?"),
+        ("[sessions]\nmax =", "[sessions]\nmaxx =", "maxx", "unknown key `maxx`", "did you mean `max`?"),
+        ("[ledger]", "[leger]", "leger", "unknown key `leger`", "did you mean `ledger`?"),
+        ("action = \"view\"", "action = \"veiw\"", "\"veiw\"", "cannot be `veiw`", "did you mean `view`?"),
         (
             "flush_interval = \"1s\"",
             "flush_interval = \"1 sec\"",
@@ -66,14 +69,14 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "# access = \"exports\"",
             "access = \"export\" #",
             "\"export\"",
-            "unknown variant `export`",
+            "cannot be `export`",
             "did you mean `exports`?",
         ),
         (
             "# subjects = \"plain\"",
             "subjects = \"hashed\" #",
             "\"hashed\"",
-            "unknown variant `hashed`",
+            "cannot be `hashed`",
             "did you mean `hash`?",
         ),
         (
@@ -114,7 +117,7 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
         ),
         ("secret_env = \"EXPORT_GATE_JWT_SECRET\"", "secret_file = \"no\"", "\"no\"", "cannot read", ""),
         ("secret_env = \"EXPORT_GATE_JWT_SECRET\"", "", "{ kid", "neither secret_env nor secret_file", ""),
-        ("alg = \"HS256\"", "alg = \"HS255\"", "\"HS255\"", "unknown variant", "HS256"),
+        ("alg = \"HS256\"", "alg = \"HS255\"", "\"HS255\"", "cannot be `HS255`", "HS256"),
         ("alg = \"HS256\"", "alg = \"HS512\"", "{ kid", "an HS512 secret needs at least 64 bytes, this one has 32", ""),
         ("alg = \"HS256\"", "alg = \"ES256\"", "secret_env", "a key for ES256 has a public key, no secret", ""),
         (
@@ -178,7 +181,7 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "keys = [\n",
             "jwks = { discover = true, refreshh = \"1m\" }\nkeys = [\n",
             "refreshh",
-            "unknown field `refreshh`",
+            "unknown key `refreshh`",
             "refresh",
         ),
         (
@@ -311,7 +314,7 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "endpoints = [\"http://127.0.0.1:9000\"]",
             "endpoints = [\"http://127.0.0.1:9000\"]\nprotocol = \"htpt2\"",
             "\"htpt2\"",
-            "unknown variant `htpt2`",
+            "cannot be `htpt2`",
             "did you mean `http2`?",
         ),
         (
@@ -378,7 +381,7 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
         ("subject = \"user\"", "subject = 5", "5", "\"team\", a JSON pointer", ""),
         ("subject = \"user\"", "subject = []", "[]", "nobody is counted", "\"user\""),
         ("subject = \"user\"", "cost = 0", "0", "0 is no cost", "a whole number from 1"),
-        ("subject = \"user\"", "cost = { qery = \"n\" }", "qery", "unknown field `qery`", "did you mean `query`?"),
+        ("subject = \"user\"", "cost = { qery = \"n\" }", "qery", "unknown key `qery`", "did you mean `query`?"),
         (
             "subject = \"user\"",
             "cost = { query = \"n\", header = \"x\" }",
@@ -418,7 +421,7 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "free = 2, pro = 30",
             "free = { per_seats = 2 }, pro = 30",
             "per_seats",
-            "unknown field `per_seats`",
+            "unknown key `per_seats`",
             "did you mean `per_seat`?",
         ),
         ("free = 2, pro = 30", "free = { per_seat = -2 }, pro = 30", "{ per_seat", "-2 is no limit", ""),
@@ -472,8 +475,8 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "",
         ),
         ("max_files = 100", "idle = \"of\"", "\"of\"", "\"off\", or a duration", ""),
-        ("mode = \"off\"", "mode = \"maybe\"", "\"maybe\"", "unknown variant `maybe`", ""),
-        ("unclassified_files = \"observe\"", "unclassified_files = \"deny\"", "\"deny\"", "unknown variant `deny`", ""),
+        ("mode = \"off\"", "mode = \"maybe\"", "\"maybe\"", "cannot be `maybe`", ""),
+        ("unclassified_files = \"observe\"", "unclassified_files = \"deny\"", "\"deny\"", "cannot be `deny`", ""),
         (
             "# queue_limit = 100",
             "queue_limit = 100",
@@ -549,12 +552,12 @@ fn an_override_that_is_wrong_is_shown_as_one() {
     assert!(check("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "5").0);
     assert!(check("EXPORT_GATE__ROUTES__0__NAME", "first").0, "an element of a list");
     let (valid, text) = check("EXPORT_GATE__IDENTITY__KEYS__0__SECRET", "hunter2-hunter2");
-    assert!(!valid && text.contains("unknown field `secret`") && !text.contains("hunter2"), "{text}");
+    assert!(!valid && text.contains("unknown key `secret`") && !text.contains("hunter2"), "{text}");
     for (name, value, wrong) in [
         ("EXPORT_GATE__METERS__AI_EXPORTS__WINDOW", "{ calendar = \"weak\" }", "\"weak\""),
         ("EXPORT_GATE__METERS__AI_EXPORTS__WINDOW", "{ calendar = \"week\", time_zone = \"Nope\" }", "\"Nope\""),
         ("EXPORT_GATE__SERVER__TLS", "{ cert_file = \"a.pem\", key_file = \"b.pem\" }", "\"a.pem\""),
-        ("EXPORT_GATE__ROUTES", "[{ nmae = \"download\" }]", "nmae"),
+        ("EXPORT_GATE__ROUTES", "[{ nmae = \"download\", path = \"/a\", action = \"view\" }]", "nmae"),
     ] {
         let (valid, text) = check(name, value);
         assert!(!valid && text.contains("--> environment:"), "{text}");
@@ -626,6 +629,16 @@ fn all_mistakes_are_shown_at_once() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(text.matches("error: ").count(), 3, "{text}");
     assert!(text.contains("has no token") && text.contains("token_env"), "{text}");
+
+    let odd = Setup::before("127.0.0.1:9".parse().unwrap())
+        .replacing("[sessions]\nmax =", "[sessions]\nmaxx =")
+        .replacing("action = \"view\"", "action = \"veiw\"")
+        .replacing("issuer =", "isuer =")
+        .replacing("audience =", "# audience =");
+    let output = odd.command("check").arg("--config").arg(odd.config()).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(text.matches("error: ").count(), 4, "{text}");
+    assert!(text.contains("`audience` is missing in `identity`"), "{text}");
 }
 
 #[test]
@@ -855,6 +868,17 @@ fn token_mints_what_the_gate_accepts() {
     let line = format!("authorization: Bearer {}", token.trim());
     assert_eq!(crate::support::get(gate.address, "/v1/designs/d1/download", &[&line]).status, 200);
     assert_eq!(gate.used("anna", "ai-exports"), 1);
+    let expires_in = |text: &str| {
+        let mut command = gate.setup.command("token");
+        let output = command.arg("--config").arg(gate.setup.config()).args(["--user", "anna", "--expires-in", text]);
+        let output = output.output().unwrap();
+        let token = String::from_utf8(output.stdout).unwrap();
+        let payload = token.split('.').nth(1).map(|payload| URL_SAFE_NO_PAD.decode(payload).unwrap());
+        let claims: Option<serde_json::Value> = payload.map(|payload| serde_json::from_slice(&payload).unwrap());
+        claims.map(|claims| claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap())
+    };
+    assert_eq!(["90", "90s", "7d"].map(expires_in), [Some(90), Some(90), Some(604_800)]);
+    assert_eq!(["soon", "-1", "1w"].map(expires_in), [None; 3]);
 }
 
 #[test]

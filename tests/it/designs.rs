@@ -726,13 +726,13 @@ fn what_is_wrong_with_the_service_is_shown_with_what_to_write_instead() {
             "names an address within a network",
             "write \"10.0.0.0/8\"",
         ),
-        (service("tll = \"1s\""), "unknown field `tll`", "did you mean `ttl`?"),
+        (service("tll = \"1s\""), "unknown key `tll`", "did you mean `ttl`?"),
         (
             service("") + "\nplain_features = [\"crop\", \"logo\"]",
             "`logo` is in ai_features as well",
             "one of the lists",
         ),
-        (service("") + "\nunknown_feature = \"refuse\"", "unknown variant `refuse`", ""),
+        (service("") + "\nunknown_feature = \"refuse\"", "cannot be `refuse`", ""),
     ];
     for (lines, wrong, instead) in cases {
         let (valid, text) = check(asked, &lines);

@@ -55,6 +55,9 @@ fn in_shadow_mode_nobody_is_refused_and_everything_is_reported() {
         assert_eq!((answer.status, answer.header("ratelimit")), (200, None), "no client shall hold back");
     }
     assert_eq!(gate.used("u", "ai-exports"), 2, "what would be refused is not counted");
+    assert_eq!(gate.usage("u?plan=free", "ai-exports")["shadow"], true);
+    let own = get(gate.address, "/.export-gate/usage", &[&token.line()]).json();
+    assert_eq!(own["meters"][0]["shadow"], true, "{own}");
     assert_eq!((outcome(&gate, "admitted", "charged"), outcome(&gate, "would-deny", "over-limit")), (2.0, 2.0));
     assert_eq!(would_deny(&gate, "ai-exports"), 2.0);
 

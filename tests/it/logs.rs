@@ -44,8 +44,11 @@ fn drained(gate: &Gate, backend: &Backend) {
 #[test]
 fn a_record_says_who_what_how_much_and_where_the_time_went() {
     let backend = backend();
-    let gate = Setup::before(backend.address).start();
-    let token = Token::of("u").ai().with("design", json!("d1")).with("design_version", json!("7")).line();
+    let subject = "[\"team\", \"user\"]";
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__METERS__AI_EXPORTS__SUBJECT", subject).start();
+    let token =
+        Token::of("u").ai().with("team", json!("t")).with("design", json!("d1")).with("design_version", json!("7"));
+    let token = token.line();
     for _ in 0..3 {
         get(gate.address, DOWNLOAD, &[&token, &trace_line()]);
     }
@@ -57,6 +60,7 @@ fn a_record_says_who_what_how_much_and_where_the_time_went() {
         ("trace_id", json!(TRACE)),
         ("method", json!("GET")),
         ("user", json!("u")),
+        ("team", json!("t")),
         ("design_version", json!("7")),
         ("bytes", json!("\u{89}PNG an image".chars().count())),
         ("status", json!(200)),
