@@ -39,7 +39,7 @@ use crate::identity::Verifier;
 use crate::ledger::{self, LastFlushFailed, Ledger};
 use crate::store::Embedded;
 use activity::InFlight;
-use backends::{Backends, ways};
+use backends::Backends;
 use connection::{Common, Streams};
 use front::Current;
 use listener::ACCEPT_PAUSE;
@@ -126,7 +126,7 @@ impl Server {
             Verifier::new(config.identity.clone(), clock.clone()).map_err(|(_, bad)| StartError::Key(bad))?;
         let verifier = Arc::new(verifier);
         let designs = Arc::new(Designs::new(config.designs.clone(), clock.clone()));
-        let backends = Backends::new(ways(&config), &clock, &mut registry);
+        let backends = Backends::new(&config, &clock, &mut registry);
         let parts = Parts {
             routes: config.routes.clone(),
             policy: config.policy.clone(),

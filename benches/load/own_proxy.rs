@@ -59,6 +59,7 @@ fn proxy(upstream: SocketAddr) -> anyhow::Result<Proxy<Incoming>> {
     );
     let environment = [("SECRET".to_owned(), "a secret of at least thirty-two bytes".to_owned())].into();
     let config = config::parse("own proxy", &text, Path::new("."), &environment)?;
+    let passage = config.passage.clone();
     let upstream = config.upstreams.into_iter().next().context("there is an upstream")?;
     let metrics = Metrics {
         duration: Histogram::new(exponential_buckets(0.001, 2.5, 12)),
@@ -66,7 +67,7 @@ fn proxy(upstream: SocketAddr) -> anyhow::Result<Proxy<Incoming>> {
         endpoints: EndpointMetrics::default(),
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    Ok(Proxy::new(upstream.proxy, clock, metrics))
+    Ok(Proxy::new(upstream.proxy, passage, clock, metrics))
 }
 
 async fn serve(stream: TcpStream, proxy: Proxy<Incoming>) {

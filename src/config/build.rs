@@ -12,7 +12,8 @@ mod windows;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -20,6 +21,7 @@ use http::HeaderName;
 use super::Environment;
 use super::problem::{Problem, closest};
 use super::raw;
+use super::seen::Seen;
 use super::variables::Variables;
 use crate::identity::Counted;
 use crate::policy::{Policy, RouteId, Routes};
@@ -34,6 +36,8 @@ pub struct Config {
     pub admin: admin::Options,
     /// The backends.
     pub upstreams: Vec<Upstream>,
+    /// What requests and answers may carry.
+    pub passage: Arc<proxy::Passage>,
     /// Index of the upstream of requests that match no route.
     pub default_upstream: usize,
     /// Index of the upstream of each route, by [`RouteId`].
@@ -56,8 +60,8 @@ pub struct Config {
     pub store: store::Options,
     /// The log.
     pub log: LogOptions,
-    /// The files that were read for it, besides its own.
-    pub files: Vec<PathBuf>,
+    /// The files that were read for it.
+    pub files: Vec<Seen>,
     /// What the environment says about it.
     pub variables: Variables,
 }
@@ -103,11 +107,11 @@ pub(super) fn build(
     folder: &Path,
     environment: &Environment,
     running: Option<&Policy>,
+    files: &RefCell<Vec<Seen>>,
 ) -> Result<Config, Vec<Problem>> {
     let mut problems = Problems { found: Vec::new() };
-    let files = RefCell::default();
     let asked = RefCell::default();
-    let surroundings = Surroundings { folder, environment, files: &files, asked: &asked };
+    let surroundings = Surroundings { folder, environment, files, asked: &asked };
 
     let names: Vec<String> = raw.upstreams.keys().cloned().collect();
     if names.is_empty() {
@@ -160,11 +164,10 @@ pub(super) fn build(
         log: log_options(&raw.log, surroundings, &mut problems),
     };
     let acted_on = upstreams::acted_on(&routes, &policy, &gate);
-    let upstreams = raw
-        .upstreams
-        .iter()
-        .map(|(name, raw)| upstreams::upstream(name, raw, surroundings, &designs, &acted_on, &mut problems))
-        .collect();
+    let trusted_headers = [&designs.header].into_iter().chain(&designs.version_header).cloned().collect();
+    let passage = Arc::new(proxy::Passage::new(designs.trusted_hops.clone(), trusted_headers, &acted_on));
+    let upstreams =
+        raw.upstreams.iter().map(|(name, raw)| upstreams::upstream(name, raw, surroundings, &mut problems)).collect();
     let mut identity = identity::options(&raw.identity, surroundings, &mut problems);
     identity.claims.others = policy.claims();
     identity.claims.counted = Counted {
@@ -178,6 +181,7 @@ pub(super) fn build(
         server: server::options(&raw.server, surroundings, &mut problems),
         admin: admin_options(&raw.admin, surroundings, &mut problems),
         upstreams,
+        passage,
         default_upstream,
         upstream_of_route,
         routes,
@@ -204,7 +208,7 @@ pub(super) fn build(
             },
             filter: raw.log.filter,
         },
-        files: files.take(),
+        files: Vec::new(),
         variables: Variables::of(environment, &asked.take()),
     };
     if problems.found.is_empty() { Ok(config) } else { Err(problems.found) }
@@ -226,8 +230,8 @@ impl Problems {
 struct Surroundings<'s> {
     folder: &'s Path,
     environment: &'s Environment,
-    /// What was read.
-    files: &'s RefCell<Vec<PathBuf>>,
+    /// What was read, or was to be.
+    files: &'s RefCell<Vec<Seen>>,
     /// The variables that were.
     asked: &'s RefCell<BTreeSet<String>>,
 }
@@ -240,9 +244,8 @@ impl Surroundings<'_> {
 
     fn read(&self, name: &str) -> Result<Vec<u8>, String> {
         let file = self.folder.join(name);
-        let content = std::fs::read(&file).map_err(|error| format!("cannot read `{}`: {error}", file.display()));
-        self.files.borrow_mut().push(file);
-        content
+        self.files.borrow_mut().push(Seen::now(&file));
+        std::fs::read(&file).map_err(|error| format!("cannot read `{}`: {error}", file.display()))
     }
 
     /// A secret from an environment variable or a file, whichever is named.

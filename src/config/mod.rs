@@ -10,10 +10,12 @@ mod duration;
 mod either;
 mod problem;
 mod raw;
+mod seen;
 mod shape;
 mod source;
 mod variables;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,6 +23,7 @@ use std::time::Duration;
 pub use build::{Config, LogFormat, LogOptions, Upstream};
 pub use problem::ConfigError;
 pub use raw::schema;
+pub use seen::Seen;
 pub use variables::{Unread, Variables};
 
 use crate::policy::Policy;
@@ -59,10 +62,16 @@ impl File {
     ///
     /// Everything that is wrong with it, ready to be shown.
     pub fn load(&self, running: Option<&Policy>) -> Result<Config, ConfigError> {
+        let files = RefCell::new(vec![Seen::now(&self.path)]);
         let name = self.path.display().to_string();
-        let text = std::fs::read_to_string(&self.path).map_err(|error| ConfigError::unreadable(&name, &error))?;
         let folder = self.path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-        read(&name, &text, &folder, &self.environment, running)
+        let text = std::fs::read_to_string(&self.path).map_err(|error| ConfigError::unreadable(&name, &error));
+        let read = text.and_then(|text| read(&name, &text, &folder, &self.environment, running, &files));
+        let files = files.take();
+        match read {
+            Ok(config) => Ok(Config { files, ..config }),
+            Err(error) => Err(error.of(files)),
+        }
     }
 }
 
@@ -72,7 +81,7 @@ impl File {
 ///
 /// Everything that is wrong with it, ready to be shown.
 pub fn parse(name: &str, text: &str, folder: &Path, environment: &Environment) -> Result<Config, ConfigError> {
-    read(name, text, folder, environment, None)
+    read(name, text, folder, environment, None, &RefCell::default())
 }
 
 fn read(
@@ -81,8 +90,9 @@ fn read(
     folder: &Path,
     environment: &Environment,
     running: Option<&Policy>,
+    files: &RefCell<Vec<Seen>>,
 ) -> Result<Config, ConfigError> {
     let source = source::Source::new(name, text, environment);
     let raw = source.raw().map_err(|problems| source.explain(&problems))?;
-    build::build(raw, folder, environment, running).map_err(|problems| source.explain(&problems))
+    build::build(raw, folder, environment, running, files).map_err(|problems| source.explain(&problems))
 }

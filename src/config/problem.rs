@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use super::seen::Seen;
+
 /// Something that is wrong, at a place in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Problem {
@@ -60,11 +62,21 @@ pub(super) fn closest<'w>(written: &str, known: impl IntoIterator<Item = &'w str
 #[error("{text}")]
 pub struct ConfigError {
     text: String,
+    files: Vec<Seen>,
 }
 
 impl ConfigError {
     pub(super) fn new(text: String) -> Self {
-        Self { text }
+        Self { text, files: Vec::new() }
+    }
+
+    /// The files that were read, or were to be: once one of them has changed it may be worth another try.
+    pub fn files(&self) -> &[Seen] {
+        &self.files
+    }
+
+    pub(super) fn of(self, files: Vec<Seen>) -> Self {
+        Self { files, ..self }
     }
 
     pub(super) fn unreadable(name: &str, error: &std::io::Error) -> Self {

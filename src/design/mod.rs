@@ -289,8 +289,11 @@ impl Designs {
 
     /// A save has ended. Before its client hears of it: what it exports next is the new design.
     pub fn save_ends(&self, design: &str, saved: Saved) {
-        if saved == Saved::Yes {
-            self.forget(design);
+        match (saved, &self.service) {
+            (Saved::Yes, _) => self.forget(design),
+            // What was known before counts if nobody can be asked, and else no more: also for who comes when it is settled again.
+            (Saved::Maybe, Some(service)) => service.doubt(design),
+            (Saved::Maybe, None) | (Saved::No, _) => {}
         }
         self.edits.ends(design, saved);
     }

@@ -126,7 +126,7 @@ impl Refusal {
             Outcome::UnknownPlan => Outcome::WouldBeUnknownPlan,
             Outcome::MissingClaim => Outcome::WouldBeMissingClaim,
             Outcome::UnknownDesign => Outcome::WouldBeUnknownDesign,
-            Outcome::BadCost if matches!(self, Self::BodyTooLong | Self::BadCost(_)) => Outcome::WouldBeBadCost,
+            Outcome::BadCost if !matches!(self, Self::BodyBroken) => Outcome::WouldBeBadCost,
             Outcome::Misread => Outcome::WouldBeMisread,
             Outcome::NoDesign => Outcome::WouldBeNoDesign,
             Outcome::BadIdempotencyKey => Outcome::WouldBeBadIdempotencyKey,
@@ -171,7 +171,7 @@ pub enum Outcome {
     WouldBeMissingClaim,
     /// See [`Refusal::UnknownDesign`]; admitted while nothing is enforced.
     WouldBeUnknownDesign,
-    /// See [`Refusal::BodyTooLong`] and [`Refusal::BadCost`]; admitted while nothing is enforced.
+    /// See [`Refusal::BodyTooLong`], [`Refusal::BodyTooSlow`] and [`Refusal::BadCost`]; admitted while nothing is enforced.
     WouldBeBadCost,
     /// See [`Refusal::Misread`]; admitted while nothing is enforced.
     WouldBeMisread,

@@ -18,7 +18,7 @@ use crate::policy::{Delivers, Found, MeterId, RouteId};
 /// The address of a download, kept while the request itself goes on to the backend.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
-    method: Method,
+    pub(super) method: Method,
     uri: Uri,
     design: Option<Arc<str>>,
 }

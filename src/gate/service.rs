@@ -13,6 +13,7 @@ use http::{HeaderMap, Method, Request, Response, request};
 use http_body::Body;
 use http_body_util::Full;
 use pin_project_lite::pin_project;
+use smallvec::SmallVec;
 use tower::Service;
 use tracing::instrument::{Instrument, Instrumented};
 use tracing::{Level, Span};
@@ -190,9 +191,7 @@ where
         let asked = gate.ask(&head, token, &mut body, &found, peer, &mut record).await;
         let resumes = asked.as_ref().ok().and_then(|asked| asked.may_resume(&gate));
         let decided = match (asked, resumes) {
-            (Ok(asked), Some(degraded)) => {
-                Ok(Decided::OnceAnswered(Pending::new(gate.clone(), found.id, asked, degraded)))
-            }
+            (Ok(asked), Some(degraded)) => Ok(Decided::OnceAnswered(asked, degraded)),
             (Ok(asked), None) => gate.charge(&asked, asked.request(), &mut record).await.map(Decided::Now),
             (Err(refusal), _) => Err(refusal),
         };
@@ -205,10 +204,10 @@ where
                 gate.note(found.id, outcome, &mut record);
                 (charge, None)
             }
-            Ok(Decided::OnceAnswered(pending)) => {
+            Ok(Decided::OnceAnswered(asked, degraded)) => {
                 // Unless the answer says otherwise.
                 record.decided(Outcome::CoveredAsResume);
-                (None, Some(pending))
+                (None, Some(Pending::new(gate.clone(), found.id, asked, degraded)))
             }
             Err(refusal) => {
                 gate.note(found.id, refusal.outcome(), &mut record);
@@ -269,8 +268,8 @@ impl Drop for Undecided<'_> {
 enum Decided {
     /// It goes on.
     Now(Admitted),
-    /// It may be the rest of a download that was charged: only the backend's answer tells.
-    OnceAnswered(Pending),
+    /// It may be the rest of a download that was charged, and is degraded by these meters: only the backend's answer tells.
+    OnceAnswered(Box<Asked>, SmallVec<[MeterId; 2]>),
 }
 
 /// An export that goes on, with a charge if anything counts it.
@@ -391,7 +390,9 @@ impl Gate {
         fields::make_private(&mut head.headers);
         if let Some(charge) = delivery.charge() {
             let file = beginning_of(&head, body.size_hint().exact());
-            if let Some(file) = file.filter(|_| promise == Promise::Body && charge.is_paid()) {
+            // By no other method can the rest be asked for.
+            let can_resume = target.method == Method::GET && promise == Promise::Body && charge.is_paid();
+            if let Some(file) = file.filter(|_| can_resume) {
                 charge.resumable(&target.name("", None), &file);
             }
             self.put_fields(charge, &mut head.headers);

@@ -26,27 +26,36 @@ pub(super) struct CounterKey {
     pub(super) ends: i64,
 }
 
+impl CounterKey {
+    const fn day(self) -> i64 {
+        self.ends.div_euclid(DAY)
+    }
+}
+
 /// Counters in buckets by the day that their window ends on.
 ///
 /// A closed window's counters leave together, as one map, when their bucket is dropped: nothing is iterated, and no request waits.
 #[derive(Debug)]
 pub(super) struct Counters {
-    buckets: ArcSwap<Vec<Arc<Bucket>>>,
+    buckets: ArcSwap<Buckets>,
     /// Serialises adding and dropping buckets, a few times a day; readers never take it.
     changing: Mutex<()>,
 }
 
+/// By the day, in order: with windows of a year that begin when users do there is one for nearly every day.
+type Buckets = Vec<(i64, Arc<Bucket>)>;
+
+fn find(buckets: &Buckets, key: CounterKey) -> Option<&Arc<Bucket>> {
+    let at = buckets.binary_search_by_key(&key.day(), |(day, _)| *day).ok()?;
+    buckets.get(at).map(|(_, bucket)| bucket)
+}
+
 #[derive(Debug)]
 struct Bucket {
-    day: i64,
     cells: DashMap<Digest, Cell, ByDigest>,
 }
 
 impl Bucket {
-    const fn holds(&self, key: CounterKey) -> bool {
-        self.day == key.ends.div_euclid(DAY)
-    }
-
     fn with<T>(&self, key: CounterKey, read: impl FnOnce(&Cell) -> T) -> T {
         if let Some(cell) = self.cells.get(&Digest::of(key)) {
             return read(&cell);
@@ -110,7 +119,7 @@ impl Counters {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let buckets = self.buckets.load();
         // The last day that a bucket holds lies before `time` only when the whole day does.
-        let kept: Vec<_> = buckets.iter().filter(|bucket| (bucket.day + 1) * DAY > time).cloned().collect();
+        let kept: Vec<_> = buckets.iter().filter(|(day, _)| (day + 1) * DAY > time).cloned().collect();
         if kept.len() < buckets.len() {
             self.buckets.store(Arc::new(kept));
         }
@@ -118,11 +127,11 @@ impl Counters {
 
     /// How many counters there are.
     pub(super) fn len(&self) -> usize {
-        self.buckets.load().iter().map(|bucket| bucket.cells.len()).sum()
+        self.buckets.load().iter().map(|(_, bucket)| bucket.cells.len()).sum()
     }
 
     fn bucket(&self, key: CounterKey) -> Option<Arc<Bucket>> {
-        self.buckets.load().iter().find(|bucket| bucket.holds(key)).cloned()
+        find(&self.buckets.load(), key).cloned()
     }
 
     fn add_bucket(&self, key: CounterKey) -> Arc<Bucket> {
@@ -130,11 +139,11 @@ impl Counters {
         if let Some(bucket) = self.bucket(key) {
             return bucket;
         }
-        let day = key.ends.div_euclid(DAY);
         let cells = DashMap::with_hasher_and_shard_amount(ByDigest::default(), SHARDS);
-        let bucket = Arc::new(Bucket { day, cells });
+        let bucket = Arc::new(Bucket { cells });
         let mut buckets = Vec::clone(&self.buckets.load());
-        buckets.push(bucket.clone());
+        let at = buckets.partition_point(|(day, _)| *day < key.day());
+        buckets.insert(at, (key.day(), bucket.clone()));
         self.buckets.store(Arc::new(buckets));
         bucket
     }
@@ -143,7 +152,7 @@ impl Counters {
 /// Counters that somebody looks at: for a moment, for what is dropped meanwhile stays in memory.
 pub(super) struct Look<'c> {
     counters: &'c Counters,
-    buckets: Guard<Arc<Vec<Arc<Bucket>>>>,
+    buckets: Guard<Arc<Buckets>>,
 }
 
 impl Look<'_> {
@@ -163,7 +172,7 @@ impl Look<'_> {
     }
 
     fn bucket(&self, key: CounterKey) -> Option<&Bucket> {
-        self.buckets.iter().find(|bucket| bucket.holds(key)).map(|bucket| &**bucket)
+        find(&self.buckets, key).map(|bucket| &**bucket)
     }
 }
 

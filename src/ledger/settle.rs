@@ -8,6 +8,7 @@ use super::admit::cover;
 use super::charge::Settlement;
 use super::covers::{Cover, CoverUse};
 use super::reservation::{Booked, Delivered, Delivery, Images, More, Place, Released, Reservation, Undelivered, of};
+use super::unflushed::Unflushed;
 use crate::policy::MeterId;
 use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, CoverName, Representation};
@@ -54,7 +55,7 @@ impl Ledger {
             unflushed.opened(self.digests.of(name), name.clone(), cover.ends());
             if let Some(surplus) = self.covers.open(name, cover) {
                 self.stats.crowded_out();
-                unflushed.changed(self.digests.of(&surplus), surplus);
+                unflushed.gone(self.digests.of(&surplus), surplus);
             }
         };
         if let Some(opening) = &charge.opens
@@ -195,7 +196,7 @@ impl Ledger {
     pub(super) fn open_under_way(&self, name: &CoverName, cover: Cover) {
         if let Some(surplus) = self.covers.open(name, cover) {
             self.stats.crowded_out();
-            self.unflushed().changed(self.digests.of(&surplus), surplus);
+            self.unflushed().gone(self.digests.of(&surplus), surplus);
         }
     }
 
@@ -217,6 +218,8 @@ impl Ledger {
         is_first: bool,
     ) -> Option<(u32, u32, u64)> {
         let booked = charge.booked.iter().find(|booked| booked.meter == meter)?;
+        // A group has what is reserved, and what a crash would owe for it, or neither.
+        let mut marks = (charge.group > 0).then(|| self.unflushed());
         let (has_more, before, now) = charge.report(booked, delivered, is_first, |more| match booked.place {
             Place::Counter(key) => self.counters.with(key, |cell| cell.reserve_more(more)),
             Place::Slot { digest, start } => {
@@ -224,14 +227,13 @@ impl Ledger {
                 true
             }
         })?;
-        let is_told = has_more && charge.group > 0;
-        let group = if is_told { self.tell_of_more(charge, booked, delivered) } else { 0 };
+        let marks = marks.as_mut().filter(|_| has_more);
+        let group = marks.map_or(0, |marks| self.tell_of_more(charge, booked, delivered, marks));
         Some((before, now, group))
     }
 
     /// More is reserved for a charge than was: a crash would count it, and owe it.
-    fn tell_of_more(&self, charge: &Reservation, booked: &Booked, images: u32) -> u64 {
-        let mut unflushed = self.unflushed();
+    fn tell_of_more(&self, charge: &Reservation, booked: &Booked, images: u32, unflushed: &mut Unflushed) -> u64 {
         if let Some((before, now)) = charge.change_open(|open| self.open_with(open, booked.meter, images)) {
             unflushed.closed(Some(&before));
             unflushed.begun(&now);
@@ -264,7 +266,7 @@ impl Ledger {
         let known = self.covers.leave(&name);
         // Marked also when memory knows of none: the store may, while it has not been read.
         if known || !self.has_been_read() {
-            unflushed.changed(self.digests.of(&name), name);
+            unflushed.gone(self.digests.of(&name), name);
         }
     }
 }

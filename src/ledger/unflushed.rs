@@ -202,6 +202,14 @@ impl Unflushed {
         self.ending.insert((until, digest), name);
     }
 
+    /// A cover is no more, before its time has come.
+    pub(super) fn gone(&mut self, digest: u128, name: CoverName) {
+        if let Some(queued) = self.queued.remove(&digest) {
+            self.ending.remove(&(queued, digest));
+        }
+        self.changed(digest, name);
+    }
+
     /// The next cover whose time has come.
     pub(super) fn next_ending(&mut self, now: Duration) -> Option<(u128, CoverName)> {
         let first = self.ending.first_entry().filter(|first| first.key().0 <= now)?;
@@ -251,6 +259,7 @@ impl Unflushed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::CoverKind;
 
     const HOUR: i64 = 3600;
 
@@ -277,6 +286,16 @@ mod tests {
         counters.mark_anew(slot(0), counter("anna", 0));
         counters.mark_anew(slot(2 * HOUR), counter("anna", 3 * HOUR));
         assert_eq!(marked(&counters), [("anna", 0), ("anna", 2 * HOUR), ("anna", 3 * HOUR)]);
+    }
+
+    #[test]
+    fn what_is_gone_before_its_time_is_waited_for_no_more() {
+        let mut unflushed = Unflushed::default();
+        let name = CoverName { kind: CoverKind::Session, user: "u".into(), what: "d".into() };
+        unflushed.opened(7, name.clone(), Duration::from_secs(9));
+        unflushed.gone(7, name);
+        assert!(unflushed.ending.is_empty() && unflushed.queued.is_empty());
+        assert!(unflushed.covers.contains_key(&7), "the store is told");
     }
 
     #[test]

@@ -63,11 +63,12 @@ impl Trust {
 
     /// Reads the system's roots, as they are now: a file or some hundred.
     pub(super) fn to(&self, name: ServerName<'static>) -> Tls {
-        Tls { config: Arc::new(client_config(&self.others)), name }
+        let roots = Arc::new(roots(&self.others));
+        Tls { config: Arc::new(client_config(roots.clone())), roots, name }
     }
 }
 
-fn client_config(others: &[CertificateDer<'static>]) -> ClientConfig {
+fn roots(others: &[CertificateDer<'static>]) -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     for error in &system.errors {
@@ -80,6 +81,10 @@ fn client_config(others: &[CertificateDer<'static>]) -> ClientConfig {
             "there are no root certificates: no server can be trusted (install ca-certificates, or name a ca_file)"
         );
     }
+    roots
+}
+
+fn client_config(roots: Arc<RootCertStore>) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = versions.unwrap_or_else(|never| unreachable!("the provider has no protocol version: {never}"));
@@ -90,6 +95,8 @@ fn client_config(others: &[CertificateDer<'static>]) -> ClientConfig {
 #[derive(Clone)]
 pub(crate) struct Tls {
     config: Arc<ClientConfig>,
+    /// Who is trusted, which nobody could tell from the configuration.
+    roots: Arc<RootCertStore>,
     name: ServerName<'static>,
 }
 
@@ -116,7 +123,7 @@ impl fmt::Debug for Tls {
 
 impl PartialEq for Tls {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.config, &other.config) && self.name == other.name
+        self.name == other.name && self.roots.roots == other.roots.roots
     }
 }
 

@@ -52,12 +52,23 @@ pub struct Options {
     pub ejection: Ejection,
     /// How much may be under way at once; `None` for whatever comes.
     pub bound: Option<Bound>,
-    /// Who may say where a request came from, and what other headers of theirs are believed.
-    pub trusted_hops: Vec<IpNet>,
-    /// Headers that are passed on from trusted hops only.
-    pub trusted_headers: Vec<HeaderName>,
-    /// Headers that somebody acts on, the trusted ones among them: none of them is passed on in trailers.
-    pub acted_on: Vec<HeaderName>,
+}
+
+/// What requests and answers may carry, of whichever upstream.
+#[derive(Debug)]
+pub struct Passage {
+    trusted_hops: Vec<IpNet>,
+    trusted_headers: Vec<HeaderName>,
+    sieve: Arc<Sieve>,
+}
+
+impl Passage {
+    /// `trusted_hops` may say where a request came from, and `trusted_headers` are passed on from them only. On `acted_on`, and the trusted
+    /// ones, somebody acts: none of them is passed on in trailers.
+    pub fn new(trusted_hops: Vec<IpNet>, trusted_headers: Vec<HeaderName>, acted_on: &[HeaderName]) -> Self {
+        let sieve = Arc::new(Sieve::new(acted_on.iter().chain(&trusted_headers)));
+        Self { trusted_hops, trusted_headers, sieve }
+    }
 }
 
 /// Why a request could not be forwarded.
@@ -87,12 +98,13 @@ pub enum ProxyError {
 #[derive(Debug)]
 pub struct Proxy<B> {
     upstream: Arc<Upstream<B>>,
+    passage: Arc<Passage>,
     hop: Arc<Hop>,
 }
 
 impl<B> Clone for Proxy<B> {
     fn clone(&self) -> Self {
-        Self { upstream: self.upstream.clone(), hop: self.hop.clone() }
+        Self { upstream: self.upstream.clone(), passage: self.passage.clone(), hop: self.hop.clone() }
     }
 }
 
@@ -100,7 +112,6 @@ impl<B> Clone for Proxy<B> {
 struct Upstream<B> {
     endpoints: Endpoints<Pool<Sifted<B>>>,
     places: Option<Places>,
-    sieve: Arc<Sieve>,
     /// For clients that send none, as HTTP/1.0 allows.
     host: HeaderValue,
     options: Options,
@@ -138,7 +149,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// A proxy to the endpoints of `options`.
-    pub fn new(options: Options, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
+    pub fn new(options: Options, passage: Arc<Passage>, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
         let Metrics { duration, bound, endpoints } = metrics;
         let pool = |origin: &Origin| Pool::new(origin.clone(), &options.connections, clock.clone());
         let pools = options.endpoints.iter().map(|origin| (origin.to_string(), pool(origin)));
@@ -148,17 +159,21 @@ where
         let places = options.bound.map(|most| Places::new(most, bound));
         let host = options.endpoints.first().and_then(|endpoint| HeaderValue::try_from(endpoint.to_string()).ok());
         let host = host.unwrap_or(HeaderValue::from_static("upstream"));
-        let sieve = Arc::new(Sieve::new(options.acted_on.iter().chain(&options.trusted_headers)));
-        let upstream = Upstream { endpoints, places, sieve, host, options, clock, duration };
-        Self { upstream: Arc::new(upstream), hop: Arc::new(Hop::unknown()) }
+        let upstream = Upstream { endpoints, places, host, options, clock, duration };
+        Self { upstream: Arc::new(upstream), passage, hop: Arc::new(Hop::unknown()) }
+    }
+
+    /// A proxy to the same endpoints, by the same connections, that lets other things pass.
+    #[must_use]
+    pub fn with(&self, passage: Arc<Passage>) -> Self {
+        Self { passage, ..self.clone() }
     }
 
     /// The same proxy for requests that come from `peer`, by TLS or not.
     #[must_use]
     pub fn for_client(&self, peer: IpAddr, is_secure: bool) -> Self {
-        let hops = &self.upstream.options.trusted_hops;
-        let trusted = hops.iter().any(|net| net.contains(&peer.to_canonical()));
-        Self { upstream: self.upstream.clone(), hop: Arc::new(Hop::new(peer, trusted, is_secure)) }
+        let trusted = self.passage.trusted_hops.iter().any(|net| net.contains(&peer.to_canonical()));
+        Self { hop: Arc::new(Hop::new(peer, trusted, is_secure)), ..self.clone() }
     }
 
     /// Makes of a request what the backend shall see.
@@ -171,7 +186,7 @@ where
         // With a body that is sent while we wait comes word of how it goes.
         let mut upload = None;
         let request = request.map(|body| {
-            let (body, sending) = RequestBody::of(Sifted::request(body, &self.upstream.sieve, named));
+            let (body, sending) = RequestBody::of(Sifted::request(body, &self.passage.sieve, named));
             upload = sending;
             body
         });
@@ -185,7 +200,7 @@ where
     /// [`ProxyError`], before any byte of an answer.
     pub async fn forward(&self, outgoing: &mut Outgoing<B>) -> Result<Response<AnswerBody<B>>, ProxyError> {
         let Outgoing { request, upload, wish } = outgoing;
-        let Upstream { clock, duration, places, sieve, .. } = &*self.upstream;
+        let Upstream { clock, duration, places, .. } = &*self.upstream;
         if let Some(method @ (&Method::TRACE | &Method::CONNECT)) = request.as_ref().map(Request::method) {
             return Err(ProxyError::Method(method.clone()));
         }
@@ -206,7 +221,8 @@ where
         }
         // The version is that of a connection, not of the message (RFC 9110, section 2.5).
         let version = std::mem::replace(answer.version_mut(), Version::HTTP_11);
-        Ok(answer.map(|body| AnswerBody::new(Sifted::answer(body, version, sieve, named), under_way, place)))
+        Ok(answer
+            .map(|body| AnswerBody::new(Sifted::answer(body, version, &self.passage.sieve, named), under_way, place)))
     }
 
     /// Sends a request to an endpoint. One that no endpoint has seen, because no connection could be made, is sent to each other in
@@ -292,7 +308,7 @@ where
         let named = headers::frame(request);
         let headers = request.headers_mut();
         headers.entry(HOST).or_insert_with(|| self.upstream.host.clone());
-        self.hop.put(headers, &self.upstream.options.trusted_headers);
+        self.hop.put(headers, &self.passage.trusted_headers);
         named
     }
 }

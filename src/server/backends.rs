@@ -30,16 +30,6 @@ type RequestBody = Upload<ClientBody>;
 /// The body of a backend's answer, or of one in its place.
 pub(super) type AnswerBody = Either<proxy::AnswerBody<RequestBody>, Full<Bytes>>;
 
-/// Where a configuration sends requests.
-pub(super) fn ways(config: &Config) -> Ways {
-    Ways {
-        upstreams: config.upstreams.clone(),
-        default: config.default_upstream,
-        by_route: config.upstream_of_route.clone(),
-        answers: config.answers.clone(),
-    }
-}
-
 /// All upstreams, for requests of one client or of none. Chooses by the route that the gate has found.
 #[derive(Debug, Clone)]
 pub(super) struct Backends(Arc<Choice>);
@@ -53,7 +43,9 @@ struct Choice {
 #[derive(Debug)]
 struct BackendsShared {
     upstreams: Vec<Upstream>,
+    /// Index of the upstream of requests that match no route.
     default: usize,
+    /// Index of the upstream of each route.
     by_route: Vec<usize>,
     answers: Answers,
     metrics: Metrics,
@@ -128,17 +120,6 @@ impl Metrics {
     }
 }
 
-/// Where requests go.
-#[derive(Debug)]
-pub(super) struct Ways {
-    pub(super) upstreams: Vec<Upstream>,
-    /// Index of the upstream of requests that match no route.
-    pub(super) default: usize,
-    /// Index of the upstream of each route.
-    pub(super) by_route: Vec<usize>,
-    pub(super) answers: Answers,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct UpstreamLabels {
     upstream: String,
@@ -162,32 +143,39 @@ struct EndpointLabels {
 }
 
 impl Backends {
-    pub(super) fn new(ways: Ways, clock: &Arc<dyn Clock>, registry: &mut Registry) -> Self {
-        Self::made(ways, clock, Metrics::register(registry), |_| None)
+    pub(super) fn new(config: &Config, clock: &Arc<dyn Clock>, registry: &mut Registry) -> Self {
+        Self::made(config, clock, Metrics::register(registry), |_| None)
     }
 
-    /// Others in place of these. An upstream that stays as it was keeps its connections.
-    pub(super) fn succeed(&self, ways: Ways, clock: &Arc<dyn Clock>) -> Self {
+    /// Others in place of these. An upstream that stays as it was keeps its connections, what it knows of its endpoints, and its bound.
+    pub(super) fn succeed(&self, config: &Config, clock: &Arc<dyn Clock>) -> Self {
         let Choice { shared, proxies } = &*self.0;
         let known = shared.upstreams.iter().zip(proxies);
-        let stays = |new: &Upstream| known.clone().find(|(known, _)| *known == new).map(|(_, proxy)| proxy.clone());
-        for gone in shared.upstreams.iter().filter(|known| !ways.upstreams.contains(known)) {
+        let stays = |new: &Upstream| known.clone().find(|(known, _)| *known == new).map(|(_, proxy)| proxy);
+        for gone in shared.upstreams.iter().filter(|known| !config.upstreams.contains(known)) {
             shared.metrics.forget_endpoints(&gone.name);
         }
-        Self::made(ways, clock, shared.metrics.clone(), stays)
+        Self::made(config, clock, shared.metrics.clone(), stays)
     }
 
-    fn made(
-        ways: Ways,
+    fn made<'p>(
+        config: &Config,
         clock: &Arc<dyn Clock>,
         metrics: Metrics,
-        known: impl Fn(&Upstream) -> Option<Proxy<RequestBody>>,
+        known: impl Fn(&Upstream) -> Option<&'p Proxy<RequestBody>>,
     ) -> Self {
-        let Ways { upstreams, default, by_route, answers } = ways;
-        let made = |upstream: &Upstream| Proxy::new(upstream.proxy.clone(), clock.clone(), metrics.of(&upstream.name));
-        let proxies = upstreams.iter().map(|upstream| known(upstream).unwrap_or_else(|| made(upstream))).collect();
-        let shared = Arc::new(BackendsShared { upstreams, default, by_route, answers, metrics });
-        Self(Arc::new(Choice { shared, proxies }))
+        let upstreams = config.upstreams.clone();
+        let proxy = |upstream: &Upstream| match known(upstream) {
+            Some(proxy) => proxy.with(config.passage.clone()),
+            None => {
+                let metrics = metrics.of(&upstream.name);
+                Proxy::new(upstream.proxy.clone(), config.passage.clone(), clock.clone(), metrics)
+            }
+        };
+        let proxies = upstreams.iter().map(proxy).collect();
+        let (default, by_route) = (config.default_upstream, config.upstream_of_route.clone());
+        let shared = BackendsShared { upstreams, default, by_route, answers: config.answers.clone(), metrics };
+        Self(Arc::new(Choice { shared: Arc::new(shared), proxies }))
     }
 
     /// The same for requests of one client.

@@ -3,8 +3,6 @@
 //! Requests that have begun end by the configuration that they began with. Counters, sessions and connections stay; an upstream, the keys
 //! and what is remembered of designs do, if nothing about them has changed.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,11 +13,10 @@ use prometheus_client::registry::Registry;
 use tokio::signal::unix::Signal;
 use tokio::task::JoinSet;
 
-use super::backends::ways;
 use super::front::Current;
 use crate::admin::{Admin, Shown};
 use crate::clock::Clock;
-use crate::config::{Config, File};
+use crate::config::{Config, File, Seen};
 use crate::gate::Parts;
 use crate::ledger::{Ledger, Options as LedgerOptions};
 
@@ -80,33 +77,35 @@ pub(super) struct Reloader {
     pub(super) counts: Counts,
 }
 
-/// What tells a file from what it was.
-type Fingerprint = Option<(u64, u64, u64, i64, i64)>;
-
 impl Reloader {
     /// Keeps keys fresh, and looks for changes at `source`, for as long as it is polled.
     pub(super) async fn run(mut self, source: Option<Source>) {
         let mut fetching = JoinSet::new();
         self.keep_keys_fresh(&mut fetching);
         let Some(Source { file, mut hangups }) = source else { return std::future::pending().await };
-        let mut taken = look(&self.files(&file)).await;
+        // As they were when they were read: what changes while they are is seen next time.
+        let mut taken = self.config.files.clone();
         let mut before = taken.clone();
         loop {
             let is_asked = tokio::select! {
                 Some(()) = hangups.recv() => true,
                 () = tokio::time::sleep(LOOK_INTERVAL) => false,
             };
-            let now = look(&self.files(&file)).await;
+            let now = look(&taken).await;
             // A file that is being written is left alone until it has been the same for a while.
             if is_asked || (now != taken && now == before) {
-                taken.clone_from(&now);
-                match self.reload(&file).await {
+                let (file, policy) = (file.clone(), self.config.policy.clone());
+                let (files, result) = match tokio::task::spawn_blocking(move || file.load(Some(&policy))).await {
+                    Ok(Ok(config)) => (config.files.clone(), self.take_over(config)),
+                    // What it lacks may come.
+                    Ok(Err(error)) => (error.files().to_vec(), Err(error.to_string())),
+                    Err(died) => (now, Err(died.to_string())),
+                };
+                match result {
                     Ok(keys_changed) => {
                         if keys_changed {
                             self.keep_keys_fresh(&mut fetching);
                         }
-                        // It may be made of other files now.
-                        taken = look(&self.files(&file)).await;
                         let generation = self.counts.generation.inc() + 1;
                         tracing::info!(generation, "the configuration was taken over");
                     }
@@ -116,13 +115,12 @@ impl Reloader {
                         self.counts.refused.inc();
                     }
                 }
+                before.clone_from(&files);
+                taken = files;
+            } else {
+                before = now;
             }
-            before = now;
         }
-    }
-
-    fn files(&self, file: &File) -> Vec<PathBuf> {
-        [&file.path].into_iter().chain(&self.config.files).cloned().collect()
     }
 
     fn keep_keys_fresh(&self, fetching: &mut JoinSet<()>) {
@@ -133,10 +131,7 @@ impl Reloader {
     }
 
     /// Whether there are other keys now.
-    async fn reload(&mut self, file: &File) -> Result<bool, String> {
-        let (source, policy) = (file.clone(), self.config.policy.clone());
-        let config = tokio::task::spawn_blocking(move || source.load(Some(&policy))).await;
-        let config = config.map_err(|died| died.to_string())?.map_err(|error| error.to_string())?;
+    fn take_over(&mut self, config: Config) -> Result<bool, String> {
         let fixed = needs_restart(&self.config, &config);
         if !fixed.is_empty() {
             return Err(format!("to change {} the gate has to be restarted", fixed.join(", ")));
@@ -168,7 +163,7 @@ impl Reloader {
             answers: config.answers.clone(),
             options: config.gate.clone(),
         });
-        let backends = now.backends.succeed(ways(&config), &self.clock);
+        let backends = now.backends.succeed(&config, &self.clock);
         self.current.store(Arc::new(Current::of(&config, layer, backends)));
         self.admin.show(shown.clone());
         self.counts.takes(&config);
@@ -177,14 +172,11 @@ impl Reloader {
     }
 }
 
-async fn look(files: &[PathBuf]) -> Vec<Fingerprint> {
-    let mut fingerprints = Vec::with_capacity(files.len());
-    for file in files {
-        let found = tokio::fs::metadata(file).await.ok();
-        fingerprints
-            .push(found.map(|found| (found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec())));
-    }
-    fingerprints
+/// The same files as they are now.
+async fn look(files: &[Seen]) -> Vec<Seen> {
+    let files = files.to_vec();
+    let look = tokio::task::spawn_blocking(move || files.iter().map(Seen::again).collect());
+    look.await.unwrap_or_default()
 }
 
 /// What is different, and cannot change while the gate runs.

@@ -4,6 +4,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
@@ -35,6 +36,8 @@ pub struct Embedded {
     jobs: Option<mpsc::Sender<Job>>,
     /// Ends when the thread has.
     ended: mpsc::Receiver<()>,
+    /// An answer is, or was when whoever waited for it had enough.
+    is_waited_for: AtomicBool,
 }
 
 type Done = oneshot::Sender<Result<(), StoreError>>;
@@ -76,16 +79,19 @@ impl Embedded {
             }
         };
         thread::Builder::new().name("ledger-store".into()).spawn(work)?;
-        Ok(Self { jobs: Some(jobs), ended })
+        Ok(Self { jobs: Some(jobs), ended, is_waited_for: AtomicBool::new(false) })
     }
 
     fn ask(&self, job: impl FnOnce(Done) -> Job) -> Reply<'_> {
         let (done, answer) = oneshot::channel();
-        let sent = self.jobs.as_ref().map(|jobs| jobs.send(job(done)));
+        let (sent, is_waited_for) = (self.jobs.as_ref().map(|jobs| jobs.send(job(done))), &self.is_waited_for);
         Box::pin(async move {
             let gone = || gone("the store's thread");
+            is_waited_for.store(true, Ordering::Relaxed);
             sent.and_then(Result::ok).ok_or_else(gone)?;
-            answer.await.map_err(|_| gone())?
+            let answer = answer.await;
+            is_waited_for.store(false, Ordering::Relaxed);
+            answer.map_err(|_| gone())?
         })
     }
 }
@@ -94,6 +100,10 @@ impl Drop for Embedded {
     /// Brings all into the tables, closes the file, and lets go of the lock. Does not wait for a disk that does not answer.
     fn drop(&mut self) {
         self.jobs = None;
+        if self.is_waited_for.load(Ordering::Relaxed) {
+            // It was waited for as long as it may take.
+            return;
+        }
         if self.ended.recv_timeout(LAST_COMPACTION) == Err(RecvTimeoutError::Timeout) {
             tracing::error!("the ledger's tables take too long; the journals beside them have what is missing");
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use export_gate::clock::{Clock, ManualClock};
 use export_gate::net::{self, Trust, Url};
-use export_gate::proxy::{BoundMetrics, Ejection, EndpointMetrics, Metrics, Options, Proxy};
+use export_gate::proxy::{BoundMetrics, Ejection, EndpointMetrics, Metrics, Options, Passage, Proxy};
 use http::{Request, StatusCode};
 use http_body_util::Empty;
 use prometheus_client::metrics::histogram::Histogram;
@@ -229,14 +229,12 @@ fn left_out_for_an_hour(endpoints: [&Backend; 2]) -> (Proxy<Empty<Bytes>>, Endpo
         connections: net::Options::default(),
         ejection,
         bound: None,
-        trusted_hops: Vec::new(),
-        trusted_headers: Vec::new(),
-        acted_on: Vec::new(),
     };
     let clock = Arc::new(ManualClock::at("2026-11-02T12:00:00Z".parse().unwrap()));
     let shown = EndpointMetrics::default();
     let metrics = Metrics { duration: Histogram::new([1.0]), bound: BoundMetrics::default(), endpoints: shown.clone() };
-    (Proxy::new(options, clock.clone() as Arc<dyn Clock>, metrics), shown, clock)
+    let passage = Arc::new(Passage::new(Vec::new(), Vec::new(), &[]));
+    (Proxy::new(options, passage, clock.clone() as Arc<dyn Clock>, metrics), shown, clock)
 }
 
 const HOUR: Duration = Duration::from_secs(3_600);

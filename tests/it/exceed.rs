@@ -1,8 +1,11 @@
 //! When it is too much: refuse, degrade, observe, or only report (counting rules, section 3).
 
+use std::io::Write;
+use std::net::TcpStream;
+
 use serde_json::json;
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, request};
+use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, read_until, request};
 
 const DOWNLOAD: &str = "/v1/designs/d1/download";
 const JSON: &str = "content-type: application/json";
@@ -268,6 +271,33 @@ fn in_shadow_mode_a_body_that_is_too_long_to_be_read_goes_on_whole() {
     assert!(backend.seen().is_empty());
     assert_eq!(send(&setup.set("EXPORT_GATE__SHADOW__MODE", "on").start()), 200);
     assert_eq!(backend.last().body, body.as_bytes());
+}
+
+#[test]
+fn in_shadow_mode_a_body_that_comes_too_slowly_to_be_read_goes_on() {
+    let backend = backend();
+    let setup = Setup::example("c-batches-of-a-team", backend.address)
+        .set("EXPORT_GATE__SERVER__COUNTED_BODY_TIMEOUT", "100ms");
+    let token = Token::of("u").plan("starter").with("team", json!("acme")).line();
+    let send = |gate: &Gate| {
+        let mut client = TcpStream::connect(gate.address).unwrap();
+        let head = format!("POST /v1/designs/d1/batch HTTP/1.1\r\nhost: a\r\n{token}\r\n{JSON}\r\ncontent-length: 12");
+        write!(client, "{head}\r\n\r\n{{\"images\"").unwrap();
+        client
+    };
+    let gate = setup.clone().start();
+    let mut client = send(&gate);
+    assert!(read_until(&mut client, b"408"), "it is waited for no longer");
+    assert!(backend.seen().is_empty());
+    drop(gate);
+    let gate = setup.set("EXPORT_GATE__SHADOW__MODE", "on").start();
+    let mut client = send(&gate);
+    let reason = "would-deny\",reason=\"bad-cost";
+    let counted = || gate.metric(&format!("exportgate_requests_total{{route=\"batch\",decision=\"{reason}\"}}"));
+    eventually("it has been given up", || counted() == 1.0);
+    write!(client, ":1}}").unwrap();
+    assert!(read_until(&mut client, b"200 OK"));
+    assert_eq!(backend.last().body, b"{\"images\":1}");
 }
 
 #[test]

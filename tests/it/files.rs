@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use export_gate::clock::SystemClock;
@@ -174,6 +175,33 @@ fn a_journal_that_had_to_take_much_is_made_anew_when_the_tables_have_it() {
     assert!(!counts.is_empty());
     write(&mut store, batch(7)).unwrap();
     eventually("they are short", || journals.iter().all(|journal| size(journal) <= 16 << 20));
+}
+
+#[test]
+fn a_store_that_was_waited_for_in_vain_is_not_waited_for_once_more_at_the_end() {
+    let (left, _) = killed(NEVER);
+    let mut store = Embedded::new(options(left.path(), NEVER), Arc::new(SystemClock::new())).unwrap();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let (reached, is_there) = std::sync::mpsc::channel();
+    let rows = Box::new(move |_| {
+        reached.send(()).unwrap();
+        let _ = held.recv();
+    });
+    let runtime = runtime();
+    runtime.block_on(async {
+        let mut opening = store.open(rows);
+        assert!(std::future::poll_fn(|cx| Poll::Ready(opening.as_mut().poll(cx).is_pending())).await);
+    });
+    is_there.recv().unwrap();
+    // As if its disk hung: whoever drops it goes on all the same, and before it does.
+    let (dropped, is_dropped) = std::sync::mpsc::channel();
+    let ending = std::thread::spawn(move || {
+        drop(store);
+        let _ = dropped.send(());
+    });
+    assert_eq!(is_dropped.recv_timeout(Duration::from_secs(20)), Ok(()), "it takes 30 s otherwise");
+    drop(release);
+    ending.join().unwrap();
 }
 
 #[test]

@@ -112,12 +112,37 @@ async fn who_leaves_as_others_go_first_is_not_charged_and_counted_once() {
     drop(answer);
     assert_eq!(count(&ledger), (0, 0));
 
+    let counted = outcomes(&layer);
+    assert!(matches!(&counted[..], [one] if one.contains("client-gone") && one.ends_with(" 1")), "{counted:?}");
+}
+
+/// Of requests so far, but those that there are none of.
+fn outcomes(layer: &ExportGateLayer) -> Vec<String> {
     let (mut registry, mut text) = (prometheus_client::registry::Registry::default(), String::new());
     layer.register_metrics(&mut registry);
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     let counted = text.lines().filter(|line| line.starts_with("exportgate_requests_total") && !line.ends_with(" 0"));
-    let counted: Vec<&str> = counted.collect();
-    assert!(matches!(counted[..], [one] if one.contains("client-gone") && one.ends_with(" 1")), "{counted:?}");
+    counted.map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn who_leaves_as_others_go_first_is_counted_once_also_if_it_asks_for_the_rest_of_a_download() {
+    let (layer, ledger) = gate();
+    let mut service = layer.layer(service_fn(async |_: Request<Upload<Empty<Bytes>>>| {
+        let whole = Response::builder().header("etag", "\"a\"").body(Full::<Bytes>::from("an image")).unwrap();
+        Ok::<_, Infallible>(whole)
+    }));
+    let whole = service.ready().await.unwrap().call(download(Empty::new())).await.unwrap();
+    assert_eq!(whole.into_body().collect().await.unwrap().to_bytes(), "an image");
+    let mut rest = download(Empty::new());
+    rest.headers_mut().insert("range", "bytes=4-".parse().unwrap());
+    let mut answer = Box::pin(service.ready().await.unwrap().call(rest));
+    assert!(answer.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(answer);
+    assert_eq!(count(&ledger), (1, 0));
+    let counted = outcomes(&layer);
+    let is_once = |reason: &str| counted.iter().any(|line| line.contains(reason) && line.ends_with(" 1"));
+    assert!(counted.len() == 2 && is_once("\"charged\"") && is_once("\"client-gone\""), "{counted:?}");
 }
 
 #[tokio::test]

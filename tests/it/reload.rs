@@ -99,6 +99,36 @@ fn a_change_is_noticed_without_a_word_and_so_is_one_of_a_file_that_it_names() {
 }
 
 #[test]
+fn a_file_that_was_missing_is_noticed_when_it_comes() {
+    let (_backend, gate) = gate();
+    let named = "secret_env = \"EXPORT_GATE_JWT_SECRET\"";
+    edit(&gate, named, "secret_file = \"secret\"");
+    eventually("it is refused", || gate.metric("exportgate_config_refused_total") == 1.0);
+    std::fs::write(gate.setup.folder.path("secret"), crate::support::SECRET).unwrap();
+    eventually("it is taken over", || generation(&gate) == 2);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
+}
+
+#[test]
+fn a_file_that_changes_while_others_are_read_is_noticed() {
+    let (_backend, gate) = gate();
+    // Whoever reads this one waits for who writes it.
+    let pipe = gate.setup.folder.path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let named = "secret_env = \"EXPORT_GATE_JWT_SECRET\"";
+    edit(&gate, named, "secret_file = \"pipe\"");
+    gate.signal("HUP");
+    // Opening it waits for the reader: the configuration itself has been read by now.
+    let mut writer = std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    edit(&gate, "secret_file = \"pipe\"", named);
+    edit(&gate, LIMITS, "limits = { free = 0, pro = 30, max = 120 }");
+    writer.write_all(crate::support::SECRET.as_bytes()).unwrap();
+    drop(writer);
+    eventually("it is taken over, and the change after it", || generation(&gate) == 3);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").ai().line()]).status, 429);
+}
+
+#[test]
 fn what_is_wrong_is_said_and_the_configuration_before_it_goes_on() {
     let (_backend, gate) = gate();
     let token = Token::of("u").ai().line();
@@ -179,6 +209,35 @@ fn a_session_goes_on_under_another_configuration() {
     change(&gate, LIMITS, "limits = { free = 1, pro = 30, max = 120 }");
     assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
     assert_eq!(gate.used("u", "ai-exports"), 1);
+}
+
+#[test]
+fn what_a_reload_leaves_as_it_is_goes_on_as_it_was() {
+    let environment = [("S".to_owned(), crate::support::SECRET.to_owned())].into();
+    let text = r#"
+        default_upstream = "a"
+        upstreams.a.endpoints = ["https://one.example"]
+        identity = { issuer = "i", audience = "a", keys = [{ kid = "dev", alg = "HS256", secret_env = "S" }] }
+        routes = [{ name = "download", path = "/{design}", action = "download" }]
+        meters.exports = { window = { calendar = "week" }, limits = { free = 1 } }
+    "#;
+    let read = |text: &str| export_gate::config::parse("test", text, std::path::Path::new("."), &environment).unwrap();
+    let before = read(text).upstreams;
+    assert_eq!(read(text).upstreams, before, "an https: endpoint is equal to itself");
+    assert_ne!(read(&text.replace("one.example", "two.example")).upstreams, before);
+
+    // What headers mean is no matter of an upstream: its bound goes on counting what is under way.
+    let backend = Backend::start(Reply::Silence);
+    let gate = Setup::before(backend.address)
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__MAX_IN_FLIGHT", "1")
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__QUEUE_LIMIT", "0")
+        .start();
+    let mut hangs = TcpStream::connect(gate.address).unwrap();
+    write!(hangs, "GET /page HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    eventually("it is under way", || backend.seen().len() == 1);
+    assert_eq!(get(gate.address, "/page", &[]).status, 503);
+    change(&gate, "# trusted_hops = [\"10.0.0.0/8\"]", "trusted_hops = [\"10.0.0.0/8\"]");
+    assert_eq!(get(gate.address, "/page", &[]).status, 503, "there is no more room than before");
 }
 
 #[test]

@@ -160,6 +160,21 @@ fn a_range_request_with_another_method_is_an_export_like_any_other() {
 }
 
 #[test]
+fn downloads_whose_rest_nobody_can_ask_for_crowd_none_out() {
+    let (backend, gate) = stage(whole(TAG));
+    let token = Token::of("u").plan("pro");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 200);
+    for number in 0..256 {
+        let path = format!("/v1/designs/other{number}/download");
+        assert_eq!(request(gate.address, "POST", &path, &[&token.line()], b"").status, 200);
+    }
+    assert_eq!(gate.metric("exportgate_covers_crowded_out_total"), 0.0);
+    backend.will(part(TAG, "bytes 5-7/10"));
+    assert_eq!(range(&gate, &token).status, 206);
+    assert_eq!(gate.used("u", "fair-use"), 257);
+}
+
+#[test]
 fn the_rest_of_a_degraded_download_is_degraded_as_it_was() {
     let backend = Backend::start(whole(TAG));
     let gate = Setup::example("b-watermark-and-seats", backend.address)

@@ -9,7 +9,7 @@ use crate::config::raw;
 use crate::net::{self, Origin, Protocol, Trust, Url};
 use crate::policy::cost::{Asked, AskedFrom};
 use crate::policy::{Cost, DesignFrom, Policy, Routes};
-use crate::{design, gate, proxy};
+use crate::{gate, proxy};
 
 use super::{Problems, Surroundings, Upstream, positive};
 
@@ -22,8 +22,6 @@ pub(super) fn upstream(
     name: &str,
     raw: &raw::Upstream,
     surroundings: Surroundings<'_>,
-    designs: &design::Options,
-    acted_on: &[HeaderName],
     problems: &mut Problems,
 ) -> Upstream {
     let path = |key| ["upstreams", name, key];
@@ -53,9 +51,6 @@ pub(super) fn upstream(
             connections,
             ejection: ejection(name, raw, problems),
             bound: bound(name, raw, problems),
-            trusted_hops: designs.trusted_hops.clone(),
-            trusted_headers: [&designs.header].into_iter().chain(&designs.version_header).cloned().collect(),
-            acted_on: acted_on.to_vec(),
         },
     }
 }

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use http::HeaderMap;
 use jiff::Timestamp;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -8,7 +9,10 @@ use tokio::sync::{Semaphore, watch};
 use super::*;
 use crate::clock::ManualClock;
 use crate::design::cache::Times;
+use crate::design::{self, Designs, FeatureOptions, Saved, Source, UnknownDesign};
+use crate::identity::{Algorithm, Caller, SignedBy};
 use crate::net::Trust;
+use crate::policy::Who;
 
 /// A metadata service: answers with what was set last, once it may.
 struct Fake {
@@ -79,8 +83,8 @@ impl Fake {
     }
 }
 
-fn lookup(fake: &Fake) -> (Arc<Lookup>, Arc<ManualClock>) {
-    let options = Options {
+fn options(fake: &Fake) -> Options {
+    Options {
         url: format!("http://{}/designs/{{design}}", fake.address).parse().unwrap(),
         trust: Trust::default(),
         pointer: "/ai_features".into(),
@@ -92,9 +96,12 @@ fn lookup(fake: &Fake) -> (Arc<Lookup>, Arc<ManualClock>) {
         at_once: 64,
         cache_bytes: 1 << 20,
         authorization: None,
-    };
+    }
+}
+
+fn lookup(fake: &Fake) -> (Arc<Lookup>, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
-    (Arc::new(Lookup::new(options, Arc::default(), clock.clone())), clock)
+    (Arc::new(Lookup::new(options(fake), Arc::default(), clock.clone())), clock)
 }
 
 /// Features, age in seconds, and whether stale.
@@ -152,6 +159,44 @@ async fn what_is_said_of_a_design_that_is_saved_is_remembered_for_when_nobody_ca
     assert_eq!(saving().await, "sticker 0s");
     fake.says("no answer");
     assert_eq!(find(&lookup, None).await, "sticker 0s");
+}
+
+#[tokio::test]
+async fn a_save_whose_end_nobody_saw_is_asked_for_also_by_who_comes_much_later() {
+    let fake = Fake::start().await;
+    let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
+    let times = Times { ttl: Duration::from_mins(10), ..Times::default() };
+    let designs = Designs::new(
+        design::Options {
+            sources: vec![Source::Service],
+            header: http::HeaderName::from_static("x-design-ai-features"),
+            version_header: None,
+            trusted_hops: Vec::new(),
+            service: Some(Options { times, ..options(&fake) }),
+            unknown_design: UnknownDesign::Refuse,
+            features: FeatureOptions { ai: vec!["logo".into()], ..FeatureOptions::default() },
+        },
+        clock.clone(),
+    );
+    let caller = Caller {
+        who: Who::user("u"),
+        plan: None,
+        platform: None,
+        ai_features: None,
+        design: None,
+        design_version: None,
+        signed_by: SignedBy { kid: None, algorithm: Algorithm::Hs256 },
+    };
+    let is_ai = async || designs.facts("d", &caller, &HeaderMap::new(), None).await.unwrap().ai;
+    fake.says(r#"{"ai_features":[]}"#);
+    assert!(!is_ai().await);
+    for (saved, now_it_is) in [(Saved::Maybe, true), (Saved::Yes, false), (Saved::No, false)] {
+        designs.save_begins("d");
+        designs.save_ends("d", saved);
+        fake.says(if saved == Saved::Yes { r#"{"ai_features":[]}"# } else { r#"{"ai_features":["logo"]}"# });
+        clock.advance(Duration::from_mins(3));
+        assert_eq!(is_ai().await, now_it_is, "{saved:?}");
+    }
 }
 
 #[tokio::test]
