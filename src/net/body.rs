@@ -12,19 +12,24 @@ use tokio::sync::watch;
 
 use super::patience::Patience;
 use super::pool::Lease;
+use super::replay::Replay;
 
 /// A request's body, or none: a request without a body can be sent again. In a box, for most have none and all are moved many times.
 #[derive(Debug)]
-pub struct RequestBody<B>(Option<Pin<Box<Streamed<B>>>>);
+pub struct RequestBody<B>(Option<Box<Held<B>>>);
 
-pin_project! {
-    #[derive(Debug)]
-    struct Streamed<B> {
-        #[pin]
-        body: B,
-        // Told how it goes; gone when the body has been sent, or is not wanted any more.
-        sending: Option<watch::Sender<Sending>>,
-    }
+#[derive(Debug)]
+enum Held<B> {
+    Own(Streamed<B>),
+    /// It may have to be sent again.
+    Kept(Replay<Streamed<B>>),
+}
+
+#[derive(Debug)]
+struct Streamed<B> {
+    body: B,
+    /// Told how it goes; gone when the body has been sent, or is not wanted any more.
+    sending: Option<watch::Sender<Sending>>,
 }
 
 /// How the sending of a body goes.
@@ -46,7 +51,34 @@ impl<B> RequestBody<B> {
 
     /// Another receiver of the same.
     pub(super) fn watch(&self) -> Option<watch::Receiver<Sending>> {
-        self.0.as_ref()?.sending.as_ref().map(watch::Sender::subscribe)
+        let subscribe = |streamed: &Streamed<B>| streamed.sending.as_ref().map(watch::Sender::subscribe);
+        match self.0.as_deref()? {
+            Held::Own(streamed) => subscribe(streamed),
+            Held::Kept(replay) => replay.with(subscribe),
+        }
+    }
+
+    /// The body as it may have to be sent again; `None` if there is none. From now on what is handed out of it is kept, while that is not
+    /// much.
+    pub(super) fn keep(&mut self) -> Option<Again<B>> {
+        let replay = match *self.0.take()? {
+            Held::Own(streamed) => Replay::new(streamed),
+            Held::Kept(replay) => replay,
+        };
+        let again = Again(replay.same());
+        self.0 = Some(Box::new(Held::Kept(replay)));
+        Some(again)
+    }
+}
+
+/// A body that may have to be sent again.
+#[derive(Debug)]
+pub(super) struct Again<B>(Replay<Streamed<B>>);
+
+impl<B> Again<B> {
+    /// All of it, if it was kept. Whoever had it before is given no more.
+    pub(super) fn body(self) -> Option<RequestBody<B>> {
+        self.0.again().map(|replay| RequestBody(Some(Box::new(Held::Kept(replay)))))
     }
 }
 
@@ -58,42 +90,70 @@ impl<B: Body> RequestBody<B> {
             return (Self::none(), None);
         }
         let (sending, sent) = watch::channel(Sending::Going);
-        (Self(Some(Box::pin(Streamed { body, sending: Some(sending) }))), Some(sent))
+        (Self(Some(Box::new(Held::Own(Streamed { body, sending: Some(sending) })))), Some(sent))
     }
 }
 
-impl<B: Body> Body for RequestBody<B> {
-    type Data = B::Data;
+impl<B: Body<Data = Bytes> + Unpin> Body for RequestBody<B> {
+    type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let Some(streamed) = &mut self.get_mut().0 else { return Poll::Ready(None) };
-        let mut this = streamed.as_mut().project();
-        let polled = this.body.as_mut().poll_frame(cx);
-        let Some(sending) = this.sending else { return polled };
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.get_mut().0.as_deref_mut() {
+            None => Poll::Ready(None),
+            Some(Held::Own(streamed)) => Pin::new(streamed).poll_frame(cx),
+            Some(Held::Kept(replay)) => Pin::new(replay).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self.0.as_deref() {
+            None => true,
+            Some(Held::Own(streamed)) => streamed.is_end_stream(),
+            Some(Held::Kept(replay)) => replay.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.0.as_deref() {
+            None => SizeHint::with_exact(0),
+            Some(Held::Own(streamed)) => streamed.size_hint(),
+            Some(Held::Kept(replay)) => replay.size_hint(),
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Streamed<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let Self { body, sending } = self.get_mut();
+        let polled = Pin::new(&mut *body).poll_frame(cx);
+        let Some(told) = sending else { return polled };
         match &polled {
             // Who is told hears of it once: that there is still nothing is no news.
             Poll::Pending => {
-                sending.send_if_modified(|now| std::mem::replace(now, Sending::Starving) != Sending::Starving);
+                told.send_if_modified(|now| std::mem::replace(now, Sending::Starving) != Sending::Starving);
             }
             Poll::Ready(Some(Err(_))) => {
-                sending.send_replace(Sending::Broken);
-                *this.sending = None;
+                told.send_replace(Sending::Broken);
+                *sending = None;
             }
-            Poll::Ready(Some(Ok(_))) if !this.body.is_end_stream() => {
-                sending.send_replace(Sending::Going);
+            Poll::Ready(Some(Ok(_))) if !body.is_end_stream() => {
+                told.send_replace(Sending::Going);
             }
-            Poll::Ready(_) => *this.sending = None,
+            Poll::Ready(_) => *sending = None,
         }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|streamed| streamed.body.is_end_stream())
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or(SizeHint::with_exact(0), |streamed| streamed.body.size_hint())
+        self.body.size_hint()
     }
 }
 
@@ -103,6 +163,9 @@ pub enum BodyError {
     /// The connection broke.
     #[error(transparent)]
     Broken(hyper::Error),
+    /// It is shorter than was said, and nothing was said to be wrong.
+    #[error("the stream was reset before its end")]
+    Short,
     /// It stood still.
     #[error("nothing has come for {0:?}")]
     StoodStill(Duration),
@@ -163,6 +226,10 @@ impl<B> Body for PooledBody<B> {
                 Some(Err(BodyError::StoodStill(patience.limit())))
             }
             (Poll::Pending, None) => return Poll::Pending,
+            // A reset that names no error is an end for hyper (RFC 9113, section 8.1): it is one if all is there.
+            (Poll::Ready(None), _) if !this.body.is_end_stream() && this.body.size_hint().lower() > 0 => {
+                Some(Err(BodyError::Short))
+            }
             (Poll::Ready(frame), patience) => {
                 patience.map(Patience::restore);
                 frame.map(|frame| frame.map_err(BodyError::Broken))

@@ -88,7 +88,7 @@ impl<B> Connections<B> {
 
 impl<B> Connections<B>
 where
-    B: Body<Data = Bytes> + Send + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// A new connection, lent at once.
@@ -146,7 +146,7 @@ impl<B> Lent<B> {
 
 impl<B> Lent<B>
 where
-    B: Body<Data = Bytes> + Send + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// Sends a request and waits for the head of its answer; no longer than `until`, and after that the connection is good for nothing. If

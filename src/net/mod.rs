@@ -14,6 +14,7 @@ mod http2;
 mod last_words;
 mod patience;
 mod pool;
+mod replay;
 mod resolve;
 mod seldom;
 mod tls;

@@ -13,7 +13,7 @@ use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::body::{PooledBody, RequestBody, Sending};
+use super::body::{Again, PooledBody, RequestBody, Sending};
 use super::http1;
 use super::http2::{self, Found};
 use super::last_words::LastWords;
@@ -195,7 +195,8 @@ where
     ///
     /// A request without a body, of a method that is safe, is sent once more if a connection that was used before died before any byte
     /// of the answer (RFC 9110, section 9.2.2; RFC 9112, section 9.3.1). One that was not looked at is sent on another connection,
-    /// whatever its method, if it is still whole: it never left, or the server says so and it has no body (RFC 9113, section 8.7).
+    /// whatever its method, if it is still whole: it never left, or the server says so and of its body not much was sent (RFC 9113,
+    /// section 8.7).
     ///
     /// # Errors
     ///
@@ -239,8 +240,11 @@ where
             };
             let was_used = lease.was_used_before();
             let upload = whole.body().watch();
-            let may_be_repeated = lease.is_http2() || was_used && whole.method().is_safe();
-            let copy = may_be_repeated.then(|| Copy::of(whole)).flatten();
+            let copy = match lease.is_http2() {
+                true => Some(Copy::with_body(whole)),
+                false if was_used && whole.method().is_safe() => Copy::of(whole),
+                false => None,
+            };
             let source = match self.exchange(lease, until, request).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failed::Host) => return Err(SendError::Host),
@@ -414,20 +418,28 @@ fn died_unanswered(error: &hyper::Error) -> bool {
     error.is_incomplete_message() || error.is_user() || io.is_some_and(reset)
 }
 
-/// A request without a body, written down: it can be sent again. Hardly any is: a clone would count and free each part for nothing.
-struct Copy {
+/// A request, written down: it can be sent again. Hardly any is: a clone would count and free each part for nothing.
+struct Copy<B> {
     method: Method,
     target: Uri,
     /// Its fields, each as `name:value`, or `name;value` if it is sensitive, and a line break. None of these is in a name, the last in no
     /// value.
     lines: Vec<u8>,
+    body: Option<Again<B>>,
 }
 
-impl Copy {
-    fn of<B: Body>(request: &Request<RequestBody<B>>) -> Option<Self> {
-        if !request.body().is_end_stream() {
-            return None;
-        }
+impl<B: Body<Data = Bytes> + Unpin> Copy<B> {
+    /// `None` if it has a body.
+    fn of(request: &Request<RequestBody<B>>) -> Option<Self> {
+        request.body().is_end_stream().then(|| Self::of_head(request))
+    }
+
+    /// With a body, if it has one and not too much of that has been handed out by then.
+    fn with_body(request: &mut Request<RequestBody<B>>) -> Self {
+        Self { body: request.body_mut().keep(), ..Self::of_head(request) }
+    }
+
+    fn of_head(request: &Request<RequestBody<B>>) -> Self {
         let fields = request.headers();
         let length = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 2;
         let mut lines = Vec::with_capacity(fields.iter().map(length).sum());
@@ -437,16 +449,21 @@ impl Copy {
             lines.extend_from_slice(value.as_bytes());
             lines.push(b'\n');
         }
-        Some(Self { method: request.method().clone(), target: request.uri().clone(), lines })
+        Self { method: request.method().clone(), target: request.uri().clone(), lines, body: None }
     }
 
+    /// Whether it may be sent again although somebody may have seen it.
     fn is_safe(&self) -> bool {
-        self.method.is_safe()
+        self.method.is_safe() && self.body.is_none()
     }
 
-    /// `None` if a field cannot be read again: without it the request would be another one.
-    fn request<B>(self) -> Option<Request<RequestBody<B>>> {
-        let mut request = Request::new(RequestBody::none());
+    /// `None` if a field or its body cannot be read again: without it the request would be another one.
+    fn request(self) -> Option<Request<RequestBody<B>>> {
+        let body = match self.body {
+            Some(again) => again.body()?,
+            None => RequestBody::none(),
+        };
+        let mut request = Request::new(body);
         *request.method_mut() = self.method;
         *request.uri_mut() = self.target;
         for line in self.lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
@@ -501,7 +518,7 @@ mod tests {
                 value.set_sensitive(is_sensitive);
                 request.headers_mut().append(name, value);
             }
-            let copy = Copy::of(&request).unwrap().request::<Empty<Bytes>>().unwrap();
+            let copy = Copy::of(&request).unwrap().request().unwrap();
             let all = |request: &Request<_>| -> Vec<_> {
                 let fields = request.headers().iter();
                 fields.map(|(name, value)| (name.clone(), value.clone(), value.is_sensitive())).collect()

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use arc_swap::{ArcSwap, Cache};
 use bytes::Bytes;
 use http::header::UPGRADE;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
@@ -137,7 +137,8 @@ impl hyper::service::Service<Request<Incoming>> for Front {
         let exit = request.headers().contains_key(UPGRADE).then(|| self.exit.clone());
         let Made { of: current, stack, .. } = &mut *self.made_of_latest();
         let state = if under_way.take_place(current.max_in_flight) {
-            let request = request.map(|body| ClientBody::new(body, &self.activity));
+            let version = request.version();
+            let request = request.map(|body| ClientBody::new(body, version, &self.activity));
             State::Admitted { future: stack.call(request) }
         } else {
             State::Shed { answer: Some(current.layer.overloaded(&request)) }
@@ -227,6 +228,7 @@ pin_project! {
     /// The body of a request, as the client sends it.
     #[derive(Debug)]
     pub(super) struct ClientBody {
+        is_http2: bool,
         // Dropped first: once the body is, the connection goes on, and has to know.
         under_way: Option<UploadUnderWay>,
         #[pin]
@@ -235,19 +237,34 @@ pin_project! {
 }
 
 impl ClientBody {
-    fn new(body: Incoming, activity: &Arc<Activity>) -> Self {
+    fn new(body: Incoming, version: Version, activity: &Arc<Activity>) -> Self {
         let under_way = (!body.is_end_stream()).then(|| UploadUnderWay::new(activity.clone()));
-        Self { under_way, body }
+        Self { is_http2: version == Version::HTTP_2, under_way, body }
     }
+}
+
+/// Why an upload ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UploadError {
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// Its stream was reset, and no error named: for hyper that is an end.
+    #[error("the stream was reset before its end")]
+    Reset,
 }
 
 impl Body for ClientBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = UploadError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         let mut this = self.project();
-        let polled = this.body.as_mut().poll_frame(cx);
+        let polled = match this.body.as_mut().poll_frame(cx) {
+            Poll::Ready(None) if *this.is_http2 && !this.body.is_end_stream() => {
+                Poll::Ready(Some(Err(UploadError::Reset)))
+            }
+            polled => polled.map(|frame| frame.map(|frame| frame.map_err(UploadError::Broken))),
+        };
         if let Some(under_way) = this.under_way {
             under_way.waits(polled.is_pending());
             if matches!(polled, Poll::Ready(None)) || this.body.is_end_stream() {

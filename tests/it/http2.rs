@@ -1,14 +1,16 @@
 //! A hostile client of HTTP/2, frame by frame (RFC 9113): whatever it does, the gate still serves, and an export that was under way on the
 //! same connection is charged if it was delivered, and given back if it was not. And a backend of HTTP/2 that goes away.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, read_until, request};
+use crate::support::{
+    Backend, Gate, Http2Backend, Http2Reply, Reply, Setup, Token, eventually, get, read_until, request,
+};
 
 const EXPORT: &str = "/v1/designs/d1/download";
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -417,6 +419,40 @@ fn whatever_a_client_does_the_gate_serves_and_counts_what_it_has_delivered() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+#[test]
+fn an_upload_that_is_reset_without_an_error_is_broken_off_all_the_same() {
+    let backend = Http2Backend::start(10, Http2Reply::Answer);
+    let by_http1 = Backend::start(Reply::By(|seen| match seen.body.is_empty() {
+        true => Reply::image(),
+        false => Reply::json("200 OK"),
+    }));
+    for (address, protocol) in [(by_http1.address, "http1"), (backend.address, "http2")] {
+        let gate = Setup::before(address)
+            .set("EXPORT_GATE__SERVER__H2C", "true")
+            .set("EXPORT_GATE__UPSTREAMS__RENDERER__PROTOCOL", protocol)
+            .start();
+        for length in [None, Some(("content-length", "100"))] {
+            let mut stream = TcpStream::connect(gate.address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let save = headers(0, 1, &fields("PUT", "/v1/designs/d1", length.as_slice()));
+            let part = frame(DATA, 0, 1, b"the first part");
+            stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &save, &part].concat()).unwrap();
+            // So that its part is on its way to the backend.
+            stream.write_all(&page(3)).unwrap();
+            let mut seen = Seen::default();
+            assert!(seen.until(&mut stream, |seen| seen.answers.iter().any(|(stream, _)| *stream == 3)), "{seen:?}");
+            stream.write_all(&frame(RST_STREAM, 0, 1, &[0; 4])).unwrap();
+            stream.write_all(&page(5)).unwrap();
+            assert!(seen.until(&mut stream, |seen| seen.answers.iter().any(|(stream, _)| *stream == 5)), "{seen:?}");
+            assert!(settles(&gate));
+        }
+    }
+    let saves = backend.seen().into_iter().filter(|seen| seen.head.method() == "PUT").count();
+    assert_eq!(saves, 0, "nobody may take a part for the whole");
+    let saves = by_http1.seen().into_iter().filter(|seen| seen.line.starts_with("PUT")).count();
+    assert_eq!(saves, 0, "nobody may take a part for the whole");
+}
+
 /// 25 exports of one user on each of four connections.
 fn ask_for_many(gate: &Gate, token: &str) -> Vec<TcpStream> {
     let connections = (0..4).map(|_| {
@@ -489,21 +525,30 @@ enum Reaction {
 struct Leaving {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<(usize, u32)>>>,
+    /// What came of uploads.
+    uploads: Arc<Mutex<Uploads>>,
 }
+
+type Uploads = BTreeMap<(usize, u32), Vec<u8>>;
 
 impl Leaving {
     fn start(react: fn(usize, u32) -> Reaction) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let seen: Arc<Mutex<Vec<(usize, u32)>>> = Arc::default();
-        let shared = seen.clone();
+        let uploads: Arc<Mutex<Uploads>> = Arc::default();
+        let shared = (seen.clone(), uploads.clone());
         std::thread::spawn(move || {
             for (index, stream) in listener.incoming().map_while(Result::ok).enumerate() {
-                let seen = shared.clone();
-                std::thread::spawn(move || speak(stream, index, react, &seen));
+                let (seen, uploads) = shared.clone();
+                std::thread::spawn(move || speak(stream, index, react, &seen, &uploads));
             }
         });
-        Self { address, seen }
+        Self { address, seen, uploads }
+    }
+
+    fn upload(&self, connection: usize, stream: u32) -> Vec<u8> {
+        self.uploads.lock().unwrap().get(&(connection, stream)).cloned().unwrap_or_default()
     }
 
     fn seen(&self) -> Vec<(usize, u32)> {
@@ -516,6 +561,7 @@ fn speak(
     index: usize,
     react: fn(usize, u32) -> Reaction,
     seen: &Mutex<Vec<(usize, u32)>>,
+    uploads: &Mutex<Uploads>,
 ) -> io::Result<()> {
     stream.read_exact(&mut [0; PREFACE.len()])?;
     stream.write_all(&frame(SETTINGS, 0, 0, &[]))?;
@@ -524,6 +570,7 @@ fn speak(
         match kind {
             SETTINGS if flags & ACK == 0 => stream.write_all(&frame(SETTINGS, ACK, 0, &[]))?,
             PING if flags & ACK == 0 => stream.write_all(&frame(PING, ACK, 0, &payload))?,
+            DATA => uploads.lock().unwrap().entry((index, id)).or_default().extend(payload),
             HEADERS => {
                 seen.lock().unwrap().push((index, id));
                 let good_bye = |last: u32| frame(GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat());
@@ -577,10 +624,11 @@ fn what_a_backend_has_not_looked_at_before_it_went_away_is_repeated_once() {
             assert_eq!(second_export(&backend, method, b""), (200, 2), "{method} {hangs_up}");
             assert_eq!(backend.seen(), [(0, 1), (0, 3), (1, 1)], "{method} {hangs_up}");
         }
-        // What has a body is gone with it.
+        // With all of a body that is not too long to be kept.
         let backend = Leaving::start(react);
-        assert_eq!(second_export(&backend, "POST", b"{}"), (502, 1), "{hangs_up}");
-        assert_eq!(backend.seen(), [(0, 1), (0, 3)], "{hangs_up}");
+        assert_eq!(second_export(&backend, "POST", b"a save"), (200, 2), "{hangs_up}");
+        assert_eq!(backend.seen(), [(0, 1), (0, 3), (1, 1)], "{hangs_up}");
+        eventually("the upload is whole", || backend.upload(1, 1) == b"a save");
     }
 }
 
