@@ -2,6 +2,7 @@
 
 mod activity;
 mod backends;
+mod client_body;
 mod connection;
 mod front;
 mod listener;

@@ -59,6 +59,8 @@ pub(super) struct Activity {
     answers_waiting: AtomicUsize,
     /// Whether an upload was not read to its end: nobody wanted more of it.
     left_an_upload: AtomicBool,
+    /// Whether what there still is of an upload is more than would be read if nobody wants it.
+    upload_is_long: AtomicBool,
     /// Whether frames are read that are no request: then a read begins no head.
     multiplexed: AtomicBool,
 }
@@ -79,6 +81,7 @@ impl Activity {
             uploads_waiting: AtomicUsize::new(0),
             answers_waiting: AtomicUsize::new(0),
             left_an_upload: AtomicBool::new(false),
+            upload_is_long: AtomicBool::new(false),
             multiplexed: AtomicBool::new(false),
         }
     }
@@ -223,6 +226,13 @@ impl UnderWay {
         self.has_place
     }
 
+    /// Whether the connection may have to end with the answer, because too much of the request comes behind it.
+    pub(super) fn closes_early(&self) -> bool {
+        let Activity { uploads, upload_is_long, .. } = &*self.activity;
+        let is_unread = self.activity.may_be_sending() || uploads.load(Relaxed) > 0 && upload_is_long.load(Relaxed);
+        is_unread && !self.activity.multiplexed.load(Relaxed)
+    }
+
     /// Whether the client has yet to take what it was handed.
     pub(super) fn answer_waits(&mut self, waits: bool) {
         if waits && !self.answer_waits {
@@ -260,6 +270,19 @@ impl UploadUnderWay {
     /// All of it has been read.
     pub(super) const fn ended(&mut self) {
         self.has_ended = true;
+    }
+
+    pub(super) const fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Whether what there still is of it is more than would be read if nobody wants it.
+    pub(super) fn is_long(&self, is_long: bool) {
+        self.activity.upload_is_long.store(is_long, Relaxed);
+    }
+
+    pub(super) fn is_too_long(&self) -> bool {
+        self.activity.upload_is_long.load(Relaxed)
     }
 
     /// Whether the client is waited for.

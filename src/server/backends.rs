@@ -18,7 +18,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tower::Service;
 
-use super::front::ClientBody;
+use super::client_body::ClientBody;
 use crate::clock::Clock;
 use crate::config::{Config, Upstream};
 use crate::gate::{Answers, Asker, Upload};

@@ -10,17 +10,17 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use arc_swap::{ArcSwap, Cache};
-use bytes::Bytes;
-use http::header::UPGRADE;
-use http::{Request, Response, StatusCode, Version};
+use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tokio_rustls::TlsAcceptor;
 use tower::{Layer, Service};
 
-use super::activity::{Activity, UnderWay, UploadUnderWay};
+use super::activity::{Activity, UnderWay};
 use super::backends::{AnswerBody, Backends};
+use super::client_body::ClientBody;
 use super::connection::Options as ConnectionOptions;
 use super::{Options, tls};
 use crate::config::Config;
@@ -137,9 +137,7 @@ impl hyper::service::Service<Request<Incoming>> for Front {
         let exit = request.headers().contains_key(UPGRADE).then(|| self.exit.clone());
         let Made { of: current, stack, .. } = &mut *self.made_of_latest();
         let state = if under_way.take_place(current.max_in_flight) {
-            let version = request.version();
-            let request = request.map(|body| ClientBody::new(body, version, &self.activity));
-            State::Admitted { future: stack.call(request) }
+            State::Admitted { future: stack.call(ClientBody::of(request, &self.activity)) }
         } else {
             State::Shed { answer: Some(current.layer.overloaded(&request)) }
         };
@@ -181,9 +179,12 @@ where
             }
             StateProjection::Shed { answer } => answer.take(),
         };
-        let (Some(answer), Some(under_way)) = (answer, this.under_way.take()) else {
+        let (Some(mut answer), Some(under_way)) = (answer, this.under_way.take()) else {
             unreachable!("polled after it was ready")
         };
+        if under_way.closes_early() {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS
             && let Some(exit) = this.exit
         {
@@ -212,65 +213,6 @@ impl<B: Body> Body for Tracked<B> {
         let polled = this.body.poll_frame(cx);
         // Who asks for more has taken what there was; who is handed something has it to take.
         this.under_way.answer_waits(matches!(polled, Poll::Ready(Some(Ok(_)))));
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-pin_project! {
-    /// The body of a request, as the client sends it.
-    #[derive(Debug)]
-    pub(super) struct ClientBody {
-        is_http2: bool,
-        // Dropped first: once the body is, the connection goes on, and has to know.
-        under_way: Option<UploadUnderWay>,
-        #[pin]
-        body: Incoming,
-    }
-}
-
-impl ClientBody {
-    fn new(body: Incoming, version: Version, activity: &Arc<Activity>) -> Self {
-        let under_way = (!body.is_end_stream()).then(|| UploadUnderWay::new(activity.clone()));
-        Self { is_http2: version == Version::HTTP_2, under_way, body }
-    }
-}
-
-/// Why an upload ended before its end.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum UploadError {
-    #[error(transparent)]
-    Broken(#[from] hyper::Error),
-    /// Its stream was reset, and no error named: for hyper that is an end.
-    #[error("the stream was reset before its end")]
-    Reset,
-}
-
-impl Body for ClientBody {
-    type Data = Bytes;
-    type Error = UploadError;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
-        let mut this = self.project();
-        let polled = match this.body.as_mut().poll_frame(cx) {
-            Poll::Ready(None) if *this.is_http2 && !this.body.is_end_stream() => {
-                Poll::Ready(Some(Err(UploadError::Reset)))
-            }
-            polled => polled.map(|frame| frame.map(|frame| frame.map_err(UploadError::Broken))),
-        };
-        if let Some(under_way) = this.under_way {
-            under_way.waits(polled.is_pending());
-            if matches!(polled, Poll::Ready(None)) || this.body.is_end_stream() {
-                under_way.ended();
-            }
-        }
         polled
     }
 

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
@@ -105,6 +106,47 @@ fn an_export_that_is_refused_does_not_ask_for_its_upload() {
         assert!(read_until(&mut client, format!("HTTP/1.1 {status}").as_bytes()), "{status} comes first");
     }
     assert_eq!((backend.seen().len(), gate.used("v", "ai-exports")), (2, 2));
+}
+
+/// What is answered to one request after the other on a connection, until one is: the heads.
+fn head(stream: &mut TcpStream) -> String {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
+    stream.read_exact(&mut vec![0; length]).unwrap();
+    head
+}
+
+#[test]
+fn what_comes_behind_the_upload_of_a_refused_export_is_not_lost() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let gate = before(backend.address);
+    let first_of = |framing: &str| {
+        let mut client = TcpStream::connect(gate.address).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        write!(client, "POST {EXPORT} HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n").unwrap();
+        (head(&mut client), client)
+    };
+    for (framing, upload) in
+        [("content-length: 12", "twelve bytes"), ("transfer-encoding: chunked", "3\r\nabc\r\n0\r\n\r\n")]
+    {
+        let (refused, mut client) = first_of(framing);
+        assert!(refused.starts_with("http/1.1 401") && !refused.contains("connection: close"), "{refused}");
+        // Its upload comes only now, and the save right behind it.
+        write!(client, "{upload}PUT /v1/designs/d1 HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\na save").unwrap();
+        assert!(head(&mut client).starts_with("http/1.1 200"));
+        assert_eq!(backend.last().body, b"a save");
+    }
+    assert_eq!(backend.seen().len(), 2);
+    // Where it would be too much, or the client may go on without it, it is told that the connection ends.
+    for framing in ["content-length: 1000000", "content-length: 12\r\nexpect: 100-continue"] {
+        let (refused, mut client) = first_of(framing);
+        assert!(refused.starts_with("http/1.1 401") && refused.contains("connection: close"), "{refused}");
+        assert_eq!(client.read(&mut [0; 9]).unwrap_or(0), 0, "and does");
+    }
 }
 
 #[test]
