@@ -174,6 +174,7 @@ pub(super) fn build(
         team: policy.counts_by_team(),
         seats: policy.counts_by_seat(),
         billing_anchor: policy.counts_by_billing_period(),
+        ai_features: designs.sources.contains(&design::Source::Claim),
     };
     identity::token_query(&raw, &mut problems);
     identity.claims.plans = identity::plans(&raw.identity, &policy.plans, &mut problems);

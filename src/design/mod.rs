@@ -117,6 +117,14 @@ pub struct Facts {
     pub trouble: Option<Arc<str>>,
 }
 
+impl Facts {
+    /// Of a design that no source knows, where that is all the same.
+    pub fn unknown() -> Self {
+        let source = Source::Default;
+        Self { ai: false, features: Arc::default(), source, age: None, stale: false, version: None, trouble: None }
+    }
+}
+
 /// No source knows the design, and `unknown_design` is `refuse`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unknown {

@@ -15,6 +15,7 @@ use super::record::Record;
 use super::refusal::Refusal;
 use super::resume::{Target, asks_for_a_part};
 use super::upload::{ReadAheadError, Upload};
+use crate::design::Facts;
 use crate::identity::{Caller, TokenError};
 use crate::ledger::{ChargeRequest, Representation};
 use crate::policy::{BadCost, Demand, Export, Found, MeterId, Misread, NeedsBody, PlanId, Undecided, cost};
@@ -92,7 +93,12 @@ impl Gate {
         let key = idempotency_key(&head.headers)?;
 
         let facts = self.parts.designs.facts(design, &caller, &head.headers, peer).await;
-        let facts = facts.inspect_err(|unknown| record.detail(unknown)).map_err(|_| Refusal::UnknownDesign)?;
+        let facts = match facts.inspect_err(|unknown| record.detail(unknown)) {
+            Ok(facts) => facts,
+            Err(_) if policy.asks_for_features() => return Err(Refusal::UnknownDesign),
+            // It would be counted all the same.
+            Err(_) => Facts::unknown(),
+        };
         record.found(&facts);
         let route = &*found.route;
         let export = Export {

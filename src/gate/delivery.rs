@@ -1,7 +1,7 @@
 //! When a charge sticks (counting rules, section 4): which answers hand a file out, and how far one got.
 
 use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, LOCATION};
-use http::{HeaderMap, StatusCode, response};
+use http::{HeaderMap, HeaderValue, StatusCode, response};
 
 use super::pace::Taking;
 use super::record::Record;
@@ -38,7 +38,9 @@ fn redirects(status: StatusCode) -> bool {
 
 /// On an export route everything is a file but what the backend marks as a message to a program or a person.
 fn is_file(status: StatusCode, headers: &HeaderMap) -> bool {
-    may_hand_out(status) && (is_attachment(headers) || !media_type(headers).is_some_and(is_message))
+    // Of several media types nobody knows which one a client believes.
+    let is_marked = headers.contains_key(CONTENT_TYPE) && media_types(headers).all(is_message);
+    may_hand_out(status) && (is_attachment(headers) || !is_marked)
 }
 
 /// Whether an answer on a path that no route knows carries what an export would: an image, a document to print, an archive of them, or
@@ -49,7 +51,7 @@ pub(super) fn looks_like_an_export(head: &response::Parts, body_is_empty: bool) 
     let is_one = |sent: &[u8]| kinds.iter().any(|kind| starts_with(sent, kind)) && !is_message(sent);
     !body_is_empty
         && may_hand_out(head.status)
-        && (media_type(&head.headers).is_some_and(is_one) || is_attachment(&head.headers))
+        && (media_types(&head.headers).any(is_one) || is_attachment(&head.headers))
 }
 
 fn may_hand_out(status: StatusCode) -> bool {
@@ -67,13 +69,14 @@ fn is_message(media_type: &[u8]) -> bool {
 }
 
 fn is_attachment(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_DISPOSITION).is_some_and(|sent| starts_with(sent.as_bytes().trim_ascii(), b"attachment"))
+    let is_one = |sent: &HeaderValue| starts_with(sent.as_bytes().trim_ascii(), b"attachment");
+    headers.get_all(CONTENT_DISPOSITION).iter().any(is_one)
 }
 
-/// The media type without its parameters.
-fn media_type(headers: &HeaderMap) -> Option<&[u8]> {
-    let sent = headers.get(CONTENT_TYPE)?.as_bytes();
-    Some(sent.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii())
+/// The media types that are said, one nearly always, without their parameters.
+fn media_types(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let lines = headers.get_all(CONTENT_TYPE).iter();
+    lines.map(|sent| sent.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii())
 }
 
 fn starts_with(text: &[u8], start: &[u8]) -> bool {

@@ -72,7 +72,7 @@ pub struct ClaimPointers {
     pub plans: BTreeMap<String, Arc<str>>,
 }
 
-/// Claims that are read only if something is counted by them.
+/// Claims that are read only if something is counted by them, or asked of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counted {
     /// Whether a meter counts by team.
@@ -81,12 +81,14 @@ pub struct Counted {
     pub seats: bool,
     /// Whether a window is a billing period.
     pub billing_anchor: bool,
+    /// Whether tokens are asked what is in a design.
+    pub ai_features: bool,
 }
 
 impl Default for Counted {
     /// All of them.
     fn default() -> Self {
-        Self { team: true, seats: true, billing_anchor: true }
+        Self { team: true, seats: true, billing_anchor: true, ai_features: true }
     }
 }
 
@@ -130,7 +132,7 @@ impl ClaimPointers {
             plan: text(claims, &self.plan, "plan")?
                 .map(|name| self.plans.get(name).cloned().unwrap_or_else(|| name.into())),
             platform: text(claims, &self.platform, "platform")?.and_then(Platform::sent),
-            ai_features: list(claims, &self.ai_features, "ai_features")?,
+            ai_features: if counted.ai_features { list(claims, &self.ai_features, "ai_features")? } else { None },
             design: design(claims, &self.design)?,
             design_version: name(claims, &self.design_version, "design_version")?,
             signed_by: signed_by.clone(),
@@ -242,9 +244,9 @@ mod tests {
 
     #[test]
     fn what_nothing_is_counted_by_may_be_anything() {
-        let claims = json!({ "sub": "anna", "team": ["acme"], "seats": "5", "billing_anchor": "" });
+        let claims = json!({ "sub": "anna", "team": ["acme"], "seats": "5", "billing_anchor": "", "ai_features": 5 });
         assert!(caller(&claims).is_err());
-        let counted = Counted { team: false, seats: false, billing_anchor: false };
+        let counted = Counted { team: false, seats: false, billing_anchor: false, ai_features: false };
         let pointers = ClaimPointers { counted, ..ClaimPointers::default() };
         let read = pointers.caller(&claims, &SignedBy { kid: None, algorithm: Algorithm::Hs256 }).unwrap();
         assert_eq!(read.who, Who::user("anna"));

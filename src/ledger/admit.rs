@@ -290,8 +290,8 @@ fn owed(covered_by: &[CoverUse]) -> Images {
     owed.flat_map(|by| by.meters.iter().map(|meter| (*meter, by.paid_for(*meter)))).collect()
 }
 
-/// The session that an export opens: for what it has booked, or is degraded by, on meters with sessions. What a crash has cut short was
-/// booked before it.
+/// The session that an export opens: for what it has booked on meters with sessions. What a crash has cut short was booked before it. If it
+/// is only degraded by such meters it opens none, and whoever enters the screen has left it before.
 fn opening(request: &ChargeRequest<'_>, own: &Reservation, covered_by: &[CoverUse]) -> Option<Opening> {
     let with_sessions = || request.demands.iter().filter(|demand| demand.session == SessionUse::Opens);
     let degraded = with_sessions().map(|demand| demand.meter).filter(|meter| own.degraded.contains(meter)).collect();
@@ -301,10 +301,12 @@ fn opening(request: &ChargeRequest<'_>, own: &Reservation, covered_by: &[CoverUs
     };
     let booked = with_sessions().filter(|demand| is_booked(demand.meter));
     let meters: SmallVec<_> = booked.map(|demand| (demand.meter, demand.cost)).collect();
-    (!meters.is_empty()).then(|| {
-        let session = cover(CoverKind::Session, request.user, request.session);
-        Opening { session, version: request.version.cloned(), meters, degraded }
-    })
+    (!meters.is_empty() || own.degraded.iter().any(|meter| with_sessions().any(|demand| demand.meter == *meter))).then(
+        || {
+            let session = cover(CoverKind::Session, request.user, request.session);
+            Opening { session, version: request.version.cloned(), meters, degraded }
+        },
+    )
 }
 
 /// Decides about one demand; deny beats degrade.
@@ -315,7 +317,9 @@ fn rule(standing: &Standing, covered_by: &[CoverUse], made: Option<&[MeterId]>) 
     }
     match (made, covered_by.iter().any(|by| by.degraded.contains(meter))) {
         (Some(degraded), _) if degraded.contains(meter) => return Ruling::Degrade,
-        (None, true) => return Ruling::Degrade,
+        (None, true) if standing.on_exceed == OnExceed::Degrade => return Ruling::Degrade,
+        // The meter has become another: what was degraded is not covered by it.
+        (None, true) => {}
         // It should have been degraded before it was made.
         (Some(_), true) => return Ruling::Refuse,
         (_, false) => {}

@@ -371,6 +371,14 @@ impl Covers {
         opened
     }
 
+    /// Ends a cover.
+    pub(super) fn end(&self, name: &CoverName) {
+        if let Some(mut of_user) = self.by_user.get_mut(&name.user) {
+            of_user.remove(name.kind, &name.what);
+        }
+        self.tidy(&name.user);
+    }
+
     /// Ends a session, and those of its name that are about to open; whether there was one.
     pub(super) fn leave(&self, name: &CoverName) -> bool {
         let known = self.by_user.get_mut(&name.user).is_some_and(|mut of_user| {

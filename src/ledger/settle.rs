@@ -50,7 +50,7 @@ impl Ledger {
             |images: Images| -> Images { images.into_iter().chain(delivered.owed.iter().copied()).collect() };
         unflushed.delivered(&charge.booked, charge.group > 0);
         unflushed.closed(charge.take_open().as_ref());
-        let mut open = |name: &CoverName, lasts: Duration, cover: Cover| {
+        let open = |unflushed: &mut Unflushed, name: &CoverName, lasts: Duration, cover: Cover| {
             let cover = Cover { until: now.saturating_add(lasts), under_way: None, ..cover };
             unflushed.opened(self.digests.of(name), name.clone(), cover.ends());
             if let Some(surplus) = self.covers.open(name, cover) {
@@ -71,7 +71,12 @@ impl Ledger {
                 version: opening.version.clone(),
                 ..Cover::of_settled(charge)
             };
-            open(&opening.session, self.options().session_max, cover);
+            if cover.meters.is_empty() {
+                self.covers.end(&opening.session);
+                unflushed.gone(self.digests.of(&opening.session), opening.session.clone());
+            } else {
+                open(&mut unflushed, &opening.session, self.options().session_max, cover);
+            }
         }
         // What was delivered for a crash takes the place of no key that is there.
         let has_key = |retry: &CoverName| charge.booked.is_empty() && self.covers.find(retry).is_some();
@@ -86,13 +91,13 @@ impl Ledger {
                 .iter()
                 .filter(|used| !cover.meters.contains(used))
                 .for_each(|used| cover.delivered.push(*used));
-            open(retry, self.options().retry_window, cover);
+            open(&mut unflushed, retry, self.options().retry_window, cover);
         }
         let covers_much = charge.opens.is_some() || charge.retry.is_some();
         if let Some((name, file)) = &delivered.resume {
             let cover = Cover::of_settled(charge);
             let cover = Cover { file: Some(file.clone()), meters: with_owed(cover.meters), ..cover };
-            open(name, self.options().resume_window, cover);
+            open(&mut unflushed, name, self.options().resume_window, cover);
         }
         if let Some(retry) = charge.retry.as_ref().filter(|_| charge.booked.is_empty()) {
             for (meter, images) in &delivered.owed {

@@ -30,8 +30,8 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MOST_STREAMS as u32;
 /// The longest head of an answer, in bytes.
 const MOST_HEADER_BYTES: u32 = 64 << 10;
-/// How often a server is asked for a sign of life while something is expected of it, and how long it may take to give one.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
+/// How often a server is asked for a sign of life while something is expected of it.
+const ASK_FOR_LIFE: Duration = Duration::from_secs(10);
 
 /// The connections to one endpoint.
 #[derive(Debug)]
@@ -39,6 +39,7 @@ pub(super) struct Connections<B> {
     clock: Arc<dyn Clock>,
     idle_timeout: Duration,
     body_idle_timeout: Duration,
+    sign_of_life: Duration,
     open: Mutex<Vec<Arc<Connection<B>>>>,
 }
 
@@ -65,8 +66,8 @@ pub(super) enum Found<B> {
 
 impl<B> Connections<B> {
     pub(super) fn new(options: &Options, clock: Arc<dyn Clock>) -> Self {
-        let Options { idle_timeout, body_idle_timeout, .. } = *options;
-        Self { clock, idle_timeout, body_idle_timeout, open: Mutex::default() }
+        let Options { idle_timeout, body_idle_timeout, sign_of_life, .. } = *options;
+        Self { clock, idle_timeout, body_idle_timeout, sign_of_life, open: Mutex::default() }
     }
 
     /// A place on a connection that is open.
@@ -99,8 +100,8 @@ where
     {
         let mut http = Builder::new(TokioExecutor::new());
         http.timer(TokioTimer::new())
-            .keep_alive_interval(SIGN_OF_LIFE)
-            .keep_alive_timeout(SIGN_OF_LIFE)
+            .keep_alive_interval(ASK_FOR_LIFE)
+            .keep_alive_timeout(self.sign_of_life)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MOST_HEADER_BYTES)

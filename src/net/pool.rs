@@ -38,6 +38,8 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// How long the body of an answer may stand still.
     pub body_idle_timeout: Duration,
+    /// How long a server of HTTP/2 may take for a sign of life, which it is asked for while something is expected of it.
+    pub sign_of_life: Duration,
     /// How many unused connections of HTTP/1.1 are kept.
     pub max_idle: usize,
 }
@@ -49,6 +51,7 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(4),
             idle_timeout: Duration::from_secs(4),
             body_idle_timeout: Duration::from_secs(60),
+            sign_of_life: Duration::from_secs(10),
             max_idle: 256,
         }
     }

@@ -19,6 +19,12 @@ use crate::clock::Clock;
 /// For how long addresses are used again.
 const FRESH: Duration = Duration::from_secs(5);
 
+/// For how long they are used while others are asked for, and nobody waits for that.
+const GOOD: Duration = Duration::from_mins(1);
+
+/// For how long they are used if nobody can be asked: whoever moves a host does not take its name away first.
+const USABLE: Duration = Duration::from_hours(1);
+
 type Answer = Option<Arc<Result<Vec<SocketAddr>, String>>>;
 
 /// The addresses of one origin.
@@ -29,6 +35,8 @@ pub(super) struct Resolver {
     clock: Arc<dyn Clock>,
     /// The last resolution, under way or done, and when it began.
     last: Mutex<Option<(watch::Receiver<Answer>, Duration)>>,
+    /// The last addresses that there were, and when.
+    known: Mutex<Option<(Vec<SocketAddr>, Duration)>>,
     /// Which of the addresses took a connection last.
     good: Mutex<Option<SocketAddr>>,
 }
@@ -40,6 +48,7 @@ impl Resolver {
             port: origin.port(),
             clock,
             last: Mutex::default(),
+            known: Mutex::default(),
             good: Mutex::default(),
         }
     }
@@ -81,12 +90,32 @@ impl Resolver {
             return Ok(vec![SocketAddr::new(address, self.port)]);
         }
         let mut answers = self.resolution()?;
+        if answers.borrow().is_none()
+            && let Some(addresses) = self.known_for(GOOD)
+        {
+            return Ok(addresses);
+        }
         let answer = answers.wait_for(Option::is_some).await.map_err(|_| io::Error::other("the resolver has died"))?;
         match answer.as_deref() {
-            Some(Ok(addresses)) => Ok(addresses.clone()),
-            Some(Err(why)) => Err(io::Error::other(why.clone())),
+            Some(Ok(addresses)) => {
+                *self.known() = Some((addresses.clone(), self.clock.monotonic()));
+                Ok(addresses.clone())
+            }
+            Some(Err(why)) => self.known_for(USABLE).ok_or_else(|| io::Error::other(why.clone())),
             None => Err(io::ErrorKind::NotFound.into()),
         }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<(Vec<SocketAddr>, Duration)>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last addresses that there were, if they are not older than this.
+    fn known_for(&self, time: Duration) -> Option<Vec<SocketAddr>> {
+        let now = self.clock.monotonic();
+        let known = self.known();
+        let (addresses, since) = known.as_ref()?;
+        (now.saturating_sub(*since) < time).then(|| addresses.clone())
     }
 
     /// The resolution under way, or one that is fresh, or a new one.
@@ -177,6 +206,28 @@ mod tests {
         assert!(resolver.resolution().unwrap().same_channel(&answers), "fresh");
         clock.advance(Duration::from_millis(1));
         assert!(!resolver.resolution().unwrap().same_channel(&answers), "too old");
+    }
+
+    #[tokio::test]
+    async fn addresses_are_used_for_a_while_when_others_are_slow_to_come_and_longer_when_none_do() {
+        let (resolver, clock) = resolver("http://name.example/");
+        let address: SocketAddr = "192.0.2.1:80".parse().unwrap();
+        let says = |answer: Answer| {
+            let (answered, answers) = watch::channel(answer);
+            *resolver.last.lock().unwrap() = Some((answers, clock.monotonic()));
+            answered
+        };
+        let _known = says(Some(Arc::new(Ok(vec![address]))));
+        assert_eq!(resolver.addresses().await.unwrap(), [address]);
+        clock.advance(GOOD - Duration::from_secs(1));
+        let slow = says(None);
+        assert_eq!(resolver.addresses().await.unwrap(), [address], "nobody waits");
+        clock.advance(Duration::from_secs(1));
+        let waiting = async { resolver.addresses().await };
+        let fails = async { slow.send_replace(Some(Arc::new(Err("no name server".to_owned())))) };
+        assert_eq!(tokio::join!(waiting, fails).0.unwrap(), [address], "it is waited for, and there is none");
+        clock.advance(USABLE);
+        assert_eq!(resolver.known_for(USABLE), None, "not for ever");
     }
 
     #[test]

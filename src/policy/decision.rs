@@ -6,8 +6,8 @@ use smallvec::SmallVec;
 
 use super::cost::Request;
 use super::{
-    Action, Anchor, BadCost, Delivers, Limit, Meter, MeterId, NoSeats, OnExceed, PlanId, Plans, Platform, Subject,
-    SubjectKind, Who,
+    Action, Anchor, BadCost, Cost, Delivers, Limit, Meter, MeterId, NoSeats, OnExceed, PlanId, Plans, Platform,
+    Subject, SubjectKind, Who,
 };
 
 /// All plans and meters. Decides what an export costs; knows nothing of what has been used.
@@ -235,6 +235,13 @@ impl Policy {
         claims.sort_unstable();
         claims.dedup();
         claims
+    }
+
+    /// Whether it matters to any meter which AI features a design has.
+    pub fn asks_for_features(&self) -> bool {
+        let asks =
+            |meter: &Meter| meter.counts.ai.is_some() || meter.sessions || matches!(meter.cost, Cost::Features { .. });
+        self.meters.iter().any(asks)
     }
 
     /// Whether a meter counts by team.

@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
-use http::Request;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, Entry, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE,
     TRANSFER_ENCODING, UPGRADE, VIA,
 };
+use http::uri::PathAndQuery;
+use http::{Method, Request, Uri};
 use http_body::Body;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -66,6 +67,27 @@ pub(super) fn strip_connection_fields(headers: &mut HeaderMap) -> Vec<HeaderName
     named
 }
 
+/// The target of a request in absolute form, in the form that servers are asked in (RFC 9112, section 3.2.1).
+pub(super) fn origin_form(absolute: &Uri) -> Uri {
+    let target = absolute.path_and_query().map_or("", PathAndQuery::as_str);
+    // Without a path it begins with the query.
+    let slash = if target.starts_with('/') { "" } else { "/" };
+    format!("{slash}{target}").parse().unwrap_or_default()
+}
+
+/// An answer that says its length several times says it once (RFC 9110, section 8.6): all are the same, or it would not have been read.
+pub(super) fn say_length_once(headers: &mut HeaderMap) {
+    let Some(first) = headers.get(CONTENT_LENGTH) else { return };
+    let is_list = first.as_bytes().contains(&b',');
+    if !is_list && headers.get_all(CONTENT_LENGTH).iter().nth(1).is_none() {
+        return;
+    }
+    let length = first.to_str().ok().and_then(|first| first.split(',').next()?.trim().parse::<u64>().ok());
+    if let Some(length) = length {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+}
+
 /// Whether a list field has a token, on any of its lines.
 pub(super) fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
@@ -77,6 +99,8 @@ pub(super) fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> b
 /// [`strip_connection_fields`] has found.
 pub(super) fn frame<B: Body>(request: &mut Request<B>) -> Vec<HeaderName> {
     let length = request.body().size_hint().exact();
+    // Servers expect a body of these, and those of HTTP/2 need not say that there is none (RFC 9110, section 8.6).
+    let says_length = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
     let headers = request.headers_mut();
     let takes_trailers = headers.contains_key(TE) && has_token(headers, TE, "trailers");
     let named = strip_connection_fields(headers);
@@ -87,7 +111,7 @@ pub(super) fn frame<B: Body>(request: &mut Request<B>) -> Vec<HeaderName> {
     let had_length = headers.remove(CONTENT_LENGTH).is_some();
     match length {
         // A POST without a body still says so.
-        Some(length) if length > 0 || had_length => {
+        Some(length) if length > 0 || had_length || says_length => {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
         Some(_) => {}
@@ -243,6 +267,41 @@ mod tests {
         let mut sent = headers(&[("connection", "host"), ("host", "a.example")]);
         strip_connection_fields(&mut sent);
         assert_eq!(names(&sent), ["host"]);
+    }
+
+    #[test]
+    fn a_target_in_absolute_form_keeps_its_query() {
+        for (absolute, origin) in
+            [("http://a", "/"), ("http://a/", "/"), ("http://a?x=1", "/?x=1"), ("http://a/b?c", "/b?c")]
+        {
+            assert_eq!(origin_form(&absolute.parse().unwrap()), origin);
+        }
+    }
+
+    #[test]
+    fn a_length_is_said_once() {
+        for (lines, said) in [(&["5"][..], "5"), (&["5", "5"], "5"), (&["5, 5"], "5"), (&["5,5", "5"], "5")] {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(CONTENT_LENGTH, HeaderValue::from_static(line));
+            }
+            say_length_once(&mut headers);
+            assert_eq!(headers.get_all(CONTENT_LENGTH).iter().collect::<Vec<_>>(), [said], "{lines:?}");
+        }
+        let mut without = HeaderMap::new();
+        say_length_once(&mut without);
+        assert!(without.is_empty());
+    }
+
+    #[test]
+    fn a_post_without_a_body_says_so_also_if_its_client_did_not() {
+        for (method, says) in [(Method::POST, true), (Method::PUT, true), (Method::GET, false), (Method::DELETE, false)]
+        {
+            let mut request = Request::new(http_body_util::Empty::<bytes::Bytes>::new());
+            *request.method_mut() = method;
+            frame(&mut request);
+            assert_eq!(request.headers().contains_key(CONTENT_LENGTH), says, "{}", request.method());
+        }
     }
 
     #[test]

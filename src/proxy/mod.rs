@@ -216,6 +216,7 @@ where
             _ => None,
         };
         let named = headers::strip_connection_fields(answer.headers_mut());
+        headers::say_length_once(answer.headers_mut());
         if let Some(protocol) = protocol {
             upgrade::put(answer.headers_mut(), &protocol);
         }
@@ -299,11 +300,10 @@ where
             // An absolute target wins over the Host field (RFC 9112, section 3.2.2).
             let host = authority.as_str().rsplit('@').next().unwrap_or_default();
             let host = HeaderValue::try_from(host);
-            let target = request.uri().path_and_query().and_then(|target| target.as_str().parse().ok());
             if let Ok(host) = host {
                 request.headers_mut().insert(HOST, host);
             }
-            *request.uri_mut() = target.unwrap_or_default();
+            *request.uri_mut() = headers::origin_form(request.uri());
         }
         let named = headers::frame(request);
         let headers = request.headers_mut();

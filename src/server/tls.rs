@@ -73,7 +73,7 @@ pub(super) fn acceptor(certificate: &Certificate) -> TlsAcceptor {
     let builder = versions.unwrap_or_else(|never| unreachable!("the provider has no protocol version: {never}"));
     let shown = Arc::new(SingleCertAndKey::from(certificate.0.clone()));
     let mut config = builder.with_no_client_auth().with_cert_resolver(shown);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = [&b"h2"[..], b"http/1.1", b"http/1.0"].map(<[u8]>::to_vec).to_vec();
     match aws_lc_rs::Ticketer::new() {
         Ok(ticketer) => config.ticketer = ticketer,
         Err(error) => tracing::warn!(%error, "TLS sessions cannot be resumed by tickets"),

@@ -54,6 +54,13 @@ fn only_files_are_charged() {
     }
     assert_eq!(gate.used("u", "exports"), 5);
     assert_eq!((charges(&gate, "reserved"), charges(&gate, "delivered")), (15.0, 5.0));
+    // Of two media types nobody knows which one a client believes.
+    let json = "content-type: application/json";
+    for (lines, counted) in [([json, png], 6), ([png, json], 7), ([json, "content-type: text/plain"], 7)] {
+        backend.will(Reply::with("200 OK", &lines, b"an image"));
+        assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
+        assert_eq!(gate.used("u", "exports"), counted, "{lines:?}");
+    }
 }
 
 #[test]

@@ -460,15 +460,17 @@ impl Model {
         for demand in &demands {
             let meter = demand.meter.0;
             let held = held_by(demand);
+            let is_degraded = held.is_some_and(|cover| cover.degraded.contains(&meter));
             match (self.why_not(demand), demand.on_exceed) {
-                (why, _) if held.is_some_and(|cover| cover.degraded.contains(&meter)) => {
+                // Unless the meter has become one that does not degrade.
+                (why, now) if is_degraded && (ask.made || now == OnExceed::Degrade) => {
                     if ask.made {
                         refusing.push((why, resets_at(demand), meter));
                     } else {
                         degraded.push(meter);
                     }
                 }
-                _ if held.is_some() => {}
+                _ if held.is_some() && !is_degraded => {}
                 (None, _) | (Some(_), OnExceed::Observe) => booked.push(demand),
                 _ if demand.shadow || ask.shadow => would_deny.push(meter),
                 (Some(_), OnExceed::Degrade) if !ask.made => degraded.push(meter),
@@ -494,16 +496,20 @@ impl Model {
             let span = self.window(meter, &subject, anchor);
             self.bookings.push(Booking { charge, meter, subject, span, cost, used: None, kept: 0 });
         }
-        let opens = booked.iter().any(|demand| demand.session == SessionUse::Opens);
-        let is_new = !booked.is_empty() || !degraded.is_empty() && covers.is_empty();
+        // Whoever is degraded has left the screen that was open, and opens none.
+        let opens = demands.iter().filter(|demand| demand.session == SessionUse::Opens).any(|demand| {
+            degraded.contains(&demand.meter.0) || booked.iter().any(|booked| booked.meter == demand.meter)
+        });
+        let has_covers = !booked.is_empty() || !degraded.is_empty() && covers.is_empty();
+        let is_new = has_covers || opens;
         if is_new {
             let retries = covers.iter().any(|(cover, ..)| cover.name.0 == CoverKind::Retry);
             self.charges.push(ModelCharge {
                 user: ask.user,
                 degraded: degraded.clone(),
                 opens: opens.then_some((ask.design, ask.version)),
-                key: ask.key.filter(|_| !retries),
-                extends: ask.key.filter(|_| retries),
+                key: ask.key.filter(|_| has_covers && !retries),
+                extends: ask.key.filter(|_| has_covers && retries),
                 file: None,
                 state: State::UnderWay,
             });
@@ -751,8 +757,12 @@ impl Model {
         let booked: Vec<_> = booked.map(|booking| (booking.meter, booking.cost, booking.used.unwrap())).collect();
         if let Some((design, version)) = opens {
             let idle_until = self.idle.map(|idle| self.monotonic + idle);
-            let session = self.open((CoverKind::Session, user, design as u8), charge, Some(self.monotonic + SESSION));
+            let name = (CoverKind::Session, user, design as u8);
+            let session = self.open(name, charge, Some(self.monotonic + SESSION));
             (session.version, session.idle_until) = (version, idle_until);
+            if session.meters.is_empty() {
+                self.forget(name);
+            }
         }
         let of_other = |cover: &&Cover| cover.until.is_none() && cover.charge != charge;
         let taken_over = |name: Name| self.covers.iter().filter(of_other).any(|cover| cover.name == name);

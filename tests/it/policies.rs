@@ -115,6 +115,8 @@ fn policy_c_counts_the_images_of_a_batch_all_or_nothing_on_the_team() {
     assert_eq!(batch(&gate, &member("anna"), &images(1)).status, 429);
     let weekly = |who: &str| gate.usage(&format!("{who}?team=acme&plan=starter"), "weekly-images")["used"].clone();
     assert_eq!(weekly("anna"), 125);
+    let silent = Token::of("finn").plan("starter").with("team", json!("calm")).without("ai_features");
+    assert_eq!(batch(&gate, &silent, &images(1)).status, 200, "no meter asks what is in a design");
 
     for body in ["", "{}", r#"{"images":0}"#, r#"{"images":101}"#, r#"{"images":1,"images":50}"#, r#"{"images":"#] {
         assert_eq!(
@@ -126,7 +128,7 @@ fn policy_c_counts_the_images_of_a_batch_all_or_nothing_on_the_team() {
     let long = format!(r#"{{"x":"{}","images":1}}"#, "x".repeat(70_000));
     assert_eq!(batch(&gate, &member("anna"), &long).status, 413);
     assert_eq!(batch(&gate, &Token::of("dora").plan("starter"), &images(1)).status, 403, "no team");
-    assert_eq!(backend.seen().len(), 2);
+    assert_eq!(backend.seen().len(), 3);
 
     let business = Token::of("emil").plan("business").with("team", json!("acme"));
     for _ in 0..5 {

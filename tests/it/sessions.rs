@@ -1,6 +1,9 @@
 //! Charges that cover later requests (counting rules, section 4 rule 5).
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, request};
+use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, request};
+
+const DENY: &str = "sessions = true\non_exceed = \"deny\"";
+const DEGRADE: &str = "sessions = true\non_exceed = \"degrade\"\ndegrade = { set_query = { watermark = \"1\" } }";
 
 fn stage() -> (Backend, Gate) {
     let backend = Backend::start(Reply::image());
@@ -245,6 +248,41 @@ fn a_reopening_that_fails_leaves_the_open_session_as_it_was() {
     backend.will(Reply::image());
     assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
     assert_eq!(gate.used("u", "ai-exports"), 1);
+}
+
+#[test]
+fn a_reopening_that_is_degraded_ends_the_open_session() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address)
+        .set("EXPORT_GATE__METERS__AI_EXPORTS__ON_EXCEED", "degrade")
+        .set("EXPORT_GATE__METERS__AI_EXPORTS__DEGRADE", "{ set_query = { watermark = \"1\" } }")
+        .set("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "1")
+        .start();
+    let token = Token::of("u").ai().on("ios");
+    let is_marked = |method: &str, what: &str| {
+        assert_eq!(send(&gate, &token, method, what, None), 200);
+        backend.last().line.contains("watermark=1")
+    };
+    assert!(!is_marked("POST", "d1/export-screen") && !is_marked("POST", "d1/share"), "it is open");
+    for _ in 0..2 {
+        assert!(is_marked("POST", "d1/export-screen") && is_marked("POST", "d1/share"), "that one has been left");
+    }
+    assert_eq!(gate.used("u", "ai-exports"), 1);
+}
+
+#[test]
+fn what_was_degraded_is_not_covered_once_its_meter_refuses() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address)
+        .replacing(DENY, DEGRADE)
+        .set("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "0")
+        .start();
+    let token = Token::of("u").ai().line();
+    let export = || get(gate.address, "/v1/designs/d1/download", &[&token, "idempotency-key: k"]).status;
+    assert_eq!(export(), 200);
+    assert!(backend.last().line.contains("watermark=1"));
+    crate::reload::change(&gate, DEGRADE, DENY);
+    assert_eq!(export(), 429);
 }
 
 #[test]

@@ -35,6 +35,9 @@ pub(super) fn upstream(
             None => usual.connect_timeout.min(response_timeout / 2),
         },
         idle_timeout: raw.idle_timeout.0,
+        body_idle_timeout: duration("body_timeout", raw.body_timeout, problems),
+        // Who is busy with an answer may be so busy that it says nothing else.
+        sign_of_life: usual.sign_of_life.max(response_timeout),
         ..usual
     };
     for (key, number) in [("max_failures", raw.max_failures), ("max_in_flight", raw.max_in_flight.unwrap_or(1))] {

@@ -24,6 +24,9 @@ pub(in crate::config) struct Upstream {
     /// sending may stand still.
     #[serde(default = "one_minute")]
     pub(in crate::config) response_timeout: DurationText,
+    /// How long the body of an answer may stand still.
+    #[serde(default = "one_minute")]
+    pub(in crate::config) body_timeout: DurationText,
     /// How long an unused connection is kept; less than the backend keeps it.
     #[serde(default = "four_seconds")]
     pub(in crate::config) idle_timeout: DurationText,
