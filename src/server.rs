@@ -71,6 +71,8 @@ pub struct Options {
     pub max_in_flight: usize,
     /// How long requests may go on once the gate is to end.
     pub drain_timeout: Duration,
+    /// How long a gate that is to end goes on as before, but for `/healthz`.
+    pub shutdown_delay: Duration,
 }
 
 /// A gate that listens, and does not serve yet.
@@ -191,7 +193,8 @@ impl Server {
         let mut helpers = JoinSet::new();
         let admin = self.admin.clone();
         helpers.spawn(serve_admin(self.admin_listener, admin.clone()));
-        let Options { max_connections, max_connections_per_address, drain_timeout, .. } = self.config.server;
+        let Options { max_connections, max_connections_per_address, drain_timeout, shutdown_delay, .. } =
+            self.config.server;
         let reloader = Reloader {
             config: self.config,
             current: self.current.clone(),
@@ -217,6 +220,7 @@ impl Server {
         let shutdown = async move {
             shutdown.await;
             admin.ends();
+            tokio::time::sleep(shutdown_delay).await;
         };
         let served = listener::serve(self.listener, places, common, end, drain_timeout, shutdown);
         let served = tokio::spawn(served).await;

@@ -98,6 +98,9 @@ pub(super) struct Server {
     pub(super) max_header_bytes: u32,
     /// How long requests may go on after SIGTERM.
     pub(super) drain_timeout: DurationText,
+    /// How long a gate that is to end goes on as before but for `/healthz`, which says so: as long as whoever sends clients to it needs to
+    /// notice.
+    pub(super) shutdown_delay: DurationText,
     /// How many bytes of a JSON body are read at most to know what an export costs; a longer one is answered with 413.
     pub(super) counted_body_limit: u32,
     /// How long such a body may stand still; then it is answered with 408.
@@ -122,6 +125,7 @@ impl Default for Server {
             max_streams: 100,
             max_header_bytes: 32_768,
             drain_timeout: seconds(30),
+            shutdown_delay: seconds(0),
             counted_body_limit: 65_536,
             counted_body_timeout: seconds(10),
         }

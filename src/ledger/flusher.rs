@@ -24,6 +24,9 @@ use crate::store::{
 /// How long to wait before a store that could not be opened is tried again.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The same for one that another gate has: in a rolling deploy nobody charges until it lets go.
+const LOCKED_INTERVAL: Duration = Duration::from_millis(100);
+
 /// How long after the start closed windows are looked for first.
 const FIRST_FORGET: Duration = Duration::from_mins(10);
 
@@ -94,8 +97,9 @@ async fn keep_writing(
                 return last_words(ledger, error);
             }
             // The last try is made at once, and is the same as all others.
+            let interval = if matches!(error, StoreError::Locked(_)) { LOCKED_INTERVAL } else { REOPEN_INTERVAL };
             ending = tokio::select! {
-                () = tokio::time::sleep(REOPEN_INTERVAL) => false,
+                () = tokio::time::sleep(interval) => false,
                 _ = &mut shutdown => true,
             };
             continue;
@@ -105,6 +109,7 @@ async fn keep_writing(
         }
         loaded = true;
         ledger.read.store(true, Ordering::Release);
+        ledger.unflushed().all_is_known();
         ledger.resume();
         while !ending {
             ending = tokio::select! {
@@ -330,7 +335,11 @@ impl Ledger {
         let digest = self.digests.of(&row.name);
         let mut unflushed = self.unflushed();
         if unflushed.covers.contains_key(&digest) {
-            // It has changed since: a user left the screen before the store was read.
+            // It has changed since: a reading broke off.
+            return;
+        }
+        if unflushed.was_left_early(digest) {
+            unflushed.changed(digest, row.name);
             return;
         }
         let known = |name: &str| self.meter_named(name).map(|(id, _)| id);

@@ -269,9 +269,12 @@ impl Ledger {
         let name = cover(CoverKind::Session, user, session);
         let mut unflushed = self.unflushed();
         let known = self.covers.leave(&name);
-        // Marked also when memory knows of none: the store may, while it has not been read.
-        if known || !self.has_been_read() {
-            unflushed.gone(self.digests.of(&name), name);
+        let digest = self.digests.of(&name);
+        if known {
+            unflushed.gone(digest, name);
+        } else if !self.has_been_read() {
+            // The store may know of it.
+            unflushed.left_early(digest);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What the store does not know yet.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,9 @@ use super::counters::ByDigest;
 use super::reservation::{Booked, Place};
 use crate::policy::{Demand, MeterId, Span, Subject};
 use crate::store::CoverName;
+
+/// How many sessions are remembered that were left before the store was read: 16 MiB of them.
+const MOST_LEFT_EARLY: usize = 500_000;
 
 /// Marks of what changed. The values are read when the group is built, so a counter that changed a thousand times is written once.
 #[derive(Debug, Default)]
@@ -20,6 +23,8 @@ pub(super) struct Unflushed {
     open: HashMap<u128, u32, ByDigest>,
     /// What of it has changed.
     open_changed: HashMap<u128, Arc<Open>, ByDigest>,
+    /// Sessions that were left before the store was read, which may know them. By their digests: whoever leaves chooses how long a name is.
+    left_early: HashSet<u128, ByDigest>,
     /// What was under way when the last process ended: by now it is owed.
     cut_short: Vec<CoverName>,
     /// How many groups have been taken.
@@ -189,6 +194,22 @@ impl Unflushed {
         self.next_number()
     }
 
+    /// A session was left that nobody knows yet. If very many are the rest ends by its time.
+    pub(super) fn left_early(&mut self, digest: u128) {
+        if self.left_early.len() < MOST_LEFT_EARLY {
+            self.left_early.insert(digest);
+        }
+    }
+
+    pub(super) fn was_left_early(&self, digest: u128) -> bool {
+        self.left_early.contains(&digest)
+    }
+
+    /// The store has been read.
+    pub(super) fn all_is_known(&mut self) {
+        self.left_early = HashSet::default();
+    }
+
     /// A cover that the store knows, to be ended in time.
     pub(super) fn will_end(&mut self, until: Duration, digest: u128, name: CoverName) {
         // What is under way ends when its charge does.
@@ -226,8 +247,10 @@ impl Unflushed {
     /// All marks and the number of charges behind them; what comes later belongs to the next group.
     pub(super) fn take(&mut self) -> Self {
         let (ending, queued) = (std::mem::take(&mut self.ending), std::mem::take(&mut self.queued));
+        let left_early = std::mem::take(&mut self.left_early);
         let (writing, taken, open) = (self.charges, self.next_number(), std::mem::take(&mut self.open));
-        let group = std::mem::replace(self, Self { ending, queued, writing, taken, open, ..Self::default() });
+        let group =
+            std::mem::replace(self, Self { ending, queued, left_early, writing, taken, open, ..Self::default() });
         Self { taken, ..group }
     }
 

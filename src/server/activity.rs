@@ -41,6 +41,8 @@ pub(super) struct Activity {
     clock: Arc<dyn Clock>,
     /// Those of all connections.
     everywhere: InFlight,
+    /// Whether a request has come.
+    has_begun: AtomicBool,
     /// Requests whose answers have not ended.
     in_flight: AtomicUsize,
     /// When the last one ended; before the first, when the connection began.
@@ -71,6 +73,7 @@ impl Activity {
         Self {
             clock,
             everywhere,
+            has_begun: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             ended: AtomicU64::new(now),
             head: AtomicU64::new(now + 1),
@@ -88,6 +91,11 @@ impl Activity {
 
     fn now(&self) -> u64 {
         milliseconds(self.clock.coarse())
+    }
+
+    /// Whether no request has come yet.
+    pub(super) fn is_new(&self) -> bool {
+        !self.has_begun.load(Relaxed)
     }
 
     /// HTTP/2 is spoken.
@@ -127,6 +135,7 @@ impl Activity {
     }
 
     fn request_begins(&self) {
+        self.has_begun.store(true, Relaxed);
         self.in_flight.fetch_add(1, Relaxed);
         self.head.store(0, Relaxed);
         if !self.multiplexed.load(Relaxed) {

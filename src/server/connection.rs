@@ -26,6 +26,8 @@ use crate::gate::{Pace, Paced};
 use crate::net::Seldom;
 use crate::proxy::Tunnel;
 
+/// How long a connection that has just been made may take for its first request when the gate is to end.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// How long a connection that is not used may take to say good-bye.
 const GOOD_BYE: Duration = Duration::from_secs(5);
 /// What a stream may send ahead of the backend taking it, and what an answer may be ahead of its client, in bytes (RFC 9113, section
@@ -226,7 +228,7 @@ impl Connection {
         let mut connection = pin!(connection);
         let mut ending = self.common.ending.clone();
         let mut ends = pin!(Seldom::new(ending.wait_for(|ending| *ending)));
-        let mut is_leaving = false;
+        let (mut is_leaving, mut is_new) = (false, false);
         let patience = &self.options.patience;
         let mut check = pin!(Seldom::new(sleep(patience.head.min(patience.idle))));
         loop {
@@ -238,12 +240,22 @@ impl Connection {
                     }
                     return;
                 }
-                _ = &mut ends, if !is_leaving => {
+                _ = &mut ends, if !is_leaving && !is_new => {
+                    if self.activity.is_new() {
+                        // Its first request may be on its way.
+                        is_new = true;
+                        check.set(Seldom::new(sleep(FIRST_REQUEST)));
+                        continue;
+                    }
                     say_good_bye(connection.as_mut());
                     is_leaving = true;
                     check.set(Seldom::new(sleep(GOOD_BYE)));
                 }
                 () = &mut check => {
+                    if is_new && !is_leaving {
+                        say_good_bye(connection.as_mut());
+                        is_leaving = true;
+                    }
                     let next = match self.activity.verdict(patience) {
                         // By HTTP/2 a client has to answer the good-bye. One that sleeps does not.
                         _ if is_leaving && self.activity.rests_for(GOOD_BYE) => return,

@@ -54,6 +54,16 @@ pub(super) async fn serve(
             }
         }
     }
+    // Who has connected already need not connect again.
+    loop {
+        tokio::select! {
+            biased;
+            Ok((socket, from, Some(place))) = accept(&listener, &places) => {
+                connections.spawn(connection::serve(common.clone(), socket, from, place));
+            }
+            () = std::future::ready(()) => break,
+        }
+    }
     drop(listener);
     tracing::info!(connections = connections.len(), "ending: no new connections, requests under way may end");
     ending.send_replace(true);

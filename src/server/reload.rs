@@ -191,6 +191,7 @@ fn needs_restart(now: &Config, then: &Config) -> Vec<&'static str> {
         ("server.max_connections", server.max_connections != new.max_connections),
         ("server.max_connections_per_address", server.max_connections_per_address != new.max_connections_per_address),
         ("server.drain_timeout", server.drain_timeout != new.drain_timeout),
+        ("server.shutdown_delay", server.shutdown_delay != new.shutdown_delay),
         ("admin", now.admin != then.admin),
         ("ledger", now.store != then.store || of_ledger(&now.ledger) != of_ledger(&then.ledger)),
         ("log", now.log != then.log),

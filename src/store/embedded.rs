@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::file::{self, FileId, Lock};
+use super::file::{self, Changed, FileId, Lock};
 use super::journal::{self, Journal, ReadError, Seal};
 use super::records::{Changes, Records, Undecodable};
 use super::tables::{Compacted, Tables};
@@ -170,7 +170,7 @@ impl Writer {
         self.check_identity()?;
         // Read once: from then on memory is ahead of the file, and the file is known to be good.
         let (tables, compacted) = self.tables(self.file.is_none().then_some(&mut rows))?;
-        self.file = file::identity(&self.path);
+        self.file = file::identity(&self.path).map_err(|error| unavailable(&self.path, &error))?;
         let seal = Seal::of_ledger(compacted.ledger);
         let generation = after(compacted.generation)?;
         let begin = |path: &Path| Journal::begin(path, &seal, generation).map_err(|error| unavailable(path, &error));
@@ -219,10 +219,19 @@ impl Writer {
 
     fn check_identity(&mut self) -> Result<(), StoreError> {
         self.lock.as_ref().map_or(Ok(()), Lock::check)?;
-        self.file.map_or(Ok(()), |id| file::check_identity(&self.path, id))?;
-        let journal = self.running.as_ref().map(|running| &running.journal);
-        let same = journal.map_or(Ok(()), |journal| file::check_identity(journal.path(), journal.id()));
-        same.inspect_err(|lost| self.lost = Some(lost.clone()))
+        if let Some(id) = self.file {
+            file::check_identity(&self.path, id)?;
+            file::check_is_not_empty(&self.path)?;
+        }
+        let Some(journal) = self.running.as_ref().map(|running| &running.journal) else { return Ok(()) };
+        file::check_identity(journal.path(), journal.id()).map_err(|changed| {
+            let is_gone = matches!(changed, Changed::Gone(_));
+            let error = StoreError::from(changed);
+            if is_gone {
+                self.lost = Some(error.clone());
+            }
+            error
+        })
     }
 
     /// Until it is opened again. Whoever is at the tables may take as long as it takes: the journal has it still.

@@ -10,21 +10,55 @@ use super::StoreError;
 /// A file, whatever its name: device and inode.
 pub(super) type FileId = (u64, u64);
 
-/// The file that has this name now.
-pub(super) fn identity(path: &Path) -> Option<FileId> {
-    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+/// The file that has this name now; `None` if there is none.
+pub(super) fn identity(path: &Path) -> io::Result<Option<FileId>> {
+    match std::fs::metadata(path) {
+        Ok(file) => Ok(Some((file.dev(), file.ino()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Another file of the same name would lack what was written to this one, and what is written to one that was removed is gone with
 /// the process.
-pub(super) fn check_identity(path: &Path, id: FileId) -> Result<(), StoreError> {
-    if identity(path) == Some(id) {
-        return Ok(());
+pub(super) fn check_identity(path: &Path, id: FileId) -> Result<(), Changed> {
+    let shown = path.display();
+    match identity(path) {
+        Ok(found) if found == Some(id) => Ok(()),
+        Ok(_) => Err(Changed::Gone(format!(
+            "{shown} was removed or replaced while in use: end this gate and start it again"
+        ))),
+        // That says nothing about the file.
+        Err(error) => Err(Changed::Unknown(format!("{shown}: {error}"))),
     }
-    let path = path.display();
-    Err(StoreError::Unavailable(format!(
-        "{path} was removed or replaced while in use: end this gate and start it again"
-    )))
+}
+
+/// Somebody may have cut it off, by a redirection for one: what was in it is gone, and nothing must make it look as if it were not.
+pub(super) fn check_is_not_empty(path: &Path) -> Result<(), StoreError> {
+    let file =
+        std::fs::metadata(path).map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
+    match file.len() {
+        0 => {
+            Err(StoreError::Unavailable(format!("{} was emptied while in use: put a copy of it back", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What has become of a file.
+#[derive(Debug)]
+pub(super) enum Changed {
+    /// It has no name any more.
+    Gone(String),
+    /// Nobody could say.
+    Unknown(String),
+}
+
+impl From<Changed> for StoreError {
+    fn from(changed: Changed) -> Self {
+        let (Changed::Gone(why) | Changed::Unknown(why)) = changed;
+        Self::Unavailable(why)
+    }
 }
 
 /// The one name of a file, or of one that is yet to be made: what lies beside it is found by whoever opens it by another.
@@ -114,6 +148,6 @@ impl Lock {
 
     /// Whether it still guards anything: one that was removed does not.
     pub(super) fn check(&self) -> Result<(), StoreError> {
-        check_identity(&self.path, self.id)
+        Ok(check_identity(&self.path, self.id)?)
     }
 }

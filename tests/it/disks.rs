@@ -98,6 +98,42 @@ fn tables_that_cannot_be_synced_hold_nobody_up() {
 }
 
 #[test]
+fn a_journal_that_cannot_be_looked_at_for_once_is_not_taken_for_lost() {
+    let (_backend, setup) = stage();
+    let journals = ["export-gate.db.journal-0", "export-gate.db.journal-1"];
+    let gate = failing(&setup, "statx", "3..4", &journals).start();
+    let mut images = 0;
+    eventually("it has failed", || {
+        let status = export(&gate, "u");
+        images += u64::from(status == 200);
+        status == 503
+    });
+    eventually("it charges again", || gate.admin("/readyz").0 == 200);
+    assert_eq!(export(&gate, "u"), 200);
+    assert_eq!(gate.used("u", "exports"), images + 1);
+}
+
+#[test]
+fn a_ledger_that_is_emptied_while_it_is_used_stops_the_charging() {
+    let (_backend, setup) = stage();
+    let gate = setup.start();
+    assert_eq!(export(&gate, "u"), 200);
+    let ledger = setup.folder.path("export-gate.db");
+    let copy = setup.folder.path("copy.db");
+    std::fs::copy(&ledger, &copy).unwrap();
+    std::fs::File::options().write(true).open(&ledger).unwrap().set_len(0).unwrap();
+    assert_eq!(export(&gate, "u"), 503);
+    all_else_flows(&gate);
+    let (status, page) = gate.admin("/readyz");
+    assert!(status == 503 && page.contains("was emptied while in use"), "{page}");
+    // As the message says, in place.
+    std::fs::write(&ledger, std::fs::read(copy).unwrap()).unwrap();
+    eventually("it charges again", || gate.admin("/readyz").0 == 200);
+    assert_eq!(export(&gate, "u"), 200);
+    assert_eq!(gate.used("u", "exports"), 2);
+}
+
+#[test]
 fn a_last_flush_that_fails_is_told_by_the_exit_code_and_says_how_much_was_lost() {
     let (_backend, setup) = stage();
     let setup = setup.set("EXPORT_GATE__LEDGER__DURABILITY", "periodic");

@@ -1,8 +1,11 @@
 //! What operators see: admin pages, metrics, decision records, commands.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use serde_json::{Value, json};
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, post};
+use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, post, read_until};
 
 const DOWNLOAD: &str = "/v1/designs/d1/download";
 
@@ -220,4 +223,29 @@ fn a_log_that_nobody_reads_any_more_ends_nothing() {
     }
     assert!(gate.stop().success());
     assert_eq!(setup.start().used("u", "exports"), 5);
+}
+
+#[test]
+fn a_gate_that_is_to_end_says_so_before_it_takes_no_more_connections() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__SERVER__SHUTDOWN_DELAY", "3s").start();
+    gate.signal("TERM");
+    eventually("it says so", || gate.admin("/healthz").0 == 503);
+    assert_eq!(get(gate.address, "/page", &[]).status, 200, "whoever does not know yet is served");
+    assert_eq!(gate.stop_code(), Some(0));
+}
+
+#[test]
+fn who_has_just_connected_to_a_gate_that_is_to_end_is_served() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let gate = Setup::before(backend.address).start();
+    let mut fresh = TcpStream::connect(gate.address).unwrap();
+    let mut used = TcpStream::connect(gate.address).unwrap();
+    write!(used, "GET /page HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    assert!(read_until(&mut used, b"{}"));
+    gate.signal("TERM");
+    assert_eq!(used.read(&mut [0; 1]).unwrap(), 0, "it is not used");
+    write!(fresh, "GET /page HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    assert!(read_until(&mut fresh, b"{}"));
+    assert_eq!(gate.stop_code(), Some(0));
 }

@@ -143,6 +143,11 @@ fn what_is_wrong_is_said_and_the_configuration_before_it_goes_on() {
             "drain_timeout = \"31s\"",
             "to change server.drain_timeout the gate has to be restarted",
         ),
+        (
+            "# shutdown_delay = \"0s\"",
+            "shutdown_delay = \"1s\"",
+            "to change server.shutdown_delay the gate has to be restarted",
+        ),
         ("durability = \"strict\"", "durability = \"periodic\"", "to change ledger the gate has to be restarted"),
     ] {
         let why = refused(&gate, old, new);

@@ -48,6 +48,7 @@ pub(super) fn options(raw: &raw::Server, surroundings: Surroundings<'_>, problem
         max_connections_per_address: raw.max_connections_per_address,
         max_in_flight: raw.max_in_flight as usize,
         drain_timeout: raw.drain_timeout.0,
+        shutdown_delay: raw.shutdown_delay.0,
     }
 }
 
