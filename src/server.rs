@@ -140,7 +140,7 @@ impl Server {
             answers: config.answers.clone(),
             options: config.gate.clone(),
         };
-        let current = Current::of(&config, ExportGateLayer::new(parts), backends);
+        let current = Current::of(&config, ExportGateLayer::new(parts), backends, None);
         current.layer.register_metrics(&mut registry);
         ledger.register_metrics(&mut registry);
         verifier.register_metrics(&mut registry);

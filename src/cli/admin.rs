@@ -13,6 +13,11 @@ use crate::net::{DocumentOptions, Documents, Trust, Url};
 /// Where the admin listener is if nobody says otherwise.
 pub(super) const DEFAULT: &str = "127.0.0.1:9901";
 
+/// Where it is by the same variable that a gate reads: in a container they have the same environment.
+pub(super) fn listener() -> String {
+    std::env::var("EXPORT_GATE__ADMIN__LISTEN").unwrap_or_else(|_| DEFAULT.to_owned())
+}
+
 /// Status and body of a page of the listener at `admin`, `HOST:PORT`.
 pub(super) async fn page(admin: &str, target: &str, token: Option<&str>) -> Result<(StatusCode, Bytes), Failure> {
     let value = |token: &str| HeaderValue::try_from(format!("Bearer {token}"));

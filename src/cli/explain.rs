@@ -11,11 +11,12 @@ use super::{Failure, admin, block_on, load};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::design::{Designs, Facts, FeatureOptions};
-use crate::gate::{Refusal, UnclassifiedFiles};
+use crate::gate::{OWN_PATH, Refusal, UnclassifiedFiles, can_be_read, idempotency_key};
 use crate::identity::{Caller, TokenError, Verifier};
 use crate::policy::cost::Request;
 use crate::policy::{
-    Action, Delivers, Demand, Export, Limit, Match, OnExceed, Policy, Rule, SessionUse, Undecided, feature_names,
+    Action, Delivers, Demand, Export, Limit, Match, NeedsBody, OnExceed, Policy, Rule, SessionUse, Undecided,
+    feature_names,
 };
 
 #[derive(Debug, clap::Args)]
@@ -87,11 +88,16 @@ async fn explain(
 ) -> Result<String, Failure> {
     let (method, mut url) = (&arguments.method, arguments.url.clone());
     let default = config.upstreams.get(config.default_upstream).map_or("", |upstream| &upstream.name);
+    if url.path().starts_with(OWN_PATH) {
+        steps.step("route", "the gate's own pages");
+        return Ok("answered by the gate itself; nothing is counted".to_owned());
+    }
     let found = match config.routes.find(method, &url, headers) {
         Match::Unmatched => {
             steps.step("route", "none matches");
             let files = match config.gate.unclassified_files {
                 UnclassifiedFiles::Observe => "",
+                UnclassifiedFiles::Refuse if config.gate.shadow => ", and a file that leaves is reported (shadow mode)",
                 UnclassifiedFiles::Refuse => ", unless the answer is a file: that is kept back with 403",
             };
             return Ok(format!("forwarded to `{default}`; nothing is counted{files}"));
@@ -152,6 +158,11 @@ async fn explain(
         steps.step("design", "the request does not say which");
         return Ok(refused(config, &Refusal::NoDesign));
     };
+    let session = config.gate.session(&Arc::from(design), headers).map(drop);
+    if let Err(refusal) = session.and_then(|()| idempotency_key(headers).map(drop)) {
+        steps.step("request", "a header that names one thing names two, or none");
+        return Ok(refused(config, &refusal));
+    }
     let designs = Designs::new(config.designs.clone(), Arc::new(SystemClock::new()));
     let facts = match designs.facts(design, &caller, headers, arguments.peer).await {
         Ok(facts) => facts,
@@ -172,6 +183,10 @@ async fn explain(
         plan,
         delivers: route.delivers,
     };
+    if let (NeedsBody::Yes, Err(refusal)) = (config.policy.needs_body(export), can_be_read(headers)) {
+        steps.step("charge", "a body that tells how many images are wanted is not compressed");
+        return Ok(refused(config, &refusal));
+    }
     let body = arguments.body.as_deref().map(str::as_bytes);
     let verdict = match config.policy.decide(export, Request { route: &route.name, uri: &url, headers, body }) {
         Ok(verdict) => verdict,

@@ -10,7 +10,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     ready: bool,
     /// Where the gate's admin listener is.
-    #[arg(long, value_name = "HOST:PORT", default_value = admin::DEFAULT)]
+    #[arg(long, value_name = "HOST:PORT", default_value_t = admin::listener())]
     admin: String,
 }
 

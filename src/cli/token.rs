@@ -90,7 +90,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 fn seconds(text: &str) -> Result<i64, String> {
-    let seconds = config::duration(text).and_then(|duration| i64::try_from(duration.as_secs()).ok());
+    let duration = config::duration(text).filter(|duration| duration.as_secs() > 0);
+    let seconds = duration.and_then(|duration| i64::try_from(duration.as_secs()).ok());
     let seconds = seconds.or_else(|| text.parse::<u32>().ok().map(i64::from));
     seconds.ok_or_else(|| "write a duration such as \"90s\", \"1h\" or \"7d\", or seconds".to_owned())
 }

@@ -25,7 +25,7 @@ pub(super) struct Arguments {
     #[arg(long = "claim", value_name = "CLAIM")]
     claims: Vec<String>,
     /// Where the gate's admin listener is.
-    #[arg(long, value_name = "HOST:PORT", default_value = admin::DEFAULT)]
+    #[arg(long, value_name = "HOST:PORT", default_value_t = admin::listener())]
     admin: String,
     /// Environment variable that holds the admin token.
     #[arg(long, value_name = "NAME")]
@@ -45,7 +45,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         ("billing_anchor", arguments.billing_anchor.as_deref()),
     ];
     let mut facts: Vec<(&str, &str)> = known.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-    facts.extend(arguments.claims.iter().filter_map(|claim| claim.split_once('=')));
+    for claim in &arguments.claims {
+        let pair = claim.split_once('=').filter(|(pointer, _)| pointer.starts_with('/'));
+        facts.push(pair.ok_or_else(|| Failure::Other(format!("{claim} is not /pointer=value")))?);
+    }
     let report = block_on(ask(&arguments.admin, &arguments.user, &facts, token.as_deref()))??;
     anstream::println!("{}", show(&report));
     Ok(())

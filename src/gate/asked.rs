@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, HeaderName, request};
 use http_body::Body;
 use smallvec::SmallVec;
@@ -88,7 +89,7 @@ impl Gate {
             None => record.detail(&"the token names no plan where `identity.claims.plan` says that it is"),
         })?;
         let design = found.design.as_ref().ok_or(Refusal::NoDesign)?;
-        let session = self.session(design, &head.headers)?;
+        let session = options.session(design, &head.headers)?;
         let target = || Target::of(head, found);
         let key = idempotency_key(&head.headers)?;
 
@@ -172,22 +173,11 @@ impl Gate {
         plan.ok_or_else(|| Refusal::UnknownPlan(caller.plan.clone()))
     }
 
-    /// What names a session of the export screen: the design, and what the app calls it.
-    pub(super) fn session(&self, design: &Arc<str>, headers: &HeaderMap) -> Result<Arc<str>, Refusal> {
-        let Some(name) = &self.parts.options.session_header else { return Ok(design.clone()) };
-        let sent = only(headers, name).map_err(|()| Refusal::Misread(Misread::Header(name.clone())))?;
-        // The last line break ends the design's id, whatever is in it.
-        Ok(format!("{design}\n{}", sent.unwrap_or_default()).into())
-    }
-
     async fn read_ahead<B>(&self, head: &request::Parts, body: &mut Upload<B>) -> Result<Bytes, Refusal>
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        if head.headers.contains_key(http::header::CONTENT_ENCODING) {
-            // It could be read by inflating it; a backend that is told how many images are wanted needs no compression.
-            return Err(Refusal::Misread(Misread::Header(http::header::CONTENT_ENCODING)));
-        }
+        can_be_read(&head.headers)?;
         let Options { body_limit, body_timeout, .. } = self.parts.options;
         body.read_ahead(body_limit, body_timeout).await.map_err(|error| match error {
             ReadAheadError::TooLong => Refusal::BodyTooLong,
@@ -197,12 +187,30 @@ impl Gate {
     }
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+/// Whether a body that a cost depends on is sent as it is. It could be read by inflating it; a backend that is told how many images are wanted
+/// needs no compression.
+///
+/// # Errors
+///
+/// If it is not.
+pub fn can_be_read(headers: &HeaderMap) -> Result<(), Refusal> {
+    match headers.contains_key(CONTENT_ENCODING) {
+        true => Err(Refusal::Misread(Misread::Header(CONTENT_ENCODING))),
+        false => Ok(()),
+    }
+}
+
+/// The key by which a request is told from another that is the same.
+///
+/// # Errors
+///
+/// If there are several, or it is none.
+pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     only(headers, &IDEMPOTENCY_KEY).map_err(|()| Refusal::BadIdempotencyKey)
 }
 
 /// The only value of a field, if it is there: visible ASCII, not too long.
-fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, ()> {
+pub(super) fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, ()> {
     let mut fields = headers.get_all(name).iter();
     let Some(first) = fields.next() else { return Ok(None) };
     let text = first.to_str().ok().filter(|text| (1..=LONGEST_NAME).contains(&text.len()));

@@ -9,6 +9,7 @@ use prometheus_client::registry::Registry;
 use tower::Layer;
 
 use super::answers::{Answers, Asker};
+use super::asked::only;
 use super::body::GateBody;
 use super::leaks::Leaks;
 use super::log::LogOptions;
@@ -20,7 +21,7 @@ use crate::clock::Clock;
 use crate::design::Designs;
 use crate::identity::{Caller, Verifier};
 use crate::ledger::Ledger;
-use crate::policy::{PlanId, Plans, Platform, Policy, Routes};
+use crate::policy::{Misread, PlanId, Plans, Platform, Policy, Routes};
 
 /// The parts that a gate is made of.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ pub struct Options {
     pub body_limit: usize,
     /// How long such a body may stand still.
     pub body_timeout: Duration,
-    /// Whether limits are only reported: nothing is refused but what can be read in two ways.
+    /// Whether limits are only reported: nothing is refused but what no server could read in one way.
     pub shadow: bool,
     /// Whether files may leave on paths that no route knows.
     pub unclassified_files: UnclassifiedFiles,
@@ -87,6 +88,18 @@ impl Options {
         let header = self.platform_header.as_ref().and_then(|name| headers.get(name));
         let sent = || header.and_then(|value| value.to_str().map_or(Some(Platform::Other), Platform::sent));
         caller.platform.or_else(sent).unwrap_or(Platform::Web)
+    }
+
+    /// What names a session of the export screen: the design, and what the app calls it.
+    ///
+    /// # Errors
+    ///
+    /// If the app calls it two things.
+    pub fn session(&self, design: &Arc<str>, headers: &HeaderMap) -> Result<Arc<str>, Refusal> {
+        let Some(name) = &self.session_header else { return Ok(design.clone()) };
+        let sent = only(headers, name).map_err(|()| Refusal::Misread(Misread::Header(name.clone())))?;
+        // The last line break ends the design's id, whatever is in it.
+        Ok(format!("{design}\n{}", sent.unwrap_or_default()).into())
     }
 }
 

@@ -31,6 +31,7 @@ mod upload;
 mod when;
 
 pub use answers::{Answers, Asker, Cors};
+pub use asked::{can_be_read, idempotency_key};
 pub use body::GateBody;
 pub use framing::Malformed;
 pub use layer::{ExportGateLayer, Options, Parts, UnclassifiedFiles};
@@ -38,5 +39,5 @@ pub use log::{Access, HashKey, LogOptions, Subjects};
 pub use pace::{Pace, Paced};
 pub use refusal::{Outcome, Refusal};
 pub use request_id::REQUEST_ID;
-pub use service::{ExportGate, ResponseFuture};
+pub use service::{ExportGate, OWN_PATH, ResponseFuture};
 pub use upload::Upload;

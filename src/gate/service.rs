@@ -41,7 +41,7 @@ use crate::policy::{Action, Delivers, Found, Match, MeterId, OnExceed, RouteId, 
 use crate::seeded::{self, Bug};
 
 /// Below this path the gate answers itself.
-const OWN_PATH: &str = "/.export-gate/";
+pub const OWN_PATH: &str = "/.export-gate/";
 
 /// A backend that reports more images than this reports nonsense.
 const MOST_IMAGES: u32 = 1_000_000;
@@ -463,7 +463,7 @@ impl Gate {
         let token = verifier.take_token(&mut head.uri.clone(), &head.headers);
         let caller = token.and_then(|token| verifier.recognise(&token));
         if let (Ok(caller), Some(design)) = (caller, &found.design)
-            && let Ok(session) = self.session(design, &head.headers)
+            && let Ok(session) = self.parts.options.session(design, &head.headers)
         {
             ledger.leave(&caller.who.user, &session);
         }

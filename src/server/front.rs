@@ -22,6 +22,7 @@ use super::activity::{Activity, UnderWay};
 use super::backends::{AnswerBody, Backends};
 use super::client_body::ClientBody;
 use super::connection::Options as ConnectionOptions;
+use super::tls::Certificate;
 use super::{Options, tls};
 use crate::config::Config;
 use crate::gate::{ExportGate, ExportGateLayer, GateBody, Pace};
@@ -35,16 +36,19 @@ pub(super) struct Current {
     pub(super) backends: Backends,
     /// For new connections.
     pub(super) tls: Option<TlsAcceptor>,
+    certificate: Option<Certificate>,
     pub(super) connections: ConnectionOptions,
     /// How many requests may be under way at once.
     pub(super) max_in_flight: usize,
 }
 
 impl Current {
-    pub(super) fn of(config: &Config, layer: ExportGateLayer, backends: Backends) -> Self {
-        let Options { certificate, connections, max_in_flight, .. } = &config.server;
-        let (tls, connections) = (certificate.as_ref().map(tls::acceptor), connections.clone());
-        Self { layer, backends, tls, connections, max_in_flight: *max_in_flight }
+    /// By the same certificate as `before` clients go on with their sessions (RFC 8446, section 2.2).
+    pub(super) fn of(config: &Config, layer: ExportGateLayer, backends: Backends, before: Option<&Self>) -> Self {
+        let Options { certificate, connections, max_in_flight, .. } = config.server.clone();
+        let known = before.filter(|before| before.certificate == certificate).and_then(|before| before.tls.clone());
+        let tls = known.or_else(|| certificate.as_ref().map(tls::acceptor));
+        Self { layer, backends, tls, certificate, connections, max_in_flight }
     }
 }
 

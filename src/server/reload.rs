@@ -107,7 +107,9 @@ impl Reloader {
                             self.keep_keys_fresh(&mut fetching);
                         }
                         let generation = self.counts.generation.inc() + 1;
-                        tracing::info!(generation, "the configuration was taken over");
+                        // Whoever has replaced a file that is mounted by itself finds out here.
+                        let said = if files == taken { ": its files are as they were" } else { "" };
+                        tracing::info!(generation, "the configuration was taken over{said}");
                     }
                     Err(why) => {
                         tracing::error!(%why, "the configuration was not taken over: the one before it goes on");
@@ -164,7 +166,7 @@ impl Reloader {
             options: config.gate.clone(),
         });
         let backends = now.backends.succeed(&config, &self.clock);
-        self.current.store(Arc::new(Current::of(&config, layer, backends)));
+        self.current.store(Arc::new(Current::of(&config, layer, backends, Some(&now))));
         self.admin.show(shown.clone());
         self.counts.takes(&config);
         (self.shown, self.config) = (shown, config);

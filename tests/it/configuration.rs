@@ -833,6 +833,10 @@ fn explain_tells_each_step_and_the_rule_that_decides() {
     assert!(text.contains("nothing on `exports`: unlimited for pro"), "{text}");
     assert!(text.contains("=> charged and forwarded to `renderer`"), "{text}");
     assert!(explain(&["GET", "/elsewhere"]).contains("forwarded to `renderer`; nothing is counted"));
+    assert!(explain(&["GET", "/.export-gate/usage"]).contains("answered by the gate itself"));
+    let keys = ["--header", "idempotency-key: a", "--header", "idempotency-key: b"];
+    let twice = [&["--token", &*token], &keys[..], &["GET", "/v1/designs/d1/download"]].concat();
+    assert!(explain(&twice).contains("refused with 400"));
     assert!(explain(&["GET", "/v1/designs/d1/download"]).contains("refused with 401"));
     let nameless = Token::of("anna").without("plan").signed_by(SECRET);
     let text = explain(&["--token", &nameless, "GET", "/v1/designs/d1/download"]);
@@ -878,7 +882,7 @@ fn token_mints_what_the_gate_accepts() {
         claims.map(|claims| claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap())
     };
     assert_eq!(["90", "90s", "7d"].map(expires_in), [Some(90), Some(90), Some(604_800)]);
-    assert_eq!(["soon", "-1", "1w"].map(expires_in), [None; 3]);
+    assert_eq!(["soon", "-1", "1w", "500ms"].map(expires_in), [None; 4]);
 }
 
 #[test]

@@ -20,7 +20,8 @@ use crate::config::{LogFormat, LogOptions};
 
 /// What is to be logged, as the environment or else the configuration says.
 pub(super) fn filter(options: &LogOptions) -> Option<String> {
-    std::env::var(EnvFilter::DEFAULT_ENV).ok().or_else(|| options.filter.clone())
+    let variable = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|filter| !filter.trim().is_empty());
+    variable.or_else(|| options.filter.clone())
 }
 
 /// Has all events logged from now on, panics among them, until the guard is dropped.
