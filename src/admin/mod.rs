@@ -93,7 +93,7 @@ impl Admin {
         let path = request.uri().path();
         let facts = facts_of(path).filter(|_| *request.method() == Method::DELETE);
         if facts.is_none() && !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Ok(json_page(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": "only GET is answered" })));
+            return Ok(json_page(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": "only GET is answered here" })));
         }
         Ok(match path {
             // Load balancers and probes carry no token.

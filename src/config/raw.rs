@@ -314,7 +314,7 @@ pub(super) enum ShadowMode {
     /// Limits are enforced.
     #[default]
     Off,
-    /// Nothing is refused but what can be read in two ways (400).
+    /// Nothing is refused but what no server could read in one way (400).
     On,
 }
 

@@ -88,10 +88,6 @@ impl<'de> Visitor<'de> for Read {
         Ok(text.into())
     }
 
-    fn visit_string<E: Error>(self, text: String) -> Result<Value, E> {
-        Ok(text.into())
-    }
-
     fn visit_u64<E: Error>(self, number: u64) -> Result<Value, E> {
         Ok(number.into())
     }

@@ -1,5 +1,5 @@
-//! Charges that cover later requests (counting rules, section 4 rule 5): sessions of the export screen, retries under one
-//! `Idempotency-Key`, and resumed downloads.
+//! Charges that cover later requests (counting rules, section 4 rules 5 and 7): sessions of the export screen, retries under one
+//! `Idempotency-Key`, resumed downloads, and what a crash owes.
 //!
 //! Covers are kept by user, and each user has so many of a kind at most: the one that would end first makes room.
 

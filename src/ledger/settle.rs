@@ -213,8 +213,8 @@ impl Ledger {
     }
 
     /// The backend says how many images it delivers: that is what is used once it has. What is more than was booked is reserved from now
-    /// on, whatever the limit. `is_first`: a request that is no resume says it for the first time. How many were expected before, and are now; and the group that tells the store, 0 if there is nothing to
-    /// tell.
+    /// on, whatever the limit. `is_first`: a request that is no resume says it for the first time. How many were expected before, and are
+    /// now; and the group that tells the store, 0 if there is nothing to tell.
     pub(super) fn report(
         &self,
         charge: &Reservation,

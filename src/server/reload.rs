@@ -136,7 +136,10 @@ impl Reloader {
     fn take_over(&mut self, config: Config) -> Result<bool, String> {
         let fixed = needs_restart(&self.config, &config);
         if !fixed.is_empty() {
-            return Err(format!("to change {} the gate has to be restarted", fixed.join(", ")));
+            let what = fixed.join(", ");
+            return Err(format!(
+                "to change {what} the gate has to be restarted; until then nothing else is taken over, renewed certificates and keys neither"
+            ));
         }
 
         let mut shown = Shown { policy: config.policy.clone(), shadow: config.gate.shadow, ..self.shown.clone() };

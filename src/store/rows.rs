@@ -46,11 +46,12 @@ pub struct CounterRow {
 /// What names a cover.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CoverName {
-    /// Session, retry or resume.
+    /// What it is for.
     pub kind: CoverKind,
     /// Whose.
     pub user: Arc<str>,
-    /// The design of a session; of a redelivery, what an [`OpenRow`] has; method, target and key of a retry; design and target of a download that may be resumed.
+    /// The design of a session; of a redelivery, what an [`OpenRow`] has; method, target and key of a retry; design and target of a download
+    /// that may be resumed.
     pub what: Arc<str>,
 }
 
