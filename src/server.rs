@@ -201,12 +201,12 @@ impl Server {
             clock: self.clock.clone(),
             admin: self.admin,
             shown: self.shown,
-            ledger: self.ledger,
+            ledger: self.ledger.clone(),
             counts: self.counts,
         };
         helpers.spawn(reloader.run(source));
 
-        // In a task of its own: should it panic, the ledger is flushed all the same.
+        let ledger = self.ledger;
         let places = Places::new(max_connections, max_connections_per_address);
         let (end, ending) = watch::channel(false);
         let common = Arc::new(Common {
@@ -222,8 +222,19 @@ impl Server {
             admin.ends();
             tokio::time::sleep(shutdown_delay).await;
         };
+        let ended = common.ending.clone();
         let served = listener::serve(self.listener, places, common, end, drain_timeout, shutdown);
-        let served = tokio::spawn(served).await;
+        // In a task of its own: should it panic, the ledger is flushed all the same.
+        let mut served = tokio::spawn(served);
+        let mut flush_last = Some(flush_last);
+        let served = tokio::select! {
+            served = &mut served => served,
+            () = needs_no_ledger(ended, &ledger) => {
+                tracing::info!("no export is under way: the ledger is let go while the last connections end");
+                drop(flush_last.take());
+                served.await
+            }
+        };
         drop(flush_last);
         let flushed = flusher.await;
         for died in [served.as_ref().err(), flushed.as_ref().err()].into_iter().flatten() {
@@ -232,6 +243,27 @@ impl Server {
         match (served, flushed) {
             (Ok(()), Ok(flushed)) => flushed,
             (Err(died), _) | (_, Err(died)) => std::panic::resume_unwind(died.into_panic()),
+        }
+    }
+}
+
+/// Waits until the gate is to end and no export is under way, and charges none from then on. A tunnel, or a download that is no export, may
+/// take its time: the gate that comes after this one need not wait for it.
+async fn needs_no_ledger(mut ending: watch::Receiver<bool>, ledger: &Ledger) {
+    /// What is sent on connections that were there is mostly there by then.
+    const SOON: Duration = Duration::from_secs(2);
+    const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+    if ending.wait_for(|ending| *ending).await.is_err() {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(SOON).await;
+    for closes in [true, false] {
+        while !ledger.is_at_rest() {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        if closes {
+            // One that was admitted in this instant is waited for.
+            ledger.close();
         }
     }
 }

@@ -333,6 +333,21 @@ impl Ledger {
         self.stats.refresh_age(self.clock.monotonic());
     }
 
+    /// Whether all that was admitted has settled.
+    pub fn is_at_rest(&self) -> bool {
+        let is_settled = |stats: &MeterStats| {
+            // Counted before the others: what begins meanwhile is seen as under way.
+            let settled = stats.delivered.get() + stats.voided.get();
+            settled == stats.reserved.get()
+        };
+        self.meters().all(|(_, meter)| is_settled(&meter.stats))
+    }
+
+    /// Charges nothing from now on, for this gate is to end. What was admitted settles, and is written.
+    pub fn close(&self) {
+        self.set_trouble(Some("this gate is ending, and another may have its ledger".into()));
+    }
+
     fn set_trouble(&self, trouble: Option<Arc<str>>) {
         let mut current = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         self.available.store(trouble.is_none(), Ordering::Release);

@@ -110,6 +110,35 @@ fn two_gates_on_one_ledger_the_second_waits_and_takes_over() {
 }
 
 #[test]
+fn a_gate_that_ends_lets_its_ledger_go_before_the_last_connection_that_needs_none() {
+    let (backend, setup) = stage();
+    let first = setup.start();
+    assert_eq!(get(first.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
+    let second = setup.start_unready();
+    // Each is begun, and goes on: what is no export until the end, and an export for as long as the ledger is kept for it.
+    let hold = |target: &str| {
+        let (reply, release) =
+            Reply::held(b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ncontent-length: 6\r\n\r\nabc", b"def");
+        backend.will(reply);
+        let mut client = TcpStream::connect(first.address).unwrap();
+        write!(client, "GET {target} HTTP/1.1\r\nhost: a\r\n{}\r\n\r\n", Token::of("u").line()).unwrap();
+        assert!(read_until(&mut client, b"abc"));
+        (client, release)
+    };
+    let (mut page, release_page) = hold("/page");
+    let (mut export, release_export) = hold(DOWNLOAD);
+    first.signal("TERM");
+    first.logs(&["ending: no new connections"]);
+    release_export.send(()).unwrap();
+    assert!(read_until(&mut export, b"def"));
+    eventually("the second takes over", || second.admin("/readyz").0 == 200);
+    assert_eq!(second.used("u", "exports"), 2);
+    release_page.send(()).unwrap();
+    assert!(read_until(&mut page, b"def"), "it was under way all the time");
+    assert_eq!(first.stop_code(), Some(0));
+}
+
+#[test]
 fn a_file_that_is_no_ledger_is_left_alone() {
     let sqlite = |path: &Path, sql: &str| {
         assert!(Command::new("sqlite3").arg(path).arg(sql).status().unwrap().success());

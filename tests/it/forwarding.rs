@@ -232,6 +232,21 @@ fn an_absolute_target_is_forwarded_as_a_path_if_the_host_field_agrees() {
 }
 
 #[test]
+fn a_length_that_is_said_twice_is_passed_on_once() {
+    for twice in ["content-length: 2\r\ncontent-length: 2", "content-length: 2, 2"] {
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n{twice}\r\n\r\nok");
+        let backend = Backend::start(Reply::Raw(answer.into_bytes()));
+        let gate = Setup::before(backend.address).start();
+        let mut client = TcpStream::connect(gate.address).unwrap();
+        client.write_all(b"GET /x HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        let answer = answer.to_ascii_lowercase();
+        assert!(answer.contains("content-length: 2\r\n") && answer.matches("content-length").count() == 1, "{answer}");
+    }
+}
+
+#[test]
 fn a_connection_of_a_client_serves_many_requests() {
     let backend = Backend::start(Reply::json("200 OK"));
     let gate = Setup::before(backend.address).start();

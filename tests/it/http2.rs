@@ -519,6 +519,8 @@ enum Reaction {
     GoesAway(u32),
     /// Says the same, and hangs up.
     HangsUp(u32),
+    /// Sends less than it says, and resets the stream without an error.
+    StopsShort,
 }
 
 /// A backend of HTTP/2 that does this about each request, by its connection and its stream, and what it has seen.
@@ -580,6 +582,11 @@ fn speak(
                         let answer = [frame(HEADERS, END_HEADERS, id, &head), frame(DATA, END_STREAM, id, b"an image")];
                         stream.write_all(&answer.concat())?;
                     }
+                    Reaction::StopsShort => {
+                        let head = [(":status", "200"), ("content-type", "image/png"), ("content-length", "1000")];
+                        let part = [frame(HEADERS, END_HEADERS, id, &block(&head)), frame(DATA, 0, id, b"an image")];
+                        stream.write_all(&[&*part.concat(), &frame(RST_STREAM, 0, id, &[0; 4])].concat())?;
+                    }
                     Reaction::GoesAway(last) => stream.write_all(&good_bye(last))?,
                     Reaction::HangsUp(last) => return stream.write_all(&good_bye(last)),
                 }
@@ -630,6 +637,20 @@ fn what_a_backend_has_not_looked_at_before_it_went_away_is_repeated_once() {
         assert_eq!(backend.seen(), [(0, 1), (0, 3), (1, 1)], "{hangs_up}");
         eventually("the upload is whole", || backend.upload(1, 1) == b"a save");
     }
+}
+
+#[test]
+fn an_answer_that_is_reset_before_the_end_that_it_named_is_broken_off() {
+    let backend = Leaving::start(|_, _| Reaction::StopsShort);
+    let gate = before_leaving(&[backend.address]).start();
+    let mut client = TcpStream::connect(gate.address).unwrap();
+    let token = Token::of("u").plan("max").ai().line();
+    write!(client, "GET {EXPORT} HTTP/1.1\r\nhost: a\r\n{token}\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = client.read_to_end(&mut answer);
+    assert!(answer.len() < 1_000, "{} bytes", answer.len());
+    assert!(settles(&gate));
+    assert_eq!(gate.used("u", "ai-exports"), 0, "its client had taken all that came");
 }
 
 #[test]

@@ -246,6 +246,18 @@ fn what_a_reload_leaves_as_it_is_goes_on_as_it_was() {
 }
 
 #[test]
+fn who_is_trusted_from_now_on_is_believed_by_upstreams_that_stay() {
+    let (backend, gate) = gate();
+    let origin = || {
+        get(gate.address, "/page", &["x-forwarded-for: 192.0.2.1"]);
+        backend.last().header("x-forwarded-for").map(str::to_owned)
+    };
+    assert_eq!(origin().as_deref(), Some("127.0.0.1"));
+    change(&gate, "# trusted_hops = [\"10.0.0.0/8\"]", "trusted_hops = [\"127.0.0.1\"]");
+    assert_eq!(origin().as_deref(), Some("192.0.2.1, 127.0.0.1"));
+}
+
+#[test]
 fn what_was_fetched_goes_on_counting_if_only_something_else_changes_while_nobody_can_be_asked() {
     let backend = Backend::start(Reply::image());
     let keys = Backend::start(set(&[jwk("RS256", "r")]));
