@@ -15,7 +15,9 @@ pub(super) const DEFAULT: &str = "127.0.0.1:9901";
 
 /// Where it is by the same variable that a gate reads: in a container they have the same environment.
 pub(super) fn listener() -> String {
-    std::env::var("EXPORT_GATE__ADMIN__LISTEN").unwrap_or_else(|_| DEFAULT.to_owned())
+    let named = std::env::var("EXPORT_GATE__ADMIN__LISTEN").ok();
+    // Which the gate reads as TOML.
+    named.map_or_else(|| DEFAULT.to_owned(), |named| named.trim_matches(['"', '\'']).to_owned())
 }
 
 /// Status and body of a page of the listener at `admin`, `HOST:PORT`.

@@ -98,8 +98,8 @@ pub(super) struct Server {
     pub(super) max_header_bytes: u32,
     /// How long requests may go on after SIGTERM.
     pub(super) drain_timeout: DurationText,
-    /// How long a gate that is to end goes on as before but for `/healthz`, which says so: as long as whoever sends clients to it needs to
-    /// notice.
+    /// How long a gate that is to end goes on as before, but for `/healthz` and `/readyz`, which say so: as long as whoever sends clients to it
+    /// needs to notice.
     pub(super) shutdown_delay: DurationText,
     /// How many bytes of a JSON body are read at most to know what an export costs; a longer one is answered with 413.
     pub(super) counted_body_limit: u32,

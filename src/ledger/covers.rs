@@ -371,12 +371,14 @@ impl Covers {
         opened
     }
 
-    /// Ends a cover.
-    pub(super) fn end(&self, name: &CoverName) {
-        if let Some(mut of_user) = self.by_user.get_mut(&name.user) {
-            of_user.remove(name.kind, &name.what);
-        }
+    /// Ends a cover by a charge before the one with this serial; whether there was one.
+    pub(super) fn end_before(&self, name: &CoverName, serial: u64) -> bool {
+        let ended = self.by_user.get_mut(&name.user).is_some_and(|mut of_user| {
+            let is_earlier = of_user.find(name.kind, &name.what).is_some_and(|cover| cover.serial < serial);
+            is_earlier && of_user.remove(name.kind, &name.what).is_some()
+        });
         self.tidy(&name.user);
+        ended
     }
 
     /// Ends a session, and those of its name that are about to open; whether there was one.

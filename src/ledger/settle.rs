@@ -72,8 +72,9 @@ impl Ledger {
                 ..Cover::of_settled(charge)
             };
             if cover.meters.is_empty() {
-                self.covers.end(&opening.session);
-                unflushed.gone(self.digests.of(&opening.session), opening.session.clone());
+                if self.covers.end_before(&opening.session, charge.serial) {
+                    unflushed.gone(self.digests.of(&opening.session), opening.session.clone());
+                }
             } else {
                 open(&mut unflushed, &opening.session, self.options().session_max, cover);
             }

@@ -1,4 +1,4 @@
-//! Tells when the settings of a server of HTTP/2 may count.
+//! Tells when the settings of a server of HTTP/2 may count, and when it was last heard.
 //!
 //! hyper takes them and acknowledges them, but wakes nobody for it unless a request waits inside for its stream. So it is overheard:
 //! whenever something is written, it may be the acknowledgement, and the settings count (RFC 9113, section 6.5.3).
@@ -6,21 +6,61 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
+
+use crate::clock::Clock;
+
+/// When something was last read.
+#[derive(Debug)]
+pub(super) struct Heard {
+    clock: Arc<dyn Clock>,
+    /// In milliseconds of the clock.
+    at: AtomicU64,
+}
+
+impl Heard {
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
+        let heard = Self { clock, at: AtomicU64::new(0) };
+        heard.now();
+        heard
+    }
+
+    fn now(&self) {
+        self.at.store(milliseconds(self.clock.coarse()), Ordering::Relaxed);
+    }
+
+    /// For how long nothing was.
+    pub(super) fn silence(&self) -> Duration {
+        let now = milliseconds(self.clock.coarse());
+        Duration::from_millis(now.saturating_sub(self.at.load(Ordering::Relaxed)))
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// A stream that tells of what is written on it, until it is known how many requests the server takes at once.
 #[derive(Debug)]
 pub(super) struct Acknowledging<IO> {
     stream: IO,
+    heard: Arc<Heard>,
     tell: Option<(Arc<Notify>, watch::Receiver<Option<usize>>)>,
 }
 
 impl<IO> Acknowledging<IO> {
-    pub(super) const fn new(stream: IO, written: Arc<Notify>, most: watch::Receiver<Option<usize>>) -> Self {
-        Self { stream, tell: Some((written, most)) }
+    pub(super) const fn new(
+        stream: IO,
+        heard: Arc<Heard>,
+        written: Arc<Notify>,
+        most: watch::Receiver<Option<usize>>,
+    ) -> Self {
+        Self { stream, heard, tell: Some((written, most)) }
     }
 
     fn written(&mut self) {
@@ -33,7 +73,12 @@ impl<IO> Acknowledging<IO> {
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Acknowledging<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.heard.now();
+        }
+        polled
     }
 }
 

@@ -78,7 +78,14 @@ pub(super) struct Again<B>(Replay<Streamed<B>>);
 impl<B> Again<B> {
     /// All of it, if it was kept. Whoever had it before is given no more.
     pub(super) fn body(self) -> Option<RequestBody<B>> {
-        self.0.again().map(|replay| RequestBody(Some(Box::new(Held::Kept(replay)))))
+        let replay = self.0.again()?;
+        replay.with(|streamed| {
+            // There is something to send again.
+            if let Some(sending) = &streamed.sending {
+                sending.send_replace(Sending::Going);
+            }
+        });
+        Some(RequestBody(Some(Box::new(Held::Kept(replay)))))
     }
 }
 

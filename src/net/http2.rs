@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 
-use super::acknowledging::Acknowledging;
+use super::acknowledging::{Acknowledging, Heard};
 use super::body::RequestBody;
 use super::patience::Patience;
 use super::pool::Options;
@@ -32,6 +32,9 @@ const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MOST_STREAMS as u32;
 const MOST_HEADER_BYTES: u32 = 64 << 10;
 /// How often a server is asked for a sign of life while something is expected of it.
 const ASK_FOR_LIFE: Duration = Duration::from_secs(10);
+
+/// After which silence, while it is asked for a sign of life, a server is sent nothing more on a connection.
+const SILENCE: Duration = Duration::from_secs(20);
 
 /// The connections to one endpoint.
 #[derive(Debug)]
@@ -52,6 +55,7 @@ struct Connection<B> {
     clock: Arc<dyn Clock>,
     /// When the last stream ended, in milliseconds of the clock.
     unused_since: AtomicU64,
+    heard: Arc<Heard>,
 }
 
 /// What there is for one more exchange.
@@ -109,7 +113,8 @@ where
             .initial_max_send_streams(0);
         let (said, mut most) = watch::channel(None);
         let written = Arc::new(Notify::new());
-        let stream = Acknowledging::new(stream, written.clone(), most.clone());
+        let heard = Arc::new(Heard::new(self.clock.clone()));
+        let stream = Acknowledging::new(stream, heard.clone(), written.clone(), most.clone());
         let (sender, mut connection) = http.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         // Lives as long as its senders and streams; all of them see its end as their own.
         tokio::spawn(async move {
@@ -132,7 +137,7 @@ where
         });
         let (streams, unused_since) = (AtomicUsize::new(1), AtomicU64::new(0));
         let clock = self.clock.clone();
-        let connection = Arc::new(Connection { sender, streams, most: most.clone(), clock, unused_since });
+        let connection = Arc::new(Connection { sender, streams, most: most.clone(), clock, unused_since, heard });
         let stream = self.stream(&connection, Used::Never);
         self.open.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         match most.wait_for(Option::is_some).await {
@@ -148,7 +153,11 @@ impl<B> Connection<B> {
         let is_unused = self.streams.load(Ordering::Relaxed) == 0;
         // Whoever made it did not live to hear how many the server takes: nobody else is to wait for that.
         let is_mute = self.most.borrow().is_none();
-        !(self.sender.is_closed() || is_unused && (is_mute || expired.is_some_and(|expired| unused_since < expired)))
+        // Who has something to do may be too busy for a sign of life, and may be dead: what is under way waits, and nothing is added.
+        let is_silent = !is_unused && self.heard.silence() >= SILENCE;
+        !(self.sender.is_closed()
+            || is_silent
+            || is_unused && (is_mute || expired.is_some_and(|expired| unused_since < expired)))
     }
 
     fn enter(&self) -> bool {
@@ -234,4 +243,29 @@ pub(super) fn is_unprocessed(error: &hyper::Error) -> bool {
         let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
         error.is_remote() && (refused || error.is_go_away())
     })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use http_body_util::Empty;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::clock::ManualClock;
+
+    #[tokio::test]
+    async fn nothing_is_added_to_what_a_silent_server_has_to_do() {
+        let clock = Arc::new(ManualClock::at(jiff::Timestamp::UNIX_EPOCH));
+        let connections = Connections::<Empty<Bytes>>::new(&Options::default(), clock.clone());
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        // Its settings, and never anything more.
+        theirs.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        let stream = connections.begin(ours).await.unwrap();
+        clock.advance(SILENCE - Duration::from_secs(1));
+        assert!(matches!(connections.find(), Found::Place(_)));
+        clock.advance(Duration::from_secs(1));
+        assert!(matches!(connections.find(), Found::Nothing));
+        assert!(!stream.sender().is_closed(), "what is under way may still be answered");
+    }
 }

@@ -16,7 +16,7 @@ const MOST_KEPT: usize = 256 << 10;
 pub(super) struct Replay<B> {
     kept: Arc<Mutex<Kept<B>>>,
     turn: u32,
-    /// How many of the pieces that are kept were handed out in this turn.
+    /// How much of what is kept was handed out in this turn.
     handed_out: usize,
 }
 
@@ -24,18 +24,17 @@ pub(super) struct Replay<B> {
 struct Kept<B> {
     body: B,
     turn: u32,
-    /// `None` once it was too much, or something else than data.
-    pieces: Option<Vec<Bytes>>,
-    bytes: usize,
+    /// What was handed out, copied: a piece may be a byte of a large buffer. `None` once it was too much, or something else than data.
+    bytes: Option<Vec<u8>>,
 }
 
 impl<B> Replay<B> {
     pub(super) fn new(body: B) -> Self {
-        let kept = Kept { body, turn: 0, pieces: Some(Vec::new()), bytes: 0 };
+        let kept = Kept { body, turn: 0, bytes: Some(Vec::new()) };
         Self { kept: Arc::new(Mutex::new(kept)), turn: 0, handed_out: 0 }
     }
 
-    /// The same upload, for whoever is to see to it that it is sent again.
+    /// The same upload, for whoever is to see to it that it is sent again; nothing is kept any more once it is dropped.
     pub(super) fn same(&self) -> Self {
         Self { kept: self.kept.clone(), turn: self.turn, handed_out: self.handed_out }
     }
@@ -43,7 +42,7 @@ impl<B> Replay<B> {
     /// The upload from its beginning, if all of that is there.
     pub(super) fn again(self) -> Option<Self> {
         let mut kept = self.kept();
-        kept.pieces.as_ref()?;
+        kept.bytes.as_ref()?;
         kept.turn += 1;
         let turn = kept.turn;
         drop(kept);
@@ -62,18 +61,15 @@ impl<B> Replay<B> {
 
 impl<B> Kept<B> {
     /// What was kept and is not handed out yet.
-    fn rest(&self, handed_out: usize) -> &[Bytes] {
-        self.pieces.as_ref().and_then(|pieces| pieces.get(handed_out..)).unwrap_or_default()
+    fn rest(&self, handed_out: usize) -> &[u8] {
+        self.bytes.as_ref().and_then(|bytes| bytes.get(handed_out..)).unwrap_or_default()
     }
 
     fn keep<E>(&mut self, frame: &Result<Frame<Bytes>, E>) {
-        let Some(pieces) = &mut self.pieces else { return };
-        match frame.as_ref().ok().and_then(Frame::data_ref).filter(|data| self.bytes + data.len() <= MOST_KEPT) {
-            Some(data) => {
-                self.bytes += data.len();
-                pieces.push(data.clone());
-            }
-            None => self.pieces = None,
+        let Some(bytes) = &mut self.bytes else { return };
+        match frame.as_ref().ok().and_then(Frame::data_ref).filter(|data| bytes.len() + data.len() <= MOST_KEPT) {
+            Some(data) => bytes.extend_from_slice(data),
+            None => self.bytes = None,
         }
     }
 }
@@ -84,19 +80,25 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Replay<B> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.get_mut();
+        let is_wanted_again = Arc::strong_count(&this.kept) > 1;
         let mut kept = this.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.turn != this.turn {
             // Its stream is over, and about to hear of it.
             return Poll::Pending;
         }
-        if let Some(piece) = kept.rest(this.handed_out).first() {
-            this.handed_out += 1;
-            return Poll::Ready(Some(Ok(Frame::data(piece.clone()))));
+        let rest = kept.rest(this.handed_out);
+        if !rest.is_empty() {
+            let rest = Bytes::copy_from_slice(rest);
+            this.handed_out += rest.len();
+            return Poll::Ready(Some(Ok(Frame::data(rest))));
+        }
+        if !is_wanted_again {
+            kept.bytes = None;
         }
         let frame = ready!(Pin::new(&mut kept.body).poll_frame(cx));
         if let Some(frame) = &frame {
             kept.keep(frame);
-            this.handed_out += 1;
+            this.handed_out = kept.bytes.as_ref().map_or(0, Vec::len);
         }
         Poll::Ready(frame)
     }
@@ -108,7 +110,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Replay<B> {
 
     fn size_hint(&self) -> SizeHint {
         let kept = self.kept();
-        let ahead: u64 = kept.rest(self.handed_out).iter().map(|piece| piece.len() as u64).sum();
+        let ahead = kept.rest(self.handed_out).len() as u64;
         let rest = kept.body.size_hint();
         let mut hint = SizeHint::new();
         hint.set_lower(ahead.saturating_add(rest.lower()));
@@ -153,26 +155,44 @@ mod tests {
     #[tokio::test]
     async fn what_was_handed_out_is_handed_out_again_before_the_rest() {
         let mut first = upload(["a", "b", "c"].map(Bytes::from));
+        let again = first.same();
         assert_eq!([next(&mut first), next(&mut first)], ["a", "b"].map(|piece| Poll::Ready(Some(piece.into()))));
-        let mut second = first.same().again().unwrap();
+        let mut second = again.again().unwrap();
         assert_eq!(next(&mut first), Poll::Pending, "it is over");
-        assert_eq!(next(&mut second), Poll::Ready(Some("a".into())));
-        assert_eq!(second.size_hint().lower(), 1);
+        assert_eq!(second.size_hint().lower(), 2);
+        assert_eq!(next(&mut second), Poll::Ready(Some("ab".into())));
+        assert_eq!(second.size_hint().lower(), 0);
         let third = second.same().again().unwrap();
         assert_eq!(third.collect().await.unwrap().to_bytes(), "abc");
     }
 
     #[test]
-    fn what_is_too_much_or_no_data_is_not_kept() {
+    fn what_is_too_much_or_no_data_or_not_wanted_again_is_not_kept() {
         let large = Bytes::from(vec![b'x'; MOST_KEPT]);
         let mut whole = upload([large.clone()]);
-        assert!(next(&mut whole).is_ready() && whole.again().is_some());
+        let again = whole.same();
+        assert!(next(&mut whole).is_ready() && again.again().is_some());
         let mut longer = upload([large, "x".into(), "y".into()]);
+        let again = longer.same();
         assert!(next(&mut longer).is_ready() && next(&mut longer).is_ready());
         assert_eq!(next(&mut longer), Poll::Ready(Some("y".into())), "it goes on");
-        assert!(longer.again().is_none());
+        assert!(again.again().is_none());
         let mut trailers = Replay::new(Pieces([Frame::trailers(http::HeaderMap::new())].into()));
+        let again = trailers.same();
         let mut cx = Context::from_waker(Waker::noop());
-        assert!(Pin::new(&mut trailers).poll_frame(&mut cx).is_ready() && trailers.again().is_none());
+        assert!(Pin::new(&mut trailers).poll_frame(&mut cx).is_ready() && again.again().is_none());
+        let mut answered = upload(["a", "b"].map(Bytes::from));
+        drop(answered.same());
+        assert!(next(&mut answered).is_ready() && answered.again().is_none());
+    }
+
+    #[test]
+    fn a_byte_that_is_kept_keeps_no_more() {
+        // As they are cut from what is read: each piece holds all of a buffer.
+        let buffer = |_| Bytes::from(vec![b'x'; 1 << 20]).slice(..1);
+        let mut upload = upload((0..64).map(buffer));
+        let again = upload.same();
+        while let Poll::Ready(Some(_)) = next(&mut upload) {}
+        assert!(again.kept().bytes.as_ref().is_some_and(|bytes| bytes.len() == 64 && bytes.capacity() < 1_000));
     }
 }

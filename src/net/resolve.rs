@@ -25,6 +25,9 @@ const GOOD: Duration = Duration::from_mins(1);
 /// For how long they are used if nobody can be asked: whoever moves a host does not take its name away first.
 const USABLE: Duration = Duration::from_hours(1);
 
+/// For how long a name server is waited for while there are addresses that may be used.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 type Answer = Option<Arc<Result<Vec<SocketAddr>, String>>>;
 
 /// The addresses of one origin.
@@ -95,7 +98,16 @@ impl Resolver {
         {
             return Ok(addresses);
         }
-        let answer = answers.wait_for(Option::is_some).await.map_err(|_| io::Error::other("the resolver has died"))?;
+        let answer = answers.wait_for(Option::is_some);
+        let answer = match self.known_for(USABLE) {
+            // A name server that says nothing must not take the time to connect.
+            Some(known) => match tokio::time::timeout(PATIENCE, answer).await {
+                Ok(answer) => answer,
+                Err(_) => return Ok(known),
+            },
+            None => answer.await,
+        };
+        let answer = answer.map_err(|_| io::Error::other("the resolver has died"))?;
         match answer.as_deref() {
             Some(Ok(addresses)) => {
                 *self.known() = Some((addresses.clone(), self.clock.monotonic()));
@@ -208,7 +220,7 @@ mod tests {
         assert!(!resolver.resolution().unwrap().same_channel(&answers), "too old");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn addresses_are_used_for_a_while_when_others_are_slow_to_come_and_longer_when_none_do() {
         let (resolver, clock) = resolver("http://name.example/");
         let address: SocketAddr = "192.0.2.1:80".parse().unwrap();
@@ -223,6 +235,7 @@ mod tests {
         let slow = says(None);
         assert_eq!(resolver.addresses().await.unwrap(), [address], "nobody waits");
         clock.advance(Duration::from_secs(1));
+        assert_eq!(resolver.addresses().await.unwrap(), [address], "it is waited for, but not for ever");
         let waiting = async { resolver.addresses().await };
         let fails = async { slow.send_replace(Some(Arc::new(Err("no name server".to_owned())))) };
         assert_eq!(tokio::join!(waiting, fails).0.unwrap(), [address], "it is waited for, and there is none");

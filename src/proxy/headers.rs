@@ -71,7 +71,7 @@ pub(super) fn strip_connection_fields(headers: &mut HeaderMap) -> Vec<HeaderName
 pub(super) fn origin_form(absolute: &Uri) -> Uri {
     let target = absolute.path_and_query().map_or("", PathAndQuery::as_str);
     // Without a path it begins with the query.
-    let slash = if target.starts_with('/') { "" } else { "/" };
+    let slash = if target.starts_with('/') || target == "*" { "" } else { "/" };
     format!("{slash}{target}").parse().unwrap_or_default()
 }
 
@@ -271,6 +271,9 @@ mod tests {
 
     #[test]
     fn a_target_in_absolute_form_keeps_its_query() {
+        // As `OPTIONS *` comes by HTTP/2.
+        let all = Uri::builder().scheme("http").authority("a").path_and_query("*").build().unwrap();
+        assert_eq!(origin_form(&all), "*");
         for (absolute, origin) in
             [("http://a", "/"), ("http://a/", "/"), ("http://a?x=1", "/?x=1"), ("http://a/b?c", "/b?c")]
         {

@@ -20,9 +20,10 @@ use tokio::time::timeout;
 
 use super::activity::{Activity, UploadUnderWay};
 
-/// How much is read of an upload that nobody wants, in bytes, and for how long.
+/// How much is read of an upload that nobody wants, in bytes; for how long; and for how long while nothing comes.
 const MOST_UNWANTED: u64 = 256 << 10;
-const LONGEST_UNWANTED: Duration = Duration::from_secs(5);
+const LONGEST_UNWANTED: Duration = Duration::from_secs(15);
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// A request's body.
 #[derive(Debug)]
@@ -114,10 +115,10 @@ impl Drop for ClientBody {
 async fn read_for_nobody(mut body: Incoming, mut under_way: UploadUnderWay) {
     let mut left = MOST_UNWANTED;
     loop {
-        let frame = match body.frame().await {
-            Some(Ok(frame)) => frame,
-            Some(Err(_)) => return,
-            None => return under_way.ended(),
+        let frame = match timeout(SILENCE, body.frame()).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(_))) | Err(_) => return,
+            Ok(None) => return under_way.ended(),
         };
         let length = frame.data_ref().map_or(0, |data| data.remaining() as u64);
         match left.checked_sub(length) {

@@ -758,9 +758,11 @@ impl Model {
         if let Some((design, version)) = opens {
             let idle_until = self.idle.map(|idle| self.monotonic + idle);
             let name = (CoverKind::Session, user, design as u8);
-            let session = self.open(name, charge, Some(self.monotonic + SESSION));
-            (session.version, session.idle_until) = (version, idle_until);
-            if session.meters.is_empty() {
+            let is_paid = |(meter, _, used): &(u8, u32, u32)| WITH_SESSIONS.contains(meter) && *used > 0;
+            if booked.iter().any(is_paid) {
+                let session = self.open(name, charge, Some(self.monotonic + SESSION));
+                (session.version, session.idle_until) = (version, idle_until);
+            } else if self.covers.iter().any(|cover| cover.name == name && cover.charge < charge) {
                 self.forget(name);
             }
         }

@@ -271,6 +271,29 @@ fn a_reopening_that_is_degraded_ends_the_open_session() {
 }
 
 #[test]
+fn a_reopening_that_is_degraded_does_not_end_a_session_that_was_opened_after_it() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address)
+        .replacing(DENY, DEGRADE)
+        .set("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "0")
+        .start();
+    let (free, paid) = (Token::of("u").ai().on("ios"), Token::of("u").ai().on("ios").plan("pro"));
+    let (reply, release) =
+        Reply::held(b"", b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ncontent-length: 1\r\n\r\nx");
+    backend.will(reply);
+    let (address, line) = (gate.address, free.line());
+    let slow =
+        std::thread::spawn(move || request(address, "POST", "/v1/designs/d1/export-screen", &[&line], b"").status);
+    eventually("it is under way", || backend.seen().len() == 1);
+    backend.will(Reply::image());
+    assert_eq!(send(&gate, &paid, "POST", "d1/export-screen", None), 200);
+    release.send(()).unwrap();
+    assert_eq!(slow.join().unwrap(), 200);
+    assert_eq!(send(&gate, &paid, "POST", "d1/share", None), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 1, "the later one is the one that is open");
+}
+
+#[test]
 fn what_was_degraded_is_not_covered_once_its_meter_refuses() {
     let backend = Backend::start(Reply::image());
     let gate = Setup::before(backend.address)
