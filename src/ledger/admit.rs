@@ -294,19 +294,18 @@ fn owed(covered_by: &[CoverUse]) -> Images {
 /// is only degraded by such meters it opens none, and whoever enters the screen has left it before.
 fn opening(request: &ChargeRequest<'_>, own: &Reservation, covered_by: &[CoverUse]) -> Option<Opening> {
     let with_sessions = || request.demands.iter().filter(|demand| demand.session == SessionUse::Opens);
-    let degraded = with_sessions().map(|demand| demand.meter).filter(|meter| own.degraded.contains(meter)).collect();
+    let degraded: Meters =
+        with_sessions().map(|demand| demand.meter).filter(|meter| own.degraded.contains(meter)).collect();
     let is_booked = |meter: MeterId| {
         let mut owed = covered_by.iter().filter(|by| by.name.kind == CoverKind::Redelivery);
         own.booked.iter().any(|booked| booked.meter == meter) || owed.any(|by| by.meters.contains(&meter))
     };
     let booked = with_sessions().filter(|demand| is_booked(demand.meter));
     let meters: SmallVec<_> = booked.map(|demand| (demand.meter, demand.cost)).collect();
-    (!meters.is_empty() || own.degraded.iter().any(|meter| with_sessions().any(|demand| demand.meter == *meter))).then(
-        || {
-            let session = cover(CoverKind::Session, request.user, request.session);
-            Opening { session, version: request.version.cloned(), meters, degraded }
-        },
-    )
+    (!meters.is_empty() || !degraded.is_empty()).then(|| {
+        let session = cover(CoverKind::Session, request.user, request.session);
+        Opening { session, version: request.version.cloned(), meters, degraded }
+    })
 }
 
 /// Decides about one demand; deny beats degrade.
