@@ -56,14 +56,19 @@ pub(super) struct Flights {
 
 impl Flights {
     /// Joins a flight, or starts one. `landed` looks whether one has landed since the caller looked: flights land under the same
-    /// lock.
+    /// lock. Who `is_to_ask` starts one in any case, and calls off those before it: in one step, so that nobody in between starts another,
+    /// or takes what was known for what is.
     pub(super) fn board<A>(
         &self,
         design: &Arc<str>,
         wanted: Option<&Arc<str>>,
+        is_to_ask: impl FnOnce() -> bool,
         landed: impl FnOnce() -> Option<A>,
     ) -> Boarding<A> {
         let mut board = self.lock();
+        if is_to_ask() {
+            board.flights.remove(design);
+        }
         let flying = board.flights.get(design).into_iter().flatten();
         let mut fitting = flying.filter(|flight| wanted.is_none() || flight.wanted.as_ref() == wanted);
         if let Some(flight) = fitting.next_back() {

@@ -84,21 +84,52 @@ impl Lookup {
             Look::Have(answer) => answer,
             Look::Stale(answer) => {
                 // Any will do, and nobody waits for it.
-                let _ = self.board(design, None, remember);
+                let _ = self.board(design, None, remember, || false);
                 answer
             }
-            Look::Ask => match self.board(design, wanted, remember) {
-                Err(late) => late,
-                Ok(arrivals) => {
-                    // In a box: every export carries about what may happen here.
-                    let answer = Box::pin(self.arrival(design, wanted, arrivals)).await;
-                    metrics.waited(&answer);
-                    return answer;
-                }
-            },
+            Look::Ask => {
+                let boarded = self.board(design, wanted, remember, || false);
+                return self.told(design, wanted, boarded).await;
+            }
         };
         metrics.found(&answer);
         answer
+    }
+
+    /// The same of a design of which nothing that was said before counts. Who is given a turn by `takes_turn` asks by itself; all others share
+    /// what the last of these is told.
+    pub(super) async fn find_anew(
+        &self,
+        design: &str,
+        wanted: Option<&Arc<str>>,
+        takes_turn: impl FnOnce() -> bool,
+    ) -> Answer {
+        let is_to_ask = || {
+            let is_to_ask = takes_turn();
+            if is_to_ask {
+                self.shared.cache.doubt(design);
+            }
+            is_to_ask
+        };
+        let boarded = self.board(design, wanted, Remember::No, is_to_ask);
+        self.told(design, wanted, boarded).await
+    }
+
+    /// What is said to who has boarded.
+    async fn told(&self, design: &str, wanted: Option<&Arc<str>>, boarded: Result<Arrivals, Answer>) -> Answer {
+        let metrics = &self.shared.metrics;
+        match boarded {
+            Err(late) => {
+                metrics.found(&late);
+                late
+            }
+            Ok(arrivals) => {
+                // In a box: every export carries about what may happen here.
+                let answer = Box::pin(self.arrival(design, wanted, arrivals)).await;
+                metrics.waited(&answer);
+                answer
+            }
+        }
     }
 
     /// Forgets what is known of a design. What is being fetched may be as old, and is not remembered.
@@ -122,7 +153,13 @@ impl Lookup {
     }
 
     /// Joins a fetch, or begins one; `Err` is an answer that is there already.
-    fn board(&self, design: &str, wanted: Option<&Arc<str>>, remember: Remember) -> Result<Arrivals, Answer> {
+    fn board(
+        &self,
+        design: &str,
+        wanted: Option<&Arc<str>>,
+        remember: Remember,
+        is_to_ask: impl FnOnce() -> bool,
+    ) -> Result<Arrivals, Answer> {
         let shared = &self.shared;
         if !shared.service.takes(design) {
             return Err(Answer::Nothing);
@@ -132,7 +169,7 @@ impl Lookup {
             Look::Have(answer) => Some(answer),
             Look::Stale(_) | Look::Ask => None,
         };
-        match shared.flights.board(&design, wanted, landed) {
+        match shared.flights.board(&design, wanted, is_to_ask, landed) {
             Boarding::Late(answer) => Err(answer),
             Boarding::Joins(arrivals) => Ok(arrivals),
             Boarding::Starts(arrivals, start) => {

@@ -257,8 +257,13 @@ impl Designs {
         if !self.edits.is_unsettled(design) {
             return service.find(design, version, Remember::Yes).await;
         }
-        let _turn = self.edits.turn(design).inspect(|_| service.doubt(design));
-        service.find(design, version, Remember::No).await
+        let mut turn = None;
+        let takes_turn = || {
+            turn = self.edits.turn(design);
+            turn.is_some()
+        };
+        // Held until it is told.
+        service.find_anew(design, version, takes_turn).await
     }
 
     fn unknown(

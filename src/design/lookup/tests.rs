@@ -162,6 +162,24 @@ async fn what_is_said_of_a_design_that_is_saved_is_remembered_for_when_nobody_ca
 }
 
 #[tokio::test]
+async fn of_those_who_ask_anew_who_has_a_turn_asks_and_others_share_the_last_answer() {
+    let fake = Fake::start().await;
+    let (lookup, _) = lookup(&fake);
+    assert_eq!(find(&lookup, None).await, "logo 0s", "known, and of the past from here on");
+    fake.hold();
+    fake.says(r#"{"ai_features":["crop"]}"#);
+    // Each looks for a turn, and boards, before the next does.
+    let ask = async |has_turn: bool| brief(&lookup.find_anew("d", None, || has_turn).await);
+    let releases = async {
+        fake.has_seen(3).await;
+        fake.release(2);
+    };
+    let (first, second, third, fourth, ()) = tokio::join!(ask(true), ask(true), ask(false), ask(false), releases);
+    assert_eq!([first, second, third, fourth], ["crop 0s"; 4]);
+    assert_eq!(fake.seen(), 3, "one for each turn");
+}
+
+#[tokio::test]
 async fn a_save_whose_end_nobody_saw_is_asked_for_also_by_who_comes_much_later() {
     let fake = Fake::start().await;
     let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
@@ -211,7 +229,7 @@ async fn stale_features_are_served_at_once_while_one_fetch_renews_them() {
         assert_eq!(find(&lookup, None).await, "logo 65s stale");
     }
     fake.has_seen(2).await;
-    let under_way = lookup.shared.flights.board(&"d".into(), None, || None::<()>);
+    let under_way = lookup.shared.flights.board(&"d".into(), None, || false, || None::<()>);
     let Boarding::Joins(mut arrivals) = under_way else { panic!("nothing is under way") };
     fake.release(1);
     arrivals.wait_for(Option::is_some).await.unwrap();
@@ -330,7 +348,7 @@ async fn a_fetch_that_dies_is_a_failure_for_those_who_wait() {
     let fake = Fake::start().await;
     let (lookup, _) = lookup(&fake);
     let design: Arc<str> = "d".into();
-    let Boarding::Starts(_, start) = lookup.shared.flights.board(&design, None, || None::<()>) else {
+    let Boarding::Starts(_, start) = lookup.shared.flights.board(&design, None, || false, || None::<()>) else {
         panic!("nothing is under way yet")
     };
     let landing = Landing::new(lookup.shared.clone(), design, None, Remember::Yes, start);
