@@ -116,13 +116,14 @@ pub(super) fn rest_of(head: &response::Parts) -> Option<Representation> {
     (first > 0).then_some(Representation { validator, length })
 }
 
-/// The file that an answer begins, if its rest could be recognised. `length` is that of the answer's body.
-pub(super) fn beginning_of(head: &response::Parts, length: Option<u64>) -> Option<Representation> {
+/// The file that an answer is, or is a part of, if the rest could be recognised. `length` is that of the answer's body. Whichever part is
+/// charged: who comes late for the rest, and pays, and loses the connection once more comes for the rest of that.
+pub(super) fn file_of(head: &response::Parts, length: Option<u64>) -> Option<Representation> {
     if head.headers.get(ACCEPT_RANGES).is_some_and(|ranges| ranges == "none") {
         return None;
     }
     let length = match content_range(head) {
-        Some((0, length)) => length,
+        Some((_, length)) => length,
         None if head.status == StatusCode::OK => length?,
         _ => return None,
     };
@@ -194,14 +195,15 @@ mod tests {
     }
 
     #[test]
-    fn a_file_begins_with_a_whole_answer_or_with_its_first_part() {
-        let begins = |status, fields: &[(&str, &str)], length| beginning_of(&head(status, fields), length);
-        assert_eq!(begins(200, &[TAG], Some(10)).unwrap().length, 10);
-        assert_eq!(begins(206, &[TAG, ("content-range", "bytes 0-4/10")], Some(5)).unwrap().length, 10);
-        assert_eq!(begins(200, &[TAG], None), None, "of unknown length");
-        assert_eq!(begins(206, &[TAG, ("content-range", "bytes 1-4/10")], Some(4)), None);
-        assert_eq!(begins(206, &[TAG], Some(4)), None);
-        assert_eq!(begins(200, &[], Some(10)), None);
+    fn an_answer_or_its_one_part_names_the_file_whose_rest_may_be_asked_for() {
+        let file = |status, fields: &[(&str, &str)], length| file_of(&head(status, fields), length);
+        assert_eq!(file(200, &[TAG], Some(10)).unwrap().length, 10);
+        for part in ["bytes 0-4/10", "bytes 5-9/10"] {
+            assert_eq!(file(206, &[TAG, ("content-range", part)], Some(5)).unwrap().length, 10, "{part}");
+        }
+        assert_eq!(file(200, &[TAG], None), None, "of unknown length");
+        assert_eq!(file(206, &[TAG], Some(4)), None);
+        assert_eq!(file(200, &[], Some(10)), None);
     }
 
     #[test]

@@ -31,7 +31,7 @@ use super::pace::{Pace, Taking};
 use super::record::{Phase, Record};
 use super::refusal::{Outcome, Refusal};
 use super::request_id::{self, REQUEST_ID};
-use super::resume::{Pending, Target, beginning_of};
+use super::resume::{Pending, Target, file_of};
 use super::saves::Save;
 use super::trace_context::TraceParent;
 use super::upload::Upload;
@@ -389,7 +389,7 @@ impl Gate {
         }
         fields::make_private(&mut head.headers);
         if let Some(charge) = delivery.charge() {
-            let file = beginning_of(&head, body.size_hint().exact());
+            let file = file_of(&head, body.size_hint().exact());
             // By no other method can the rest be asked for.
             let can_resume = target.method == Method::GET && promise == Promise::Body && charge.is_paid();
             if let Some(file) = file.filter(|_| can_resume) {

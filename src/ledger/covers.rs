@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
-use dashmap::mapref::one::RefMut;
+use smallvec::SmallVec;
 
 use super::reservation::{Images, Meters, Reservation};
 use super::unflushed::Open;
@@ -167,7 +167,8 @@ impl CoverUse {
     }
 }
 
-/// All covers.
+/// All covers. Of a name there is one of a delivered charge at most, and one of each charge that is under way: what comes to nothing ends
+/// nothing that was paid for.
 #[derive(Debug, Default)]
 pub(super) struct Covers {
     by_user: DashMap<Arc<str>, OfUser>,
@@ -182,9 +183,25 @@ struct OfUser {
 }
 
 impl OfUser {
-    fn find(&mut self, kind: CoverKind, what: &str) -> Option<&mut Cover> {
-        let known = self.covers.iter_mut().find(|(known, name, _)| *known == kind && **name == *what);
+    fn all(&mut self, kind: CoverKind, what: &str) -> impl Iterator<Item = &mut Cover> {
+        let known = self.covers.iter_mut().filter(move |(known, name, _)| *known == kind && **name == *what);
         known.map(|(_, _, cover)| cover)
+    }
+
+    /// That of a delivered charge.
+    fn delivered(&mut self, kind: CoverKind, what: &str) -> Option<&mut Cover> {
+        self.all(kind, what).find(|cover| cover.under_way.is_none())
+    }
+
+    /// That of one charge, delivered or not.
+    fn of(&mut self, kind: CoverKind, what: &str, serial: u64) -> Option<&mut Cover> {
+        self.all(kind, what).find(|cover| cover.serial == serial)
+    }
+
+    /// The one that holds for most of what is wanted: if there is a choice, that of a delivered charge, which comes to nothing no more.
+    fn best(&mut self, kind: CoverKind, what: &str, holds_for: impl Fn(&Cover) -> usize) -> Option<&mut Cover> {
+        let fit = |cover: &Cover| (holds_for(cover), cover.under_way.is_none(), cover.serial);
+        self.all(kind, what).filter(|cover| holds_for(cover) > 0).max_by_key(|cover| fit(cover))
     }
 
     /// What is owed for a design that meets most of what is asked, and of that what was paid least for: the rest may be asked for yet.
@@ -200,9 +217,16 @@ impl OfUser {
         known.max_by_key(|(.., cover)| fit(cover)).map(|(_, what, _)| what.clone())
     }
 
-    fn remove(&mut self, kind: CoverKind, what: &str) -> Option<Cover> {
-        let at = self.covers.iter().position(|(known, name, _)| *known == kind && **name == *what)?;
-        Some(self.covers.swap_remove(at).2)
+    /// Removes the first of a name that is `it`; whether there was one.
+    fn remove(&mut self, kind: CoverKind, what: &str, it: impl Fn(&Cover) -> bool) -> bool {
+        let known =
+            |(known, name, cover): &(CoverKind, Arc<str>, Cover)| *known == kind && **name == *what && it(cover);
+        let at = self.covers.iter().position(known);
+        at.map(|at| self.covers.swap_remove(at)).is_some()
+    }
+
+    fn remove_delivered(&mut self, kind: CoverKind, what: &str) -> bool {
+        self.remove(kind, what, |cover| cover.under_way.is_none())
     }
 
     fn is_empty(&self) -> bool {
@@ -219,22 +243,26 @@ impl Covers {
             _ => name.what.clone(),
         };
         let name = &CoverName { what, ..name.clone() };
-        let cover = of_user.find(name.kind, &name.what)?;
-        let same_version = !matches!((&cover.version, wanted.version), (Some(known), Some(now)) if known != now);
-        let held = || wanted.asked.iter().filter(|asked| cover.holds_for(name.kind, asked));
-        let files = match name.kind {
-            CoverKind::Session => held().map(|asked| asked.cost).max().unwrap_or(0),
+        let held_by = |cover: &Cover| -> SmallVec<[Asked; 2]> {
+            wanted.asked.iter().filter(|asked| cover.holds_for(name.kind, asked)).copied().collect()
+        };
+        let files = |held: &[Asked]| match name.kind {
+            CoverKind::Session => held.iter().map(|asked| asked.cost).max().unwrap_or(0),
             CoverKind::Redelivery if seeded::bug(Bug::RedeliveryNeverUsedUp) => 0,
             CoverKind::Retry if seeded::bug(Bug::KeyNeverUsedUp) => 0,
             CoverKind::Retry | CoverKind::Redelivery => 1,
             // However often it breaks off, it is one file.
             CoverKind::Resume => 0,
         };
-        let is_open = cover.ends() > wanted.now && cover.files_left >= files && held().next().is_some();
-        if !is_open || !same_version || cover.file.as_ref() != wanted.file {
-            return None;
-        }
-        let (degraded, meters) = held().map(|asked| asked.meter).partition(|meter| cover.degraded.contains(meter));
+        let cover = of_user.best(name.kind, &name.what, |cover| {
+            let held = held_by(cover);
+            let same_version = !matches!((&cover.version, wanted.version), (Some(known), Some(now)) if known != now);
+            let is_open = cover.ends() > wanted.now && cover.files_left >= files(&held);
+            if is_open && same_version && cover.file.as_ref() == wanted.file { held.len() } else { 0 }
+        })?;
+        let held = held_by(cover);
+        let files = files(&held);
+        let (degraded, meters) = held.iter().map(|asked| asked.meter).partition(|meter| cover.degraded.contains(meter));
         // A charge that came to nothing covers nothing.
         if cover.under_way.as_ref().is_some_and(|charge| !charge.join(name.kind)) {
             return None;
@@ -249,46 +277,31 @@ impl Covers {
     /// If there is an open cover of that name for some of what is asked: the meters that it degrades by.
     pub(super) fn peek(&self, name: &CoverName, asked: &[Asked], now: Duration) -> Option<Meters> {
         let mut of_user = self.by_user.get_mut(&name.user)?;
-        let cover = of_user.find(name.kind, &name.what).filter(|cover| cover.ends() > now)?;
-        asked.iter().any(|asked| cover.holds_for(name.kind, asked)).then(|| cover.degraded.clone())
-    }
-
-    /// Whether a name may be taken over by the charge with this serial: no other under way has it.
-    pub(super) fn is_free_for(&self, name: &CoverName, serial: u64) -> bool {
-        let of_other = |cover: &mut Cover| cover.under_way.is_some() && cover.serial != serial;
-        let taken =
-            |mut of_user: RefMut<'_, Arc<str>, OfUser>| of_user.find(name.kind, &name.what).is_some_and(of_other);
-        !self.by_user.get_mut(&name.user).is_some_and(taken)
-    }
-
-    /// Whether there is an open cover of that name by a delivered charge, for the same file and at least as much.
-    pub(super) fn is_open_for(&self, name: &CoverName, wanted: &Cover, now: Duration) -> bool {
-        let holds = |cover: &mut Cover| {
-            let enough = |&(meter, cost): &(MeterId, u32)| cover.holds_for(name.kind, &Asked { meter, cost });
-            let is_same = cover.under_way.is_none() && cover.ends() > now && cover.file == wanted.file;
-            is_same && wanted.meters.iter().all(enough)
-        };
-        self.by_user
-            .get_mut(&name.user)
-            .is_some_and(|mut of_user| of_user.find(name.kind, &name.what).is_some_and(holds))
+        let cover = of_user.best(name.kind, &name.what, |cover| {
+            let held = asked.iter().filter(|asked| cover.holds_for(name.kind, asked));
+            if cover.ends() > now { held.count() } else { 0 }
+        });
+        cover.map(|cover| cover.degraded.clone())
     }
 
     /// A charge under the name of this cover was delivered: it covers that as well from now on.
     pub(super) fn extend(&self, name: &CoverName, booked: &[(MeterId, u32)], used: &[(MeterId, u32)]) {
-        if let Some(mut of_user) = self.by_user.get_mut(&name.user)
-            && let Some(cover) = of_user.find(name.kind, &name.what)
-        {
-            cover.extend(booked, used);
+        if let Some(mut of_user) = self.by_user.get_mut(&name.user) {
+            of_user.all(name.kind, &name.what).for_each(|cover| cover.extend(booked, used));
         }
     }
 
-    /// So many images are used for a cover from now on, if they were not more. How many were before; `None` if it is no more.
-    pub(super) fn uses(&self, name: &CoverName, serial: Option<u64>, meter: MeterId, images: u32) -> Option<u32> {
-        let mut of_user = self.by_user.get_mut(&name.user)?;
-        let cover = of_user.find(name.kind, &name.what)?;
-        if serial.is_some_and(|serial| serial != cover.serial) {
-            return None;
+    /// So many images are used for whatever has a name, if they were not more.
+    pub(super) fn all_use(&self, name: &CoverName, meter: MeterId, images: u32) {
+        if let Some(mut of_user) = self.by_user.get_mut(&name.user) {
+            of_user.all(name.kind, &name.what).for_each(|cover| cover.uses(meter, images));
         }
+    }
+
+    /// The same for the cover by one charge. How many were before; `None` if it is no more.
+    pub(super) fn uses(&self, name: &CoverName, serial: u64, meter: MeterId, images: u32) -> Option<u32> {
+        let mut of_user = self.by_user.get_mut(&name.user)?;
+        let cover = of_user.of(name.kind, &name.what, serial)?;
         let before = cover.used(meter);
         cover.uses(meter, images);
         Some(before)
@@ -297,15 +310,13 @@ impl Covers {
     /// How many images on a meter are used for the cover that something was taken from; `None` if it is no more.
     pub(super) fn used_for(&self, by: &CoverUse, meter: MeterId) -> Option<u32> {
         let mut of_user = self.by_user.get_mut(&by.name.user)?;
-        let cover = of_user.find(by.name.kind, &by.name.what)?;
-        (cover.serial == by.serial).then(|| cover.used(meter))
+        of_user.of(by.name.kind, &by.name.what, by.serial).map(|cover| cover.used(meter))
     }
 
     /// So many files are wanted of a cover, in all; how many of them there are.
     pub(super) fn take_in_all(&self, by: &CoverUse, files: u32) -> u32 {
         if let Some(mut of_user) = self.by_user.get_mut(&by.name.user)
-            && let Some(cover) = of_user.find(by.name.kind, &by.name.what)
-            && cover.serial == by.serial
+            && let Some(cover) = of_user.of(by.name.kind, &by.name.what, by.serial)
         {
             let there = cover.files_left.saturating_add(by.files);
             cover.files_left = there.saturating_sub(files);
@@ -317,8 +328,7 @@ impl Covers {
     /// What was taken was delivered: a session that is used does not idle.
     pub(super) fn used(&self, by: &CoverUse, idle_until: Option<Duration>) {
         if let Some(mut of_user) = self.by_user.get_mut(&by.name.user)
-            && let Some(cover) = of_user.find(by.name.kind, &by.name.what)
-            && cover.serial == by.serial
+            && let Some(cover) = of_user.of(by.name.kind, &by.name.what, by.serial)
             && cover.idle_until.is_some()
         {
             cover.idle_until = idle_until;
@@ -328,17 +338,23 @@ impl Covers {
     /// What was taken was not delivered: it is left again, if the cover is still that of the charge with this serial.
     pub(super) fn give_back(&self, name: &CoverName, serial: u64, files: u32) {
         if let Some(mut of_user) = self.by_user.get_mut(&name.user)
-            && let Some(cover) = of_user.find(name.kind, &name.what)
-            && cover.serial == serial
+            && let Some(cover) = of_user.of(name.kind, &name.what, serial)
         {
             cover.files_left = cover.files_left.saturating_add(files);
         }
     }
 
-    /// Opens a cover, in place of one of the same name. Returns the cover that had to make room.
+    /// Opens a cover. One of a delivered charge takes the place of that of another, and of its own while it was under way. Returns the
+    /// cover that had to make room.
     pub(super) fn open(&self, name: &CoverName, cover: Cover) -> Option<CoverName> {
         let mut of_user = self.by_user.entry(name.user.clone()).or_default();
-        of_user.remove(name.kind, &name.what);
+        if cover.under_way.is_none() {
+            of_user.remove_delivered(name.kind, &name.what);
+            of_user.remove(name.kind, &name.what, |known| known.serial == cover.serial);
+        } else if of_user.of(name.kind, &name.what, cover.serial).is_some() {
+            // It was delivered meanwhile.
+            return None;
+        }
         let of_kind = || of_user.covers.iter().enumerate().filter(|(_, (kind, ..))| *kind == name.kind);
         let surplus =
             of_kind().nth(MOST_OF_A_KIND - 1).and_then(|_| of_kind().min_by_key(|(_, (.., cover))| cover.ends()));
@@ -350,7 +366,7 @@ impl Covers {
     /// Puts a cover read from the store in its place, unless one is there.
     pub(super) fn restore(&self, name: &CoverName, cover: Cover) {
         let mut of_user = self.by_user.entry(name.user.clone()).or_default();
-        if of_user.find(name.kind, &name.what).is_none() {
+        if of_user.delivered(name.kind, &name.what).is_none() {
             of_user.covers.push((name.kind, name.what.clone(), cover));
         }
     }
@@ -374,8 +390,7 @@ impl Covers {
     /// Ends a cover by a charge before the one with this serial; whether there was one.
     pub(super) fn end_before(&self, name: &CoverName, serial: u64) -> bool {
         let ended = self.by_user.get_mut(&name.user).is_some_and(|mut of_user| {
-            let is_earlier = of_user.find(name.kind, &name.what).is_some_and(|cover| cover.serial < serial);
-            is_earlier && of_user.remove(name.kind, &name.what).is_some()
+            of_user.remove(name.kind, &name.what, |cover| cover.under_way.is_none() && cover.serial < serial)
         });
         self.tidy(&name.user);
         ended
@@ -385,7 +400,7 @@ impl Covers {
     pub(super) fn leave(&self, name: &CoverName) -> bool {
         let known = self.by_user.get_mut(&name.user).is_some_and(|mut of_user| {
             of_user.opening.retain(|(session, _)| *session != name.what);
-            of_user.remove(name.kind, &name.what).is_some()
+            of_user.remove_delivered(name.kind, &name.what)
         });
         self.tidy(&name.user);
         known
@@ -393,10 +408,8 @@ impl Covers {
 
     /// A charge that came to nothing covers nothing.
     pub(super) fn drop_under_way(&self, name: &CoverName, serial: u64) {
-        if let Some(mut of_user) = self.by_user.get_mut(&name.user)
-            && of_user.find(name.kind, &name.what).is_some_and(|cover| cover.serial == serial)
-        {
-            of_user.remove(name.kind, &name.what);
+        if let Some(mut of_user) = self.by_user.get_mut(&name.user) {
+            of_user.remove(name.kind, &name.what, |cover| cover.under_way.is_some() && cover.serial == serial);
         }
         self.tidy(&name.user);
     }
@@ -404,9 +417,9 @@ impl Covers {
     /// Ends a cover if its time has come; if it has not, when it will.
     pub(super) fn expire(&self, name: &CoverName, now: Duration) -> Option<Duration> {
         let ends = self.by_user.get_mut(&name.user).and_then(|mut of_user| {
-            let ends = of_user.find(name.kind, &name.what)?.ends();
+            let ends = of_user.delivered(name.kind, &name.what)?.ends();
             if ends <= now {
-                of_user.remove(name.kind, &name.what);
+                of_user.remove_delivered(name.kind, &name.what);
             }
             Some(ends)
         });
@@ -416,8 +429,7 @@ impl Covers {
 
     /// A cover as it is now; one whose charge is under way is none yet.
     pub(super) fn find(&self, name: &CoverName) -> Option<Cover> {
-        let mut of_user = self.by_user.get_mut(&name.user)?;
-        of_user.find(name.kind, &name.what).filter(|cover| cover.under_way.is_none()).map(|cover| cover.clone())
+        self.by_user.get_mut(&name.user)?.delivered(name.kind, &name.what).map(|cover| cover.clone())
     }
 
     /// Who has nothing costs nothing.

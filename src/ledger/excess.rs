@@ -89,7 +89,7 @@ impl Ledger {
                 // Of requests with one key all deliver the same: another may have brought it meanwhile.
                 let mut keys = covered_by.iter().filter(|by| by.name.kind == CoverKind::Retry);
                 let key = keys.find(|by| by.meters.contains(&booked.meter));
-                let before = key.and_then(|by| self.covers.uses(&by.name, Some(by.serial), booked.meter, *images));
+                let before = key.and_then(|by| self.covers.uses(&by.name, by.serial, booked.meter, *images));
                 let used = before.map_or(booked.cost, |before| images.saturating_sub(before).min(booked.cost));
                 self.settle_count(booked, booked.cost, used);
                 self.meter_stats(booked.meter, |stats| &stats.delivered);

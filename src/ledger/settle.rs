@@ -80,8 +80,7 @@ impl Ledger {
             }
         }
         // What was delivered for a crash takes the place of no key that is there.
-        let has_key = |retry: &CoverName| charge.booked.is_empty() && self.covers.find(retry).is_some();
-        let may_open = |retry: &&CoverName| !has_key(retry) && self.covers.is_free_for(retry, charge.serial);
+        let may_open = |retry: &&CoverName| !charge.booked.is_empty() || self.covers.find(retry).is_none();
         if let Some(retry) = charge.retry.as_ref().filter(may_open) {
             // The charge's own delivery and the further ones, but for those under way: they have their share already.
             let files_left = self.options().retry_deliveries.saturating_add(1).saturating_sub(delivered.by_key);
@@ -102,7 +101,7 @@ impl Ledger {
         }
         if let Some(retry) = charge.retry.as_ref().filter(|_| charge.booked.is_empty()) {
             for (meter, images) in &delivered.owed {
-                self.covers.uses(retry, None, *meter, *images);
+                self.covers.all_use(retry, *meter, *images);
             }
             unflushed.changed(self.digests.of(retry), retry.clone());
         }
@@ -128,13 +127,14 @@ impl Ledger {
                 continue;
             }
             unflushed.delivered(std::slice::from_ref(booked), false);
-            let (own, others) = (charge.retry.as_ref(), charge.extends.as_ref());
             // Or the next repeat would bring them once more.
-            for (name, serial) in
-                own.map(|own| (own, Some(charge.serial))).into_iter().chain(others.map(|name| (name, None)))
-            {
-                self.covers.uses(name, serial, more.meter, more.used);
-                unflushed.changed(self.digests.of(name), name.clone());
+            if let Some(own) = &charge.retry {
+                self.covers.uses(own, charge.serial, more.meter, more.used);
+                unflushed.changed(self.digests.of(own), own.clone());
+            }
+            if let Some(others) = &charge.extends {
+                self.covers.all_use(others, more.meter, more.used);
+                unflushed.changed(self.digests.of(others), others.clone());
             }
         }
         if self.is_strict() {
@@ -171,8 +171,6 @@ impl Ledger {
         }
         for name in charge.retry.iter().cloned().chain(charge.resume()) {
             self.covers.drop_under_way(&name, charge.serial);
-            // It may have taken the place of one that the store still knows.
-            self.unflushed().changed(self.digests.of(&name), name);
         }
     }
 
@@ -187,12 +185,10 @@ impl Ledger {
     /// The rest of a file that is about to be delivered may be asked for from now on.
     pub(super) fn resumable(&self, charge: &Arc<Reservation>, what: &Arc<str>, file: &Representation) {
         let name = cover(CoverKind::Resume, &charge.user, what);
-        let cover = Cover { file: Some(file.clone()), ..Cover::of(charge) };
-        if !charge.resumable(&name, file) || self.covers.is_open_for(&name, &cover, self.clock.monotonic()) {
-            // What an earlier charge covers already shall not end with this one.
+        if !charge.resumable(&name, file) {
             return;
         }
-        self.open_under_way(&name, cover);
+        self.open_under_way(&name, Cover { file: Some(file.clone()), ..Cover::of(charge) });
         if !charge.is_under_way() {
             self.covers.drop_under_way(&name, charge.serial);
         }

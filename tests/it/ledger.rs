@@ -338,6 +338,29 @@ async fn what_a_further_delivery_has_brought_its_key_knows() {
 }
 
 #[tokio::test]
+async fn a_charge_under_a_key_that_comes_to_nothing_ends_nothing_that_was_paid_for_under_it() {
+    let larger = Demand { cost: 3, ..demand(0, 10) };
+    // Delivered before the larger one began, and while it is under way.
+    for begins_first in [true, false] {
+        let (ledger, _) = ledger(1);
+        let one = retried(&ledger, &demand(0, 10)).await;
+        let three = if begins_first {
+            let three = retried(&ledger, &larger).await;
+            assert!(delivered(one));
+            three
+        } else {
+            assert!(delivered(one));
+            retried(&ledger, &larger).await
+        };
+        assert!(matches!(three, Admission::Charged(_)), "a larger batch is another export");
+        assert!(matches!(retried(&ledger, &demand(0, 10)).await, Admission::Covered(..)));
+        drop(three);
+        assert!(matches!(retried(&ledger, &demand(0, 10)).await, Admission::Covered(..)));
+        assert_eq!(used(&ledger, "u"), [(1, 0)]);
+    }
+}
+
+#[tokio::test]
 async fn what_others_under_way_have_said_stays_reserved_when_the_first_is_delivered() {
     for (second_ends, counted) in [(Settlement::Delivered, 50), (Settlement::Void, 1)] {
         let (ledger, _) = ledger(1);

@@ -545,23 +545,29 @@ impl Model {
         let session = (CoverKind::Session, ask.user, ask.design as u8);
         let mut found: Vec<(Cover, usize)> = Vec::new();
         for name in rest.into_iter().chain(retry).chain([session]) {
-            let Some(cover) = self.covers.iter().find(|cover| cover.name == name) else { continue };
-            let held = demands.iter().filter(|demand| {
-                let taken = found.iter().any(|(other, ..)| of_session(other, demand) && holds(other, demand));
-                !taken && of_session(cover, demand) && holds(cover, demand)
-            });
-            let most = held.map(|demand| demand.cost as usize).max();
-            let files = match name.0 {
+            let held = |cover: &Cover| -> Vec<usize> {
+                let held = demands.iter().filter(|demand| {
+                    let taken = found.iter().any(|(other, ..)| of_session(other, demand) && holds(other, demand));
+                    !taken && of_session(cover, demand) && holds(cover, demand)
+                });
+                held.map(|demand| demand.cost as usize).collect()
+            };
+            let files = |cover: &Cover| match name.0 {
                 CoverKind::Resume => 0,
                 CoverKind::Retry | CoverKind::Redelivery => 1,
-                CoverKind::Session => most.unwrap_or(0),
+                CoverKind::Session => held(cover).into_iter().max().unwrap_or(0),
             };
-            let same_version = cover.version.is_none() || ask.version.is_none() || cover.version == ask.version;
-            let file = ask.rest_of.filter(|_| name.0 == CoverKind::Resume);
-            let is_open = self.is_open(cover) && self.files_left(cover) >= files && most.is_some();
-            if is_open && same_version && cover.file == file {
-                found.push((cover.clone(), files));
-            }
+            let fits = |cover: &&Cover| {
+                let same_version = cover.version.is_none() || ask.version.is_none() || cover.version == ask.version;
+                let same_file = cover.file == ask.rest_of.filter(|_| name.0 == CoverKind::Resume);
+                let is_open = self.is_open(cover) && self.files_left(cover) >= files(cover);
+                cover.name == name && is_open && same_version && same_file && !held(cover).is_empty()
+            };
+            // Of several that which holds for most; what is delivered before what may come to nothing; then the last one.
+            let fit = |cover: &&Cover| (held(cover).len(), cover.until.is_some(), cover.charge);
+            let best = self.covers.iter().filter(fits).max_by_key(fit);
+            let best = best.map(|cover| (cover.clone(), files(cover)));
+            found.extend(best);
         }
         found
     }
@@ -582,9 +588,10 @@ impl Model {
         cover.files - self.requests.iter().map(takes).sum::<usize>()
     }
 
-    /// A charge's cover, in place of one of the same name.
+    /// A charge's cover. Once it is delivered it is the only one of its name that is.
     fn open(&mut self, name: Name, charge: usize, until: Option<i64>) -> &mut Cover {
-        self.covers.retain(|cover| cover.name != name);
+        let stays = |cover: &Cover| until.is_none() || (cover.until.is_none() && cover.charge != charge);
+        self.covers.retain(|cover| cover.name != name || stays(cover));
         self.marked.extend(until.map(|_| name));
         let opens = |booking: &&Booking| name.0 != CoverKind::Session || booking.used != Some(0);
         let booked = self.bookings.iter().filter(|booking| booking.charge == charge).filter(opens);
@@ -617,7 +624,7 @@ impl Model {
     }
 
     fn forget(&mut self, name: Name) {
-        self.covers.retain(|cover| cover.name != name);
+        self.covers.retain(|cover| cover.name != name || cover.until.is_none());
         self.marked.push(name);
     }
 
@@ -722,19 +729,7 @@ impl Model {
         if let Some(charge) = of_file.filter(|charge| self.charges[*charge].file.is_none()) {
             self.charges[charge].file = Some(number);
             let name = (CoverKind::Resume, self.charges[charge].user, number);
-            let known =
-                self.covers.iter().find(|cover| cover.name == name && cover.until.is_some() && self.is_open(cover));
-            let of_charge = || self.bookings.iter().filter(|booking| booking.charge == charge);
-            let enough = |cover: &Cover| {
-                of_charge().all(|booking| {
-                    let held =
-                        cover.meters.iter().any(|(meter, cost)| *meter == booking.meter && booking.cost <= *cost);
-                    held || cover.degraded.contains(&booking.meter)
-                })
-            };
-            if !known.is_some_and(enough) {
-                self.open(name, charge, None).file = Some(number);
-            }
+            self.open(name, charge, None).file = Some(number);
         }
     }
 
@@ -766,9 +761,7 @@ impl Model {
                 self.forget(name);
             }
         }
-        let of_other = |cover: &&Cover| cover.until.is_none() && cover.charge != charge;
-        let taken_over = |name: Name| self.covers.iter().filter(of_other).any(|cover| cover.name == name);
-        if let Some(name) = key.map(|key| (CoverKind::Retry, user, key)).filter(|name| !taken_over(*name)) {
+        if let Some(name) = key.map(|key| (CoverKind::Retry, user, key)) {
             let key = self.open(name, charge, Some(self.monotonic + RETRY));
             booked.iter().for_each(|(meter, _, used)| key.note(*meter, *used));
         }
@@ -826,9 +819,6 @@ impl Model {
     fn void(&mut self, charge: usize) {
         self.charges[charge].state = State::Void;
         self.bookings.retain(|booking| booking.charge != charge);
-        let ModelCharge { user, key, file, .. } = self.charges[charge];
-        let retry = key.map(|key| (CoverKind::Retry, user, key));
-        self.marked.extend(retry.into_iter().chain(file.map(|file| (CoverKind::Resume, user, file))));
         self.covers.retain(|cover| cover.name.0 == CoverKind::Session || cover.charge != charge);
     }
 
@@ -908,11 +898,10 @@ impl Model {
 
     /// Whether a meter that is asked for and enforced, or any if none is, was booked by the download of which this would be the rest.
     fn may_resume(&self, user: usize, number: u8, demands: &[Demand]) -> bool {
-        let cover = self.covers.iter().find(|cover| cover.name == (CoverKind::Resume, user, number));
+        let mut covers = self.covers.iter().filter(|cover| cover.name == (CoverKind::Resume, user, number));
         let limited = demands.iter().any(Demand::is_enforced);
         let asked = |demand: &&Demand| demand.is_enforced() || !limited;
-        cover
-            .is_some_and(|cover| self.is_open(cover) && demands.iter().filter(asked).any(|demand| holds(cover, demand)))
+        covers.any(|cover| self.is_open(cover) && demands.iter().filter(asked).any(|demand| holds(cover, demand)))
     }
 }
 
