@@ -66,6 +66,7 @@ impl Embedded {
             ending: None,
             has_failed: false,
             lost: None,
+            emptied: None,
         };
         let (ends, ended) = mpsc::channel();
         let work = move || {
@@ -136,6 +137,8 @@ struct Writer {
     has_failed: bool,
     /// Why it cannot be opened any more: a journal is gone, and with it charges that memory knows.
     lost: Option<StoreError>,
+    /// That somebody has emptied it. SQLite puts into it what it had in mind, and then it looks like anything.
+    emptied: Option<StoreError>,
 }
 
 type Compaction = JoinHandle<Result<Tables, StoreError>>;
@@ -194,7 +197,8 @@ impl Writer {
 
     /// The tables, with all that the journals have.
     fn tables(&mut self, rows: Option<&mut RowSink>) -> Result<(Tables, Compacted), StoreError> {
-        let mut tables = Tables::open(&self.path)?;
+        let mut tables = Tables::open(&self.path).map_err(|error| self.emptied.clone().unwrap_or(error))?;
+        self.emptied = None;
         self.lock.as_mut().map_or(Ok(()), |lock| lock.take_all_names(&self.path))?;
         if rows.is_some() {
             tables.check_pages()?;
@@ -221,7 +225,7 @@ impl Writer {
         self.lock.as_ref().map_or(Ok(()), Lock::check)?;
         if let Some(id) = self.file {
             file::check_identity(&self.path, id)?;
-            file::check_is_not_empty(&self.path)?;
+            file::check_is_not_empty(&self.path).inspect_err(|error| self.emptied = Some(error.clone()))?;
         }
         let Some(journal) = self.running.as_ref().map(|running| &running.journal) else { return Ok(()) };
         file::check_identity(journal.path(), journal.id()).map_err(|changed| {

@@ -216,3 +216,24 @@ fn a_panic_on_the_stores_thread_ends_one_job_and_no_more() {
     let (_store, counts) = open(options(left.path(), NEVER)).unwrap();
     assert!(promised.keys().all(|user| counts.contains_key(user)));
 }
+
+#[test]
+fn a_ledger_that_was_emptied_is_one_that_was_emptied_whatever_sqlite_puts_into_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(options(folder.path(), OFTEN)).unwrap();
+    let [ledger, wal] = ["ledger.db", "ledger.db-wal"].map(|name| folder.path().join(name));
+    let length = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
+    eventually("SQLite has something in mind", || {
+        write(&mut store, batch(1)).unwrap();
+        length(&wal) > 0
+    });
+    std::fs::File::options().write(true).open(&ledger).unwrap().set_len(0).unwrap();
+    let was_emptied = |error: StoreError| error.to_string().contains("was emptied while in use");
+    assert!(was_emptied(write(&mut store, batch(1)).unwrap_err()));
+    let mut opened = || runtime().block_on(store.open(Box::new(drop))).unwrap_err();
+    eventually("it has written that", || {
+        assert!(was_emptied(opened()));
+        length(&ledger) > 0
+    });
+    assert!(was_emptied(opened()));
+}
