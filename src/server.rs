@@ -91,6 +91,26 @@ pub struct Server {
     tunnels: Gauge,
 }
 
+/// What a gate is made of: what the configuration says, and what outlives it.
+pub fn parts(
+    config: &Config,
+    verifier: Arc<Verifier>,
+    designs: Arc<Designs>,
+    ledger: Arc<Ledger>,
+    clock: Arc<dyn Clock>,
+) -> Parts {
+    Parts {
+        routes: config.routes.clone(),
+        policy: config.policy.clone(),
+        verifier,
+        designs,
+        ledger,
+        clock,
+        answers: config.answers.clone(),
+        options: config.gate.clone(),
+    }
+}
+
 /// Why a gate could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -130,16 +150,7 @@ impl Server {
         let verifier = Arc::new(verifier);
         let designs = Arc::new(Designs::new(config.designs.clone(), clock.clone()));
         let backends = Backends::new(&config, &clock, &mut registry);
-        let parts = Parts {
-            routes: config.routes.clone(),
-            policy: config.policy.clone(),
-            verifier: verifier.clone(),
-            designs: designs.clone(),
-            ledger: ledger.clone(),
-            clock: clock.clone(),
-            answers: config.answers.clone(),
-            options: config.gate.clone(),
-        };
+        let parts = parts(&config, verifier.clone(), designs.clone(), ledger.clone(), clock.clone());
         let current = Current::of(&config, ExportGateLayer::new(parts), backends, None);
         current.layer.register_metrics(&mut registry);
         ledger.register_metrics(&mut registry);

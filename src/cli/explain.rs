@@ -1,23 +1,27 @@
-//! `export-gate explain`: what would happen to a request, and why. Asks the same parts as the gate, and charges nothing.
+//! `export-gate explain`: what would happen to a request, and why. It is the gate that is asked, with a ledger that nobody keeps: nothing is
+//! charged, and no backend hears of it.
 
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 
 use super::{Failure, admin, block_on, load};
-use crate::clock::SystemClock;
+use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::design::{Designs, Facts, FeatureOptions};
-use crate::gate::{OWN_PATH, Refusal, UnclassifiedFiles, can_be_read, idempotency_key};
-use crate::identity::{Caller, TokenError, Verifier};
-use crate::policy::cost::Request;
+use crate::gate::{ExportGateLayer, LogOptions, OWN_PATH, Options, Parts, Refusal, UnclassifiedFiles, Witness};
+use crate::identity::{Caller, Verifier};
+use crate::ledger::Ledger;
 use crate::policy::{
-    Action, Delivers, Demand, Export, Limit, Match, NeedsBody, OnExceed, Policy, Rule, SessionUse, Undecided,
+    Action, Delivers, Demand, Found, Limit, Match, OnExceed, PlanId, Platform, Policy, Rule, SessionUse, Verdict,
     feature_names,
 };
+use crate::server;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -45,12 +49,14 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let config = load(&arguments.config)?;
     let headers = headers(arguments)?;
-    let mut steps = Steps { count: 0 };
-    let result = block_on(explain(&config, arguments, &headers, &mut steps))??;
+    let mut steps = Steps::default();
+    let result = block_on(explain(&config, arguments, headers, &mut steps))??;
     anstream::println!("\n=> {result}");
     Ok(())
 }
 
+/// What is told, step by step.
+#[derive(Default)]
 struct Steps {
     count: u32,
 }
@@ -83,16 +89,16 @@ fn headers(arguments: &Arguments) -> Result<HeaderMap, Failure> {
 async fn explain(
     config: &Config,
     arguments: &Arguments,
-    headers: &HeaderMap,
+    headers: HeaderMap,
     steps: &mut Steps,
 ) -> Result<String, Failure> {
-    let (method, mut url) = (&arguments.method, arguments.url.clone());
+    let (method, url) = (&arguments.method, &arguments.url);
     let default = config.upstreams.get(config.default_upstream).map_or("", |upstream| &upstream.name);
     if url.path().starts_with(OWN_PATH) {
         steps.step("route", "the gate's own pages");
         return Ok("answered by the gate itself; nothing is counted".to_owned());
     }
-    let found = match config.routes.find(method, &url, headers) {
+    let found = match config.routes.find(method, url, &headers) {
         Match::Unmatched => {
             steps.step("route", "none matches");
             let files = match config.gate.unclassified_files {
@@ -104,7 +110,7 @@ async fn explain(
         }
         Match::Misread(misread) if config.gate.shadow => {
             steps.step("route", &misread.to_string());
-            let upstream = config.routes.nearly(method, &url).map_or(default, |route| config.upstream_name(route));
+            let upstream = config.routes.nearly(method, url).map_or(default, |route| config.upstream_name(route));
             return Ok(format!("(shadow mode: not refused with 400) forwarded to `{upstream}`; nothing is counted"));
         }
         Match::Misread(misread) => {
@@ -113,122 +119,146 @@ async fn explain(
         }
         Match::Route(found) => found,
     };
-    let route = &found.route;
     let upstream = config.upstream_name(found.id);
-    let (action, delivers) = (route.action.as_str(), route.delivers.as_str());
-    let design = found.design.as_deref();
-    let of = design.map(|design| format!(", design `{design}`")).unwrap_or_default();
-    steps.step("route", &format!("`{}` matches: action {action}{of}", route.name));
-    if !route.counts(method) {
-        let why = match route.action.is_export() {
+    let of = found.design.as_deref().map(|design| format!(", design `{design}`")).unwrap_or_default();
+    steps.step("route", &format!("`{}` matches: action {}{of}", found.route.name, found.route.action.as_str()));
+    if !found.route.counts(method) {
+        let why = match found.route.action.is_export() {
             true => format!("{method} hands no file out"),
             false => Rule::NotAnExport.sentence().to_owned(),
         };
         steps.step("rule", &why);
-        let leaves =
-            if route.action == Action::LeaveExportScreen { "; with a valid token it ends the session" } else { "" };
+        let leaves = match found.route.action {
+            Action::LeaveExportScreen => "; with a valid token it ends the session",
+            _ => "",
+        };
         return Ok(format!("forwarded to `{upstream}`; nothing is counted{leaves}"));
     }
 
-    let caller = match identify(config, &mut url, headers).await? {
-        Ok(caller) => caller,
-        Err((error, why)) => {
-            steps.step("identify", &why);
-            return Ok(refused(config, &error.into()));
+    let mut head = Request::new(()).into_parts().0;
+    (head.method, head.uri, head.headers) = (method.clone(), url.clone(), headers);
+    let body = arguments.body.clone().map(Bytes::from).unwrap_or_default();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let verifier = Verifier::new(config.identity.clone(), clock.clone());
+    let verifier = Arc::new(verifier.map_err(|(_, bad)| Failure::Other(bad.to_string()))?);
+    let gate = gate(config, verifier.clone(), clock);
+    let mut teller = Teller { config, found: &found, steps, seen: None, ai: false, expects: String::new() };
+    let asked = gate.explain(head, body, &found, arguments.peer, &mut teller);
+    let asked = match verifier.keep_keys_fresh() {
+        None => asked.await,
+        Some(fetching) => tokio::select! {
+            // First, so that the fetch is one that it has asked for.
+            biased;
+            asked = asked => asked,
+            () = fetching => Err(Refusal::KeysUnavailable),
+        },
+    };
+    let expects = teller.expects;
+    Ok(match asked {
+        Ok(()) => expects,
+        Err(refusal) => {
+            let hint = hint(config, &refusal).map(|hint| format!(" ({hint})")).unwrap_or_default();
+            steps.step("answer", &format!("{}{hint}", refusal.detail(&config.policy)));
+            refused(config, &refusal)
         }
-    };
-    let platform = config.gate.platform(&caller, headers);
-    let Some(plan) = config.gate.plan(&caller, &config.policy.plans) else {
-        let claims = &config.identity.claims;
-        let named = caller.plan.as_deref().map_or_else(
-            || format!("no plan: there is nothing at `{}` (identity.claims.plan)", claims.plan),
-            |plan| {
-                let plans: Vec<&str> = config.policy.plans.iter().map(|(_, name)| name).collect();
-                format!("the unknown plan `{plan}`: neither one of {} nor in [identity.plans]", plans.join(", "))
-            },
-        );
-        steps.step("identify", &format!("user `{}`, {named}", caller.who.user));
-        return Ok(refused(config, &Refusal::UnknownPlan(caller.plan.clone())));
-    };
-    let plan_name = config.policy.plans.name(plan);
-    let (user, platform_name, key) = (&caller.who.user, platform.as_str(), &caller.signed_by);
-    steps.step("identify", &format!("user `{user}`, plan {plan_name}, platform {platform_name}, by the key {key}"));
+    })
+}
 
-    let Some(design) = design else {
-        steps.step("design", "the request does not say which");
-        return Ok(refused(config, &Refusal::NoDesign));
-    };
-    let session = config.gate.session(&Arc::from(design), headers).map(drop);
-    if let Err(refusal) = session.and_then(|()| idempotency_key(headers).map(drop)) {
-        steps.step("request", "a header that names one thing names two, or none");
-        return Ok(refused(config, &refusal));
-    }
-    let designs = Designs::new(config.designs.clone(), Arc::new(SystemClock::new()));
-    let facts = match designs.facts(design, &caller, headers, arguments.peer).await {
-        Ok(facts) => facts,
-        Err(unknown) if config.policy.asks_for_features() => {
-            steps.step("design", &unknown.to_string());
-            return Ok(refused(config, &Refusal::UnknownDesign));
-        }
-        Err(_) => Facts::unknown(),
-    };
-    steps.step("design", &described(&facts, &config.designs.features));
+/// The gate as it would be, for one request.
+fn gate(config: &Config, verifier: Arc<Verifier>, clock: Arc<dyn Clock>) -> ExportGateLayer {
+    let designs = Arc::new(Designs::new(config.designs.clone(), clock.clone()));
+    let ledger = Ledger::new(&config.policy, config.ledger.clone(), clock.clone());
+    let parts = server::parts(config, verifier, designs, ledger, clock);
+    // Who asks here has the token: what the log may not say may be said.
+    ExportGateLayer::new(Parts { options: Options { log: LogOptions::default(), ..parts.options }, ..parts })
+}
 
-    let export = Export {
-        action: route.action,
-        platform,
-        ai: facts.ai,
-        features: &facts.features,
-        who: &caller.who,
-        plan,
-        delivers: route.delivers,
-    };
-    if let (NeedsBody::Yes, Err(refusal)) = (config.policy.needs_body(export), can_be_read(headers)) {
-        steps.step("charge", "a body that tells how many images are wanted is not compressed");
-        return Ok(refused(config, &refusal));
+/// Tells what the gate finds out.
+struct Teller<'e> {
+    config: &'e Config,
+    found: &'e Found,
+    steps: &'e mut Steps,
+    /// From where, and what a person would type to see what is left.
+    seen: Option<(Platform, String)>,
+    ai: bool,
+    /// What is to be expected of it.
+    expects: String,
+}
+
+impl Witness for Teller<'_> {
+    fn seen(&mut self, parts: &Parts, caller: &Caller, platform: Platform, plan: Option<PlanId>) {
+        let name = match (plan, caller.plan.as_deref()) {
+            (Some(plan), _) => format!("plan {}", parts.policy.plans.name(plan)),
+            (None, Some(unknown)) => format!("the unknown plan `{unknown}`"),
+            (None, None) => "no plan".to_owned(),
+        };
+        let (user, from, key) = (&caller.who.user, platform.as_str(), &caller.signed_by);
+        self.steps.step("identify", &format!("user `{user}`, {name}, platform {from}, by the key {key}"));
+        let usage = plan.map(|plan| usage_command(self.config, caller, parts.policy.plans.name(plan)));
+        self.seen = usage.map(|usage| (platform, usage));
     }
-    let body = arguments.body.as_deref().map(str::as_bytes);
-    let verdict = match config.policy.decide(export, Request { route: &route.name, uri: &url, headers, body }) {
-        Ok(verdict) => verdict,
-        Err(Undecided::NoClaim(name)) => {
-            let claims = &config.identity.claims;
-            let at = match name.as_str() {
-                "team" => format!(" (nothing is at `{}`)", claims.team),
-                "seats" => format!(" (nothing is at `{}`)", claims.seats),
-                "billing_anchor" => format!(" (nothing is at `{}`)", claims.billing_anchor),
-                _ => String::new(),
-            };
-            steps.step("charge", &format!("exports count by the claim `{name}`, and the token has none{at}"));
-            return Ok(refused(config, &Refusal::MissingClaim(name)));
+
+    fn found(&mut self, facts: &Facts) {
+        self.ai = facts.ai;
+        self.steps.step("design", &described(facts, &self.config.designs.features));
+    }
+
+    fn judged(&mut self, parts: &Parts, plan: PlanId, verdict: &Verdict) {
+        let (policy, route) = (&parts.policy, &self.found.route);
+        let upstream = self.config.upstream_name(self.found.id);
+        let plan_name = policy.plans.name(plan);
+        let Some((platform, usage)) = self.seen.take() else { return };
+        self.steps.step("rule", verdict.rule.sentence());
+        for (_, meter) in policy.meters() {
+            let counts = meter.counts.include(route.action, platform, self.ai, plan);
+            if counts && meter.limit(plan) == Some(Limit::Unlimited) {
+                self.steps.step("charge", &format!("nothing on `{}`: unlimited for {plan_name}", meter.name));
+            }
         }
-        Err(Undecided::Cost(bad)) => {
-            steps.step("charge", &bad.to_string());
-            return Ok(refused(config, &Refusal::BadCost(bad)));
+        for demand in &verdict.demands {
+            self.steps.step("charge", &charge(demand, policy, plan_name));
         }
-    };
-    steps.step("rule", verdict.rule.sentence());
-    for (_, meter) in config.policy.meters() {
-        let counts = meter.counts.include(route.action, platform, facts.ai, plan);
-        if counts && meter.limit(plan) == Some(Limit::Unlimited) {
-            steps.step("charge", &format!("nothing on `{}`: unlimited for {plan_name}", meter.name));
+        if verdict.demands.is_empty() {
+            self.expects = format!("forwarded to `{upstream}`; nothing is charged");
+            return;
         }
-    }
-    for demand in &verdict.demands {
-        steps.step("charge", &charge(demand, &config.policy, plan_name));
-    }
-    if verdict.demands.is_empty() {
-        return Ok(format!("forwarded to `{upstream}`; nothing is charged"));
-    }
-    steps.step("settle", &format!("the charge sticks {} (delivers = \"{delivers}\")", sticks(route.delivers)));
-    let limited =
-        match verdict.demands.iter().filter(|demand| demand.is_enforced()).map(|demand| demand.on_exceed).min() {
-            _ if config.gate.shadow => "(shadow mode: never refused) ",
+        let (sticks, delivers) = (sticks(route.delivers), route.delivers.as_str());
+        self.steps.step("settle", &format!("the charge sticks {sticks} (delivers = \"{delivers}\")"));
+        let enforced = verdict.demands.iter().filter(|demand| demand.is_enforced());
+        let limited = match enforced.map(|demand| demand.on_exceed).min() {
+            _ if parts.options.shadow => "(shadow mode: never refused) ",
             Some(OnExceed::Deny) => "refused with 429 if the quota is used up, else ",
             Some(OnExceed::Degrade) => "degraded if the quota is used up, else ",
             Some(OnExceed::Observe) | None => "",
         };
-    let usage = usage_command(config, &caller, plan_name);
-    Ok(format!("{limited}charged and forwarded to `{upstream}`; `{usage}` tells what is left"))
+        self.expects = format!("{limited}charged and forwarded to `{upstream}`; `{usage}` tells what is left");
+    }
+
+    fn detail(&mut self, why: &dyn Display) {
+        self.steps.step("refused", &why.to_string());
+    }
+}
+
+/// Where in the configuration it may be that a request is refused.
+fn hint(config: &Config, refusal: &Refusal) -> Option<String> {
+    let claims = &config.identity.claims;
+    match refusal {
+        Refusal::UnknownPlan(None) => Some(format!("there is nothing at `{}`, identity.claims.plan", claims.plan)),
+        Refusal::UnknownPlan(Some(_)) => {
+            let plans: Vec<&str> = config.policy.plans.iter().map(|(_, name)| name).collect();
+            Some(format!("it is neither one of {} nor in [identity.plans]", plans.join(", ")))
+        }
+        Refusal::MissingClaim(name) => {
+            let pointer = match name.as_str() {
+                "team" => &claims.team,
+                "seats" => &claims.seats,
+                "billing_anchor" => &claims.billing_anchor,
+                _ => return None,
+            };
+            Some(format!("there is nothing at `{pointer}`, identity.claims.{name}"))
+        }
+        _ => None,
+    }
 }
 
 /// What a person would type to see what the caller has left.
@@ -260,36 +290,6 @@ fn refused(config: &Config, refusal: &Refusal) -> String {
         Some(_) => format!("(shadow mode: not refused with {status}) forwarded; nothing is charged"),
         None => format!("refused with {status}; nothing is charged, nothing is forwarded"),
     }
-}
-
-/// Who is asking, or why nobody knows, with what the token says of it; keys that a server publishes are fetched.
-async fn identify(
-    config: &Config,
-    url: &mut Uri,
-    headers: &HeaderMap,
-) -> Result<Result<Arc<Caller>, (TokenError, String)>, Failure> {
-    let verifier = Verifier::new(config.identity.clone(), Arc::new(SystemClock::new()));
-    let verifier = verifier.map_err(|(_, bad)| Failure::Other(bad.to_string()))?;
-    let token = match verifier.take_token(url, headers) {
-        Ok(token) => token,
-        Err(error) => return Ok(Err((error.clone(), error.to_string()))),
-    };
-    let caller = match verifier.keep_keys_fresh() {
-        None => verifier.identify(&token).await,
-        Some(fetching) => tokio::select! {
-            // First, so that the fetch is one that it has asked for.
-            biased;
-            caller = verifier.identify(&token) => caller,
-            () = fetching => Err(TokenError::KeysUnavailable),
-        },
-    };
-    Ok(caller.map_err(|error| {
-        let why = match (&error, verifier.availability()) {
-            (TokenError::KeysUnavailable, Err(why)) => format!("{error}: {why}"),
-            _ => verifier.compared(&token, &error).to_string(),
-        };
-        (error, why)
-    }))
 }
 
 /// `an AI design: features logo (from service, 12 ms old)`

@@ -26,7 +26,7 @@ use super::request_id::{self, REQUEST_ID};
 use super::when;
 use crate::identity::TokenError;
 use crate::json::Members;
-use crate::ledger::{Denial, Standing, Why};
+use crate::ledger::{Denial, Standing};
 use crate::policy::Policy;
 
 const ABOUT_BLANK: &str = "about:blank";
@@ -116,7 +116,7 @@ impl Answers {
             Refusal::OverLimit { denial, plan, abuse } => Some(self.quota(denial, plan, policy, *abuse)),
             _ => None,
         };
-        let problem = Problem { kind, title, detail: detail(&refusal, policy), quota };
+        let problem = Problem { kind, title, detail: refusal.detail(policy), quota };
         let mut answer = self.problem(refusal.status(), problem, asker);
         let headers = answer.headers_mut();
         let retry_after = match &refusal {
@@ -314,82 +314,4 @@ fn challenge(error: &TokenError) -> Option<HeaderValue> {
     // The texts hold no quotes but around claim names.
     let description = error.to_string().replace('"', "'");
     HeaderValue::try_from(format!("Bearer error=\"invalid_token\", error_description=\"{description}\"")).ok()
-}
-
-/// What happened, in a sentence or two that a person can read.
-fn detail(refusal: &Refusal, policy: &Policy) -> Cow<'static, str> {
-    Cow::Borrowed(match refusal {
-        Refusal::NoDesign => "The request does not say which design is to be exported.",
-        Refusal::BadIdempotencyKey => "Send one Idempotency-Key of 1 to 255 visible ASCII characters, or none.",
-        Refusal::BodyTooLong => "The body is longer than what is read to count its images.",
-        Refusal::BodyTooSlow => "The body stood still for too long.",
-        Refusal::TargetTooLong => "The address is too long for this export to be degraded.",
-        Refusal::BodyBroken => "The body broke off.",
-        Refusal::KeysUnavailable => "It cannot be checked right now who is asking. Try again in a moment.",
-        Refusal::UnknownPlan(None) => "The access token names no plan.",
-        Refusal::Unclassified => "Files from here may not leave.",
-        Refusal::UnknownDesign => "It is not known yet what this design is made of. Try again.",
-        Refusal::LedgerUnavailable => "Exports cannot be counted right now. Try again in a moment.",
-        Refusal::NotFound => "Nothing is here.",
-        Refusal::Overloaded => "Too much is going on at once. Try again in a moment.",
-        Refusal::Misread(misread) => return misread.to_string().into(),
-        Refusal::BadCost(bad) => return bad.to_string().into(),
-        Refusal::Malformed(malformed) => return malformed.to_string().into(),
-        Refusal::Unauthenticated(error) => return format!("Sign in to export: {error}.").into(),
-        Refusal::UnknownPlan(Some(plan)) => return format!("The plan \"{plan}\" is not known here.").into(),
-        Refusal::MissingClaim(name) => {
-            return format!("The access token has no \"{name}\" claim, and exports count by it.").into();
-        }
-        Refusal::OverLimit { denial, abuse: true, .. } => return abuse_detail(denial).into(),
-        Refusal::OverLimit { denial, plan, abuse: false } => return quota_detail(denial, plan, policy).into(),
-    })
-}
-
-fn abuse_detail(denial: &Denial) -> String {
-    let until = denial.violated.first().map(|standing| when::named(standing.resets_at));
-    let until = until.as_ref().map_or("", |until| &until.spelled_out);
-    format!("This account exports far more than others do, and is paused until {until}.")
-}
-
-fn quota_detail(denial: &Denial, plan: &str, policy: &Policy) -> String {
-    let Some(standing) = denial.violated.first() else { return String::new() };
-    let meter = policy.meter(standing.meter).map_or("", |meter| &*meter.name);
-    let limit = standing.limit;
-    match denial.why {
-        Why::AboveLimit if limit == 0 => format!("The {plan} plan has no {meter}."),
-        Why::AboveLimit => format!("This takes {} {meter} at once, and the {plan} plan has {limit}.", standing.cost),
-        Why::InFlight => {
-            format!(
-                "Another export is under way, and your {plan} plan has {limit} {meter}. Try again when it has ended."
-            )
-        }
-        Why::Exhausted if standing.cost != 1 => {
-            let (cost, left, then) = (standing.cost, standing.remaining(), when::named(standing.resets_at));
-            let then = &then.spelled_out;
-            format!(
-                "This takes {cost} {meter}, and of the {limit} of your {plan} plan {left} are left. More are available from {then}."
-            )
-        }
-        Why::Exhausted => {
-            let mut numbers = [itoa::Buffer::new(); 2];
-            let [used, all] = &mut numbers;
-            let (used, all) = (used.format(standing.count.used), all.format(limit));
-            let then = when::named(standing.resets_at);
-            // Without the formatting machinery: most refusals say this.
-            [
-                "You have used ",
-                used,
-                " of the ",
-                all,
-                " ",
-                meter,
-                " of your ",
-                plan,
-                " plan. More are available from ",
-                &then.spelled_out,
-                ".",
-            ]
-            .concat()
-        }
-    }
 }

@@ -12,10 +12,10 @@ use smallvec::SmallVec;
 
 use super::layer::{Gate, Options, Parts};
 use super::log::Subjects;
-use super::record::Record;
 use super::refusal::Refusal;
 use super::resume::{Target, asks_for_a_part};
 use super::upload::{ReadAheadError, Upload};
+use super::witness::Witness;
 use crate::design::Facts;
 use crate::identity::{Caller, TokenError};
 use crate::ledger::{ChargeRequest, Representation};
@@ -68,39 +68,40 @@ impl Asked {
 
 impl Gate {
     /// Identifies the caller, looks the design up, and reads the table.
-    pub(super) async fn ask<B>(
+    pub(super) async fn ask<B, W: Witness>(
         &self,
         head: &request::Parts,
         token: Result<Cow<'_, str>, TokenError>,
         body: &mut Upload<B>,
         found: &Found,
         peer: Option<IpAddr>,
-        record: &mut Record,
+        witness: &mut W,
     ) -> Result<Box<Asked>, Refusal>
     where
         B: Body<Data = Bytes> + Unpin,
     {
         let Parts { policy, options, .. } = &self.parts;
-        let caller = self.identify(token, record).await?;
+        let caller = self.identify(token, witness).await?;
         let platform = options.platform(&caller, &head.headers);
-        record.seen(&caller, platform, &options.log.subjects);
-        let plan = self.plan(&caller).inspect_err(|_| match &caller.plan {
-            Some(_) => record.detail(&"the token's plan is none of this gate's, nor in [identity.plans]"),
-            None => record.detail(&"the token names no plan where `identity.claims.plan` says that it is"),
-        })?;
+        let plan = self.plan(&caller);
+        witness.seen(&self.parts, &caller, platform, plan.as_ref().ok().copied());
+        let plan = plan?;
         let design = found.design.as_ref().ok_or(Refusal::NoDesign)?;
         let session = options.session(design, &head.headers)?;
         let target = || Target::of(head, found);
         let key = idempotency_key(&head.headers)?;
 
         let facts = self.parts.designs.facts(design, &caller, &head.headers, peer).await;
-        let facts = match facts.inspect_err(|unknown| record.detail(unknown)) {
+        let facts = match facts {
             Ok(facts) => facts,
-            Err(_) if policy.asks_for_features() => return Err(Refusal::UnknownDesign),
+            Err(unknown) if policy.asks_for_features() => {
+                witness.detail(&unknown);
+                return Err(Refusal::UnknownDesign);
+            }
             // It would be counted all the same.
             Err(_) => Facts::unknown(),
         };
-        record.found(&facts);
+        witness.found(&facts);
         let route = &*found.route;
         let export = Export {
             action: route.action,
@@ -125,16 +126,16 @@ impl Gate {
             cost::Request { route: &route.name, uri: &head.uri, headers: &head.headers, body: text.as_deref() };
         let verdict = policy.decide(export, request).inspect_err(|undecided| match undecided {
             Undecided::NoClaim(name) => {
-                record.detail(&format_args!("exports count by the claim `{name}`, and the token has none"));
+                witness.detail(&format_args!("exports count by the claim `{name}`, and the token has none"));
             }
-            Undecided::Cost(bad) => record.detail(bad),
+            Undecided::Cost(bad) => witness.detail(bad),
         });
         let verdict = verdict.map_err(|undecided| match undecided {
             Undecided::NoClaim(name) => Refusal::MissingClaim(name),
             Undecided::Cost(BadCost::Misread(misread)) => Refusal::Misread(misread),
             Undecided::Cost(bad) => Refusal::BadCost(bad),
         })?;
-        record.judged(policy.plans.shared_name(plan), verdict.rule);
+        witness.judged(&self.parts, plan, &verdict);
         verdict.untold.iter().for_each(|meter| self.metrics.untold(*meter));
         let part_of = asks_for_a_part(head, route.delivers).then(|| target().name("", None));
         let retry = key.map(|key| target().name(key, text.as_deref()));
@@ -153,17 +154,17 @@ impl Gate {
     }
 
     /// Who sent the token.
-    pub(super) async fn identify(
+    pub(super) async fn identify<W: Witness>(
         &self,
         token: Result<Cow<'_, str>, TokenError>,
-        record: &mut Record,
+        witness: &mut W,
     ) -> Result<Arc<Caller>, TokenError> {
-        let token = token.inspect_err(|error| record.detail(error))?;
+        let token = token.inspect_err(|error| witness.detail(error))?;
         let Parts { verifier, options, .. } = &self.parts;
         verifier.identify(&token).await.inspect_err(|error| match options.log.subjects {
-            Subjects::Plain => record.detail(&verifier.compared(&token, error)),
+            Subjects::Plain => witness.detail(&verifier.compared(&token, error)),
             // Whoever is in a token may be in any of its claims.
-            Subjects::Hashed(_) | Subjects::Unnamed => record.detail(error),
+            Subjects::Hashed(_) | Subjects::Unnamed => witness.detail(error),
         })
     }
 
@@ -189,11 +190,7 @@ impl Gate {
 
 /// Whether a body that a cost depends on is sent as it is. It could be read by inflating it; a backend that is told how many images are wanted
 /// needs no compression.
-///
-/// # Errors
-///
-/// If it is not.
-pub fn can_be_read(headers: &HeaderMap) -> Result<(), Refusal> {
+fn can_be_read(headers: &HeaderMap) -> Result<(), Refusal> {
     match headers.contains_key(CONTENT_ENCODING) {
         true => Err(Refusal::Misread(Misread::Header(CONTENT_ENCODING))),
         false => Ok(()),
@@ -201,11 +198,7 @@ pub fn can_be_read(headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 /// The key by which a request is told from another that is the same.
-///
-/// # Errors
-///
-/// If there are several, or it is none.
-pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     only(headers, &IDEMPOTENCY_KEY).map_err(|()| Refusal::BadIdempotencyKey)
 }
 

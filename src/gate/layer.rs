@@ -4,7 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, Request, Response};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, Request, Response, request};
+use http_body_util::Full;
 use prometheus_client::registry::Registry;
 use tower::Layer;
 
@@ -17,11 +19,13 @@ use super::metrics::Metrics;
 use super::pace::Pace;
 use super::refusal::Refusal;
 use super::service::ExportGate;
+use super::upload::Upload;
+use super::witness::Witness;
 use crate::clock::Clock;
 use crate::design::Designs;
 use crate::identity::{Caller, Verifier};
 use crate::ledger::Ledger;
-use crate::policy::{Misread, PlanId, Plans, Platform, Policy, Routes};
+use crate::policy::{Found, Misread, PlanId, Plans, Platform, Policy, Routes};
 
 /// The parts that a gate is made of.
 #[derive(Debug)]
@@ -147,6 +151,24 @@ impl ExportGateLayer {
         let refusal = Refusal::Overloaded;
         self.gate.metrics.count(None, refusal.outcome());
         self.gate.refuse(refusal, &Asker::of(request.method(), request.headers())).map(GateBody::own)
+    }
+
+    /// What an export would be charged, as `witness` is told: nothing is charged, and no backend hears of it.
+    ///
+    /// # Errors
+    ///
+    /// Why it would be refused before it is charged.
+    pub async fn explain<W: Witness>(
+        &self,
+        mut head: request::Parts,
+        body: Bytes,
+        found: &Found,
+        peer: Option<IpAddr>,
+        witness: &mut W,
+    ) -> Result<(), Refusal> {
+        let token = self.gate.parts.verifier.take_token(&mut head.uri, &head.headers);
+        let mut body = Upload::new(Full::new(body), Some(found.id));
+        self.gate.ask(&head, token, &mut body, found, peer, witness).await.map(drop)
     }
 
     /// Adds the gate's metrics to a registry.

@@ -29,9 +29,9 @@ mod service;
 mod trace_context;
 mod upload;
 mod when;
+mod witness;
 
 pub use answers::{Answers, Asker, Cors};
-pub use asked::{can_be_read, idempotency_key};
 pub use body::GateBody;
 pub use framing::Malformed;
 pub use layer::{ExportGateLayer, Options, Parts, UnclassifiedFiles};
@@ -41,3 +41,4 @@ pub use refusal::{Outcome, Refusal};
 pub use request_id::REQUEST_ID;
 pub use service::{ExportGate, OWN_PATH, ResponseFuture};
 pub use upload::Upload;
+pub use witness::Witness;

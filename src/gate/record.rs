@@ -8,15 +8,16 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::answers::Asker;
 use super::layer::Parts;
-use super::log::{Access, Subjects};
+use super::log::Access;
 use super::refusal::Outcome;
 use super::request_id;
 use super::trace_context::TraceParent;
+use super::witness::Witness;
 use crate::clock::Clock;
 use crate::design::Facts;
 use crate::identity::{Caller, SignedBy};
 use crate::ledger::{Settlement, Standing};
-use crate::policy::{Action, Found, MeterId, Platform, Policy, Rule};
+use crate::policy::{Action, Found, MeterId, PlanId, Platform, Policy, Rule, Verdict};
 
 /// The target of decision records: `RUST_LOG=decision=off` silences them, `decision=info` shows them alone.
 const TARGET: &str = "decision";
@@ -144,32 +145,6 @@ impl Record {
         }
     }
 
-    /// Who asks, by the name that the log may have.
-    pub(super) fn seen(&mut self, caller: &Caller, platform: Platform, subjects: &Subjects) {
-        if let Some(fields) = self.fields() {
-            fields.user = subjects.name(&caller.who.user);
-            fields.team = caller.who.team.as_ref().and_then(|team| subjects.name(team));
-            fields.plan.clone_from(&caller.plan);
-            fields.platform = Some(platform);
-            fields.signed_by = Some(caller.signed_by.clone());
-        }
-    }
-
-    /// What is in the design.
-    pub(super) fn found(&mut self, facts: &Facts) {
-        if let Some(fields) = self.fields() {
-            fields.detail = facts.trouble.as_ref().map(|why| format!("the metadata service: {why}"));
-            fields.facts = Some(facts.clone());
-        }
-    }
-
-    pub(super) fn judged(&mut self, plan: Option<&Arc<str>>, rule: Rule) {
-        if let Some(fields) = self.fields() {
-            fields.plan = plan.cloned();
-            fields.rule = Some(rule);
-        }
-    }
-
     /// `ai-exports 2/2` for each meter.
     pub(super) fn counted(&mut self, policy: &Policy, standings: &[Standing]) {
         let Some(Fields { meters, .. }) = self.fields() else { return };
@@ -204,12 +179,6 @@ impl Record {
     pub(super) fn decided(&mut self, outcome: Outcome) {
         if let Some(fields) = self.fields() {
             fields.outcome = Some(outcome);
-        }
-    }
-
-    pub(super) fn detail(&mut self, detail: &dyn Display) {
-        if let Some(fields) = self.fields() {
-            fields.detail = Some(detail.to_string());
         }
     }
 
@@ -294,6 +263,46 @@ impl Record {
             total_ms = watch.total(),
             "export"
         );
+    }
+}
+
+impl Witness for Record {
+    /// By the names that the log may have.
+    fn seen(&mut self, parts: &Parts, caller: &Caller, platform: Platform, plan: Option<PlanId>) {
+        if let Some(fields) = self.fields() {
+            let subjects = &parts.options.log.subjects;
+            fields.user = subjects.name(&caller.who.user);
+            fields.team = caller.who.team.as_ref().and_then(|team| subjects.name(team));
+            fields.plan.clone_from(&caller.plan);
+            fields.platform = Some(platform);
+            fields.signed_by = Some(caller.signed_by.clone());
+            let no_plan = match &caller.plan {
+                _ if plan.is_some() => return,
+                Some(_) => "the token's plan is none of this gate's, nor in [identity.plans]",
+                None => "the token names no plan where `identity.claims.plan` says that it is",
+            };
+            fields.detail = Some(no_plan.to_owned());
+        }
+    }
+
+    fn found(&mut self, facts: &Facts) {
+        if let Some(fields) = self.fields() {
+            fields.detail = facts.trouble.as_ref().map(|why| format!("the metadata service: {why}"));
+            fields.facts = Some(facts.clone());
+        }
+    }
+
+    fn judged(&mut self, parts: &Parts, plan: PlanId, verdict: &Verdict) {
+        if let Some(fields) = self.fields() {
+            fields.plan = parts.policy.plans.shared_name(plan).cloned();
+            fields.rule = Some(verdict.rule);
+        }
+    }
+
+    fn detail(&mut self, why: &dyn Display) {
+        if let Some(fields) = self.fields() {
+            fields.detail = Some(why.to_string());
+        }
     }
 }
 

@@ -1,13 +1,15 @@
 //! A refusal is a value; [`Answers`](super::answers::Answers) turns it into a response.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::StatusCode;
 
 use super::framing::Malformed;
+use super::when;
 use crate::identity::TokenError;
 use crate::ledger::{CoverKind, Denial, Why};
-use crate::policy::{BadCost, Misread};
+use crate::policy::{BadCost, Misread, Policy};
 
 /// Why the gate answers a request itself. Also found in the extensions of that answer, for layers outside to log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +119,35 @@ impl Refusal {
         }
     }
 
+    /// What happened, in a sentence or two that a person can read.
+    pub fn detail(&self, policy: &Policy) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
+            Self::NoDesign => "The request does not say which design is to be exported.",
+            Self::BadIdempotencyKey => "Send one Idempotency-Key of 1 to 255 visible ASCII characters, or none.",
+            Self::BodyTooLong => "The body is longer than what is read to count its images.",
+            Self::BodyTooSlow => "The body stood still for too long.",
+            Self::TargetTooLong => "The address is too long for this export to be degraded.",
+            Self::BodyBroken => "The body broke off.",
+            Self::KeysUnavailable => "It cannot be checked right now who is asking. Try again in a moment.",
+            Self::UnknownPlan(None) => "The access token names no plan.",
+            Self::Unclassified => "Files from here may not leave.",
+            Self::UnknownDesign => "It is not known yet what this design is made of. Try again.",
+            Self::LedgerUnavailable => "Exports cannot be counted right now. Try again in a moment.",
+            Self::NotFound => "Nothing is here.",
+            Self::Overloaded => "Too much is going on at once. Try again in a moment.",
+            Self::Misread(misread) => return misread.to_string().into(),
+            Self::BadCost(bad) => return bad.to_string().into(),
+            Self::Malformed(malformed) => return malformed.to_string().into(),
+            Self::Unauthenticated(error) => return format!("Sign in to export: {error}.").into(),
+            Self::UnknownPlan(Some(plan)) => return format!("The plan \"{plan}\" is not known here.").into(),
+            Self::MissingClaim(name) => {
+                return format!("The access token has no \"{name}\" claim, and exports count by it.").into();
+            }
+            Self::OverLimit { denial, abuse: true, .. } => return abuse_detail(denial).into(),
+            Self::OverLimit { denial, plan, abuse: false } => return quota_detail(denial, plan, policy).into(),
+        })
+    }
+
     /// What happens instead while nothing is enforced; `None` if it is refused all the same: no backend could make anything of it, or two
     /// could take it for different requests.
     pub const fn in_shadow(&self) -> Option<Outcome> {
@@ -133,6 +164,55 @@ impl Refusal {
             Outcome::LedgerUnavailable => Outcome::Uncharged,
             _ => return None,
         })
+    }
+}
+
+fn abuse_detail(denial: &Denial) -> String {
+    let until = denial.violated.first().map(|standing| when::named(standing.resets_at));
+    let until = until.as_ref().map_or("", |until| &until.spelled_out);
+    format!("This account exports far more than others do, and is paused until {until}.")
+}
+
+fn quota_detail(denial: &Denial, plan: &str, policy: &Policy) -> String {
+    let Some(standing) = denial.violated.first() else { return String::new() };
+    let meter = policy.meter(standing.meter).map_or("", |meter| &*meter.name);
+    let limit = standing.limit;
+    match denial.why {
+        Why::AboveLimit if limit == 0 => format!("The {plan} plan has no {meter}."),
+        Why::AboveLimit => format!("This takes {} {meter} at once, and the {plan} plan has {limit}.", standing.cost),
+        Why::InFlight => {
+            format!(
+                "Another export is under way, and your {plan} plan has {limit} {meter}. Try again when it has ended."
+            )
+        }
+        Why::Exhausted if standing.cost != 1 => {
+            let (cost, left, then) = (standing.cost, standing.remaining(), when::named(standing.resets_at));
+            let then = &then.spelled_out;
+            format!(
+                "This takes {cost} {meter}, and of the {limit} of your {plan} plan {left} are left. More are available from {then}."
+            )
+        }
+        Why::Exhausted => {
+            let mut numbers = [itoa::Buffer::new(); 2];
+            let [used, all] = &mut numbers;
+            let (used, all) = (used.format(standing.count.used), all.format(limit));
+            let then = when::named(standing.resets_at);
+            // Without the formatting machinery: most refusals say this.
+            [
+                "You have used ",
+                used,
+                " of the ",
+                all,
+                " ",
+                meter,
+                " of your ",
+                plan,
+                " plan. More are available from ",
+                &then.spelled_out,
+                ".",
+            ]
+            .concat()
+        }
     }
 }
 

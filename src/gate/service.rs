@@ -35,6 +35,7 @@ use super::resume::{Pending, Target, file_of};
 use super::saves::Save;
 use super::trace_context::TraceParent;
 use super::upload::Upload;
+use super::witness::Witness;
 use crate::identity::TokenError;
 use crate::ledger::{Admission, Charge, ChargeRequest, Standing, Why};
 use crate::policy::{Action, Delivers, Found, Match, MeterId, OnExceed, RouteId, TooLong};

@@ -14,10 +14,10 @@ use tokio::signal::unix::Signal;
 use tokio::task::JoinSet;
 
 use super::front::Current;
+use super::parts;
 use crate::admin::{Admin, Shown};
 use crate::clock::Clock;
 use crate::config::{Config, File, Seen};
-use crate::gate::Parts;
 use crate::ledger::{Ledger, Options as LedgerOptions};
 
 /// How often files are looked at.
@@ -158,16 +158,8 @@ impl Reloader {
         })?;
         // From here on nothing can fail.
         let now = self.current.load();
-        let layer = now.layer.succeed(Parts {
-            routes: config.routes.clone(),
-            policy: config.policy.clone(),
-            verifier: shown.verifier.clone(),
-            designs: shown.designs.clone(),
-            ledger: self.ledger.clone(),
-            clock: self.clock.clone(),
-            answers: config.answers.clone(),
-            options: config.gate.clone(),
-        });
+        let (verifier, designs) = (shown.verifier.clone(), shown.designs.clone());
+        let layer = now.layer.succeed(parts(&config, verifier, designs, self.ledger.clone(), self.clock.clone()));
         let backends = now.backends.succeed(&config, &self.clock);
         self.current.store(Arc::new(Current::of(&config, layer, backends, Some(&now))));
         self.admin.show(shown.clone());

@@ -62,6 +62,9 @@ impl Compared<'_> {
 impl Display for Compared<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         self.error.fmt(f)?;
+        if let (TokenError::KeysUnavailable, Err(why)) = (self.error, self.verifier.availability()) {
+            write!(f, ": {why}")?;
+        }
         self.values().map_or(Ok(()), |values| write!(f, ": {values}"))
     }
 }
