@@ -101,6 +101,26 @@ impl Pattern {
         }
     }
 
+    /// Whether some path fits both.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        use Segment::{Literal, One, Rest};
+        let (mut ours, mut theirs) = (self.segments.iter(), other.segments.iter());
+        loop {
+            match (ours.next(), theirs.next()) {
+                (None, None) => return true,
+                (None, _) | (_, None) => return false,
+                (Some(Rest(_)), Some(Literal(last))) => return !last.is_empty() || theirs.next().is_some(),
+                (Some(Literal(last)), Some(Rest(_))) => return !last.is_empty() || ours.next().is_some(),
+                (Some(Rest(_)), Some(_)) | (Some(_), Some(Rest(_))) => return true,
+                (Some(One(_)), Some(One(_))) => {}
+                (Some(One(_)), Some(Literal(literal))) | (Some(Literal(literal)), Some(One(_)))
+                    if !literal.is_empty() => {}
+                (Some(Literal(one)), Some(Literal(other))) if one == other => {}
+                _ => return false,
+            }
+        }
+    }
+
     /// The pattern spelt as [`lenient_readings`](super::path::lenient_readings) spells paths.
     pub(super) fn lenient(&self) -> Self {
         let kept =
@@ -253,6 +273,25 @@ mod tests {
         ];
         for (wide, narrow, includes) in cases {
             assert_eq!(pattern(wide).includes(&pattern(narrow)), includes, "{wide} includes {narrow}");
+        }
+    }
+
+    #[test]
+    fn patterns_meet_if_there_is_a_path_that_fits_both() {
+        let cases = [
+            ("/x/{a}", "/x/y", true),
+            ("/{a}/y", "/x/{b}", true),
+            ("/{a}/y", "/x/{b}/z", false),
+            ("/x/{*a}", "/{b}/y/z", true),
+            ("/x/{*a}", "/{b}", false),
+            ("/x/{*a}", "/x/", false),
+            ("/x/{a}", "/x/", false),
+            ("/x/{*a}", "/x/{*b}", true),
+            ("/x/y", "/x/z", false),
+        ];
+        for (one, other, meet) in cases {
+            assert_eq!(pattern(one).meets(&pattern(other)), meet, "{one} meets {other}");
+            assert_eq!(pattern(other).meets(&pattern(one)), meet, "{other} meets {one}");
         }
     }
 }

@@ -168,6 +168,17 @@ impl Routes {
         (0..).map(RouteId).zip(&self.routes)
     }
 
+    /// Exports of which an earlier route that is none takes a part, and hardly as it was meant: it is no exception within their paths. The
+    /// earlier one first.
+    pub fn curtailed(&self) -> impl Iterator<Item = (&Route, &Route)> {
+        let pairs = self.routes.iter().enumerate().flat_map(|(index, later)| {
+            self.routes[..index].iter().map(move |earlier| (earlier.as_ref(), later.as_ref()))
+        });
+        pairs.filter(|(earlier, later)| {
+            !earlier.action.is_export() && later.action.is_export() && curtails(earlier, later)
+        })
+    }
+
     /// What a request is. Allocates nothing for an ordinary request that matches no route.
     pub fn find(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Match {
         let found = self.find_by(method, uri, headers);
@@ -268,10 +279,24 @@ fn shadows(earlier: &Route, later: &Route) -> bool {
         [] => earlier.methods.is_empty(),
         methods => methods.iter().all(|method| allows(earlier, method)),
     };
+    methods && earlier.path.includes(&later.path) && asks_no_more(earlier, later)
+}
+
+/// Whether the earlier route takes some requests of the later one, though it asks for nothing that the later one does not ask for, and
+/// whose paths are not some of the later one's.
+fn curtails(earlier: &Route, later: &Route) -> bool {
+    let is_exception = later.path.includes(&earlier.path) && !earlier.path.includes(&later.path);
+    let methods = match later.methods.as_slice() {
+        [] => true,
+        methods => methods.iter().any(|method| later.counts(method) && allows(earlier, method)),
+    };
+    methods && !is_exception && earlier.path.meets(&later.path) && asks_no_more(earlier, later)
+}
+
+/// Whether whatever meets the later route's conditions meets the earlier one's.
+fn asks_no_more(earlier: &Route, later: &Route) -> bool {
     let Conditions { query, headers } = &earlier.conditions;
-    methods
-        && earlier.path.includes(&later.path)
-        && query.iter().all(|condition| later.conditions.query.contains(condition))
+    query.iter().all(|condition| later.conditions.query.contains(condition))
         && headers.iter().all(|condition| later.conditions.headers.contains(condition))
 }
 
@@ -588,6 +613,30 @@ mod tests {
         assert!(Routes::new(vec![second.clone(), first.clone()]).is_ok());
         second.methods = vec![Method::HEAD];
         assert!(Routes::new(vec![first, second]).is_err(), "GET includes HEAD");
+    }
+
+    #[test]
+    fn an_export_is_curtailed_by_what_counts_nothing_and_is_no_exception_within_it() {
+        let download = |methods: &[Method]| route("download", methods, "/d/{design}/download", Action::Download);
+        let curtails =
+            |earlier: Route, later: Route| Routes::new(vec![earlier, later]).unwrap().curtailed().count() == 1;
+        let view = |methods: &[Method], path| route("view", methods, path, Action::View);
+        let (get, both) = ([Method::GET], [Method::GET, Method::POST]);
+        assert!(curtails(view(&get, "/d/{design}/{what}"), download(&both)));
+        assert!(curtails(view(&get, "/d/{design}/download"), download(&both)), "the same paths");
+        assert!(curtails(view(&get, "/{*all}"), download(&[])), "of any method");
+        assert!(curtails(view(&get, "/{all}/1/{what}"), download(&get)), "some of its paths, and others");
+        assert!(!curtails(view(&get, "/d/thumbnails/download"), download(&get)), "an exception");
+        assert!(!curtails(view(&[Method::DELETE], "/d/{design}/{what}"), download(&both)), "other methods");
+        assert!(!curtails(view(&[Method::HEAD], "/d/{design}/{what}"), download(&both)), "which hands nothing out");
+        let share = route("share", &get, "/d/{design}/{what}", Action::ShareFile);
+        assert!(!curtails(share, download(&both)), "which counts as well");
+        let mut previews = view(&get, "/d/{design}/{what}");
+        previews.conditions.query = vec![("preview".into(), "1".into())];
+        assert!(!curtails(previews.clone(), download(&both)), "it says which");
+        let mut asking = download(&both);
+        asking.conditions = previews.conditions.clone();
+        assert!(curtails(previews, asking), "which the other asks for as well");
     }
 
     #[test]

@@ -673,6 +673,18 @@ fn check_shows_routes_meters_and_limits_as_tables() {
 }
 
 #[test]
+fn nothing_is_doubted_of_what_is_shipped() {
+    let examples = std::fs::read_dir(shipped_config().with_file_name("examples")).unwrap();
+    for config in examples.map(|file| file.unwrap().path()).chain([shipped_config()]) {
+        let mut check = Command::new(env!("CARGO_BIN_EXE_export-gate"));
+        check.args(["check", "--config"]).arg(&config).env("EXPORT_GATE_JWT_SECRET", SECRET);
+        let output = check.output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && said.is_empty(), "{}: {said}", config.display());
+    }
+}
+
+#[test]
 fn check_doubts_what_is_valid_and_hardly_meant() {
     let doubted = |old: &str, new: &str| {
         let setup = Setup::before("127.0.0.1:9".parse().unwrap()).replacing(old, new);
@@ -693,6 +705,21 @@ fn check_doubts_what_is_valid_and_hardly_meant() {
         ("counts = { ai = true }", "counts = { ai = true, actions = [\"download\", \"save-design\"] }", "save-design"),
         ("[log]", "[log]\nfilter = \"warn\"", ",decision=info"),
         ("# trusted_hops = [\"10.0.0.0/8\"]", "trusted_hops = [\"0.0.0.0/0\"]", "everybody is a trusted hop"),
+        (
+            "[[routes]]\nname = \"download\"",
+            "[[routes]]\nname = \"pages\"\nmethods = [\"PUT\", \"GET\"]\npath = \"/v1/{kind}/{id}/download\"\naction = \"view\"\n\n\
+             [[routes]]\nname = \"download\"",
+            "`pages`, which counts nothing, takes requests that `download` would count",
+        ),
+        ("{design}/download\"", "*/download\"\ndesign = { query = \"id\" }", "`*` in the path of the route `download`"),
+        ("{design}/download\"", "{design}//download\"", "two slashes in a row"),
+        ("{design}/download\"", "{design}/download/\"", "a request for /v1/designs/{design}/download is refused"),
+        (
+            "action = \"download\"",
+            "action = \"download\"\nheaders = { host = \"https://exports.example.com\" }",
+            "the host `https://exports.example.com`",
+        ),
+        ("path = \"/v1/designs/{design}\"", "path = \"/v1/designs/current\"", "does not say which design is saved"),
     ] {
         let said = doubted(old, new);
         assert!(said.starts_with("warning: ") && said.contains(told), "{new}: {said}");
@@ -707,6 +734,16 @@ fn check_doubts_what_is_valid_and_hardly_meant() {
     let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("no meter counts what comes from the platform other"), "{said}");
+
+    let mut setup = Setup::before("127.0.0.1:9".parse().unwrap());
+    for (meter, counts) in [("AI_EXPORTS", ""), ("EXPORTS", ""), ("FAIR_USE", ", plans = [\"pro\", \"max\"]")] {
+        let counts = format!("{{ actions = [\"download\", \"autosave\"]{counts} }}");
+        setup = setup.set(&format!("EXPORT_GATE__METERS__{meter}__COUNTS"), &counts);
+    }
+    let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("no meter counts share-file: what the route `share-file` hands out is free"), "{said}");
+    assert_eq!(said.matches("no meter counts").count(), 1, "{said}");
 }
 
 #[test]
