@@ -7,7 +7,7 @@ use super::pace::Taking;
 use super::record::Record;
 use super::upload::UploadBroken;
 use crate::ledger::{Charge, Settlement};
-use crate::policy::Delivers;
+use crate::policy::{Delivers, Policy};
 
 /// What an answer's head says about delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,11 +24,18 @@ pub(super) enum Promise {
 pub(super) fn promise(delivers: Delivers, head: &response::Parts, body_is_empty: bool) -> Promise {
     let by_head = match delivers {
         Delivers::File if is_file(head.status, &head.headers) && !body_is_empty => return Promise::Body,
+        // A backend that hands the file out itself at times, e.g. because its storage is not there.
+        Delivers::Redirect if looks_like_an_export(head, body_is_empty) => return Promise::Body,
         Delivers::File => false,
         Delivers::Redirect => redirects(head.status) && head.headers.contains_key(LOCATION),
         Delivers::Success | Delivers::Screen => head.status.is_success(),
     };
     if by_head { Promise::Head } else { Promise::Nothing }
+}
+
+/// Whether an answer may hand a file out in a way that its route does not count: it sends the client to another place for it.
+pub(super) fn leads_elsewhere(delivers: Delivers, head: &response::Parts) -> bool {
+    delivers == Delivers::File && redirects(head.status) && head.headers.contains_key(LOCATION)
 }
 
 /// 304 is a 3xx that says nothing of another place.
@@ -43,11 +50,18 @@ fn is_file(status: StatusCode, headers: &HeaderMap) -> bool {
     may_hand_out(status) && (is_attachment(headers) || !is_marked)
 }
 
-/// Whether an answer on a path that no route knows carries what an export would: an image, a document to print, an archive of them, or
-/// anything that is to be saved.
+/// Whether an answer carries what an export would, whatever its route: an image, a film, a document to print, an archive of them, or
+/// anything that is to be saved. What has no media type, or one that says nothing, may be anything.
 pub(super) fn looks_like_an_export(head: &response::Parts, body_is_empty: bool) -> bool {
-    let kinds: [&[u8]; 5] =
-        [b"image/", b"multipart/byteranges", b"application/pdf", b"application/zip", b"application/postscript"];
+    let kinds: [&[u8]; 7] = [
+        b"image/",
+        b"video/",
+        b"multipart/byteranges",
+        b"application/pdf",
+        b"application/zip",
+        b"application/x-zip",
+        b"application/postscript",
+    ];
     let is_one = |sent: &[u8]| kinds.iter().any(|kind| starts_with(sent, kind)) && !is_message(sent);
     !body_is_empty
         && may_hand_out(head.status)
@@ -161,6 +175,13 @@ impl Delivery {
     /// It was charged only now that the backend has answered.
     pub(super) fn charged(&mut self, charge: Option<Box<Charge>>) {
         self.charge = charge;
+    }
+
+    /// The backend has said how many images it brings.
+    pub(super) fn reported(&mut self, policy: &Policy) {
+        if let Some(charge) = &self.charge {
+            self.record.counted(policy, charge.standings());
+        }
     }
 
     pub(super) fn record(&mut self) -> &mut Record {
@@ -291,6 +312,10 @@ mod tests {
         assert_eq!(promised(Delivers::Redirect, 302, &[], true), Promise::Nothing);
         assert_eq!(promised(Delivers::Redirect, 304, &[("location", "/x")], true), Promise::Nothing);
         assert_eq!(promised(Delivers::Redirect, 200, &[("location", "/x")], true), Promise::Nothing);
+        assert_eq!(promised(Delivers::Redirect, 200, &[("content-type", "image/png")], false), Promise::Body);
+        assert_eq!(promised(Delivers::Redirect, 200, &[("content-type", "image/png")], true), Promise::Nothing);
+        assert_eq!(promised(Delivers::Redirect, 200, &[("content-type", "text/html")], false), Promise::Nothing);
+        assert_eq!(promised(Delivers::Redirect, 404, &[("content-type", "image/png")], false), Promise::Nothing);
         for delivers in [Delivers::Success, Delivers::Screen] {
             assert_eq!(promised(delivers, 201, &[("content-type", "application/json")], true), Promise::Head);
             assert_eq!(promised(delivers, 404, &[], false), Promise::Nothing);

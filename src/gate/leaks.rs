@@ -1,4 +1,4 @@
-//! Files that leave on paths that no route knows: exports that nobody counts, if they are exports.
+//! Files that leave, or may, and nobody counts: on paths that no route knows, or in another way than their route says.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::refusal::Refusal;
 /// How many patterns are remembered; what comes after them is only counted.
 const MOST_PATTERNS: usize = 256;
 
-/// The patterns of paths that were reported, as digests: most files on such paths are of a kind that is known, and cost a look.
+/// What was reported, as digests, of patterns of paths for one: most files on such paths are of a kind that is known, and cost a look.
 #[derive(Debug, Default)]
 pub(super) struct Leaks {
     reported: ArcSwap<BTreeSet<u64>>,
@@ -26,18 +26,7 @@ pub(super) struct Leaks {
 impl Leaks {
     /// Logs that a file has left, or was kept back, and what to add to the configuration, once for each pattern.
     pub(super) fn report(&self, method: &Method, path: &str, has_left: bool) {
-        let digest = digest(path);
-        let is_known = |reported: &BTreeSet<u64>| reported.len() >= MOST_PATTERNS || reported.contains(&digest);
-        if is_known(&self.reported.load()) {
-            return;
-        }
-        // Of two that come at once, one sees that the other was before it.
-        let before = self.reported.rcu(|reported| {
-            let mut reported = BTreeSet::clone(reported);
-            reported.insert(digest);
-            reported
-        });
-        if !is_known(&before) {
+        if self.is_news(digest(path)) {
             let pattern = pattern(path);
             let add = advice(method, &pattern);
             if has_left {
@@ -46,6 +35,32 @@ impl Leaks {
                 tracing::warn!(%method, pattern, add, "a file was kept back: no route knows its path");
             }
         }
+    }
+
+    /// Logs that an export was answered by a redirect, where that is not counted, once for each route.
+    pub(super) fn report_redirect(&self, route: &str) {
+        // No path begins like it.
+        if self.is_news(digest(&format!("redirect {route}"))) {
+            tracing::warn!(
+                route,
+                "an export was answered by a redirect, and not counted: if that leads to the file, the route needs `delivers = \"redirect\"`"
+            );
+        }
+    }
+
+    /// Whether it is reported for the first time.
+    fn is_news(&self, digest: u64) -> bool {
+        let is_known = |reported: &BTreeSet<u64>| reported.len() >= MOST_PATTERNS || reported.contains(&digest);
+        if is_known(&self.reported.load()) {
+            return false;
+        }
+        // Of two that come at once, one sees that the other was before it.
+        let before = self.reported.rcu(|reported| {
+            let mut reported = BTreeSet::clone(reported);
+            reported.insert(digest);
+            reported
+        });
+        !is_known(&before)
     }
 }
 

@@ -145,9 +145,10 @@ impl Record {
         }
     }
 
-    /// `ai-exports 2/2` for each meter.
+    /// `ai-exports 2/2` for each meter; anew when a backend has said how many images it brings.
     pub(super) fn counted(&mut self, policy: &Policy, standings: &[Standing]) {
         let Some(Fields { meters, .. }) = self.fields() else { return };
+        meters.clear();
         // Without the formatting machinery: each export has this.
         let mut number = itoa::Buffer::new();
         for standing in standings {

@@ -22,7 +22,7 @@ use super::access::Entry;
 use super::answers::Asker;
 use super::asked::Asked;
 use super::body::GateBody;
-use super::delivery::{Client, Delivery, Promise, promise};
+use super::delivery::{Client, Delivery, Promise, leads_elsewhere, promise};
 use super::fields;
 use super::framing;
 use super::layer::{Gate, Parts};
@@ -38,7 +38,7 @@ use super::upload::Upload;
 use super::witness::Witness;
 use crate::identity::TokenError;
 use crate::ledger::{Admission, Charge, ChargeRequest, Standing, Why};
-use crate::policy::{Action, Delivers, Found, Match, MeterId, OnExceed, RouteId, TooLong};
+use crate::policy::{Action, Delivers, Found, Match, MeterId, OnExceed, Route, RouteId, TooLong};
 use crate::seeded::{self, Bug};
 
 /// Below this path the gate answers itself.
@@ -228,7 +228,7 @@ where
         let client = Client { upload: body.watch(), taking: Taking::new(pace, &gate.parts.clock) };
         let delivery = Delivery::new(charge, record, client);
         let answer = inner.call(Request::from_parts(head, body)).await?;
-        Ok(gate.settle(answer, found.route.delivers, delivery, pending, &target, &asker).await)
+        Ok(gate.settle(answer, &found.route, delivery, pending, &target, &asker).await)
     }
 }
 
@@ -351,7 +351,7 @@ impl Gate {
     async fn settle<R: Body>(
         &self,
         answer: Response<R>,
-        delivers: Delivers,
+        route: &Route,
         mut delivery: Box<Delivery>,
         pending: Option<Pending>,
         target: &Target,
@@ -361,8 +361,11 @@ impl Gate {
         head.headers.insert(REQUEST_ID, asker.request_id().clone());
         delivery.answered(head.status);
         delivery.record().passed(Phase::Backend);
-        let promise = promise(delivers, &head, body.is_end_stream());
+        let promise = promise(route.delivers, &head, body.is_end_stream());
         if promise == Promise::Nothing {
+            if leads_elsewhere(route.delivers, &head) {
+                self.leaks.report_redirect(&route.name);
+            }
             delivery.nothing();
             return Response::from_parts(head, GateBody::forwarded(body));
         }
@@ -378,9 +381,11 @@ impl Gate {
                 }
             }
         }
-        if let Some(charge) = delivery.charge().filter(|_| delivers != Delivers::Screen) {
+        if let Some(charge) = delivery.charge().filter(|_| route.delivers != Delivers::Screen) {
             // Before it is made safe: what was reported counts from its first byte on. Of a screen no image leaves, and it counts.
-            self.read_report(charge, &head.headers);
+            if self.read_report(charge, &head.headers) {
+                delivery.reported(&self.parts.policy);
+            }
         }
         let not_durable = self.not_durable(&mut delivery).await;
         delivery.record().passed(Phase::Sync);
@@ -421,16 +426,21 @@ impl Gate {
         limited
     }
 
-    /// Where a backend says how many images it has delivered, that is what counts.
-    fn read_report(&self, charge: &mut Charge, headers: &HeaderMap) {
+    /// Where a backend says how many images it has delivered, that is what counts; whether it says so.
+    fn read_report(&self, charge: &mut Charge, headers: &HeaderMap) -> bool {
+        let mut has_said = false;
         for (id, meter) in self.parts.policy.meters() {
             let Some(report) = meter.reported_by.as_ref().and_then(|name| headers.get(name)) else { continue };
             let number = report.to_str().ok().and_then(|number| number.trim().parse().ok());
             match number.filter(|delivered| *delivered <= MOST_IMAGES) {
-                Some(delivered) => charge.report(id, delivered),
+                Some(delivered) => {
+                    charge.report(id, delivered);
+                    has_said = true;
+                }
                 None => tracing::warn!(meter = &*meter.name, ?report, "the backend reports no number of images"),
             }
         }
+        has_said
     }
 
     fn put_fields(&self, charge: &Charge, headers: &mut HeaderMap) {

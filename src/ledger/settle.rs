@@ -203,6 +203,11 @@ impl Ledger {
     }
 
     pub(super) fn settle_count(&self, booked: &Booked, reserved: u32, delivered: u32) {
+        if delivered > 0
+            && let Some(meter) = self.meter(booked.meter)
+        {
+            meter.stats.images.inc_by(u64::from(delivered));
+        }
         match booked.place {
             Place::Counter(key) => self.counters.with(key, |cell| cell.settle(reserved, delivered)),
             Place::Slot { digest, start } => self.histories.settle(digest, start, reserved, delivered),

@@ -11,6 +11,11 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfMeter {
+    meter: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
     meter: String,
     outcome: &'static str,
@@ -23,11 +28,13 @@ pub(super) struct MeterStats {
     pub(super) delivered: Counter,
     pub(super) voided: Counter,
     pub(super) covered: Counter,
+    pub(super) images: Counter,
 }
 
 #[derive(Debug)]
 pub(super) struct Stats {
     charges: Family<Labels, Counter>,
+    images: Family<OfMeter, Counter>,
     flush_duration: Histogram,
     flush_age: Gauge<f64, AtomicU64>,
     /// Monotonic time of the last flush, in milliseconds.
@@ -42,6 +49,7 @@ impl Stats {
     pub(super) fn new() -> Self {
         Self {
             charges: Family::default(),
+            images: Family::default(),
             flush_duration: Histogram::new(exponential_buckets(0.000_1, 4.0, 10)),
             flush_age: Gauge::default(),
             flushed_at_ms: AtomicU64::new(0),
@@ -59,6 +67,7 @@ impl Stats {
             delivered: counter("delivered"),
             voided: counter("void"),
             covered: counter("covered"),
+            images: self.images.get_or_create_owned(&OfMeter { meter: meter.to_owned() }),
         }
     }
 
@@ -68,6 +77,8 @@ impl Stats {
 
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register("exportgate_charges", "Charges by meter and outcome", self.charges.clone());
+        let help = "What delivered exports have used, by meter: the sum of what they cost, as far as backends report no other number";
+        registry.register("exportgate_images", help, self.images.clone());
         let help = "Sessions, retries and resumes that ended early because their user had too many";
         registry.register("exportgate_covers_crowded_out", help, self.crowded_out.clone());
         let help = "Time to write one group to the store";

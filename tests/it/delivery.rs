@@ -91,6 +91,23 @@ fn redirects_and_successes_are_delivered_by_their_head_also_to_a_head_request() 
     assert_eq!(gate.used("u", "exports"), 3);
     assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 201, "no redirect");
     assert_eq!(gate.used("u", "exports"), 3);
+    backend.will(Reply::image());
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200, "the file itself");
+    assert_eq!(gate.used("u", "exports"), 4);
+}
+
+#[test]
+fn a_redirect_where_files_are_to_be_delivered_is_not_charged_and_reported_once() {
+    let backend = Backend::start(Reply::with("302 Found", &["location: /signed"], b""));
+    let gate = Setup::before(backend.address).start();
+    let token = Token::of("u").line();
+    for _ in 0..2 {
+        assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 302);
+        assert_eq!(request(gate.address, "POST", "/v1/designs/d1/share", &[&token], b"").status, 302);
+    }
+    assert_eq!(gate.used("u", "exports"), 0);
+    let reports = || gate.log().iter().filter(|line| line.contains("needs `delivers = \\\"redirect\\\"`")).count();
+    eventually("both routes are reported", || reports() == 2);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::support::{Answer, Backend, Gate, Reply, Setup, Token, get, request};
+use crate::support::{Answer, Backend, Gate, Reply, Setup, Token, eventually, get, request};
 
 const DOWNLOAD: &str = "/v1/designs/d1/download";
 
@@ -155,6 +155,10 @@ fn policy_c_gives_back_what_the_renderer_could_not_make() {
         assert!(answer.header("ratelimit").unwrap().starts_with(&format!("\"weekly-images\";r={left};")), "{report}");
         assert_eq!(used(), total, "{report}");
     }
+    let told = || gate.records().iter().map(|record| record["meters"].to_string()).collect::<Vec<_>>();
+    let expected = [7, 19, 19, 29].map(|used| format!("\"weekly-images {used}/125\""));
+    eventually("records tell what counts", || told() == expected);
+    assert_eq!(gate.metric("exportgate_images_total{meter=\"weekly-images\"}"), 29.0);
     let gate = gate.restart();
     assert_eq!(gate.usage("anna?team=acme&plan=starter", "weekly-images")["used"], 29);
 }
