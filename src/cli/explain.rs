@@ -235,7 +235,7 @@ impl Witness for Teller<'_> {
     }
 
     fn detail(&mut self, why: &dyn Display) {
-        self.steps.step("refused", &why.to_string());
+        self.steps.step("note", &why.to_string());
     }
 }
 

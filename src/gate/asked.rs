@@ -86,6 +86,14 @@ impl Gate {
         let plan = self.plan(&caller);
         witness.seen(&self.parts, &caller, platform, plan.as_ref().ok().copied());
         let plan = plan?;
+        if let (Some(_), Some(name)) = (options.unknown_plan, caller.plan.as_deref())
+            && policy.plans.name(plan) != name
+        {
+            let counts_as = policy.plans.name(plan);
+            self.metrics.unknown_plan();
+            self.leaks.report_plan(name, counts_as);
+            witness.detail(&format_args!("the plan `{name}` is unknown: this counts as `{counts_as}`"));
+        }
         let design = found.design.as_ref().ok_or(Refusal::NoDesign)?;
         let session = options.session(design, &head.headers)?;
         let target = || Target::of(head, found);
@@ -126,7 +134,9 @@ impl Gate {
             cost::Request { route: &route.name, uri: &head.uri, headers: &head.headers, body: text.as_deref() };
         let verdict = policy.decide(export, request).inspect_err(|undecided| match undecided {
             Undecided::NoClaim(name) => {
-                witness.detail(&format_args!("exports count by the claim `{name}`, and the token has none"));
+                witness.detail(&format_args!(
+                    "exports count by the claim `{name}`, and the token has none that makes sense"
+                ));
             }
             Undecided::Cost(bad) => witness.detail(bad),
         });

@@ -1,4 +1,5 @@
-//! Files that leave, or may, and nobody counts: on paths that no route knows, or in another way than their route says.
+//! What the configuration does not know of, and may be uncounted, or counted as something else, for it: files on paths that no route knows, or
+//! that leave in another way than their route says; plans. Each is logged once.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use super::refusal::Refusal;
 
 /// How many patterns are remembered; what comes after them is only counted.
 const MOST_PATTERNS: usize = 256;
+/// How much of a plan's name is written, in bytes.
+const LONGEST_NAME: usize = 64;
 
 /// What was reported, as digests, of patterns of paths for one: most files on such paths are of a kind that is known, and cost a look.
 #[derive(Debug, Default)]
@@ -39,11 +42,22 @@ impl Leaks {
 
     /// Logs that an export was answered by a redirect, where that is not counted, once for each route.
     pub(super) fn report_redirect(&self, route: &str) {
-        // No path begins like it.
-        if self.is_news(digest(&format!("redirect {route}"))) {
+        if self.is_news(digest_of_name("redirect ", route)) {
             tracing::warn!(
                 route,
                 "an export was answered by a redirect, and not counted: if that leads to the file, the route needs `delivers = \"redirect\"`"
+            );
+        }
+    }
+
+    /// Logs that nobody knows a plan, and what its exports count as, once for each name.
+    pub(super) fn report_plan(&self, name: &str, counts_as: &str) {
+        let name = &name[..name.floor_char_boundary(LONGEST_NAME)];
+        if self.is_news(digest_of_name("plan ", name)) {
+            tracing::warn!(
+                plan = name,
+                counts_as,
+                "a token names a plan that is none of this gate's, nor in [identity.plans]"
             );
         }
     }
@@ -120,19 +134,31 @@ fn advice(method: &Method, pattern: &str) -> String {
     )
 }
 
-/// The digest of a path's pattern (FNV-1a): each file on such a path is looked up by it.
-fn digest(path: &str) -> u64 {
-    const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+/// What the digest of nothing is (FNV-1a).
+const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// The digest of more.
+fn with(digest: u64, bytes: &[u8]) -> u64 {
     const PRIME: u64 = 0x0100_0000_01b3;
-    let with = |digest: u64, byte: &u8| (digest ^ u64::from(*byte)).wrapping_mul(PRIME);
+    bytes.iter().fold(digest, |digest, byte| (digest ^ u64::from(*byte)).wrapping_mul(PRIME))
+}
+
+/// The digest of a path's pattern: each file on such a path is looked up by it.
+fn digest(path: &str) -> u64 {
     parts(path).fold(OFFSET_BASIS, |digest, part| {
         let part: &[u8] = match part {
             Part::Word(word) => word,
             // No word has it.
             Part::Id => b"{",
         };
-        with(part.iter().fold(digest, with), &b'/')
+        with(with(digest, part), b"/")
     })
+}
+
+/// The digest of a name of another kind of thing.
+fn digest_of_name(kind: &str, name: &str) -> u64 {
+    // No path begins without a slash.
+    with(with(OFFSET_BASIS, kind.as_bytes()), name.as_bytes())
 }
 
 /// A piece of a path.

@@ -55,6 +55,7 @@ pub(super) struct Metrics {
     would_deny: ByMeter,
     untold: ByMeter,
     unclassified_files: Counter,
+    unknown_plans: Counter,
     decision_duration: Histogram,
 }
 
@@ -71,6 +72,7 @@ impl Metrics {
             would_deny: by_meter(),
             untold: by_meter(),
             unclassified_files: Counter::default(),
+            unknown_plans: Counter::default(),
             decision_duration,
         }
     }
@@ -86,6 +88,7 @@ impl Metrics {
             would_deny: by_meter(&self.would_deny),
             untold: by_meter(&self.untold),
             unclassified_files: self.unclassified_files.clone(),
+            unknown_plans: self.unknown_plans.clone(),
             decision_duration: self.decision_duration.clone(),
         }
     }
@@ -102,6 +105,8 @@ impl Metrics {
         registry.register("exportgate_untold", help, self.untold.family.clone());
         let help = "Files on paths that no route knows: add a route for them";
         registry.register("exportgate_unclassified_files", help, self.unclassified_files.clone());
+        let help = "Exports by a plan that nobody knows, counted as the plan of unknown_plan";
+        registry.register("exportgate_unknown_plans", help, self.unknown_plans.clone());
         let help = "Time from a request's head to the decision about it";
         registry.register("exportgate_decision_duration_seconds", help, self.decision_duration.clone());
     }
@@ -135,6 +140,10 @@ impl Metrics {
 
     pub(super) fn unclassified_file(&self) {
         self.unclassified_files.inc();
+    }
+
+    pub(super) fn unknown_plan(&self) {
+        self.unknown_plans.inc();
     }
 
     pub(super) fn decided(&self, took: Duration) {

@@ -288,7 +288,9 @@ impl Witness for Record {
 
     fn found(&mut self, facts: &Facts) {
         if let Some(fields) = self.fields() {
-            fields.detail = facts.trouble.as_ref().map(|why| format!("the metadata service: {why}"));
+            if let Some(why) = &facts.trouble {
+                fields.detail = Some(format!("the metadata service: {why}"));
+            }
             fields.facts = Some(facts.clone());
         }
     }

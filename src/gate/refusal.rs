@@ -141,7 +141,8 @@ impl Refusal {
             Self::Unauthenticated(error) => return format!("Sign in to export: {error}.").into(),
             Self::UnknownPlan(Some(plan)) => return format!("The plan \"{plan}\" is not known here.").into(),
             Self::MissingClaim(name) => {
-                return format!("The access token has no \"{name}\" claim, and exports count by it.").into();
+                return format!("The access token has no \"{name}\" claim that makes sense, and exports count by it.")
+                    .into();
             }
             Self::OverLimit { denial, abuse: true, .. } => return abuse_detail(denial).into(),
             Self::OverLimit { denial, plan, abuse: false } => return quota_detail(denial, plan, policy).into(),

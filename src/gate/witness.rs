@@ -19,6 +19,6 @@ pub trait Witness: Send {
     /// What it costs.
     fn judged(&mut self, parts: &Parts, plan: PlanId, verdict: &Verdict);
 
-    /// Why it is refused, where that can be said more plainly than to a client.
+    /// Why it is refused, where that can be said more plainly than to a client; or counted otherwise than it says.
     fn detail(&mut self, why: &dyn Display);
 }

@@ -112,19 +112,21 @@ impl Default for ClaimPointers {
 }
 
 impl ClaimPointers {
-    /// Reads the caller out of verified claims. A claim of the wrong type is an error, never read as absent.
+    /// Reads the caller out of verified claims. A claim of the wrong type is an error, never read as absent, but where what is absent is
+    /// refused by whatever needs it: seats and billing periods are only some plans' business.
     pub(super) fn caller(&self, claims: &Value, signed_by: &SignedBy) -> Result<Caller, TokenError> {
         let user = name(claims, &self.user, "user")?.ok_or(TokenError::ClaimMissing("user"))?;
         let counted = self.counted;
         let mut others = Vec::new();
         for pointer in &self.others {
-            others.extend(name(claims, pointer, "subject")?.map(|value| (pointer.clone(), value)));
+            let value = name(claims, pointer, "subject").map_err(|_| TokenError::SubjectType(pointer.clone()))?;
+            others.extend(value.map(|value| (pointer.clone(), value)));
         }
         let who = Who {
             user,
             team: if counted.team { name(claims, &self.team, "team")? } else { None },
-            seats: if counted.seats { seats(claims, &self.seats)? } else { None },
-            billing_anchor: if counted.billing_anchor { anchor(claims, &self.billing_anchor)? } else { None },
+            seats: if counted.seats { seats(claims, &self.seats) } else { None },
+            billing_anchor: if counted.billing_anchor { anchor(claims, &self.billing_anchor) } else { None },
             claims: others.into(),
         };
         Ok(Caller {
@@ -160,23 +162,18 @@ fn design(claims: &Value, pointer: &str) -> Result<Option<Arc<str>>, TokenError>
     }
 }
 
-fn seats(claims: &Value, pointer: &str) -> Result<Option<u32>, TokenError> {
-    match find(claims, pointer, "seats")? {
-        None => Ok(None),
-        Some(seats) => {
-            let seats = seats.as_u64().and_then(|seats| u32::try_from(seats).ok());
-            seats.map(Some).ok_or(TokenError::ClaimType("seats"))
-        }
-    }
+fn seats(claims: &Value, pointer: &str) -> Option<u32> {
+    let seats = json::find(claims, pointer).ok()??;
+    // 3.0 is 3 (RFC 8259, section 6, knows one kind of number).
+    let whole = seats.as_f64().filter(|seats| seats.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(seats));
+    whole.map(|seats| seats as u32)
 }
 
-fn anchor(claims: &Value, pointer: &str) -> Result<Option<Anchor>, TokenError> {
-    let anchor = match find(claims, pointer, "billing_anchor")? {
-        None => return Ok(None),
-        Some(Value::String(text)) => Anchor::from_text(text),
-        Some(other) => other.as_i64().and_then(Anchor::from_number),
-    };
-    anchor.map(Some).ok_or(TokenError::ClaimType("billing_anchor"))
+fn anchor(claims: &Value, pointer: &str) -> Option<Anchor> {
+    match json::find(claims, pointer).ok()?? {
+        Value::String(text) => Anchor::from_text(text),
+        other => other.as_i64().and_then(Anchor::from_number),
+    }
 }
 
 fn text<'c>(claims: &'c Value, pointer: &str, name: &'static str) -> Result<Option<&'c str>, TokenError> {
@@ -277,22 +274,28 @@ mod tests {
 
     #[test]
     fn a_claim_of_the_wrong_type_is_an_error_and_not_absent() {
-        let wrong = [
-            json!({ "team": ["acme"] }),
-            json!({ "seats": "5" }),
-            json!({ "seats": -1 }),
-            json!({ "seats": 1.5 }),
-            json!({ "billing_anchor": "the 31st" }),
-            json!({ "billing_anchor": 0 }),
-            json!({ "org": { "id": {} } }),
-            json!({ "design_version": [] }),
-            json!({ "org": "acme" }),
-            json!({ "org": ["acme"] }),
-            json!({ "org": 7 }),
-        ];
+        let wrong = [json!({ "team": ["acme"] }), json!({ "design_version": [] })];
         for mut claims in wrong {
             claims["sub"] = json!("anna");
             assert!(matches!(caller(&claims), Err(TokenError::ClaimType(_))), "{claims}");
+        }
+        let subjects =
+            [json!({ "org": { "id": {} } }), json!({ "org": "acme" }), json!({ "org": ["acme"] }), json!({ "org": 7 })];
+        for mut claims in subjects {
+            claims["sub"] = json!("anna");
+            assert_eq!(caller(&claims), Err(TokenError::SubjectType("/org/id".into())), "{claims}");
+        }
+    }
+
+    #[test]
+    fn seats_and_billing_periods_that_make_no_sense_are_missed_by_whoever_counts_by_them() {
+        let who = |claim: &str, value: Value| caller(&json!({ "sub": "anna", claim: value })).unwrap().who;
+        for odd in [json!("5"), json!(-1), json!(1.5), json!(5e9), json!("unlimited"), json!({}), json!([5])] {
+            assert_eq!(who("seats", odd.clone()).seats, None, "{odd}");
+        }
+        assert_eq!((who("seats", json!(3.0)).seats, who("seats", json!(0)).seats), (Some(3), Some(0)));
+        for odd in [json!("the 31st"), json!(0), json!(""), json!([])] {
+            assert_eq!(who("billing_anchor", odd.clone()).billing_anchor, None, "{odd}");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Why a token is not accepted.
 
+use std::sync::Arc;
+
 /// Why a token is not accepted. The text is what the client is told as `error_description` (RFC 6750, section 3).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
@@ -48,6 +50,9 @@ pub enum TokenError {
     /// A claim has a type that it must not have.
     #[error("the token's \"{0}\" claim has the wrong type")]
     ClaimType(&'static str),
+    /// What is at this JSON pointer, where a meter counts by it, has a type that it must not have.
+    #[error("what the token has at {0} has the wrong type")]
+    SubjectType(Arc<str>),
     /// Issued by someone else.
     #[error("the token is from another issuer")]
     Issuer,

@@ -62,6 +62,14 @@ fn a_good_token_without_a_known_plan_is_refused_or_counts_as_configured() {
         assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 200);
     }
     assert_eq!(gate.used("u", "exports"), 2);
+    // Nobody is to wonder why a customer is on the wrong plan.
+    let as_free = |plan: &str| get(gate.address, DOWNLOAD, &[&Token::of("v").plan(plan).line()]).status;
+    assert_eq!(["Pro", "Pro", "price_1", "price_2", "free"].map(as_free), [200; 5]);
+    let reports = || gate.log().iter().filter(|line| line.contains("a token names a plan that is none")).count();
+    eventually("each name is reported once", || reports() == 4);
+    assert_eq!(gate.metric("exportgate_unknown_plans_total"), 5.0);
+    let of_pro = |record: &serde_json::Value| record["detail"].to_string().contains("the plan `Pro` is unknown");
+    eventually("records say so", || gate.records().iter().filter(|record| of_pro(record)).count() == 2);
 }
 
 #[test]

@@ -95,6 +95,12 @@ fn policy_b_gives_a_team_thirty_a_week_for_each_seat() {
     let answer = get(gate.address, DOWNLOAD, &[&no_seats.line()]);
     assert_eq!(answer.status, 403);
     assert!(answer.json()["detail"].as_str().unwrap().contains("\"seats\""), "{answer:?}");
+    for odd in [json!("many"), json!(""), json!(-1)] {
+        let odd_seats = no_seats.clone().with("seats", odd.clone());
+        assert_eq!(get(gate.address, DOWNLOAD, &[&odd_seats.line()]).status, 403, "{odd}");
+        let free = Token::of("eva").with("seats", odd.clone());
+        assert_eq!(get(gate.address, DOWNLOAD, &[&free.line()]).status, 200, "{odd}: nobody asks for them");
+    }
     let free = get(gate.address, DOWNLOAD, &[&Token::of("anna").ai().line()]);
     assert_eq!((free.status, free.header("retry-after")), (429, None), "the free plan has none");
 }
