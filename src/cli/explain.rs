@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 
 use super::{Failure, admin, block_on, load};
@@ -18,8 +18,8 @@ use crate::gate::{ExportGateLayer, LogOptions, OWN_PATH, Options, Parts, Refusal
 use crate::identity::{Caller, Verifier};
 use crate::ledger::Ledger;
 use crate::policy::{
-    Action, Delivers, Demand, Found, Limit, Match, OnExceed, PlanId, Platform, Policy, Rule, SessionUse, Verdict,
-    feature_names,
+    Action, Delivers, Demand, Found, Limit, Match, Misread, OnExceed, PlanId, Platform, Policy, Rule, SessionUse,
+    Verdict, feature_names,
 };
 use crate::server;
 
@@ -48,7 +48,10 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let config = load(&arguments.config)?;
-    let headers = headers(arguments)?;
+    let mut headers = headers(arguments)?;
+    if let Some(host) = arguments.url.host().filter(|_| !headers.contains_key(HOST)) {
+        headers.insert(HOST, HeaderValue::try_from(host).map_err(|_| Failure::Other(format!("{host} is no host")))?);
+    }
     let mut steps = Steps::default();
     let result = block_on(explain(&config, arguments, headers, &mut steps))??;
     anstream::println!("\n=> {result}");
@@ -112,6 +115,10 @@ async fn explain(
             steps.step("route", &misread.to_string());
             let upstream = config.routes.nearly(method, url).map_or(default, |route| config.upstream_name(route));
             return Ok(format!("(shadow mode: not refused with 400) forwarded to `{upstream}`; nothing is counted"));
+        }
+        Match::Misread(Misread::Header(HOST)) if !headers.contains_key(HOST) => {
+            steps.step("route", "it depends on the host: say it by a full URL, or by --header 'host: ...'");
+            return Ok(refused(config, &Refusal::Misread(Misread::Header(HOST))));
         }
         Match::Misread(misread) => {
             steps.step("route", &misread.to_string());
@@ -215,6 +222,10 @@ impl Witness for Teller<'_> {
                 self.steps.step("charge", &format!("nothing on `{}`: unlimited for {plan_name}", meter.name));
             }
         }
+        for meter in verdict.untold.iter().filter_map(|id| policy.meter(*id)) {
+            let name = &meter.name;
+            self.steps.step("charge", &format!("nothing on `{name}`: it cannot tell how much, and enforces nothing"));
+        }
         for demand in &verdict.demands {
             self.steps.step("charge", &charge(demand, policy, plan_name));
         }
@@ -266,7 +277,9 @@ fn usage_command(config: &Config, caller: &Caller, plan: &str) -> String {
     let who = &caller.who;
     let mut command = format!("export-gate usage {} --plan {plan}", who.user);
     let seats = who.seats.map(|seats| seats.to_string());
-    for (name, value) in [("team", who.team.as_deref()), ("seats", seats.as_deref())] {
+    let anchor = who.billing_anchor.map(|anchor| anchor.to_string());
+    let said = [("team", who.team.as_deref()), ("seats", seats.as_deref()), ("billing-anchor", anchor.as_deref())];
+    for (name, value) in said {
         if let Some(value) = value {
             command.extend([" --", name, " ", value]);
         }

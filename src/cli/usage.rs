@@ -81,7 +81,12 @@ pub(super) fn show(report: &Value) -> String {
         let whose = format!("{} {}", text(&meter["subject"]["kind"]), text(&meter["subject"]["id"]));
         let [used, limit, remaining, resets_at] =
             ["used", "limit", "remaining", "resets_at"].map(|column| text(&meter[column]));
-        [text(&meter["meter"]), whose, used, limit, remaining, resets_at]
+        let how = match (meter["shadow"].as_bool(), meter["on_exceed"].as_str()) {
+            (Some(true), _) => " (shadow)",
+            (_, Some("observe")) => " (observed)",
+            _ => "",
+        };
+        [text(&meter["meter"]), whose, used, format!("{limit}{how}"), remaining, resets_at]
     });
     let table = table(["meter", "whose", "used", "limit", "remaining", "resets at"], rows);
     let untold = report["untold"].as_array().into_iter().flatten();
@@ -89,7 +94,13 @@ pub(super) fn show(report: &Value) -> String {
         let (name, needs) = (text(&meter["meter"]), text(&meter["needs"]));
         format!("\nnot shown: {name} ({needs}): say which, by --team, --billing-anchor or --claim")
     });
-    format!("{} (plan {})\n{table}{}", text(&report["user"]), text(&report["plan"]), untold.collect::<String>())
+    let plans: Vec<String> = report["plans"].as_array().into_iter().flatten().map(text).collect();
+    let guess = match plans.as_slice() {
+        [] => String::new(),
+        plans => format!("\ncharged by the plans {}: say which by --plan", plans.join(", ")),
+    };
+    let (user, plan) = (text(&report["user"]), text(&report["plan"]));
+    format!("{user} (plan {plan})\n{table}{guess}{}", untold.collect::<String>())
 }
 
 fn escape(byte: u8) -> String {

@@ -42,6 +42,10 @@ impl Ledger {
     /// the meters say.
     pub fn usage_report(&self, policy: &Policy, who: &Who, plan: Option<PlanId>, shadow: bool) -> Value {
         let usage = self.usage(policy, who);
+        let mut plans: Vec<PlanId> = usage.iter().filter_map(|usage| usage.count.plan).collect();
+        plans.sort_unstable();
+        plans.dedup();
+        let is_guess = plan.is_none() && plans.len() > 1;
         let plan = plan.or_else(|| usage.iter().find_map(|usage| usage.count.plan));
         let meters = usage.iter().filter_map(|usage| {
             let meter = policy.meter(usage.meter)?;
@@ -72,6 +76,10 @@ impl Ledger {
             "plan": plan.map(|plan| policy.plans.name(plan)),
             "meters": meters.collect::<Vec<_>>(),
         });
+        if is_guess {
+            // Each counter knows the plan of its own last charge, and not when that was.
+            report["plans"] = plans.iter().map(|plan| policy.plans.name(*plan)).collect();
+        }
         // Those that cannot be told by what is known of the user: by what they count, or what their window needs.
         let is_missing = |id: MeterId| !usage.iter().any(|usage| usage.meter == id);
         let untold = policy

@@ -119,6 +119,16 @@ pub enum Anchor {
     On(DateTime),
 }
 
+impl std::fmt::Display for Anchor {
+    /// As [`from_text`](Self::from_text) reads it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::At(instant) => instant.fmt(f),
+            Self::On(time) => time.date().fmt(f),
+        }
+    }
+}
+
 impl Anchor {
     /// A day of the month, 1 to 31; in a shorter month its last day. A larger number is an instant in seconds since the epoch.
     pub fn from_number(number: i64) -> Option<Self> {
@@ -172,6 +182,11 @@ mod tests {
         assert!(matches!(Anchor::from_number(1_769_817_600), Some(Anchor::At(_))));
         assert!(matches!(Anchor::from_text("2026-01-31"), Some(Anchor::On(_))));
         assert!(matches!(Anchor::from_text("2026-01-31T10:00:00Z"), Some(Anchor::At(_))));
+        for said in
+            [Anchor::from_text("2026-01-31"), Anchor::from_text("2026-01-31T10:00:00Z"), Anchor::from_number(31)]
+        {
+            assert_eq!(Anchor::from_text(&said.unwrap().to_string()), said, "it is read as it is shown");
+        }
         for wrong in ["31 January", "", "2026-01-32", "2026-01-31T10:00:00"] {
             assert_eq!(Anchor::from_text(wrong), None, "{wrong}");
         }

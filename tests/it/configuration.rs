@@ -899,6 +899,40 @@ fn explain_tells_each_step_and_the_rule_that_decides() {
 }
 
 #[test]
+fn explain_knows_hosts_billing_periods_and_meters_that_cannot_tell_how_much() {
+    let heading = "# Fair use of the unlimited plans";
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap())
+        .replacing("action = \"download\"", "action = \"download\"\nheaders = { host = \"exports.example.com\" }")
+        .replacing(
+            heading,
+            &format!(
+                "[meters.billed]\nwindow = {{ anchored = \"month\", from = \"billing-anchor\" }}\n\
+                 limits = {{ free = 9, pro = 9, max = 9 }}\n\n[meters.watched]\ncost = {{ query = \"n\", max = 9 }}\n\
+                 window = {{ calendar = \"day\" }}\non_exceed = \"observe\"\nlimits = {{ free = 9, pro = 9, max = 9 }}\n\n{heading}"
+            ),
+        );
+    let token = Token::of("anna").plan("pro").ai().with("billing_anchor", serde_json::json!("2026-01-31"));
+    let token = token.signed_by(SECRET);
+    let explain = |url: &str| {
+        let mut command = setup.command("explain");
+        let output =
+            command.arg("--config").arg(setup.config()).args(["--token", &token, "GET", url]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(explain("/v1/designs/d1/download?n=1").contains("it depends on the host: say it by a full URL"));
+    assert!(explain("https://other.example.com/v1/designs/d1/download?n=1").contains("none matches"));
+    let text = explain("https://exports.example.com/v1/designs/d1/download?n=10");
+    for part in [
+        "nothing on `watched`: it cannot tell how much, and enforces nothing",
+        "1 x `billed`",
+        "`export-gate usage anna --plan pro --billing-anchor 2026-01-31",
+    ] {
+        assert!(text.contains(part), "no `{part}` in\n{text}");
+    }
+}
+
+#[test]
 fn token_mints_what_the_gate_accepts() {
     let backend = crate::support::Backend::start(crate::support::Reply::image());
     let gate = Setup::before(backend.address).start();

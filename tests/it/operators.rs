@@ -62,6 +62,14 @@ fn the_usage_command_asks_the_admin_listener() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && text.contains("u (plan free)"), "{text}");
     assert!(text.contains("│ ai-exports ┆ user u ┆ 1    ┆ 2     ┆ 1         ┆"), "{text}");
+    assert!(!text.contains("charged by the plans"), "{text}");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").plan("pro").line()]).status, 200);
+    let output = gate.setup.command("usage").args(["u", "--admin", &admin]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("charged by the plans free, pro: say which by --plan"), "{text}");
+    let output = gate.setup.command("usage").args(["u", "--plan", "pro", "--admin", &admin]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("1000 (observed)") && !text.contains("charged by"), "{text}");
     let closed = gate.setup.command("usage").args(["u", "--admin", "127.0.0.1:1"]).output().unwrap();
     assert!(!closed.status.success());
     assert!(String::from_utf8(closed.stderr).unwrap().contains("cannot connect to 127.0.0.1:1"));
