@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use super::charge::NotDurable;
@@ -15,7 +16,7 @@ use super::history;
 use super::reservation::{Images, Meters, Place, Reservation};
 use super::unflushed::{Open, Unflushed};
 use super::{Count, KEEP_CLOSED_WINDOWS, Ledger, MeterState, Options, REDELIVERY};
-use crate::policy::{MeterId, PlanId};
+use crate::policy::{MeterId, PlanId, Window};
 use crate::seeded::{self, Bug};
 use crate::store::{
     Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, OpenRow, Reply, Row, RowSink, Store, StoreError,
@@ -143,10 +144,17 @@ fn last_words(ledger: &Ledger, cause: StoreError) -> Result<(), LastFlushFailed>
 fn load_into(ledger: &Arc<Ledger>) -> RowSink {
     let into = ledger.clone();
     let wall = into.clock.now();
-    let mut unknown_meters = BTreeSet::new();
+    let (mut unknown_meters, mut stranded) = (BTreeSet::new(), BTreeSet::new());
     Box::new(move |row| match row {
         // Also of windows that have long closed, by a wall clock that may be wrong: what is not in memory would be counted anew.
         Row::Counter(row) => {
+            if into.is_stranded(&row.name, wall) && stranded.insert(row.name.meter.clone()) {
+                tracing::warn!(
+                    meter = &*row.name.meter,
+                    "the ledger has counts of this meter in windows that the configuration does not have any more: in those that it has \
+                     all begin with nothing"
+                );
+            }
             if !into.restore_counter(&row) && unknown_meters.insert(row.name.meter.clone()) {
                 tracing::warn!(
                     meter = &*row.name.meter,
@@ -305,6 +313,14 @@ impl Ledger {
         self.stats.nothing_to_flush(self.clock.monotonic());
         self.set_trouble(None);
         tracing::info!(counters = self.counters.len(), "the ledger is ready");
+    }
+
+    /// Whether a count is of a window that is open now, though it is another than the one of the calendar: it was changed meanwhile.
+    fn is_stranded(&self, name: &CounterName, now: Timestamp) -> bool {
+        let window = self.meter_named(&name.meter).map(|(_, state)| &state.window);
+        let current =
+            window.filter(|window| matches!(window, Window::Calendar(_))).and_then(|window| window.span(now, None));
+        name.span.contains(now.as_second()) && current.is_some_and(|current| current != name.span)
     }
 
     /// Whether the row's meter is known.

@@ -353,3 +353,19 @@ fn under_load_no_request_is_lost_however_often_the_configuration_changes() {
     let counted: u64 = (0..3).map(|user| gate.used(&format!("u{user}"), "fair-use")).sum();
     assert_eq!(counted, exported.load(Ordering::Relaxed));
 }
+
+#[test]
+fn a_window_that_was_changed_between_two_starts_is_told_of() {
+    let backend = Backend::start(Reply::image());
+    let setup = Setup::before(backend.address);
+    let gate = setup.start();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").ai().line()]).status, 200);
+    let gate = gate.restart();
+    let told =
+        |gate: &Gate| gate.log().iter().filter(|line| line.contains("in windows that the configuration")).count();
+    assert_eq!((gate.used("u", "ai-exports"), told(&gate)), (1, 0));
+    assert!(gate.stop().success());
+    let gate = setup.replacing("time_zone = \"UTC\"", "time_zone = \"Europe/Berlin\"").start();
+    eventually("it is told", || told(&gate) == 1);
+    assert_eq!(gate.used("u", "ai-exports"), 0);
+}

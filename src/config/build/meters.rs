@@ -52,7 +52,8 @@ fn counts_otherwise(known: &Meter, new: &Meter) -> impl Iterator<Item = Problem>
     changed.into_iter().filter(|(_, changed)| *changed).map(move |(what, _)| {
         let message =
             format!("the {what} of `{name}` cannot change while the gate runs: its counts would mean something else");
-        Problem::at(&["meters", name, what], message).help("give the meter another name, or restart the gate")
+        Problem::at(&["meters", name, what], message)
+            .help("give the meter another name; or restart the gate: it may count from nothing then")
     })
 }
 
