@@ -17,7 +17,7 @@
 //! * The [flusher](run) is one task. It writes what has changed as absolute values, one group after the other. While one is written
 //!   the next gathers; whoever waits for a group is woken when it is safe.
 //! * Until the store has been read, and whenever it cannot be written, the ledger does not charge: [`Admission::Unavailable`].
-//!   A subject seen first after a restart never counts as zero.
+//!   A subject seen first after a restart never counts as zero: all rows come back first (`restore.rs`).
 //!
 //! # What is written when, and why that is right
 //!
@@ -72,6 +72,7 @@ mod excess;
 mod flusher;
 mod history;
 mod reservation;
+mod restore;
 mod settle;
 mod stats;
 mod unflushed;

@@ -1,0 +1,149 @@
+//! What a store has kept comes back into memory, once, at the start.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::covers::Cover;
+use super::reservation::{Images, Meters};
+use super::{Count, Ledger, Options, REDELIVERY};
+use crate::policy::Window;
+use crate::seeded::{self, Bug};
+use crate::store::{CounterName, CounterRow, CoverKind, CoverName, CoverRow, OpenRow, Row, RowSink};
+
+/// Takes what the store has kept into memory. If it breaks off, it may be done again.
+pub(super) fn load_into(ledger: &Arc<Ledger>) -> RowSink {
+    let into = ledger.clone();
+    let wall = into.clock.now();
+    let (mut unknown_meters, mut stranded) = (BTreeSet::new(), BTreeSet::new());
+    Box::new(move |row| match row {
+        // Also of windows that have long closed, by a wall clock that may be wrong: what is not in memory would be counted anew.
+        Row::Counter(row) => {
+            if into.is_stranded(&row.name, wall) && stranded.insert(row.name.meter.clone()) {
+                tracing::warn!(
+                    meter = &*row.name.meter,
+                    "the ledger has counts of this meter in windows that the configuration does not have any more: in those that it has \
+                     all begin with nothing"
+                );
+            }
+            if !into.restore_counter(&row) && unknown_meters.insert(row.name.meter.clone()) {
+                tracing::warn!(
+                    meter = &*row.name.meter,
+                    "the ledger has counts of a meter that is not configured; they are kept"
+                );
+                into.unread.lock().unwrap_or_else(PoisonError::into_inner).insert(row.name.meter);
+            }
+        }
+        Row::Cover(row) => into.restore_cover(row, wall.as_millisecond()),
+        Row::Open(row) => into.restore_open(row),
+    })
+}
+
+impl Ledger {
+    /// Whether a count is of a window that is open now, though it is another than the one of the calendar: it was changed meanwhile.
+    fn is_stranded(&self, name: &CounterName, now: Timestamp) -> bool {
+        let window = self.meter_named(&name.meter).map(|(_, state)| &state.window);
+        let current =
+            window.filter(|window| matches!(window, Window::Calendar(_))).and_then(|window| window.span(now, None));
+        name.span.contains(now.as_second()) && current.is_some_and(|current| current != name.span)
+    }
+
+    /// Whether the row's meter is known.
+    fn restore_counter(&self, row: &CounterRow) -> bool {
+        let CounterName { meter, subject, span } = &row.name;
+        let Some((_, state)) = self.meter_named(meter) else { return false };
+        let plan = self.plans.load().find(&row.plan);
+        // What was under way at the end of the last process may have been delivered.
+        let reserved = if seeded::bug(Bug::RecoveryForgetsReserved) { 0 } else { row.reserved };
+        let used = row.used.saturating_add(reserved);
+        if state.window.starts_with_subject() {
+            self.histories.restore(state.digests.history(subject), span.start, used, plan);
+        } else {
+            let key = state.digests.counter(subject, *span);
+            self.counters.restore(key, Count { used, reserved: 0, plan });
+        }
+        true
+    }
+
+    fn restore_cover(&self, row: CoverRow, wall_ms: i64) {
+        let now = self.clock.monotonic();
+        // What is owed is owed from when the gate is there again, each time.
+        let is_owed = row.name.kind == CoverKind::Redelivery;
+        // Not past the longest life of a cover, should the wall clock have been set back meanwhile.
+        let Options { session_max, session_idle, retry_window, resume_window, .. } = **self.options();
+        let longest = session_max.max(retry_window).max(resume_window);
+        let left = |ends_ms: i64| Duration::from_millis(u64::try_from(ends_ms - wall_ms).unwrap_or(0)).min(longest);
+        let digest = self.digests.of(&row.name);
+        let mut unflushed = self.unflushed();
+        if unflushed.covers.contains_key(&digest) {
+            // It has changed since: a reading broke off.
+            return;
+        }
+        if unflushed.was_left_early(digest) {
+            unflushed.changed(digest, row.name);
+            return;
+        }
+        let known = |name: &str| self.meter_named(name).map(|(id, _)| id);
+        let (mut meters, mut delivered) = (Images::new(), Images::new());
+        for (name, images) in &row.meters {
+            let Some(id) = known(name) else { continue };
+            let is_booked = meters.iter().any(|(booked, _)| *booked == id);
+            if is_booked { &mut delivered } else { &mut meters }.push((id, *images));
+        }
+        let cover = Cover {
+            serial: self.next_serial(),
+            meters,
+            delivered,
+            degraded: row.degraded.iter().filter_map(|name| known(name)).collect(),
+            until: now + if is_owed { REDELIVERY } else { left(row.expires_at_ms) },
+            idle_until: row.idle_at_ms.map(|idle| now + left(idle).min(session_idle.unwrap_or(longest))),
+            files_left: row.files_left,
+            version: row.version,
+            file: row.file,
+            under_way: None,
+        };
+        if is_owed {
+            self.owes_redeliveries.store(true, Ordering::Relaxed);
+        }
+        unflushed.will_end(cover.ends(), digest, row.name.clone());
+        self.covers.restore(&row.name, cover);
+    }
+
+    /// Charges whose end nobody knows count as used (`restore_counter`), and their design is delivered once more. Covers are read
+    /// before these: what an earlier crash has left is owed as well.
+    fn restore_open(&self, row: OpenRow) {
+        let name = CoverName { kind: CoverKind::Redelivery, user: row.user, what: row.what };
+        let owed = self.covers.find(&name).map_or(0, |earlier| earlier.files_left);
+        let known = |name: &str| self.meter_named(name).map(|(id, _)| id);
+        let cover = Cover {
+            serial: self.next_serial(),
+            meters: row.meters.iter().filter_map(|(name, cost)| Some((known(name)?, *cost))).collect(),
+            delivered: Images::new(),
+            degraded: Meters::new(),
+            until: self.clock.monotonic() + REDELIVERY,
+            idle_until: None,
+            files_left: owed.saturating_add(row.charges),
+            version: None,
+            file: None,
+            under_way: None,
+        };
+        let digest = self.digests.of(&name);
+        let mut unflushed = self.unflushed();
+        if unflushed.covers.contains_key(&digest) {
+            // From a reading that broke off.
+            return;
+        }
+        self.owes_redeliveries.store(true, Ordering::Relaxed);
+        // In one group: it is under way no more, and owed.
+        unflushed.opened(digest, name.clone(), cover.ends());
+        if !seeded::bug(Bug::OwedAfterEachCrash) {
+            unflushed.was_cut_short(name.clone());
+        }
+        if let Some(surplus) = self.covers.open(&name, cover) {
+            unflushed.changed(self.digests.of(&surplus), surplus);
+        }
+    }
+}
