@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::table::table;
 use super::{Failure, admin, block_on};
+use crate::policy::percent_encoded;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -61,10 +62,9 @@ pub(super) async fn ask(
     facts: &[(&str, &str)],
     token: Option<&str>,
 ) -> Result<Value, Failure> {
-    let escaped = |text: &str| text.bytes().map(escape).collect::<String>();
-    let facts: Vec<String> =
-        facts.iter().map(|(name, value)| format!("{}={}", escaped(name), escaped(value))).collect();
-    let uri = format!("/v1/usage/{}?{}", escaped(user), facts.join("&"));
+    let pair = |(name, value): &(&str, &str)| format!("{}={}", percent_encoded(name), percent_encoded(value));
+    let facts: Vec<String> = facts.iter().map(pair).collect();
+    let uri = format!("/v1/usage/{}?{}", percent_encoded(user), facts.join("&"));
     let (status, body) = admin::page(admin, &uri, token).await?;
     let report: Value = serde_json::from_slice(&body)
         .map_err(|_| Failure::Other(format!("{admin} answers {status}, and not as the admin listener of a gate")))?;
@@ -101,11 +101,4 @@ pub(super) fn show(report: &Value) -> String {
     };
     let (user, plan) = (text(&report["user"]), text(&report["plan"]));
     format!("{user} (plan {plan})\n{table}{guess}{}", untold.collect::<String>())
-}
-
-fn escape(byte: u8) -> String {
-    match byte {
-        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    }
 }

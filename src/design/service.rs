@@ -4,7 +4,6 @@
 //! service has such a thing, to the design's version. What can be read in two ways is not read at all: it is a failure, like no
 //! answer.
 
-use std::fmt::Write;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +15,7 @@ use super::cache::Times;
 use crate::clock::Clock;
 use crate::json;
 use crate::net::{BadUrl, DocumentOptions, Documents, FetchError, Trust, Url};
-use crate::policy::{feature_names, listed_feature_names};
+use crate::policy::{feature_names, listed_feature_names, percent_encoded};
 
 /// What stands for the design's id in a URL.
 const PLACE: &str = "{design}";
@@ -108,22 +107,8 @@ impl Template {
         if !(1..=LONGEST_ID).contains(&design.len()) || design.split(['/', '\\']).any(is_step) {
             return None;
         }
-        Some(self.pieces.join(&encoded(design)))
+        Some(self.pieces.join(&percent_encoded(design)))
     }
-}
-
-/// All but unreserved characters percent-encoded (RFC 3986, section 2.3).
-fn encoded(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
 }
 
 /// What the service says of a design.

@@ -4,6 +4,7 @@ use http::header::CONNECTION;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
+use super::path::percent_encoded;
 use super::routes::is_named;
 
 /// Changes to a request before it is forwarded, e.g. `watermark=1`.
@@ -46,7 +47,8 @@ impl Degrade {
             pair.is_empty() || self.remove_query.iter().chain(self.set_query.iter().map(|(name, _)| name)).any(named)
         };
         let kept = uri.query().unwrap_or("").split(['&', ';']).filter(|pair| !goes(pair)).map(str::to_owned);
-        let set = self.set_query.iter().map(|(name, value)| format!("{}={}", encoded(name), encoded(value)));
+        let set =
+            self.set_query.iter().map(|(name, value)| format!("{}={}", percent_encoded(name), percent_encoded(value)));
         let query: Vec<String> = kept.chain(set).collect();
         let target =
             if query.is_empty() { uri.path().to_owned() } else { format!("{}?{}", uri.path(), query.join("&")) };
@@ -59,15 +61,6 @@ impl Degrade {
 /// A target that would be too long with what is added to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooLong;
-
-/// As it stands in a query (RFC 3986, section 2.3).
-fn encoded(text: &str) -> String {
-    let byte = |byte: u8| match byte {
-        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    };
-    text.bytes().map(byte).collect()
-}
 
 /// What a client's `Connection` lists is not forwarded (RFC 9110, section 7.6.1): what is set is not the client's.
 fn keep_from_connection(headers: &mut HeaderMap, name: &HeaderName) {

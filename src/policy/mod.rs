@@ -22,6 +22,7 @@ pub use cost::{BadCost, Cost};
 pub use decision::{Demand, Export, NeedsBody, Policy, Rule, SessionUse, Undecided, Verdict};
 pub use degrade::{Degrade, TooLong};
 pub use meter::{Counts, Limit, Meter, MeterId, NoSeats, OnExceed};
+pub use path::percent_encoded;
 pub use pattern::Pattern;
 pub use routes::{Conditions, DesignFrom, Found, Match, Misread, Route, RouteId, Routes, Shadowed};
 pub use vocabulary::{Action, Delivers, FEATURES_END_AT, PlanId, Plans, Platform, feature_names, listed_feature_names};

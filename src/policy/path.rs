@@ -6,6 +6,7 @@
 //! the way a lenient backend might. Nothing here changes what is forwarded.
 
 use std::borrow::Cow;
+use std::fmt::Write;
 
 /// Whether every reader must agree on what the path means (RFC 3986, section 6.2.2, and nothing that servers are known
 /// to differ about). Upper-case letters are canonical: identifiers have them.
@@ -65,6 +66,24 @@ pub(super) fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
+/// Text with all but unreserved characters percent-encoded (RFC 3986, section 2.3): it stands for itself wherever it is put in a URL.
+pub fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if is_unreserved(byte) {
+            encoded.push(char::from(byte));
+        } else {
+            push_encoded(&mut encoded, byte);
+        }
+    }
+    encoded
+}
+
+fn push_encoded(text: &mut String, byte: u8) {
+    // Writing to a string cannot fail.
+    let _ = write!(text, "%{byte:02X}");
+}
+
 /// A path as it is written in a URL (RFC 3986, section 3.3): what none has is percent-encoded. Braces stay: patterns have them.
 pub fn as_in_a_url(path: &str) -> String {
     let bytes = path.as_bytes();
@@ -74,7 +93,7 @@ pub fn as_in_a_url(path: &str) -> String {
         if is_an_escape || is_unreserved(byte) || b"/{}!$&'()*+,;=:@".contains(&byte) {
             written.push(char::from(byte));
         } else {
-            written.push_str(&format!("%{byte:02X}"));
+            push_encoded(&mut written, byte);
         }
     }
     written
