@@ -102,7 +102,7 @@ impl Gate {
         let facts = self.parts.designs.facts(design, &caller, &head.headers, peer).await;
         let facts = match facts {
             Ok(facts) => facts,
-            Err(unknown) if policy.asks_for_features() => {
+            Err(unknown) if policy.asks_for_features(platform) => {
                 witness.detail(&unknown);
                 return Err(Refusal::UnknownDesign);
             }

@@ -212,7 +212,9 @@ impl Policy {
             .meters()
             .filter(move |(_, meter)| meter.counts.include(export.action, export.platform, export.ai, export.plan));
         counted.filter_map(move |(id, meter)| {
-            let (session, sentence) = match (opening, meter.sessions && export.platform.has_export_screen()) {
+            // Of designs without AI each file counts, from the export screen as well (counting rules, section 2).
+            let has_sessions = meter.sessions && export.ai && export.platform.has_export_screen();
+            let (session, sentence) = match (opening, has_sessions) {
                 (true, true) => (SessionUse::Opens, Rule::OpeningStartsSession),
                 (true, false) if export.delivers == Delivers::Screen => return None,
                 (true, false) => (SessionUse::None, Rule::OpeningIsAutosave),
@@ -237,10 +239,12 @@ impl Policy {
         claims
     }
 
-    /// Whether it matters to any meter which AI features a design has.
-    pub fn asks_for_features(&self) -> bool {
-        let asks =
-            |meter: &Meter| meter.counts.ai.is_some() || meter.sessions || matches!(meter.cost, Cost::Features { .. });
+    /// Whether it matters to any meter which AI features a design has that is exported from there.
+    pub fn asks_for_features(&self, platform: Platform) -> bool {
+        let asks = |meter: &Meter| {
+            let has_sessions = meter.sessions && platform.has_export_screen();
+            meter.counts.ai.is_some() || has_sessions || matches!(meter.cost, Cost::Features { .. })
+        };
         self.meters.iter().any(asks)
     }
 
@@ -409,6 +413,24 @@ mod tests {
         let delivers = [Delivers::File, Delivers::Redirect, Delivers::Success, Delivers::Screen];
         let charge = [(AI_EXPORTS, SessionUse::Opens)];
         row(&[Action::OpenExportScreen], &MOBILE, AI, &ANY_PLAN, &delivers, &charge, Rule::OpeningStartsSession);
+    }
+
+    #[test]
+    fn a_meter_of_all_designs_has_sessions_for_those_with_ai_features_only() {
+        let all = Counts::default();
+        let meter = Meter { counts: all, sessions: true, ..shipped().meters[0].clone() };
+        let policy = Policy { meters: vec![meter], ..shipped() };
+        let session = |action, ai, delivers| {
+            let export = Export { action, ai, delivers, platform: Platform::Ios, ..of_anna() };
+            decide(&policy, export).demands.first().map(|demand| demand.session)
+        };
+        let opening = Action::OpenExportScreen;
+        assert_eq!(session(opening, AI, Delivers::Screen), Some(SessionUse::Opens));
+        assert_eq!(session(opening, PLAIN, Delivers::Screen), None, "no file has left");
+        assert_eq!(session(opening, PLAIN, Delivers::File), Some(SessionUse::None));
+        assert_eq!(session(Action::Download, AI, Delivers::File), Some(SessionUse::Covered));
+        assert_eq!(session(Action::Download, PLAIN, Delivers::File), Some(SessionUse::None));
+        assert!(policy.asks_for_features(Platform::Ios) && !policy.asks_for_features(Platform::Web));
     }
 
     #[test]
