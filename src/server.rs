@@ -27,6 +27,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
@@ -184,7 +185,8 @@ impl Server {
         self.admin_listener.local_addr()
     }
 
-    /// Serves until `shutdown`, then lets requests end, and flushes the ledger last. What changes at `source` meanwhile is taken over.
+    /// Serves until `shutdown`, then lets requests end, until `at_once` at most, and flushes the ledger last. What changes at `source`
+    /// meanwhile is taken over.
     ///
     /// # Errors
     ///
@@ -192,6 +194,7 @@ impl Server {
     pub async fn run(
         self,
         shutdown: impl Future<Output = ()> + Send + 'static,
+        at_once: impl Future<Output = ()> + Send + 'static,
         source: Option<Source>,
     ) -> Result<(), LastFlushFailed> {
         let (flush_last, all_settled) = oneshot::channel::<()>();
@@ -228,13 +231,24 @@ impl Server {
             ending,
             streams: Streams::default(),
         });
+        let hurry = CancellationToken::new();
+        let hurried = hurry.clone();
+        helpers.spawn(async move {
+            at_once.await;
+            hurry.cancel();
+        });
+        let unless_hurried = hurried.clone();
         let shutdown = async move {
             shutdown.await;
             admin.ends();
-            tokio::time::sleep(shutdown_delay).await;
+            // However that ends.
+            let _ = tokio::time::timeout(shutdown_delay, unless_hurried.cancelled()).await;
+        };
+        let patience = async move {
+            let _ = tokio::time::timeout(drain_timeout, hurried.cancelled()).await;
         };
         let ended = common.ending.clone();
-        let served = listener::serve(self.listener, places, common, end, drain_timeout, shutdown);
+        let served = listener::serve(self.listener, places, common, end, shutdown, patience);
         // In a task of its own: should it panic, the ledger is flushed all the same.
         let mut served = tokio::spawn(served);
         let mut flush_last = Some(flush_last);

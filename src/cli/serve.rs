@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::doubts::doubts;
 use super::notify::Manager;
@@ -23,7 +24,7 @@ pub(super) fn run(file: config::File) -> Result<(), Failure> {
     doubts(&config, filter.as_deref()).iter().for_each(|doubt| tracing::warn!("{doubt}"));
     let runtime = runtime(config.server.worker_threads)?;
     runtime.block_on(async {
-        let ending = end_signal()?;
+        let mut signals = EndSignals::listen()?;
         let source = Source { file, hangups: signal(SignalKind::hangup())? };
         let mut metrics = Registry::default();
         log.register_metrics(&mut metrics);
@@ -35,12 +36,18 @@ pub(super) fn run(file: config::File) -> Result<(), Failure> {
         // Ended when this function is.
         let mut helpers = JoinSet::new();
         helpers.spawn(manager.clone().feed_watchdog());
-        let ending = async move {
-            ending.await;
+        let (ending, at_once) = (CancellationToken::new(), CancellationToken::new());
+        let (end, end_at_once) = (ending.clone().drop_guard(), at_once.clone().drop_guard());
+        helpers.spawn(async move {
+            signals.next().await;
             manager.tell("STOPPING=1\nSTATUS=Requests under way may end");
-        };
+            drop(end);
+            // Whoever asks twice does not want to wait.
+            signals.next().await;
+            drop(end_at_once);
+        });
         // On a worker, not on this thread: the accept loop shares the workers' queue.
-        let served = tokio::spawn(server.run(ending, Some(source))).await;
+        let served = tokio::spawn(server.run(ending.cancelled_owned(), at_once.cancelled_owned(), Some(source))).await;
         served.map_err(|died| Failure::Other(format!("the server died: {died}")))??;
         tracing::info!("ended: no charge is lost");
         Ok(())
@@ -64,13 +71,23 @@ fn runtime(worker_threads: Option<usize>) -> io::Result<Runtime> {
     runtime.event_interval(TASKS_BETWEEN_EVENTS).enable_all().build()
 }
 
-/// Resolves at SIGTERM or SIGINT.
-pub(super) fn end_signal() -> io::Result<impl Future<Output = ()> + Send> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
+/// SIGTERM and SIGINT.
+pub(super) struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl EndSignals {
+    /// Listens from now on.
+    pub(super) fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next one.
+    pub(super) async fn next(&mut self) {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
-    })
+    }
 }

@@ -22,15 +22,15 @@ pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// which takes a slow client longer than it is waited for.
 const UNSENT: u32 = 256 * 1024;
 
-/// Accepts and serves connections until `shutdown`; then lets requests end, for `drain_timeout` at most. With the last connection, every
+/// Accepts and serves connections until `shutdown`; then lets requests end, for as long as `patience` lasts. With the last connection, every
 /// charge has ended. `ending` is what connections hear of it by.
 pub(super) async fn serve(
     listener: TcpListener,
     places: Places,
     common: Arc<Common>,
     ending: watch::Sender<bool>,
-    drain_timeout: Duration,
     shutdown: impl Future<Output = ()>,
+    patience: impl Future<Output = ()>,
 ) {
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -72,7 +72,11 @@ pub(super) async fn serve(
             report(ended);
         }
     };
-    if tokio::time::timeout(drain_timeout, ended).await.is_err() {
+    let in_time = tokio::select! {
+        () = ended => true,
+        () = patience => false,
+    };
+    if !in_time {
         tracing::warn!(connections = connections.len(), "requests under way did not end in time and are cut off");
     }
     // Cutting a connection off drops its charges, which settles them; those of HTTP/2 are its streams'.

@@ -257,3 +257,26 @@ fn who_has_just_connected_to_a_gate_that_is_to_end_is_served() {
     assert!(read_until(&mut fresh, b"{}"));
     assert_eq!(gate.stop_code(), Some(0));
 }
+
+#[test]
+fn a_second_signal_ends_at_once_what_a_first_one_lets_end_and_nothing_that_was_delivered_is_lost() {
+    let backend = Backend::start(Reply::image());
+    let setup = Setup::before(backend.address)
+        .set("EXPORT_GATE__SERVER__DRAIN_TIMEOUT", "1h")
+        .set("EXPORT_GATE__SERVER__SHUTDOWN_DELAY", "1h");
+    let gate = setup.start();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
+    backend.will(Reply::Silence);
+    let (address, line) = (gate.address, Token::of("v").line());
+    let asking = std::thread::spawn(move || {
+        crate::support::send_raw(address, format!("GET {DOWNLOAD} HTTP/1.1\r\nhost: a\r\n{line}\r\n\r\n").as_bytes())
+    });
+    eventually("it is under way", || backend.seen().len() == 2);
+    gate.signal("TERM");
+    eventually("it will end", || gate.admin("/healthz").0 == 503);
+    gate.signal("INT");
+    assert_eq!(gate.stop_code(), Some(0));
+    asking.join().unwrap();
+    let gate = setup.start();
+    assert_eq!((gate.used("u", "exports"), gate.used("v", "exports")), (1, 0));
+}

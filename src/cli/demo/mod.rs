@@ -8,7 +8,6 @@ mod tour;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
@@ -16,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::serve::end_signal;
+use super::serve::EndSignals;
 use super::{Failure, block_on};
 use crate::clock::SystemClock;
 use crate::config::{self, Config};
@@ -41,14 +40,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     block_on(async {
         let stage = Stage::set(folder.path.clone(), arguments.once).await?;
         let guide = Guide::new();
-        let mut ending = pin!(end_signal()?);
+        let mut signals = EndSignals::listen()?;
         let (stage, gate) = tokio::select! {
             walked = tour::walk(stage, &guide) => walked?,
-            () = &mut ending => return Ok(()),
+            () = signals.next() => return Ok(()),
         };
         if !arguments.once {
             guide.leave_running(&gate, &stage.config()?)?;
-            ending.await;
+            signals.next().await;
         }
         gate.end().await
     })?
@@ -116,6 +115,7 @@ impl Stage {
                 // A sender that is gone means the same.
                 let _ = stopped.await;
             },
+            std::future::pending(),
             None,
         ));
         Ok(Gate { address, admin, stop, ended })
