@@ -266,7 +266,7 @@ fn hint(config: &Config, refusal: &Refusal) -> Option<String> {
                 "billing_anchor" => &claims.billing_anchor,
                 _ => return None,
             };
-            Some(format!("there is nothing at `{pointer}`, identity.claims.{name}"))
+            Some(format!("there is nothing that makes sense at `{pointer}`, identity.claims.{name}"))
         }
         _ => None,
     }
@@ -349,7 +349,7 @@ fn charge(demand: &Demand, policy: &Policy, plan: &str) -> String {
 const fn sticks(delivers: Delivers) -> &'static str {
     match delivers {
         Delivers::File => "with the first byte of a 200, 203 or 206 that is a file",
-        Delivers::Redirect => "with the head of a redirect",
+        Delivers::Redirect => "with the head of a redirect, or the first byte of a file",
         Delivers::Success | Delivers::Screen => "with the head of a 2xx",
     }
 }

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use super::layer::{Gate, Options, Parts};
 use super::log::Subjects;
 use super::refusal::Refusal;
-use super::resume::{Target, asks_for_a_part};
+use super::resume::{Target, asks_for_a_part, if_range};
 use super::upload::{ReadAheadError, Upload};
 use super::witness::Witness;
 use crate::design::Facts;
@@ -38,8 +38,16 @@ pub(super) struct Asked {
     version: Option<Arc<str>>,
     retry: Option<Arc<str>>,
     /// The download, if it asks only for a part of it.
-    pub(super) part_of: Option<Arc<str>>,
+    part_of: Option<Box<PartOf>>,
     shadow: bool,
+}
+
+/// The download that a part is wanted of. Few exports are.
+#[derive(Debug)]
+struct PartOf {
+    what: Arc<str>,
+    /// What the client has of it begins a file with this validator.
+    validator: Option<Arc<str>>,
 }
 
 impl Asked {
@@ -56,13 +64,15 @@ impl Asked {
 
     /// The same once the backend has answered: with the rest of a file, if the answer names one. It was degraded by these meters.
     pub(super) fn answered<'a>(&'a self, rest: Option<Representation>, degraded: &'a [MeterId]) -> ChargeRequest<'a> {
-        ChargeRequest { resume: self.part_of.clone().zip(rest), made: Some(degraded), ..self.request() }
+        let what = self.part_of.as_ref().map(|part| part.what.clone());
+        ChargeRequest { resume: what.zip(rest), made: Some(degraded), ..self.request() }
     }
 
     /// Whether an earlier charge may cover it as the rest of a download: only the answer tells. If so, the meters that it must be
     /// degraded by.
     pub(super) fn may_resume(&self, gate: &Gate) -> Option<SmallVec<[MeterId; 2]>> {
-        gate.parts.ledger.may_resume(&self.user, self.part_of.as_ref()?, &self.demands)
+        let PartOf { what, validator } = &**self.part_of.as_ref()?;
+        gate.parts.ledger.may_resume(&self.user, what, validator.as_deref(), &self.demands)
     }
 }
 
@@ -147,7 +157,8 @@ impl Gate {
         })?;
         witness.judged(&self.parts, plan, &verdict);
         verdict.untold.iter().for_each(|meter| self.metrics.untold(*meter));
-        let part_of = asks_for_a_part(head, route.delivers).then(|| target().name("", None));
+        let part_of = asks_for_a_part(head, route.delivers)
+            .then(|| Box::new(PartOf { what: target().name("", None), validator: if_range(&head.headers) }));
         let retry = key.map(|key| target().name(key, text.as_deref()));
         Ok(Box::new(Asked {
             user: caller.who.user.clone(),

@@ -23,9 +23,10 @@ pub(super) enum Promise {
 /// Reads an answer's head. `body_is_empty`: no byte will follow.
 pub(super) fn promise(delivers: Delivers, head: &response::Parts, body_is_empty: bool) -> Promise {
     let by_head = match delivers {
-        Delivers::File if is_file(head.status, &head.headers) && !body_is_empty => return Promise::Body,
-        // A backend that hands the file out itself at times, e.g. because its storage is not there.
-        Delivers::Redirect if looks_like_an_export(head, body_is_empty) => return Promise::Body,
+        // A backend that redirects hands the file out itself at times, e.g. because its storage is not there.
+        Delivers::File | Delivers::Redirect if is_file(head.status, &head.headers) && !body_is_empty => {
+            return Promise::Body;
+        }
         Delivers::File => false,
         Delivers::Redirect => redirects(head.status) && head.headers.contains_key(LOCATION),
         Delivers::Success | Delivers::Screen => head.status.is_success(),
@@ -35,7 +36,9 @@ pub(super) fn promise(delivers: Delivers, head: &response::Parts, body_is_empty:
 
 /// Whether an answer may hand a file out in a way that its route does not count: it sends the client to another place for it.
 pub(super) fn leads_elsewhere(delivers: Delivers, head: &response::Parts) -> bool {
-    delivers == Delivers::File && redirects(head.status) && head.headers.contains_key(LOCATION)
+    matches!(delivers, Delivers::File | Delivers::Success)
+        && redirects(head.status)
+        && head.headers.contains_key(LOCATION)
 }
 
 /// 304 is a 3xx that says nothing of another place.
@@ -312,6 +315,7 @@ mod tests {
         assert_eq!(promised(Delivers::Redirect, 302, &[], true), Promise::Nothing);
         assert_eq!(promised(Delivers::Redirect, 304, &[("location", "/x")], true), Promise::Nothing);
         assert_eq!(promised(Delivers::Redirect, 200, &[("location", "/x")], true), Promise::Nothing);
+        assert_eq!(promised(Delivers::Redirect, 200, &[], false), Promise::Body, "a file");
         assert_eq!(promised(Delivers::Redirect, 200, &[("content-type", "image/png")], false), Promise::Body);
         assert_eq!(promised(Delivers::Redirect, 200, &[("content-type", "image/png")], true), Promise::Nothing);
         assert_eq!(promised(Delivers::Redirect, 200, &[("content-type", "text/html")], false), Promise::Nothing);

@@ -15,21 +15,23 @@ use super::delivery::looks_like_an_export;
 use super::layer::{Gate, UnclassifiedFiles};
 use super::refusal::Refusal;
 
-/// How many patterns are remembered; what comes after them is only counted.
-const MOST_PATTERNS: usize = 256;
+/// How many of a kind are remembered; what comes after them is only counted.
+const MOST_OF_A_KIND: usize = 256;
 /// How much of a plan's name is written, in bytes.
 const LONGEST_NAME: usize = 64;
 
-/// What was reported, as digests, of patterns of paths for one: most files on such paths are of a kind that is known, and cost a look.
+/// What was reported of each kind of thing.
 #[derive(Debug, Default)]
 pub(super) struct Leaks {
-    reported: ArcSwap<BTreeSet<u64>>,
+    paths: Reported,
+    redirects: Reported,
+    plans: Reported,
 }
 
 impl Leaks {
     /// Logs that a file has left, or was kept back, and what to add to the configuration, once for each pattern.
     pub(super) fn report(&self, method: &Method, path: &str, has_left: bool) {
-        if self.is_news(digest(path)) {
+        if self.paths.is_news(digest(path)) {
             let pattern = pattern(path);
             let add = advice(method, &pattern);
             if has_left {
@@ -42,7 +44,7 @@ impl Leaks {
 
     /// Logs that an export was answered by a redirect, where that is not counted, once for each route.
     pub(super) fn report_redirect(&self, route: &str) {
-        if self.is_news(digest_of_name("redirect ", route)) {
+        if self.redirects.is_news(with(OFFSET_BASIS, route.as_bytes())) {
             tracing::warn!(
                 route,
                 "an export was answered by a redirect, and not counted: if that leads to the file, the route needs `delivers = \"redirect\"`"
@@ -53,7 +55,7 @@ impl Leaks {
     /// Logs that nobody knows a plan, and what its exports count as, once for each name.
     pub(super) fn report_plan(&self, name: &str, counts_as: &str) {
         let name = &name[..name.floor_char_boundary(LONGEST_NAME)];
-        if self.is_news(digest_of_name("plan ", name)) {
+        if self.plans.is_news(with(OFFSET_BASIS, name.as_bytes())) {
             tracing::warn!(
                 plan = name,
                 counts_as,
@@ -61,15 +63,21 @@ impl Leaks {
             );
         }
     }
+}
 
+/// Digests of what was reported: most of it is known, and costs a look.
+#[derive(Debug, Default)]
+struct Reported(ArcSwap<BTreeSet<u64>>);
+
+impl Reported {
     /// Whether it is reported for the first time.
     fn is_news(&self, digest: u64) -> bool {
-        let is_known = |reported: &BTreeSet<u64>| reported.len() >= MOST_PATTERNS || reported.contains(&digest);
-        if is_known(&self.reported.load()) {
+        let is_known = |reported: &BTreeSet<u64>| reported.len() >= MOST_OF_A_KIND || reported.contains(&digest);
+        if is_known(&self.0.load()) {
             return false;
         }
         // Of two that come at once, one sees that the other was before it.
-        let before = self.reported.rcu(|reported| {
+        let before = self.0.rcu(|reported| {
             let mut reported = BTreeSet::clone(reported);
             reported.insert(digest);
             reported
@@ -155,12 +163,6 @@ fn digest(path: &str) -> u64 {
     })
 }
 
-/// The digest of a name of another kind of thing.
-fn digest_of_name(kind: &str, name: &str) -> u64 {
-    // No path begins without a slash.
-    with(with(OFFSET_BASIS, kind.as_bytes()), name.as_bytes())
-}
-
 /// A piece of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part<'p> {
@@ -239,7 +241,7 @@ mod tests {
     #[test]
     fn a_pattern_is_reported_once_and_so_many_are_remembered() {
         let leaks = Leaks::default();
-        for index in 0..2 * MOST_PATTERNS {
+        for index in 0..2 * MOST_OF_A_KIND {
             leaks.report(&Method::GET, &format!("/{}/1", "a".repeat(1 + index % 20)), true);
             leaks.report(
                 &Method::GET,
@@ -247,6 +249,6 @@ mod tests {
                 true,
             );
         }
-        assert!(leaks.reported.load().len() <= MOST_PATTERNS);
+        assert!(leaks.paths.0.load().len() <= MOST_OF_A_KIND);
     }
 }

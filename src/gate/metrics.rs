@@ -105,7 +105,7 @@ impl Metrics {
         registry.register("exportgate_untold", help, self.untold.family.clone());
         let help = "Files on paths that no route knows: add a route for them";
         registry.register("exportgate_unclassified_files", help, self.unclassified_files.clone());
-        let help = "Exports by a plan that nobody knows, counted as the plan of unknown_plan";
+        let help = "Exports asked for by a plan that nobody knows, and judged by the plan of unknown_plan";
         registry.register("exportgate_unknown_plans", help, self.unknown_plans.clone());
         let help = "Time from a request's head to the decision about it";
         registry.register("exportgate_decision_duration_seconds", help, self.decision_duration.clone());

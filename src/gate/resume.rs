@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use http::header::{ACCEPT_RANGES, CONTENT_RANGE, ETAG, LAST_MODIFIED, RANGE};
+use http::header::{ACCEPT_RANGES, CONTENT_RANGE, ETAG, IF_RANGE, LAST_MODIFIED, RANGE};
 use http::{HeaderMap, Method, StatusCode, Uri, request, response};
 
 use smallvec::SmallVec;
@@ -106,7 +106,14 @@ pub(super) fn asks_for_a_part(head: &request::Parts, delivers: Delivers) -> bool
         let is_rest = first.trim().is_empty() || first.trim().parse().is_ok_and(|first: u64| first > 0);
         is_rest && !last.contains(',')
     });
-    delivers == Delivers::File && head.method == Method::GET && leaves_out
+    matches!(delivers, Delivers::File | Delivers::Redirect) && head.method == Method::GET && leaves_out
+}
+
+/// The validator of the file whose rest a request wants (RFC 9110, section 13.1.5), as [`file_of`] writes it.
+pub(super) fn if_range(headers: &HeaderMap) -> Option<Arc<str>> {
+    let text = headers.get(IF_RANGE)?.to_str().ok()?.trim();
+    let kind = if text.starts_with('"') { "etag" } else { "last-modified" };
+    Some(format!("{kind} {text}").into())
 }
 
 /// The file that an answer is the rest of: a part that leaves out the first byte, of a file whose validator and length it names.

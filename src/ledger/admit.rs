@@ -66,12 +66,19 @@ impl Ledger {
     }
 
     /// Whether an earlier charge of the user covers the rest of that download, should it turn out to be it; if so, the meters that
-    /// it must be degraded by. Meters that enforce nothing are not asked: they book little, and cover less.
-    pub fn may_resume(&self, user: &Arc<str>, what: &Arc<str>, demands: &[Demand]) -> Option<SmallVec<[MeterId; 2]>> {
+    /// it must be degraded by; of several downloads those of the one with this validator, else of the last. Meters that enforce nothing are
+    /// not asked: they book little, and cover less.
+    pub fn may_resume(
+        &self,
+        user: &Arc<str>,
+        what: &Arc<str>,
+        validator: Option<&str>,
+        demands: &[Demand],
+    ) -> Option<SmallVec<[MeterId; 2]>> {
         let is_limited = demands.iter().any(Demand::is_enforced);
         let asked = demands.iter().filter(|demand| demand.is_enforced() || !is_limited);
         let asked: SmallVec<[Asked; 2]> = asked.map(Asked::of).collect();
-        self.covers.peek(&cover(CoverKind::Resume, user, what), &asked, self.clock.monotonic())
+        self.covers.peek(&cover(CoverKind::Resume, user, what), validator, &asked, self.clock.monotonic())
     }
 
     fn charge_now(self: &Arc<Self>, request: &ChargeRequest<'_>) -> Admission {
@@ -274,7 +281,7 @@ impl Ledger {
         // What a crash owes is owed once, and shared by nobody; its key may be there, and stays.
         let is_owed_only = own.booked.is_empty() && !own.owed.is_empty();
         if let Some(retry) = own.retry.as_ref().filter(|_| !is_owed_only) {
-            self.open_under_way(retry, Cover { files_left: self.options().retry_deliveries, ..Cover::of(&own) });
+            self.covers.open(retry, Cover { files_left: self.options().retry_deliveries, ..Cover::of(&own) });
         }
         own
     }

@@ -92,7 +92,7 @@ impl Cover {
     }
 
     /// A charge that covers more has been delivered under the same name.
-    fn extend(&mut self, booked: &[(MeterId, u32)], used: &[(MeterId, u32)]) {
+    pub(super) fn extend(&mut self, booked: &[(MeterId, u32)], used: &[(MeterId, u32)]) {
         for (meter, cost) in booked {
             let before = self.meters.iter().any(|(known, _)| known == meter).then(|| self.used(*meter));
             match self.meters.iter_mut().find(|(known, _)| known == meter) {
@@ -274,14 +274,29 @@ impl Covers {
         Some(CoverUse { name, serial, meters, degraded, files, under_way, paid, open: None, group: 0 })
     }
 
-    /// If there is an open cover of that name for some of what is asked: the meters that it degrades by.
-    pub(super) fn peek(&self, name: &CoverName, asked: &[Asked], now: Duration) -> Option<Meters> {
+    /// If there is an open cover of that name for some of what is asked: the meters that it degrades by. Of several that of the file with
+    /// this validator, else the last.
+    pub(super) fn peek(
+        &self,
+        name: &CoverName,
+        validator: Option<&str>,
+        asked: &[Asked],
+        now: Duration,
+    ) -> Option<Meters> {
         let mut of_user = self.by_user.get_mut(&name.user)?;
-        let cover = of_user.best(name.kind, &name.what, |cover| {
-            let held = asked.iter().filter(|asked| cover.holds_for(name.kind, asked));
-            if cover.ends() > now { held.count() } else { 0 }
-        });
-        cover.map(|cover| cover.degraded.clone())
+        let holds =
+            |cover: &&mut Cover| cover.ends() > now && asked.iter().any(|asked| cover.holds_for(name.kind, asked));
+        let is_of =
+            |cover: &Cover| validator.is_some() && cover.file.as_ref().map(|file| &*file.validator) == validator;
+        let last = of_user.all(name.kind, &name.what).filter(holds).max_by_key(|cover| (is_of(cover), cover.serial));
+        last.map(|cover| cover.degraded.clone())
+    }
+
+    /// What was paid for under a name before the charge with this serial, or has been added to what it covers itself.
+    pub(super) fn paid_under(&self, name: &CoverName, serial: u64, now: Duration) -> Vec<Cover> {
+        let Some(mut of_user) = self.by_user.get_mut(&name.user) else { return Vec::new() };
+        let paid = |cover: &&mut Cover| cover.serial == serial || (cover.under_way.is_none() && cover.ends() > now);
+        of_user.all(name.kind, &name.what).filter(paid).map(|cover| cover.clone()).collect()
     }
 
     /// A charge under the name of this cover was delivered: it covers that as well from now on.
@@ -355,9 +370,13 @@ impl Covers {
             // It was delivered meanwhile.
             return None;
         }
-        let of_kind = || of_user.covers.iter().enumerate().filter(|(_, (kind, ..))| *kind == name.kind);
-        let surplus =
-            of_kind().nth(MOST_OF_A_KIND - 1).and_then(|_| of_kind().min_by_key(|(_, (.., cover))| cover.ends()));
+        // What is under way takes no place: there is no more of it than of requests, and it may come to nothing.
+        let of_kind = || {
+            let all = of_user.covers.iter().enumerate();
+            all.filter(|(_, (kind, _, known))| *kind == name.kind && known.under_way.is_none())
+        };
+        let most = || of_kind().nth(MOST_OF_A_KIND - 1).filter(|_| cover.under_way.is_none());
+        let surplus = most().and_then(|_| of_kind().min_by_key(|(_, (.., cover))| cover.ends()));
         let surplus = surplus.map(|(at, _)| at).map(|at| of_user.covers.swap_remove(at));
         of_user.covers.push((name.kind, name.what.clone(), cover));
         surplus.map(|(kind, what, _)| CoverName { kind, user: name.user.clone(), what })

@@ -18,18 +18,12 @@ use crate::store::{CounterName, CounterRow, CoverKind, CoverName, CoverRow, Open
 pub(super) fn load_into(ledger: &Arc<Ledger>) -> RowSink {
     let into = ledger.clone();
     let wall = into.clock.now();
-    let (mut unknown_meters, mut stranded) = (BTreeSet::new(), BTreeSet::new());
+    let mut seen = Seen::default();
     Box::new(move |row| match row {
         // Also of windows that have long closed, by a wall clock that may be wrong: what is not in memory would be counted anew.
         Row::Counter(row) => {
-            if into.is_stranded(&row.name, wall) && stranded.insert(row.name.meter.clone()) {
-                tracing::warn!(
-                    meter = &*row.name.meter,
-                    "the ledger has counts of this meter in windows that the configuration does not have any more: in those that it has \
-                     all begin with nothing"
-                );
-            }
-            if !into.restore_counter(&row) && unknown_meters.insert(row.name.meter.clone()) {
+            into.note_window(&row.name, wall, &mut seen);
+            if !into.restore_counter(&row) && seen.unknown.insert(row.name.meter.clone()) {
                 tracing::warn!(
                     meter = &*row.name.meter,
                     "the ledger has counts of a meter that is not configured; they are kept"
@@ -42,13 +36,39 @@ pub(super) fn load_into(ledger: &Arc<Ledger>) -> RowSink {
     })
 }
 
+/// Meters that rows are of.
+#[derive(Debug, Default)]
+struct Seen {
+    unknown: BTreeSet<Arc<str>>,
+    /// With counts in the window that is open now.
+    current: BTreeSet<Arc<str>>,
+    /// With counts in another one that would be: it was changed meanwhile.
+    stranded: BTreeSet<Arc<str>>,
+}
+
+impl Drop for Seen {
+    /// All rows have been read.
+    fn drop(&mut self) {
+        for meter in self.stranded.difference(&self.current) {
+            tracing::warn!(
+                meter = &**meter,
+                "the ledger has counts of this meter in a window that the configuration does not have any more: in the one that it has all \
+                 begin with nothing"
+            );
+        }
+    }
+}
+
 impl Ledger {
-    /// Whether a count is of a window that is open now, though it is another than the one of the calendar: it was changed meanwhile.
-    fn is_stranded(&self, name: &CounterName, now: Timestamp) -> bool {
+    /// Whether a count is in the window of the calendar that is open now, or in another that is open.
+    fn note_window(&self, name: &CounterName, now: Timestamp, seen: &mut Seen) {
         let window = self.meter_named(&name.meter).map(|(_, state)| &state.window);
-        let current =
-            window.filter(|window| matches!(window, Window::Calendar(_))).and_then(|window| window.span(now, None));
-        name.span.contains(now.as_second()) && current.is_some_and(|current| current != name.span)
+        let window = window.filter(|window| matches!(window, Window::Calendar(_)));
+        let Some(current) = window.and_then(|window| window.span(now, None)) else { return };
+        let meters = if current == name.span { &mut seen.current } else { &mut seen.stranded };
+        if name.span.contains(now.as_second()) && !meters.contains(&name.meter) {
+            meters.insert(name.meter.clone());
+        }
     }
 
     /// Whether the row's meter is known.

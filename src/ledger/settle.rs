@@ -91,6 +91,13 @@ impl Ledger {
                 .iter()
                 .filter(|used| !cover.meters.contains(used))
                 .for_each(|used| cover.delivered.push(*used));
+            // What was paid for under the key before, and what has been booked for this charge's repeats while it was under way.
+            for paid in self.covers.paid_under(retry, charge.serial, self.clock.monotonic()) {
+                let is_own = |meter| paid.serial == charge.serial && charge.booked.iter().any(|own| own.meter == meter);
+                let others: Images = paid.meters.iter().filter(|(meter, _)| !is_own(*meter)).copied().collect();
+                let used: Images = others.iter().map(|(meter, _)| (*meter, paid.used(*meter))).collect();
+                cover.extend(&others, &used);
+            }
             open(&mut unflushed, retry, self.options().retry_window, cover);
         }
         let covers_much = charge.opens.is_some() || charge.retry.is_some();
@@ -100,9 +107,7 @@ impl Ledger {
             open(&mut unflushed, name, self.options().resume_window, cover);
         }
         if let Some(retry) = charge.retry.as_ref().filter(|_| charge.booked.is_empty()) {
-            for (meter, images) in &delivered.owed {
-                self.covers.all_use(retry, *meter, *images);
-            }
+            self.covers.extend(retry, &delivered.owed, &delivered.owed);
             unflushed.changed(self.digests.of(retry), retry.clone());
         }
         if let Some(retry) = &charge.extends {
@@ -188,17 +193,9 @@ impl Ledger {
         if !charge.resumable(&name, file) {
             return;
         }
-        self.open_under_way(&name, Cover { file: Some(file.clone()), ..Cover::of(charge) });
+        self.covers.open(&name, Cover { file: Some(file.clone()), ..Cover::of(charge) });
         if !charge.is_under_way() {
             self.covers.drop_under_way(&name, charge.serial);
-        }
-    }
-
-    /// Opens a cover for as long as its charge is under way.
-    pub(super) fn open_under_way(&self, name: &CoverName, cover: Cover) {
-        if let Some(surplus) = self.covers.open(name, cover) {
-            self.stats.crowded_out();
-            self.unflushed().gone(self.digests.of(&surplus), surplus);
         }
     }
 

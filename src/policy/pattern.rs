@@ -121,6 +121,17 @@ impl Pattern {
         }
     }
 
+    /// Whether it says what something is where the other, alike so far, takes anything.
+    pub(super) fn is_exception_within(&self, other: &Self) -> bool {
+        let mut pairs = self.segments.iter().zip(&other.segments);
+        let differ = |(ours, theirs): &(&Segment, &Segment)| match (ours, theirs) {
+            (Segment::Literal(one), Segment::Literal(other)) => one != other,
+            (Segment::One(_), Segment::One(_)) | (Segment::Rest(_), Segment::Rest(_)) => false,
+            _ => true,
+        };
+        pairs.find(differ).is_some_and(|(ours, _)| matches!(ours, Segment::Literal(_)))
+    }
+
     /// The pattern spelt as [`lenient_readings`](super::path::lenient_readings) spells paths.
     pub(super) fn lenient(&self) -> Self {
         let kept =

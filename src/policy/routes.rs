@@ -282,15 +282,15 @@ fn shadows(earlier: &Route, later: &Route) -> bool {
     methods && earlier.path.includes(&later.path) && asks_no_more(earlier, later)
 }
 
-/// Whether the earlier route takes some requests of the later one, though it asks for nothing that the later one does not ask for, and
-/// whose paths are not some of the later one's.
+/// Whether the earlier route takes some requests of the later one that count, though it asks for nothing that the later one does not ask
+/// for, and is no exception within its paths.
 fn curtails(earlier: &Route, later: &Route) -> bool {
-    let is_exception = later.path.includes(&earlier.path) && !earlier.path.includes(&later.path);
-    let methods = match later.methods.as_slice() {
-        [] => true,
-        methods => methods.iter().any(|method| later.counts(method) && allows(earlier, method)),
-    };
-    methods && !is_exception && earlier.path.meets(&later.path) && asks_no_more(earlier, later)
+    let methods = [&earlier.methods, &later.methods].into_iter().flatten().chain([&Method::HEAD, &Method::GET]);
+    let mut both = methods.filter(|method| allows(earlier, method) && allows(later, method) && later.counts(method));
+    both.next().is_some()
+        && earlier.path.meets(&later.path)
+        && !earlier.path.is_exception_within(&later.path)
+        && asks_no_more(earlier, later)
 }
 
 /// Whether whatever meets the later route's conditions meets the earlier one's.
@@ -629,6 +629,11 @@ mod tests {
         assert!(!curtails(view(&get, "/d/thumbnails/download"), download(&get)), "an exception");
         assert!(!curtails(view(&[Method::DELETE], "/d/{design}/{what}"), download(&both)), "other methods");
         assert!(!curtails(view(&[Method::HEAD], "/d/{design}/{what}"), download(&both)), "which hands nothing out");
+        assert!(!curtails(view(&[Method::OPTIONS], "/{*all}"), download(&[])), "nor does that");
+        let redirects = Route { delivers: Delivers::Redirect, ..download(&get) };
+        assert!(curtails(view(&[Method::HEAD], "/d/{design}/{what}"), redirects), "its head hands the file out");
+        let of_tenants = route("download", &get, "/{tenant}/{design}/download", Action::Download);
+        assert!(!curtails(view(&get, "/static/{*path}"), of_tenants), "an exception as well");
         let share = route("share", &get, "/d/{design}/{what}", Action::ShareFile);
         assert!(!curtails(share, download(&both)), "which counts as well");
         let mut previews = view(&get, "/d/{design}/{what}");

@@ -197,7 +197,10 @@ impl Writer {
 
     /// The tables, with all that the journals have.
     fn tables(&mut self, rows: Option<&mut RowSink>) -> Result<(Tables, Compacted), StoreError> {
-        let mut tables = Tables::open(&self.path).map_err(|error| self.emptied.clone().unwrap_or(error))?;
+        let mut tables = Tables::open(&self.path).map_err(|error| match &self.emptied {
+            Some(emptied) => StoreError::Unavailable(format!("{emptied} (now {error})")),
+            None => error,
+        })?;
         self.emptied = None;
         self.lock.as_mut().map_or(Ok(()), |lock| lock.take_all_names(&self.path))?;
         if rows.is_some() {

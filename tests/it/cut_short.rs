@@ -246,6 +246,24 @@ async fn a_restart_keeps_what_was_asked_for_and_what_was_delivered_under_a_key()
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_delivered_for_a_crash_is_covered_by_a_key_that_covers_less() {
+    let disk = Disk::default();
+    let ledger = start(&disk).await;
+    with_key(&ledger).await.settle(Settlement::Delivered);
+    let Admission::Charged(larger) = retried(&ledger, &costing(3, 99)).await else { panic!() };
+    larger.durable().await.unwrap();
+
+    let ledger = start(&disk.as_it_is()).await;
+    assert_eq!(used(&ledger, "u"), [(4, 0)], "whatever has become of it");
+    for times in 1..=2 {
+        let Admission::Covered(_, again) = retried(&ledger, &costing(3, 99)).await else { panic!("{times}") };
+        again.durable().await.unwrap();
+        again.settle(Settlement::Delivered);
+    }
+    assert_eq!(used(&ledger, "u"), [(4, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn files_that_a_session_gives_by_the_answer_are_gone_after_a_crash() {
     let disk = Disk::default();
     let ledger = start(&disk).await;

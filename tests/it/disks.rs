@@ -124,8 +124,10 @@ fn a_ledger_that_is_emptied_while_it_is_used_stops_the_charging() {
     std::fs::File::options().write(true).open(&ledger).unwrap().set_len(0).unwrap();
     assert_eq!(export(&gate, "u"), 503);
     all_else_flows(&gate);
-    let (status, page) = gate.admin("/readyz");
-    assert!(status == 503 && page.contains("was emptied while in use"), "{page}");
+    eventually("it is told", || {
+        let (status, page) = gate.admin("/readyz");
+        status == 503 && page.contains("was emptied while in use")
+    });
     // As the message says, in place.
     std::fs::write(&ledger, std::fs::read(copy).unwrap()).unwrap();
     eventually("it charges again", || gate.admin("/readyz").0 == 200);

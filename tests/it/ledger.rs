@@ -361,6 +361,74 @@ async fn a_charge_under_a_key_that_comes_to_nothing_ends_nothing_that_was_paid_f
 }
 
 #[tokio::test]
+async fn whichever_of_two_charges_under_a_key_is_delivered_last_both_are_covered() {
+    let larger = Demand { cost: 3, ..demand(0, 99) };
+    for small_is_last in [true, false] {
+        let (ledger, _) = ledger(1);
+        let small = retried(&ledger, &demand(0, 99)).await;
+        let large = retried(&ledger, &larger).await;
+        let (first, last) = if small_is_last { (large, small) } else { (small, large) };
+        assert!(delivered(first) && delivered(last));
+        assert!(matches!(retried(&ledger, &larger).await, Admission::Covered(..)), "{small_is_last}");
+        assert!(matches!(retried(&ledger, &demand(0, 99)).await, Admission::Covered(..)), "{small_is_last}");
+        assert_eq!(used(&ledger, "u"), [(4, 0)]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_booked_for_the_repeat_of_a_charge_under_way_is_covered_once_that_is_delivered() {
+    let (ledger, _) = ledger(2);
+    let user: Arc<str> = "u".into();
+    let keyed = async |demands: &[Demand]| {
+        let request = ChargeRequest::new(&user, PLAN, &user, demands);
+        ledger.charge(ChargeRequest { retry: Some("key".into()), ..request }).await
+    };
+    let both = [demand(0, 9), demand(1, 9)];
+    let first = keyed(&both[..1]).await;
+    assert!(delivered(keyed(&both).await) && delivered(first));
+    assert!(matches!(keyed(&both).await, Admission::Covered(..)));
+    assert_eq!(used(&ledger, "u"), [(1, 0), (1, 0)]);
+}
+
+#[tokio::test]
+async fn what_is_under_way_takes_the_room_of_nothing_that_was_paid_for() {
+    let (ledger, _) = ledger(1);
+    let (user, demands): (Arc<str>, _) = ("u".into(), [demand(0, 999)]);
+    let keyed = async |number: usize| {
+        let request = ChargeRequest::new(&user, PLAN, &user, &demands);
+        ledger.charge(ChargeRequest { retry: Some(format!("key {number}").into()), ..request }).await
+    };
+    for number in 0..256 {
+        assert!(delivered(keyed(number).await));
+    }
+    drop(keyed(256).await);
+    for number in [0, 255] {
+        assert!(matches!(keyed(number).await, Admission::Covered(..)), "{number}");
+    }
+}
+
+#[tokio::test]
+async fn the_rest_of_a_download_is_degraded_as_the_one_was_that_it_is_the_rest_of() {
+    let (ledger, _) = ledger(2);
+    let (user, what): (Arc<str>, Arc<str>) = ("u".into(), "download".into());
+    let file = |tag: &str| Representation { validator: tag.into(), length: 10 };
+    let demands = [
+        Demand { on_exceed: OnExceed::Degrade, ..demand(0, 1) },
+        Demand { on_exceed: OnExceed::Observe, ..demand(1, 9) },
+    ];
+    let Admission::Charged(full) = charge(&ledger, "u", &demands).await else { panic!() };
+    full.resumable(&what, &file("full"));
+    full.settle(Settlement::Delivered);
+    let Admission::Charged(marked) = charge(&ledger, "u", &demands).await else { panic!() };
+    marked.resumable(&what, &file("marked"));
+    let degraded = |validator| ledger.may_resume(&user, &what, validator, &demands).map(|meters| meters.to_vec());
+    assert_eq!(degraded(Some("full")), Some(vec![]));
+    assert_eq!(degraded(Some("marked")), Some(vec![MeterId(0)]));
+    assert_eq!(degraded(Some("another")), Some(vec![MeterId(0)]), "as the last was");
+    assert_eq!(degraded(None), Some(vec![MeterId(0)]));
+}
+
+#[tokio::test]
 async fn what_others_under_way_have_said_stays_reserved_when_the_first_is_delivered() {
     for (second_ends, counted) in [(Settlement::Delivered, 50), (Settlement::Void, 1)] {
         let (ledger, _) = ledger(1);

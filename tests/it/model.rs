@@ -23,6 +23,7 @@ use jiff::tz::TimeZone;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
+use smallvec::SmallVec;
 
 use super::ledger::Disk;
 
@@ -315,6 +316,16 @@ impl Cover {
     fn used(&self, meter: u8) -> u32 {
         let mut all = self.delivered.iter().chain(&self.meters);
         all.find(|(known, _)| *known == meter).map_or(0, |(_, images)| *images)
+    }
+
+    /// So much was booked on a meter as well, and so much of it is used.
+    fn extend(&mut self, meter: u8, cost: u32, used: u32) {
+        let before = self.meters.iter().any(|(known, _)| *known == meter).then(|| self.used(meter));
+        match self.meters.iter_mut().find(|(known, _)| *known == meter) {
+            Some((_, known)) => *known = (*known).max(cost),
+            None => self.meters.push((meter, cost)),
+        }
+        self.note(meter, before.unwrap_or(0).max(used));
     }
 
     /// Notes how many are, if that is not what was booked.
@@ -762,8 +773,21 @@ impl Model {
             }
         }
         if let Some(name) = key.map(|key| (CoverKind::Retry, user, key)) {
+            let before: Vec<Cover> = self.covers.iter().filter(|cover| cover.name == name).cloned().collect();
+            let before = before
+                .into_iter()
+                .filter(|cover| cover.charge == charge || cover.until.is_some_and(|_| self.is_open(cover)));
+            let before: Vec<Cover> = before.collect();
             let key = self.open(name, charge, Some(self.monotonic + RETRY));
             booked.iter().for_each(|(meter, _, used)| key.note(*meter, *used));
+            for earlier in before {
+                for (meter, cost) in &earlier.meters {
+                    let is_own = booked.iter().any(|(own, ..)| own == meter);
+                    if earlier.charge != charge || !is_own {
+                        key.extend(*meter, *cost, earlier.used(*meter));
+                    }
+                }
+            }
         }
         if let Some(number) = file {
             let rest = self.open((CoverKind::Resume, user, number), charge, Some(self.monotonic + RESUME));
@@ -772,14 +796,7 @@ impl Model {
         if let Some(name) = extends.map(|key| (CoverKind::Retry, user, key)) {
             self.marked.push(name);
             for cover in self.covers.iter_mut().filter(|cover| cover.name == name) {
-                for (meter, cost, used) in &booked {
-                    let before = cover.meters.iter().any(|(known, _)| known == meter).then(|| cover.used(*meter));
-                    match cover.meters.iter_mut().find(|(known, _)| known == meter) {
-                        Some((_, known)) => *known = (*known).max(*cost),
-                        None => cover.meters.push((*meter, *cost)),
-                    }
-                    cover.note(*meter, before.unwrap_or(0).max(*used));
-                }
+                booked.iter().for_each(|(meter, cost, used)| cover.extend(*meter, *cost, *used));
             }
         }
         self.empty();
@@ -896,12 +913,15 @@ impl Model {
         }
     }
 
-    /// Whether a meter that is asked for and enforced, or any if none is, was booked by the download of which this would be the rest.
-    fn may_resume(&self, user: usize, number: u8, demands: &[Demand]) -> bool {
-        let mut covers = self.covers.iter().filter(|cover| cover.name == (CoverKind::Resume, user, number));
+    /// If a meter that is asked for and enforced, or any if none is, was booked by a download of which this would be the rest: what the last
+    /// such was degraded by.
+    fn may_resume(&self, user: usize, number: u8, demands: &[Demand]) -> Option<Vec<u8>> {
         let limited = demands.iter().any(Demand::is_enforced);
         let asked = |demand: &&Demand| demand.is_enforced() || !limited;
-        covers.any(|cover| self.is_open(cover) && demands.iter().filter(asked).any(|demand| holds(cover, demand)))
+        let holds_some = |cover: &&Cover| demands.iter().filter(asked).any(|demand| holds(cover, demand));
+        let of_file = self.covers.iter().filter(|cover| cover.name == (CoverKind::Resume, user, number));
+        let last = of_file.filter(|cover| self.is_open(cover)).filter(holds_some).max_by_key(|cover| cover.charge);
+        last.map(|cover| cover.degraded.clone())
     }
 }
 
@@ -1098,9 +1118,10 @@ async fn compare(idle: Option<Duration>, operations: Vec<Operation>) -> Result<(
             let demands = model.demands(&asks);
             for number in 0..2 {
                 let what = format!("file-{number}").into();
-                let may_resume = real.ledger.may_resume(&who(user).user, &what, &demands);
+                let may_resume = real.ledger.may_resume(&who(user).user, &what, None, &demands);
+                let degraded = |meters: SmallVec<[MeterId; 2]>| meters.iter().map(|meter| meter.0).collect::<Vec<_>>();
                 prop_assert_eq!(
-                    may_resume.is_some(),
+                    may_resume.map(degraded),
                     model.may_resume(user, number, &demands),
                     "user {}, {:?}",
                     user,

@@ -362,10 +362,13 @@ fn a_window_that_was_changed_between_two_starts_is_told_of() {
     assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").ai().line()]).status, 200);
     let gate = gate.restart();
     let told =
-        |gate: &Gate| gate.log().iter().filter(|line| line.contains("in windows that the configuration")).count();
+        |gate: &Gate| gate.log().iter().filter(|line| line.contains("in a window that the configuration")).count();
     assert_eq!((gate.used("u", "ai-exports"), told(&gate)), (1, 0));
     assert!(gate.stop().success());
     let gate = setup.replacing("time_zone = \"UTC\"", "time_zone = \"Europe/Berlin\"").start();
     eventually("it is told", || told(&gate) == 1);
     assert_eq!(gate.used("u", "ai-exports"), 0);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").ai().line()]).status, 200);
+    let gate = gate.restart();
+    assert_eq!((gate.used("u", "ai-exports"), told(&gate)), (1, 0), "it has begun by then");
 }

@@ -105,6 +105,18 @@ fn a_download_that_began_with_its_first_part_can_be_resumed() {
 }
 
 #[test]
+fn a_file_that_a_route_of_redirects_hands_out_itself_can_be_resumed() {
+    let backend = Backend::start(whole(TAG));
+    let setup = Setup::before(backend.address);
+    let gate = setup.replacing("action = \"download\"\n", "action = \"download\"\ndelivers = \"redirect\"\n").start();
+    let token = Token::of("u");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 200);
+    backend.will(part(TAG, "bytes 5-7/10"));
+    assert_eq!(range(&gate, &token).status, 206);
+    assert_eq!(gate.used("u", "exports"), 1);
+}
+
+#[test]
 fn a_part_that_was_charged_is_an_export_whose_rest_can_be_resumed() {
     let (backend, gate) = stage(part(TAG, "bytes 5-7/10"));
     let token = Token::of("u");
