@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::Context;
 use hyper::StatusCode;
 
-use crate::cases::{Asked, Case, Proof};
+use crate::cases::{Asked, Asks, Case, Proof};
 use crate::child::Child;
 use crate::contenders::Kind;
 use crate::cores::Cores;
 use crate::driver::{Driver, Load};
-use crate::gate::FREE_LIMIT;
+use crate::gate::{self, FREE_LIMIT};
 use crate::peers::{Peer, Place};
 use crate::report::{Line, Sample};
 use crate::tally::Expected;
@@ -57,7 +57,7 @@ pub(crate) fn run(case: &Case, kinds: &[Kind], settings: &Settings) -> anyhow::R
         for round in 0..settings.rounds {
             take_turns(&mut runners, round, settings.lasts).await?;
         }
-        runners.into_iter().map(|runner| runner.line(case)).collect()
+        runners.into_iter().map(|runner| runner.line(case, settings)).collect()
     })
 }
 
@@ -144,16 +144,24 @@ impl<'r> Runner<'r> {
         })
     }
 
-    fn line(self, case: &Case) -> anyhow::Result<Line> {
-        let groups = self.peer.groups()?.zip(self.groups_before).map(|(after, before)| after - before);
+    fn line(self, case: &Case, settings: &Settings) -> anyhow::Result<Line> {
+        let group_size = self.group_size(case, settings)?;
         Ok(Line {
             case: case.name,
             kind: self.kind,
             samples: self.samples,
             memory: self.peer.memory()?.peak,
             store_memory: self.peer.store_memory()?.peak,
-            group_size: groups.filter(|groups| *groups > 0).map(|groups| self.sent as f64 / groups as f64),
+            group_size,
         })
+    }
+
+    /// How many exports shared a write, where each had to wait for one.
+    fn group_size(&self, case: &Case, settings: &Settings) -> anyhow::Result<Option<f64>> {
+        let waits = self.kind == Kind::GateStrict && case.asks == Asks::Exports;
+        let groups = self.peer.groups()?.zip(self.groups_before).filter(|_| waits);
+        let groups = groups.map(|(after, before)| after.saturating_sub(before));
+        groups.map(|groups| gate::group_size(self.sent, groups, settings.connections)).transpose()
     }
 }
 

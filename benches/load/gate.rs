@@ -133,6 +133,20 @@ impl Gate {
     }
 }
 
+/// How many exports a group made durable, each of which had to wait for one.
+///
+/// # Errors
+///
+/// If they cannot have waited: a connection has one export under way, so no group holds more exports than there are connections.
+pub(crate) fn group_size(exports: u64, groups: u64, connections: usize) -> anyhow::Result<f64> {
+    anyhow::ensure!(
+        exports <= groups.saturating_mul(connections as u64),
+        "durability strict: {exports} exports were delivered, but only {groups} group(s) written, and {connections} connections cannot \
+         have waited for so few"
+    );
+    Ok(exports as f64 / groups.max(1) as f64)
+}
+
 fn config(listen: SocketAddr, admin: SocketAddr, upstream: SocketAddr, ledger: &Path, setup: &Setup) -> String {
     let Setup { durability, workers, signed, .. } = setup;
     let (issuer, audience, key) = (token::ISSUER, token::AUDIENCE, signed.configured());

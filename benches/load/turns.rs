@@ -124,7 +124,7 @@ impl Turns<'_> {
                 contender.measure(closed, then).await?;
             }
         }
-        let groups = self.gate.groups()? - groups_before;
+        let group_size = self.group_size(groups_before)?;
         let open_rate = self.open_rate();
         let open = Load::Open { per_second: open_rate, lasts: self.settings.lasts };
         for round in 0..self.settings.rounds {
@@ -137,15 +137,17 @@ impl Turns<'_> {
             self.gate_contender().check_remaining(before).await?;
         }
         self.check_charges(charged_before).await?;
-        let waits = matches!((self.case, self.settings.gate.durability), (Case::Charged, Durability::Strict));
-        let measured = self.gate_contender().measured();
         let figures = self.sides.into_iter().map(|side| side.contender.figures()).collect::<anyhow::Result<_>>()?;
-        Ok(Comparison {
-            case: self.case,
-            figures,
-            open_rate,
-            group_size: waits.then_some(measured as f64 / groups as f64),
-        })
+        Ok(Comparison { case: self.case, figures, open_rate, group_size })
+    }
+
+    /// How many of the exports that were measured shared a write, where each had to wait for one.
+    fn group_size(&mut self, groups_before: u64) -> anyhow::Result<Option<f64>> {
+        if !matches!((self.case, self.settings.gate.durability), (Case::Charged, Durability::Strict)) {
+            return Ok(None);
+        }
+        let groups = self.gate.groups()?.saturating_sub(groups_before);
+        gate::group_size(self.gate_contender().measured(), groups, self.settings.connections).map(Some)
     }
 
     fn gate_contender(&mut self) -> &mut Contender {
