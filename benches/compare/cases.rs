@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use hyper::header::HeaderValue;
 
 use crate::contenders::Kind;
 use crate::mix::{Mix, Requests};
+use crate::strangers::Strangers;
 use crate::tally::Expected;
 use crate::token::Signed;
 
@@ -98,9 +98,8 @@ pub(crate) struct Proof {
     /// Users of the plan `free`, each of whom asks more often in a row than it may.
     pub(crate) racing: Arc<Mix>,
     pub(crate) requests: u64,
-    /// Has another signature.
-    pub(crate) forged: Mix,
-    pub(crate) without_token: Mix,
+    /// Before and after.
+    pub(crate) strangers: Strangers,
 }
 
 impl Asked {
@@ -114,25 +113,19 @@ impl Asked {
             return Ok(Self { measured: Arc::new(mix("/assets/logo.png", Vec::new())), proof: None });
         }
         let export = |tokens| mix("/v1/designs/d-1/download", tokens);
-        let few = case.signed.authorizations("free", users);
-        let forged = export(vec![forged(few.first().context("there is a user")?)]);
-        let few = export(few);
+        let few = export(case.signed.authorizations("free", users));
         let measured =
             if case.asks == Asks::TooMany { few.clone() } else { export(case.signed.authorizations("max", users)) };
         let proof = Proof {
             racing: Arc::new(few.in_a_row(in_a_row)),
             requests: users * in_a_row,
-            forged,
-            without_token: export(Vec::new()),
+            strangers: Strangers::of(&measured).context("there is a user")?,
         };
         Ok(Self { measured: Arc::new(measured), proof: Some(proof) })
     }
-}
 
-/// The same token with another signature.
-fn forged(token: &HeaderValue) -> HeaderValue {
-    let mut bytes = token.as_bytes().to_vec();
-    let at = bytes.len() - 10;
-    bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
-    HeaderValue::from_bytes(&bytes).expect("it differs in a letter")
+    /// What a contender of that kind has to show.
+    pub(crate) fn proof_of(&self, kind: Kind) -> Option<&Proof> {
+        self.proof.as_ref().filter(|_| kind.checks())
+    }
 }

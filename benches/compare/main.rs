@@ -1,9 +1,9 @@
 //! How does the gate do next to what a reader would use instead?
 //!
 //! Each peer does the job as far as it can, set up as somebody would who knows it: verifies the token, counts by user, refuses over the
-//! limit, forwards the rest. Before anything is measured each has to show that it does: without a token or with a forged one it is 401, and
-//! of the requests of each of many users, that race each other, exactly as many get an image as the limit allows. A wrong answer at any time
-//! fails the run. Their configurations are in `peers/`.
+//! limit, forwards the rest. Before anything is measured each has to show that it does: without a token or with a forged one it is 401, also
+//! afterwards, when the token is known of which all but the signature was taken; and of the requests of each of many users, that race each
+//! other, exactly as many get an image as the limit allows. A wrong answer at any time fails the run. Their configurations are in `peers/`.
 //!
 //! | contender | what it does | what it does not |
 //! | --- | --- | --- |
@@ -69,6 +69,8 @@ mod memory;
 mod mix;
 mod peers;
 mod report;
+#[path = "../load/strangers.rs"]
+mod strangers;
 #[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/tally.rs"]
 mod tally;

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use hyper::StatusCode;
 
 use crate::cases::{Asked, Asks, Case, Proof};
 use crate::child::Child;
@@ -57,7 +56,13 @@ pub(crate) fn run(case: &Case, kinds: &[Kind], settings: &Settings) -> anyhow::R
         for round in 0..settings.rounds {
             take_turns(&mut runners, round, settings.lasts).await?;
         }
-        runners.into_iter().map(|runner| runner.line(case, settings)).collect()
+        let mut lines = Vec::new();
+        for mut runner in runners {
+            lines.push(runner.line(case, settings)?);
+            let kind = runner.kind;
+            runner.check().await.with_context(|| kind.name())?;
+        }
+        Ok(lines)
     })
 }
 
@@ -119,7 +124,7 @@ impl<'r> Runner<'r> {
     ) -> anyhow::Result<Self> {
         let peer = Peer::start(kind, place)?;
         let mut driver = Driver::connect(peer.address, settings.connections).await?;
-        if let Some(proof) = asked.proof.as_ref().filter(|_| kind.checks()) {
+        if let Some(proof) = asked.proof_of(kind) {
             prove(&mut driver, proof).await?;
         }
         // Every user is known before anything is measured.
@@ -144,12 +149,21 @@ impl<'r> Runner<'r> {
         })
     }
 
-    fn line(self, case: &Case, settings: &Settings) -> anyhow::Result<Line> {
+    /// Fails unless it was right also where nobody looks while it is measured.
+    async fn check(mut self) -> anyhow::Result<()> {
+        let Some(proof) = self.asked.proof_of(self.kind) else { return Ok(()) };
+        // Whoever keeps tokens has this one at hand, when strangers come with its like.
+        self.driver.probe(&self.asked.measured, 0).await?;
+        proof.strangers.are_refused(&mut self.driver).await.context("when all are known")?;
+        Ok(())
+    }
+
+    fn line(&mut self, case: &Case, settings: &Settings) -> anyhow::Result<Line> {
         let group_size = self.group_size(case, settings)?;
         Ok(Line {
             case: case.name,
             kind: self.kind,
-            samples: self.samples,
+            samples: std::mem::take(&mut self.samples),
             memory: self.peer.memory()?.peak,
             store_memory: self.peer.store_memory()?.peak,
             group_size,
@@ -167,10 +181,7 @@ impl<'r> Runner<'r> {
 
 /// Fails unless who has no good token gets nothing, and each user exactly what the limit allows, whoever comes first.
 async fn prove(driver: &mut Driver, proof: &Proof) -> anyhow::Result<()> {
-    for (what, mix) in [("a forged token", &proof.forged), ("no token", &proof.without_token)] {
-        let (status, _) = driver.probe(mix, 0).await?;
-        anyhow::ensure!(status == StatusCode::UNAUTHORIZED, "{what} gets {status}");
-    }
+    proof.strangers.are_refused(driver).await.context("before anybody is known")?;
     let tally = driver.run(&proof.racing, Load::Requests(proof.requests)).await?;
     tally.check(&[Expected::ImagesEach(FREE_LIMIT)]).context("requests of each user that race each other")
 }

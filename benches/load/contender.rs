@@ -12,6 +12,7 @@ use crate::charges::Had;
 use crate::cpu::{self, CpuTime};
 use crate::driver::{Driver, Load};
 use crate::mix::Mix;
+use crate::strangers::Strangers;
 use crate::tally::{Expected, Tally, histogram};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +118,13 @@ impl Contender {
         }
         self.of_first_user += tally.images_by_user(0)[0];
         Ok(tally)
+    }
+
+    /// Fails unless whoever has no good token gets nothing.
+    pub(crate) async fn refuse_strangers(&mut self) -> anyhow::Result<()> {
+        let Some(strangers) = Strangers::of(&self.mix) else { return Ok(()) };
+        self.answered[0] += strangers.are_refused(&mut self.driver).await?;
+        Ok(())
     }
 
     /// What `RateLimit` says user 0 has left, after one more export.

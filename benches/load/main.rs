@@ -33,6 +33,7 @@
 //! A fast gate that answers wrongly fails the bench, with a non-zero exit:
 //!
 //! - Every status and every body length is checked for each kind of request.
+//! - Whoever has a forged token or none gets nothing ([`strangers`]), before anybody is known and after all are.
 //! - Each user over the limit gets exactly what the limit allows, while that user's own requests race each other, and while others save, look
 //!   at images and hang up.
 //! - The gate's own count of charges must agree with what clients got ([`charges`]): each image was charged once, each client that left
@@ -85,6 +86,7 @@ mod mix;
 mod own_proxy;
 mod promises;
 mod report;
+mod strangers;
 mod tally;
 mod token;
 mod turns;

@@ -10,6 +10,7 @@ use hyper::{Method, Request, Uri};
 use crate::backend::{STALLS, Stalls};
 
 /// Requests of one kind: the n-th of them takes the n-th path and the n-th user, round and round.
+#[derive(Clone)]
 pub(crate) struct Requests {
     pub(crate) method: Method,
     pub(crate) paths: Vec<Uri>,
@@ -76,6 +77,11 @@ impl Mix {
     /// The same, but each user's requests of a kind come so many in a row: they race each other over the connections.
     pub(crate) fn in_a_row(&self, in_a_row: u64) -> Self {
         Self { in_a_row, ..self.clone() }
+    }
+
+    /// The same of requests of one kind.
+    pub(crate) fn only(&self, requests: Requests) -> Self {
+        Self { kinds: [requests].into(), ..self.clone() }
     }
 
     pub(crate) fn kinds(&self) -> &[Requests] {

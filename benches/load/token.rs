@@ -95,3 +95,11 @@ impl Signed {
         }
     }
 }
+
+/// The same token with another signature.
+pub(crate) fn forged(authorization: &HeaderValue) -> HeaderValue {
+    let mut bytes = authorization.as_bytes().to_vec();
+    let at = bytes.len() - 10;
+    bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
+    HeaderValue::from_bytes(&bytes).expect("it differs in a letter")
+}

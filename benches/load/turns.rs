@@ -109,6 +109,7 @@ struct Turns<'t> {
 
 impl Turns<'_> {
     async fn take(mut self) -> anyhow::Result<Comparison> {
+        self.gate_contender().refuse_strangers().await.context("before anybody is known")?;
         let charged_before = self.gate.charges()?;
         let remaining = if self.case == Case::Charged { Some(self.gate_contender().remaining().await?) } else { None };
 
@@ -137,6 +138,7 @@ impl Turns<'_> {
             self.gate_contender().check_remaining(before).await?;
         }
         self.check_charges(charged_before).await?;
+        self.gate_contender().refuse_strangers().await.context("when all are known")?;
         let figures = self.sides.into_iter().map(|side| side.contender.figures()).collect::<anyhow::Result<_>>()?;
         Ok(Comparison { case: self.case, figures, open_rate, group_size })
     }
