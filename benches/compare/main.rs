@@ -67,6 +67,8 @@ mod memory;
 #[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/mix.rs"]
 mod mix;
+#[path = "../load/once.rs"]
+mod once;
 mod peers;
 mod report;
 #[path = "../load/strangers.rs"]

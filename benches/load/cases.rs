@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyper::{Method, Uri};
 
 use crate::cores::Cores;
-use crate::gate::{FREE_LIMIT, Setup};
+use crate::gate::{FREE_LIMIT, MAX_LIMIT, Setup};
 use crate::mix::{Leaves, Requests};
 use crate::tally::Expected;
 
@@ -37,8 +37,6 @@ pub(crate) enum Case {
 /// Requests of one kind, and what is to come of them.
 pub(crate) struct Kind {
     pub(crate) requests: Requests,
-    /// Whether the gate charges each image.
-    pub(crate) is_export: bool,
     /// How the gate shall answer at first, while users over their limit still have something left.
     pub(crate) at_first: Expected,
     /// And from then on.
@@ -48,11 +46,12 @@ pub(crate) struct Kind {
 impl Kind {
     /// What everybody gets.
     fn image(requests: Requests) -> Self {
-        Self { requests, is_export: false, at_first: Expected::Images, then: Expected::Images }
+        Self { requests, at_first: Expected::Images, then: Expected::Images }
     }
 
-    fn export(requests: Requests) -> Self {
-        Self { is_export: true, ..Self::image(requests) }
+    /// What the gate charges.
+    fn export(limit: u64, requests: Requests) -> Self {
+        Self::image(Requests { limit: Some(limit), ..requests })
     }
 
     /// How a proxy answers that checks nothing.
@@ -78,12 +77,12 @@ impl Case {
         let exports = || (0..DESIGNS).map(|n| uri(&format!("/v1/designs/d-{n}/download"))).collect();
         let users = |plan| settings.gate.signed.authorizations(plan, settings.subjects);
         let max = LazyCell::new(|| users("max"));
-        let charged = || Kind::export(Requests::get(exports(), max.clone()));
+        let charged = || Kind::export(MAX_LIMIT, Requests::get(exports(), max.clone()));
         let unmatched = || Kind::image(Requests::get(vec![uri("/assets/logo.png")], Vec::new()));
         let refused = || Kind {
             at_first: Expected::ImagesEach(FREE_LIMIT),
             then: Expected::Refusals,
-            ..Kind::export(Requests::get(exports(), users("free")))
+            ..Kind::export(FREE_LIMIT, Requests::get(exports(), users("free")))
         };
         match self {
             Self::Charged => vec![charged()],
@@ -96,9 +95,9 @@ impl Case {
                 let before_head = Kind {
                     at_first: Expected::Nothing,
                     then: Expected::Nothing,
-                    ..Kind::export(leaving(Leaves::BeforeHead))
+                    ..Kind::export(MAX_LIMIT, leaving(Leaves::BeforeHead))
                 };
-                let mid_body = Kind::export(leaving(Leaves::MidBody));
+                let mid_body = Kind::export(MAX_LIMIT, leaving(Leaves::MidBody));
                 vec![charged(), unmatched(), refused(), Kind::image(save), before_head, mid_body]
             }
         }

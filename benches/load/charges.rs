@@ -34,14 +34,6 @@ impl Charges {
         Ok(Self { reserved: of("reserved")?, delivered: of("delivered")?, void: of("void")? })
     }
 
-    pub(crate) fn since(self, earlier: Self) -> Self {
-        Self {
-            reserved: self.reserved - earlier.reserved,
-            delivered: self.delivered - earlier.delivered,
-            void: self.void - earlier.void,
-        }
-    }
-
     /// Whether nothing is under way.
     pub(crate) fn are_settled(self) -> bool {
         self.reserved == self.delivered + self.void

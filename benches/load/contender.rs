@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use hdrhistogram::Histogram;
-use hyper::StatusCode;
 
+use crate::accounts::Accounts;
 use crate::charges::Had;
 use crate::cpu::{self, CpuTime};
 use crate::driver::{Driver, Load};
@@ -50,33 +50,15 @@ pub(crate) struct Contender {
     pid: u32,
     driver: Driver,
     mix: Arc<Mix>,
-    /// Of each kind: images that were had, or begun.
-    images: Vec<u64>,
-    /// Of each kind: whatever was answered.
-    answered: Vec<u64>,
-    /// Of each kind: clients that left before they were answered.
-    left: Vec<u64>,
-    /// Images that user 0 had of the first kind.
-    of_first_user: u64,
+    accounts: Accounts,
     rounds: Vec<Round>,
     latency: Histogram<u64>,
 }
 
 impl Contender {
     pub(crate) fn new(who: Who, pid: u32, driver: Driver, mix: Arc<Mix>) -> Self {
-        let none = vec![0; mix.kinds().len()];
-        Self {
-            who,
-            pid,
-            driver,
-            mix,
-            images: none.clone(),
-            answered: none.clone(),
-            left: none,
-            of_first_user: 0,
-            rounds: Vec::new(),
-            latency: histogram(),
-        }
+        let accounts = Accounts::new(&mix);
+        Self { who, pid, driver, mix, accounts, rounds: Vec::new(), latency: histogram() }
     }
 
     /// Lets each user of each kind ask so many times in a row, and fails unless every answer is right.
@@ -111,49 +93,25 @@ impl Contender {
         let tally = self.driver.run(mix, load).await;
         let tally = tally.with_context(|| format!("{who} cannot be reached or does not answer"))?;
         tally.check(expected).with_context(|| format!("wrong answers from {who}"))?;
-        for kind in 0..mix.kinds().len() {
-            self.images[kind] += tally.images(kind);
-            self.answered[kind] += tally.answered(kind);
-            self.left[kind] += tally.left(kind);
-        }
-        self.of_first_user += tally.images_by_user(0)[0];
+        self.accounts.add(&tally);
         Ok(tally)
     }
 
     /// Fails unless whoever has no good token gets nothing.
     pub(crate) async fn refuse_strangers(&mut self) -> anyhow::Result<()> {
         let Some(strangers) = Strangers::of(&self.mix) else { return Ok(()) };
-        self.answered[0] += strangers.are_refused(&mut self.driver).await?;
+        self.accounts.add_strangers(strangers.are_refused(&mut self.driver).await?);
         Ok(())
     }
 
-    /// What `RateLimit` says user 0 has left, after one more export.
-    pub(crate) async fn remaining(&mut self) -> anyhow::Result<u64> {
-        let (status, headers) = self.driver.probe(&self.mix, 0).await?;
-        anyhow::ensure!(status == StatusCode::OK, "user 0 is answered with {status}");
-        self.images[0] += 1;
-        self.answered[0] += 1;
-        self.of_first_user += 1;
-        let field = headers.get("ratelimit").context("no RateLimit field")?;
-        let text = field.to_str().context("RateLimit is not text")?;
-        // draft-ietf-httpapi-ratelimit-headers-10: "name";r=remaining;t=seconds
-        let remaining = text.split([';', ',']).find_map(|part| part.trim().strip_prefix("r="));
-        remaining.and_then(|number| number.parse().ok()).with_context(|| format!("no r= in RateLimit: {text}"))
+    /// What was had of what the gate charges.
+    pub(crate) fn had(&self) -> Had {
+        self.accounts.had()
     }
 
-    /// Fails unless user 0 was charged for each image since `remaining` was asked first and gave `before`.
-    pub(crate) async fn check_remaining(&mut self, before: u64) -> anyhow::Result<()> {
-        // That of the first question had been charged already.
-        let (left, images) = (self.remaining().await?, self.of_first_user - 1);
-        let charged = i128::from(before) - i128::from(left);
-        anyhow::ensure!(charged == i128::from(images), "user 0 got {images} images and was charged for {charged}");
-        Ok(())
-    }
-
-    /// What came of the requests of the kinds that `is_meant`.
-    pub(crate) fn had(&self, is_meant: &[bool]) -> Had {
-        let sum = |counts: &[u64]| counts.iter().zip(is_meant).filter(|(_, is)| **is).map(|(count, _)| count).sum();
-        Had { images: sum(&self.images), answered: sum(&self.answered), left: sum(&self.left) }
+    /// Fails unless the gate says that all else is left.
+    pub(crate) async fn check_left(&mut self) -> anyhow::Result<()> {
+        self.accounts.check_left(&mut self.driver, &self.mix).await
     }
 
     /// How many requests, in all rounds that were measured.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,8 +13,9 @@ use anyhow::Context;
 use clap::ValueEnum;
 use tempfile::TempDir;
 
-use crate::charges::Charges;
+use crate::charges::{Charges, Had};
 use crate::child::Child;
+use crate::once::once;
 use crate::token::{self, Signed};
 
 /// As cargo builds it; `--program` names another, as `config/deploy/build` makes one.
@@ -25,7 +27,7 @@ pub(crate) const FREE_LIMIT: u64 = 2;
 const LOG: &str = "log";
 const METER: &str = "ai-exports";
 /// Far more than a run can use up: exports on plan `max` are charged against a limit, but never refused.
-const MAX_LIMIT: u64 = 1_000_000_000;
+pub(crate) const MAX_LIMIT: u64 = 1_000_000_000;
 
 /// `durability` in the gate's configuration.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -108,7 +110,7 @@ impl Gate {
     }
 
     /// How many decision records it has written so far.
-    pub(crate) fn records(&self) -> anyhow::Result<u64> {
+    fn records(&self) -> anyhow::Result<u64> {
         let log = File::open(self.directory.path().join(LOG)).context("cannot read the gate's log")?;
         let lines = BufReader::new(log).split(b'\n').filter(|line| line.as_ref().is_ok_and(|line| !line.is_empty()));
         Ok(lines.count() as u64)
@@ -123,9 +125,19 @@ impl Gate {
         number.trim().parse().with_context(|| format!("{number:?} is no number of groups"))
     }
 
-    /// What it says it has charged so far.
-    pub(crate) fn charges(&self) -> anyhow::Result<Charges> {
-        Charges::read(&self.metrics()?, METER)
+    /// Fails unless it says that it has charged what clients had, and nothing else.
+    pub(crate) async fn check_charges(&self, had: Had) -> anyhow::Result<Charges> {
+        let charges = || Charges::read(&self.metrics()?, METER);
+        let charges = once(charges, |charges| charges.are_settled()).await?;
+        charges.check(had).context("charges")?;
+        Ok(charges)
+    }
+
+    /// Fails unless it has written a record of each export.
+    pub(crate) async fn check_records(&self, wanted: RangeInclusive<u64>) -> anyhow::Result<()> {
+        let records = once(|| self.records(), |records| records >= wanted.start()).await?;
+        anyhow::ensure!(wanted.contains(&records), "{records} decision records in place of {wanted:?}");
+        Ok(())
     }
 
     fn metrics(&self) -> anyhow::Result<String> {

@@ -38,7 +38,8 @@
 //!   at images and hang up.
 //! - The gate's own count of charges must agree with what clients got ([`charges`]): each image was charged once, each client that left
 //!   amid an image as well, and whoever left before it was charged and given back.
-//! - After `charged` one user's remaining quota must have gone down by exactly the number of that user's exports.
+//! - What the gate says is left to users must be what they may have less what they had ([`accounts`]): what was given back as well. A refusal
+//!   must say what a client has to know.
 //! - With `--records` the gate must have written one record for each export that it saw.
 //!
 //! # Instructions
@@ -70,6 +71,7 @@
 #![expect(clippy::expect_used, reason = "a bench has nobody to recover for: a broken rig ends it, with a message")]
 #![expect(clippy::disallowed_methods, reason = "what is measured here is real time, not a decision to be replayed")]
 
+mod accounts;
 mod backend;
 mod bare_proxy;
 mod cases;
@@ -83,6 +85,7 @@ mod figures;
 mod gate;
 mod instructions;
 mod mix;
+mod once;
 mod own_proxy;
 mod promises;
 mod report;

@@ -17,6 +17,8 @@ pub(crate) struct Requests {
     /// Empty: nobody says who they are.
     pub(crate) authorizations: Vec<HeaderValue>,
     pub(crate) leaves: Leaves,
+    /// How many a user may have by the gate's configuration; `None`: they are not counted. Whoever has the same limit is the same user.
+    pub(crate) limit: Option<u64>,
 }
 
 /// When the client leaves, and its connection with it. The backend goes so far and no further, so that where the client leaves does not
@@ -33,7 +35,7 @@ pub(crate) enum Leaves {
 
 impl Requests {
     pub(crate) fn get(paths: Vec<Uri>, authorizations: Vec<HeaderValue>) -> Self {
-        Self { method: Method::GET, paths, authorizations, leaves: Leaves::Never }
+        Self { method: Method::GET, paths, authorizations, leaves: Leaves::Never, limit: None }
     }
 
     /// How many users ask; without tokens it is one that nobody knows.
@@ -94,6 +96,11 @@ impl Mix {
         let (kind, nth) = ((index % kinds) as usize, index / kinds);
         let users = self.kinds[kind].users() as u64;
         Turn { kind, nth, user: (nth / self.in_a_row % users) as usize }
+    }
+
+    /// The first request of a kind that a user sends.
+    pub(crate) fn index(&self, kind: usize, user: usize) -> u64 {
+        user as u64 * self.in_a_row * self.kinds.len() as u64 + kind as u64
     }
 
     pub(crate) fn request(&self, turn: Turn) -> Request<Empty<Bytes>> {

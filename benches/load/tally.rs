@@ -104,11 +104,6 @@ impl Tally {
         &self.kinds[kind].images
     }
 
-    /// The same of all users.
-    pub(crate) fn images(&self, kind: usize) -> u64 {
-        self.kinds[kind].images.iter().sum()
-    }
-
     /// How many requests of a kind were answered.
     pub(crate) fn answered(&self, kind: usize) -> u64 {
         self.kinds[kind].statuses.values().sum()

@@ -1,12 +1,10 @@
 //! How the contenders take turns in a case.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use crate::cases::{Case, Kind, Settings};
-use crate::charges::Charges;
 use crate::child::Child;
 use crate::contender::{Contender, Figures, Who};
 use crate::driver::{Driver, Load};
@@ -71,7 +69,6 @@ pub(crate) fn compare(case: Case, settings: &Settings) -> anyhow::Result<Compari
         let unchecked: Vec<Expected> = kinds.iter().map(Kind::unchecked).collect();
         let at_first = kinds.iter().map(|kind| kind.at_first).collect();
         let then = kinds.iter().map(|kind| kind.then).collect();
-        let exports: Vec<bool> = kinds.iter().map(|kind| kind.is_export).collect();
         let requests = kinds.into_iter().map(|kind| kind.requests).collect();
         let mix = Arc::new(Mix::new(requests, settings.body_bytes));
         let contender = async |who, pid, address| {
@@ -85,7 +82,7 @@ pub(crate) fn compare(case: Case, settings: &Settings) -> anyhow::Result<Compari
         }
         let contender = contender(Who::Gate, gate.pid(), gate.address).await?;
         sides.push(Side { contender, at_first, then });
-        let turns = Turns { case, settings, sides, gate: &gate, exports };
+        let turns = Turns { case, settings, sides, gate: &gate };
         turns.take().await.with_context(|| format!("case {name}"))
     })
 }
@@ -103,16 +100,11 @@ struct Turns<'t> {
     /// Bare is the first, the gate the last.
     sides: Vec<Side>,
     gate: &'t Gate,
-    /// Which kinds the gate charges.
-    exports: Vec<bool>,
 }
 
 impl Turns<'_> {
     async fn take(mut self) -> anyhow::Result<Comparison> {
         self.gate_contender().refuse_strangers().await.context("before anybody is known")?;
-        let charged_before = self.gate.charges()?;
-        let remaining = if self.case == Case::Charged { Some(self.gate_contender().remaining().await?) } else { None };
-
         // Before anything is measured the gate has seen every subject, and on plan `free` nobody has anything left: the requests of each
         // user have raced each other for it.
         for Side { contender, at_first, .. } in &mut self.sides {
@@ -134,10 +126,8 @@ impl Turns<'_> {
             }
         }
 
-        if let Some(before) = remaining {
-            self.gate_contender().check_remaining(before).await?;
-        }
-        self.check_charges(charged_before).await?;
+        self.check_charges().await?;
+        self.gate_contender().check_left().await?;
         self.gate_contender().refuse_strangers().await.context("when all are known")?;
         let figures = self.sides.into_iter().map(|side| side.contender.figures()).collect::<anyhow::Result<_>>()?;
         Ok(Comparison { case: self.case, figures, open_rate, group_size })
@@ -176,30 +166,12 @@ impl Turns<'_> {
     }
 
     /// Fails unless the gate has charged what clients got, and nothing else, and has written a record of each export if it is to.
-    async fn check_charges(&mut self, before: Charges) -> anyhow::Result<()> {
-        let exports = self.exports.clone();
-        let had = self.gate_contender().had(&exports);
-        let charges = async || Ok(self.gate.charges()?.since(before));
-        let charges = once(charges, |charges: &Charges| charges.are_settled()).await?;
-        charges.check(had).context("charges")?;
+    async fn check_charges(&mut self) -> anyhow::Result<()> {
+        let had = self.gate_contender().had();
+        let charges = self.gate.check_charges(had).await?;
         if self.settings.gate.records {
-            let wanted = charges.records(had);
-            let records = once(async || self.gate.records(), |records| records >= wanted.start()).await?;
-            anyhow::ensure!(wanted.contains(&records), "{records} decision records in place of {wanted:?}");
+            self.gate.check_records(charges.records(had)).await?;
         }
         Ok(())
-    }
-}
-
-/// Asks again until it is so, for some seconds: a client has its last byte, or has left, before the gate has put its things away.
-async fn once<T>(ask: impl AsyncFn() -> anyhow::Result<T>, is_so: impl Fn(&T) -> bool) -> anyhow::Result<T> {
-    const PATIENCE: Duration = Duration::from_secs(5);
-    let began = Instant::now();
-    loop {
-        let answer = ask().await?;
-        if is_so(&answer) || began.elapsed() > PATIENCE {
-            return Ok(answer);
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
