@@ -13,7 +13,11 @@ use crate::tally::Tally;
 const ASKED: usize = 50;
 
 /// What clients had from a contender, of each kind of a mix.
-pub(crate) struct Accounts(Vec<Account>);
+pub(crate) struct Accounts {
+    of_kinds: Vec<Account>,
+    /// How often users were asked what they have left.
+    asked: u64,
+}
 
 /// Of one kind.
 struct Account {
@@ -31,11 +35,11 @@ impl Accounts {
     /// With nothing had so far.
     pub(crate) fn new(mix: &Mix) -> Self {
         let account = |users, limit| Account { limit, images: vec![0; users], answered: 0, left: 0 };
-        Self(mix.kinds().iter().map(|kind| account(kind.users(), kind.limit)).collect())
+        Self { of_kinds: mix.kinds().iter().map(|kind| account(kind.users(), kind.limit)).collect(), asked: 0 }
     }
 
     pub(crate) fn add(&mut self, tally: &Tally) {
-        for (kind, account) in self.0.iter_mut().enumerate() {
+        for (kind, account) in self.of_kinds.iter_mut().enumerate() {
             account.images.iter_mut().zip(tally.images_by_user(kind)).for_each(|(sum, images)| *sum += images);
             account.answered += tally.answered(kind);
             account.left += tally.left(kind);
@@ -44,12 +48,12 @@ impl Accounts {
 
     /// Those who were turned away where the first kind is asked for.
     pub(crate) fn add_strangers(&mut self, asked: u64) {
-        self.0[0].answered += asked;
+        self.of_kinds[0].answered += asked;
     }
 
     /// What was had that is counted.
     pub(crate) fn had(&self) -> Had {
-        let counted = || self.0.iter().filter(|account| account.limit.is_some());
+        let counted = || self.of_kinds.iter().filter(|account| account.limit.is_some());
         Had {
             images: counted().flat_map(|account| &account.images).sum(),
             answered: counted().map(|account| account.answered).sum(),
@@ -66,19 +70,20 @@ impl Accounts {
     ) -> anyhow::Result<(StatusCode, HeaderMap)> {
         let (status, fields) = driver.probe(mix, index).await?;
         let turn = mix.turn(index);
-        let account = &mut self.0[turn.kind];
+        let account = &mut self.of_kinds[turn.kind];
         account.images[turn.user] += u64::from(status == StatusCode::OK);
         account.answered += 1;
         Ok((status, fields))
     }
 
     /// Fails unless the gate says that users have left what they may have less what they had: what was given back is as if it had never been
-    /// asked for. They are asked by one more export of each.
+    /// asked for. They are asked by one more export of each, of another design than the last time: a gate that was killed owes the design that
+    /// it may have been about to deliver, and lets it go for nothing.
     pub(crate) async fn check_left(&mut self, driver: &mut Driver, mix: &Mix) -> anyhow::Result<()> {
         for (kind, requests) in mix.kinds().iter().enumerate().filter(|(_, kind)| kind.leaves == Leaves::Never) {
             let Some(limit) = requests.limit else { continue };
             for user in 0..requests.users().min(ASKED) {
-                let (status, fields) = self.ask(driver, mix, mix.index(kind, user)).await?;
+                let (status, fields) = self.ask(driver, mix, mix.index(kind, user, self.asked)).await?;
                 match status {
                     StatusCode::OK => {}
                     StatusCode::TOO_MANY_REQUESTS => check_refusal(&fields).context("a refusal")?,
@@ -91,12 +96,13 @@ impl Accounts {
                 );
             }
         }
+        self.asked += 1;
         Ok(())
     }
 
     /// What a user had of all kinds: those that have the same limit have the same users.
     fn had_by(&self, user: usize, limit: u64) -> u64 {
-        self.0.iter().filter(|account| account.limit == Some(limit)).map(|account| account.images[user]).sum()
+        self.of_kinds.iter().filter(|account| account.limit == Some(limit)).map(|account| account.images[user]).sum()
     }
 }
 

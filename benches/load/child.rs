@@ -59,6 +59,12 @@ impl Child {
         Ok(())
     }
 
+    /// Ends it without warning.
+    pub(crate) fn kill(mut self) -> io::Result<()> {
+        self.0.kill()?;
+        self.0.wait().map(drop)
+    }
+
     fn ends_within(&mut self, patience: Duration) -> bool {
         const PAUSE: Duration = Duration::from_millis(20);
         // Whatever fails, the process is gone already, which is what is wanted.

@@ -1,6 +1,8 @@
 //! One of the proxies under load, and its figures.
 
 use std::fmt;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,6 +99,13 @@ impl Contender {
         Ok(tally)
     }
 
+    /// Goes on with another process in its place: by one connection, as it is not measured any more.
+    pub(crate) async fn go_to(&mut self, pid: u32, address: SocketAddr) -> io::Result<()> {
+        self.pid = pid;
+        self.driver = Driver::connect(address, 1).await?;
+        Ok(())
+    }
+
     /// Fails unless whoever has no good token gets nothing.
     pub(crate) async fn refuse_strangers(&mut self) -> anyhow::Result<()> {
         let Some(strangers) = Strangers::of(&self.mix) else { return Ok(()) };
@@ -124,14 +133,14 @@ impl Contender {
         self.each(|round| round.sent as f64 / round.elapsed.as_secs_f64())
     }
 
-    pub(crate) fn figures(self) -> anyhow::Result<Figures> {
+    pub(crate) fn figures(&self) -> anyhow::Result<Figures> {
         Ok(Figures {
             who: self.who,
             cpu_micros: self.each(|round| round.cpu.as_secs_f64() * 1e6 / round.sent as f64),
             per_second: self.per_second(),
             busy: self.each(|round| round.cpu.as_secs_f64() / round.elapsed.as_secs_f64()),
             peak_memory_bytes: cpu::peak_memory(self.pid).context("cannot read its memory")?,
-            latency: self.latency,
+            latency: self.latency.clone(),
         })
     }
 

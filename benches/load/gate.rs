@@ -23,7 +23,9 @@ pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_export-gate");
 
 /// Exports per week on plan `free`.
 pub(crate) const FREE_LIMIT: u64 = 2;
-/// Where its decision records go, in its directory.
+/// What it is configured by, in its directory.
+const CONFIG: &str = "gate.toml";
+/// Where its decision records go.
 const LOG: &str = "log";
 const METER: &str = "ai-exports";
 /// Far more than a run can use up: exports on plan `max` are charged against a limit, but never refused.
@@ -62,13 +64,14 @@ pub(crate) fn is_by_cargo(program: &Path) -> bool {
     canonical(program) == canonical(Path::new(PROGRAM))
 }
 
-/// A running gate with an empty ledger.
+/// A running gate, which began with an empty ledger.
 pub(crate) struct Gate {
     pub(crate) address: SocketAddr,
     admin: SocketAddr,
     // Before the directory: fields are dropped in order, and the process must be gone when its files go.
     process: Child,
     directory: TempDir,
+    setup: Setup,
 }
 
 impl Gate {
@@ -78,26 +81,26 @@ impl Gate {
     }
 
     /// The same by a command that runs the program.
-    pub(crate) fn start_by(mut command: Command, upstream: SocketAddr, setup: &Setup) -> anyhow::Result<Self> {
+    pub(crate) fn start_by(command: Command, upstream: SocketAddr, setup: &Setup) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("cannot create a directory for the gate")?;
-        let config_file = directory.path().join("gate.toml");
         let [address, admin] = free_addresses().context("cannot find free ports for the gate")?;
         let ledger = directory.path().join("ledger.db");
-        std::fs::write(&config_file, config(address, admin, upstream, &ledger, setup))
+        std::fs::write(directory.path().join(CONFIG), config(address, admin, upstream, &ledger, setup))
             .context("cannot write the gate's configuration")?;
+        let process = serve(command, admin, directory.path(), setup)?;
+        Ok(Self { address, admin, process, directory, setup: setup.clone() })
+    }
 
-        command.arg("serve").arg("--config").arg(&config_file).stdout(Stdio::null());
-        command.env(token::SECRET_ENV, token::SECRET);
-        if setup.records {
-            let log = File::create(directory.path().join(LOG)).context("cannot create the gate's log")?;
-            command.env("RUST_LOG", "off,decision=info").stderr(log);
-        } else {
-            command.env("RUST_LOG", "off");
+    /// Ends it, and starts it anew with what it has on disk. Where it has to have kept a charge before it delivers, it is ended without
+    /// warning.
+    pub(crate) fn restart(self) -> anyhow::Result<Self> {
+        let Self { address, admin, process, directory, setup } = self;
+        match setup.durability {
+            Durability::Periodic => process.end()?,
+            Durability::Strict => process.kill()?,
         }
-        let mut process =
-            Child::start(&mut command).with_context(|| format!("cannot start {}", setup.program.display()))?;
-        wait_until_ready(&mut process, admin).context("the gate does not get ready")?;
-        Ok(Self { address, admin, process, directory })
+        let process = serve(Command::new(&setup.program), admin, directory.path(), &setup)?;
+        Ok(Self { address, admin, process, directory, setup })
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -157,6 +160,22 @@ pub(crate) fn group_size(exports: u64, groups: u64, connections: usize) -> anyho
          have waited for so few"
     );
     Ok(exports as f64 / groups.max(1) as f64)
+}
+
+/// Starts it with what is in its directory, and waits until it is ready to charge.
+fn serve(mut command: Command, admin: SocketAddr, directory: &Path, setup: &Setup) -> anyhow::Result<Child> {
+    command.arg("serve").arg("--config").arg(directory.join(CONFIG)).stdout(Stdio::null());
+    command.env(token::SECRET_ENV, token::SECRET);
+    if setup.records {
+        let log = File::create(directory.join(LOG)).context("cannot create the gate's log")?;
+        command.env("RUST_LOG", "off,decision=info").stderr(log);
+    } else {
+        command.env("RUST_LOG", "off");
+    }
+    let mut process =
+        Child::start(&mut command).with_context(|| format!("cannot start {}", setup.program.display()))?;
+    wait_until_ready(&mut process, admin).context("the gate does not get ready")?;
+    Ok(process)
 }
 
 fn config(listen: SocketAddr, admin: SocketAddr, upstream: SocketAddr, ledger: &Path, setup: &Setup) -> String {

@@ -98,9 +98,11 @@ impl Mix {
         Turn { kind, nth, user: (nth / self.in_a_row % users) as usize }
     }
 
-    /// The first request of a kind that a user sends.
-    pub(crate) fn index(&self, kind: usize, user: usize) -> u64 {
-        user as u64 * self.in_a_row * self.kinds.len() as u64 + kind as u64
+    /// A request that a user sends of a kind, in that round of all users: by another round it is of another path, mostly.
+    pub(crate) fn index(&self, kind: usize, user: usize, round: u64) -> u64 {
+        let requests = &self.kinds[kind];
+        let nth = (round * requests.users() as u64 + user as u64) * self.in_a_row;
+        nth * self.kinds.len() as u64 + kind as u64
     }
 
     pub(crate) fn request(&self, turn: Turn) -> Request<Empty<Bytes>> {

@@ -82,7 +82,7 @@ pub(crate) fn compare(case: Case, settings: &Settings) -> anyhow::Result<Compari
         }
         let contender = contender(Who::Gate, gate.pid(), gate.address).await?;
         sides.push(Side { contender, at_first, then });
-        let turns = Turns { case, settings, sides, gate: &gate };
+        let turns = Turns { case, settings, sides, gate };
         turns.take().await.with_context(|| format!("case {name}"))
     })
 }
@@ -99,7 +99,7 @@ struct Turns<'t> {
     settings: &'t Settings,
     /// Bare is the first, the gate the last.
     sides: Vec<Side>,
-    gate: &'t Gate,
+    gate: Gate,
 }
 
 impl Turns<'_> {
@@ -129,7 +129,12 @@ impl Turns<'_> {
         self.check_charges().await?;
         self.gate_contender().check_left().await?;
         self.gate_contender().refuse_strangers().await.context("when all are known")?;
-        let figures = self.sides.into_iter().map(|side| side.contender.figures()).collect::<anyhow::Result<_>>()?;
+        let figures = self.sides.iter().map(|side| side.contender.figures()).collect::<anyhow::Result<_>>()?;
+
+        self.gate = self.gate.restart()?;
+        let (pid, address) = (self.gate.pid(), self.gate.address);
+        self.gate_contender().go_to(pid, address).await?;
+        self.gate_contender().check_left().await.context("started anew")?;
         Ok(Comparison { case: self.case, figures, open_rate, group_size })
     }
 
