@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use hyper::Uri;
 
 use crate::contenders::Kind;
+use crate::gate::{FREE_LIMIT, MAX_LIMIT};
 use crate::mix::{Mix, Requests};
 use crate::strangers::Strangers;
 use crate::tally::Expected;
@@ -75,6 +77,9 @@ pub(crate) const CASES: [Case; 6] = [
     Case { asks: Asks::Page, ..Case::exports(FORWARDED, 1 << 10, Signed::Hs256, PLAIN) },
 ];
 
+/// So many that a user asks for another one the next time: no number of users is a multiple of that.
+const DESIGNS: [&str; 3] = ["/v1/designs/d-1/download", "/v1/designs/d-2/download", "/v1/designs/d-3/download"];
+
 impl Case {
     const fn exports(name: &'static str, body_bytes: usize, signed: Signed, contenders: &'static [Kind]) -> Self {
         Self { name, body_bytes, signed, asks: Asks::Exports, contenders }
@@ -105,17 +110,17 @@ pub(crate) struct Proof {
 impl Asked {
     /// Each user of the plan `free` asks `in_a_row` times.
     pub(crate) fn prepare(case: &Case, users: u64, in_a_row: u64) -> anyhow::Result<Self> {
-        let mix = |path: &str, tokens| {
-            let kind = Requests::get(vec![path.parse().expect("a path is a URI")], tokens);
-            Mix::new(vec![kind], case.body_bytes)
-        };
+        let mix = |requests| Mix::new(vec![requests], case.body_bytes);
         if case.asks == Asks::Page {
-            return Ok(Self { measured: Arc::new(mix("/assets/logo.png", Vec::new())), proof: None });
+            let page = Requests::get(vec![Uri::from_static("/assets/logo.png")], Vec::new());
+            return Ok(Self { measured: Arc::new(mix(page)), proof: None });
         }
-        let export = |tokens| mix("/v1/designs/d-1/download", tokens);
-        let few = export(case.signed.authorizations("free", users));
-        let measured =
-            if case.asks == Asks::TooMany { few.clone() } else { export(case.signed.authorizations("max", users)) };
+        let export = |plan, limit| {
+            let designs = DESIGNS.map(Uri::from_static).to_vec();
+            mix(Requests { limit: Some(limit), ..Requests::get(designs, case.signed.authorizations(plan, users)) })
+        };
+        let few = export("free", FREE_LIMIT);
+        let measured = if case.asks == Asks::TooMany { few.clone() } else { export("max", MAX_LIMIT) };
         let proof = Proof {
             racing: Arc::new(few.in_a_row(in_a_row)),
             requests: users * in_a_row,

@@ -3,7 +3,8 @@
 //! Each peer does the job as far as it can, set up as somebody would who knows it: verifies the token, counts by user, refuses over the
 //! limit, forwards the rest. Before anything is measured each has to show that it does: without a token or with a forged one it is 401, also
 //! afterwards, when the token is known of which all but the signature was taken; and of the requests of each of many users, that race each
-//! other, exactly as many get an image as the limit allows. A wrong answer at any time fails the run. Their configurations are in `peers/`.
+//! other, exactly as many get an image as the limit allows. A wrong answer at any time fails the run, and so does a gate that has
+//! charged something else than was delivered, or does not know it any more when it was ended (with strict durability: killed) and started anew. Their configurations are in `peers/`.
 //!
 //! | contender | what it does | what it does not |
 //! | --- | --- | --- |
@@ -36,35 +37,36 @@
 #![expect(clippy::expect_used, reason = "a bench has nobody to recover for: a broken rig ends it, with a message")]
 #![expect(clippy::disallowed_methods, reason = "what is measured here is real time, not a decision to be replayed")]
 
+#[path = "../load/accounts.rs"]
+mod accounts;
 #[path = "../load/backend.rs"]
 mod backend;
 #[path = "../load/bare_proxy.rs"]
 mod bare_proxy;
 mod cases;
-#[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
+#[expect(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/charges.rs"]
 mod charges;
 mod chart;
-#[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/child.rs"]
 mod child;
 mod contenders;
 #[path = "../load/cores.rs"]
 mod cores;
-#[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
+#[expect(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/cpu.rs"]
 mod cpu;
-#[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
+#[expect(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/driver.rs"]
 mod driver;
 #[path = "../load/figures.rs"]
 mod figures;
-#[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
+#[expect(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/gate.rs"]
 mod gate;
 mod install;
 mod memory;
-#[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
+#[expect(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/mix.rs"]
 mod mix;
 #[path = "../load/once.rs"]
@@ -73,7 +75,7 @@ mod peers;
 mod report;
 #[path = "../load/strangers.rs"]
 mod strangers;
-#[allow(dead_code, reason = "shared with the bench `load`, which uses more of it")]
+#[expect(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/tally.rs"]
 mod tally;
 mod targets;

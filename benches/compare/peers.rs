@@ -127,6 +127,14 @@ impl Peer {
         }
     }
 
+    /// The gate, if it is one.
+    pub(crate) fn into_gate(self) -> Option<Gate> {
+        match self.serving {
+            Serving::Gate(gate) => Some(gate),
+            Serving::Other(_) => None,
+        }
+    }
+
     fn pid(&self) -> u32 {
         match &self.serving {
             Serving::Gate(gate) => gate.pid(),

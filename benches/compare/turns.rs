@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use crate::accounts::Accounts;
 use crate::cases::{Asked, Asks, Case, Proof};
+use crate::charges::Had;
 use crate::child::Child;
 use crate::contenders::Kind;
 use crate::cores::Cores;
@@ -14,7 +16,7 @@ use crate::driver::{Driver, Load};
 use crate::gate::{self, FREE_LIMIT};
 use crate::peers::{Peer, Place};
 use crate::report::{Line, Sample};
-use crate::tally::Expected;
+use crate::tally::{Expected, Tally};
 
 /// How much is measured.
 pub(crate) struct Settings {
@@ -58,8 +60,8 @@ pub(crate) fn run(case: &Case, kinds: &[Kind], settings: &Settings) -> anyhow::R
         }
         let mut lines = Vec::new();
         for mut runner in runners {
-            lines.push(runner.line(case, settings)?);
             let kind = runner.kind;
+            lines.push(runner.line(case, settings).with_context(|| kind.name())?);
             runner.check().await.with_context(|| kind.name())?;
         }
         Ok(lines)
@@ -108,7 +110,11 @@ struct Runner<'r> {
     asked: &'r Asked,
     expected: Expected,
     samples: Vec<Sample>,
-    /// Requests in all rounds, and how many groups of charges the gate had written before them.
+    /// What was had from it.
+    accounts: Accounts,
+    /// And images that users had who are not measured.
+    had_by_others: u64,
+    /// Requests so far, but for those that were to prove something, and how many groups of charges the gate had written before them.
     sent: u64,
     groups_before: Option<u64>,
 }
@@ -124,23 +130,39 @@ impl<'r> Runner<'r> {
     ) -> anyhow::Result<Self> {
         let peer = Peer::start(kind, place)?;
         let mut driver = Driver::connect(peer.address, settings.connections).await?;
+        let mut accounts = Accounts::new(&asked.measured);
+        let mut had_by_others = 0;
         if let Some(proof) = asked.proof_of(kind) {
-            prove(&mut driver, proof).await?;
+            let raced = prove(&mut driver, proof).await?;
+            match case.asks {
+                Asks::TooMany => accounts.add(&raced),
+                Asks::Page | Asks::Exports => had_by_others = raced.images_by_user(0).iter().sum(),
+            }
         }
-        // Every user is known before anything is measured.
-        let expected = case.expected(kind);
-        driver.run(&asked.measured, Load::Requests(settings.users)).await?.check(&[expected])?;
         let groups_before = peer.groups()?;
-        Ok(Self { kind, peer, driver, asked, expected, samples: Vec::new(), sent: 0, groups_before })
+        let expected = case.expected(kind);
+        let samples = Vec::new();
+        let mut runner =
+            Self { kind, peer, driver, asked, expected, samples, accounts, had_by_others, sent: 0, groups_before };
+        // Every user is known before anything is measured.
+        runner.ask(Load::Requests(settings.users)).await?;
+        Ok(runner)
+    }
+
+    /// Asks, and fails unless every answer is right.
+    async fn ask(&mut self, load: Load) -> anyhow::Result<Tally> {
+        let tally = self.driver.run(&self.asked.measured, load).await?;
+        tally.check(&[self.expected])?;
+        self.accounts.add(&tally);
+        self.sent += tally.sent;
+        Ok(tally)
     }
 
     async fn measure(&mut self, lasts: Duration) -> anyhow::Result<Used> {
         let (before, store_before) = (self.peer.times()?, self.peer.store_times()?);
-        let tally = self.driver.run(&self.asked.measured, Load::Closed { lasts }).await?;
+        let tally = self.ask(Load::Closed { lasts }).await?;
         // The driver has its last answer before the proxy has put its things away.
         tokio::time::sleep(Duration::from_millis(20)).await;
-        tally.check(&[self.expected])?;
-        self.sent += tally.sent;
         let per_request = |time: Duration| time.as_secs_f64() * 1e6 / tally.sent as f64;
         Ok(Used {
             cpu: per_request(self.peer.times()?.since(&before)?),
@@ -150,12 +172,20 @@ impl<'r> Runner<'r> {
     }
 
     /// Fails unless it was right also where nobody looks while it is measured.
-    async fn check(mut self) -> anyhow::Result<()> {
-        let Some(proof) = self.asked.proof_of(self.kind) else { return Ok(()) };
-        // Whoever keeps tokens has this one at hand, when strangers come with its like.
-        self.driver.probe(&self.asked.measured, 0).await?;
-        proof.strangers.are_refused(&mut self.driver).await.context("when all are known")?;
-        Ok(())
+    async fn check(self) -> anyhow::Result<()> {
+        let Self { kind, peer, mut driver, asked, mut accounts, had_by_others, .. } = self;
+        let mix = &asked.measured;
+        if let Some(proof) = asked.proof_of(kind) {
+            // Whoever keeps tokens has this one at hand, when strangers come with its like.
+            accounts.ask(&mut driver, mix, 0).await?;
+            accounts.add_strangers(proof.strangers.are_refused(&mut driver).await.context("when all are known")?);
+        }
+        let Some(gate) = peer.into_gate() else { return Ok(()) };
+        let had = accounts.had();
+        gate.check_charges(Had { images: had.images + had_by_others, ..had }).await?;
+        accounts.check_left(&mut driver, mix).await?;
+        let gate = gate.restart()?;
+        accounts.check_left(&mut Driver::connect(gate.address, 1).await?, mix).await.context("started anew")
     }
 
     fn line(&mut self, case: &Case, settings: &Settings) -> anyhow::Result<Line> {
@@ -180,8 +210,9 @@ impl<'r> Runner<'r> {
 }
 
 /// Fails unless who has no good token gets nothing, and each user exactly what the limit allows, whoever comes first.
-async fn prove(driver: &mut Driver, proof: &Proof) -> anyhow::Result<()> {
+async fn prove(driver: &mut Driver, proof: &Proof) -> anyhow::Result<Tally> {
     proof.strangers.are_refused(driver).await.context("before anybody is known")?;
     let tally = driver.run(&proof.racing, Load::Requests(proof.requests)).await?;
-    tally.check(&[Expected::ImagesEach(FREE_LIMIT)]).context("requests of each user that race each other")
+    tally.check(&[Expected::ImagesEach(FREE_LIMIT)]).context("requests of each user that race each other")?;
+    Ok(tally)
 }
