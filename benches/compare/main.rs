@@ -59,6 +59,8 @@ mod cpu;
 #[expect(dead_code, reason = "shared with the bench `load`, which uses more of it")]
 #[path = "../load/driver.rs"]
 mod driver;
+#[path = "../load/ending.rs"]
+mod ending;
 #[path = "../load/figures.rs"]
 mod figures;
 #[expect(dead_code, reason = "shared with the bench `load`, which uses more of it")]
@@ -232,6 +234,7 @@ fn compare_all(args: &Args) -> anyhow::Result<()> {
         println!("nothing is compared, for this is not installed: {}", missing.join(", "));
         return Ok(());
     }
+    let _folder = ending::prepare()?;
     let settings = args.settings()?;
     if !args.memory {
         run_cases(args, &settings)?;

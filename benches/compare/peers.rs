@@ -159,8 +159,8 @@ impl Redis {
         let mut command = Command::new(install::REDIS);
         command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(folder.path());
         command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]);
-        let mut process = Child::start(command.stdout(Stdio::null())).context("cannot start Redis")?;
-        wait_until_listening(&mut process, address).context("Redis")?;
+        let process = Child::start(command.stdout(Stdio::null())).context("cannot start Redis")?;
+        wait_until_listening(&process, address).context("Redis")?;
         Ok(Self { process, port, _folder: folder })
     }
 }
@@ -209,8 +209,8 @@ impl<'p> Desk<'p> {
         let output = File::create(&said)?;
         command.stdout(output.try_clone()?).stderr(output);
         let start = || Child::start(&mut command).with_context(|| format!("cannot start {command:?}"));
-        let mut child = self.place.cores.start_proxy(start)?;
-        wait_until_listening(&mut child, self.address)
+        let child = self.place.cores.start_proxy(start)?;
+        wait_until_listening(&child, self.address)
             .with_context(|| format!("it said: {}", fs::read_to_string(&said).unwrap_or_default()))?;
         Ok(Peer { address: self.address, serving: Serving::Other(child), store, _folder: Some(self.folder) })
     }
@@ -244,7 +244,7 @@ fn half_a_week_ago() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_secs() - HALF
 }
 
-fn wait_until_listening(child: &mut Child, address: SocketAddr) -> anyhow::Result<()> {
+fn wait_until_listening(child: &Child, address: SocketAddr) -> anyhow::Result<()> {
     const PAUSE: Duration = Duration::from_millis(20);
     const ATTEMPTS: u32 = 500;
     for _ in 0..ATTEMPTS {

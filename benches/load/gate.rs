@@ -172,9 +172,8 @@ fn serve(mut command: Command, admin: SocketAddr, directory: &Path, setup: &Setu
     } else {
         command.env("RUST_LOG", "off");
     }
-    let mut process =
-        Child::start(&mut command).with_context(|| format!("cannot start {}", setup.program.display()))?;
-    wait_until_ready(&mut process, admin).context("the gate does not get ready")?;
+    let process = Child::start(&mut command).with_context(|| format!("cannot start {}", setup.program.display()))?;
+    wait_until_ready(&process, admin).context("the gate does not get ready")?;
     Ok(process)
 }
 
@@ -256,7 +255,7 @@ pub(crate) fn free_addresses() -> io::Result<[SocketAddr; 2]> {
     Ok([one.local_addr()?, other.local_addr()?])
 }
 
-fn wait_until_ready(gate: &mut Child, admin: SocketAddr) -> anyhow::Result<()> {
+fn wait_until_ready(gate: &Child, admin: SocketAddr) -> anyhow::Result<()> {
     const PAUSE: Duration = Duration::from_millis(20);
     const ATTEMPTS: u32 = 500;
     let mut last = None;

@@ -81,6 +81,7 @@ mod contender;
 mod cores;
 mod cpu;
 mod driver;
+mod ending;
 mod figures;
 mod gate;
 mod instructions;
@@ -207,6 +208,7 @@ fn main() -> ExitCode {
 }
 
 fn compare_all(args: &Args) -> anyhow::Result<()> {
+    let _folder = ending::prepare()?;
     // Without `--bench` nobody asked for a benchmark: `cargo test --all-targets` only wants to see it work.
     let is_quick = args.quick || !args.bench;
     let settings = settings(args, is_quick)?;
