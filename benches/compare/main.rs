@@ -73,6 +73,8 @@ mod memory;
 mod mix;
 #[path = "../load/once.rs"]
 mod once;
+#[path = "../load/open_files.rs"]
+mod open_files;
 mod peers;
 mod report;
 #[path = "../load/strangers.rs"]
@@ -234,6 +236,9 @@ fn compare_all(args: &Args) -> anyhow::Result<()> {
         println!("nothing is compared, for this is not installed: {}", missing.join(", "));
         return Ok(());
     }
+    // Driver and backend have some to each contender.
+    let contenders = CASES.iter().map(|case| case.contenders.len()).max().unwrap_or(0);
+    open_files::allow(contenders * usize::from(args.connections))?;
     let _folder = ending::prepare()?;
     let settings = args.settings()?;
     if !args.memory {

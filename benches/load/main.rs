@@ -87,6 +87,7 @@ mod gate;
 mod instructions;
 mod mix;
 mod once;
+mod open_files;
 mod own_proxy;
 mod promises;
 mod report;
@@ -208,6 +209,8 @@ fn main() -> ExitCode {
 }
 
 fn compare_all(args: &Args) -> anyhow::Result<()> {
+    // Driver and backend have some to each of bare, own and gate.
+    open_files::allow(3 * usize::from(args.connections))?;
     let _folder = ending::prepare()?;
     // Without `--bench` nobody asked for a benchmark: `cargo test --all-targets` only wants to see it work.
     let is_quick = args.quick || !args.bench;
