@@ -262,7 +262,7 @@ fn run_cases(args: &Args, settings: &Settings) -> anyhow::Result<()> {
         let kinds: Vec<Kind> = case.contenders.iter().copied().filter(|kind| !args.leaves_out(*kind)).collect();
         lines.extend(turns::run(case, &kinds, settings).with_context(|| format!("case {}", case.name))?);
     }
-    println!("{settings}\n\n{}\n", report::markdown(&lines));
+    println!("{settings}\n{}\n\n{}\n", gate::ledgers_are_on()?, report::markdown(&lines));
     write(&args.out, &lines)?;
     // So short a run says nothing about them.
     if args.extent() == Extent::Smoke {

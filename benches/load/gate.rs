@@ -148,6 +148,18 @@ impl Gate {
     }
 }
 
+/// What gates have their ledgers on: where that is memory, strict durability costs nothing, and its figures say nothing.
+pub(crate) fn ledgers_are_on() -> anyhow::Result<String> {
+    let mut stat = Command::new("stat");
+    let told = stat.args(["--file-system", "--format=%T"]).arg(tempfile::env::temp_dir()).output().context("stat")?;
+    let kind = String::from_utf8_lossy(&told.stdout).trim().to_owned();
+    anyhow::ensure!(told.status.success(), "{stat:?}: {}", told.status);
+    let is_memory = ["tmpfs", "ramfs"].contains(&kind.as_str());
+    let warning =
+        if is_memory { ", WHICH IS MEMORY: what strict durability costs is not seen (set TMPDIR)" } else { "" };
+    Ok(format!("Ledgers are on {kind}{warning}."))
+}
+
 /// How many exports a group made durable, each of which had to wait for one.
 ///
 /// # Errors

@@ -223,7 +223,7 @@ fn compare_all(args: &Args) -> anyhow::Result<()> {
         instructions::compare(&cases, requests, &Settings { subjects: instructions::SUBJECTS, ..settings })?
     } else {
         let comparisons = cases.into_iter().map(|case| turns::compare(case, &settings));
-        report::print(&settings, &comparisons.collect::<anyhow::Result<Vec<_>>>()?)
+        report::print(&settings, &comparisons.collect::<anyhow::Result<Vec<_>>>()?)?
     };
     anyhow::ensure!(!args.enforce || missed == 0, "{missed} promise(s) missed");
     Ok(())

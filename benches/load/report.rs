@@ -6,13 +6,17 @@ use comfy_table::{CellAlignment, Table};
 use crate::cases::Settings;
 use crate::contender::{Figures, Who};
 use crate::figures::{median, spread};
-use crate::gate::Setup;
+use crate::gate::{self, Durability, Setup};
 use crate::promises;
 use crate::turns::Comparison;
 
 /// Prints all figures, what they mean and what they do not, and how they stand to what is promised. Says how many promises were missed.
-pub(crate) fn print(settings: &Settings, comparisons: &[Comparison]) -> usize {
-    println!("{}\n\n{}\n", conditions(settings), figures(comparisons));
+pub(crate) fn print(settings: &Settings, comparisons: &[Comparison]) -> anyhow::Result<usize> {
+    println!("{}", conditions(settings));
+    if matches!(settings.gate.durability, Durability::Strict) {
+        println!("{}", gate::ledgers_are_on()?);
+    }
+    println!("\n{}\n", figures(comparisons));
     let mut missed = 0;
     for comparison in comparisons {
         for promise in promises::of(comparison, settings) {
@@ -24,7 +28,7 @@ pub(crate) fn print(settings: &Settings, comparisons: &[Comparison]) -> usize {
             println!("{}: a write of the ledger made {size:.1} exports durable", comparison.case.name());
         }
     }
-    missed
+    Ok(missed)
 }
 
 fn conditions(settings: &Settings) -> String {
