@@ -55,12 +55,14 @@ pub(crate) struct Contender {
     accounts: Accounts,
     rounds: Vec<Round>,
     latency: Histogram<u64>,
+    /// Of the open loop: how many requests, and how long it took to send them.
+    paced: (u64, Duration),
 }
 
 impl Contender {
     pub(crate) fn new(who: Who, pid: u32, driver: Driver, mix: Arc<Mix>) -> Self {
         let accounts = Accounts::new(&mix);
-        Self { who, pid, driver, mix, accounts, rounds: Vec::new(), latency: histogram() }
+        Self { who, pid, driver, mix, accounts, rounds: Vec::new(), latency: histogram(), paced: Default::default() }
     }
 
     /// Lets each user of each kind ask so many times in a row, and fails unless every answer is right.
@@ -86,6 +88,8 @@ impl Contender {
     /// Runs `load` and takes note of latencies.
     pub(crate) async fn run(&mut self, load: Load, expected: &[Expected]) -> anyhow::Result<()> {
         let tally = self.ask(&self.mix.clone(), load, expected).await?;
+        self.paced.0 += tally.sent;
+        self.paced.1 += tally.sending;
         self.latency.add(tally.latency).context("histograms are alike")
     }
 
@@ -141,6 +145,7 @@ impl Contender {
             busy: self.each(|round| round.cpu.as_secs_f64() / round.elapsed.as_secs_f64()),
             peak_memory_bytes: cpu::peak_memory(self.pid).context("cannot read its memory")?,
             latency: self.latency.clone(),
+            paced_per_second: self.paced.0 as f64 / self.paced.1.as_secs_f64(),
         })
     }
 
@@ -167,5 +172,7 @@ pub(crate) struct Figures {
     pub(crate) busy: Vec<f64>,
     /// Of the open loop, in microseconds.
     pub(crate) latency: Histogram<u64>,
+    /// The rate of the open loop, as it was.
+    pub(crate) paced_per_second: f64,
     pub(crate) peak_memory_bytes: u64,
 }

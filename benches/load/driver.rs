@@ -102,13 +102,13 @@ async fn work(
     schedule: Arc<Schedule>,
     tally: Arc<Mutex<Tally>>,
 ) -> io::Result<Connection> {
-    while let Some((index, since)) = schedule.next().await {
+    while let Some((index, due)) = schedule.next().await {
         connection.ready().await?;
         let turn = mix.turn(index);
         let leaves = mix.kinds()[turn.kind].leaves;
+        let sent = Instant::now();
         let outcome = connection.exchange(mix.request(turn), leaves).await.unwrap_or(Outcome::Broken);
-        let took = since.elapsed();
-        tally.lock().expect("no worker panicked").record(&mix, turn, outcome, took);
+        tally.lock().expect("no worker panicked").record(&mix, turn, outcome, [due, sent]);
         if leaves != Leaves::Never {
             connection = Connection::open(connection.server).await?;
         }

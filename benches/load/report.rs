@@ -10,6 +10,9 @@ use crate::gate::{self, Durability, Setup};
 use crate::promises;
 use crate::turns::Comparison;
 
+/// A rate is reached if it was no less than this part of what was asked for.
+const REACHED: f64 = 0.98;
+
 /// Prints all figures, what they mean and what they do not, and how they stand to what is promised. Says how many promises were missed.
 pub(crate) fn print(settings: &Settings, comparisons: &[Comparison]) -> anyhow::Result<usize> {
     println!("{}", conditions(settings));
@@ -80,15 +83,19 @@ fn row(comparison: &Comparison, figures: &Figures) -> [String; 10] {
 }
 
 fn added_latency(comparison: &Comparison) -> String {
+    let (name, rate) = (comparison.case.name(), comparison.open_rate);
+    let is_slow = |figures: &&Figures| figures.paced_per_second < REACHED * f64::from(rate);
+    if let Some(Figures { who, paced_per_second, .. }) = comparison.figures.iter().find(is_slow) {
+        // Requests pile up then, and latency is of how long they were piled.
+        return format!("{name}: {rate} requests/s were not reached: {who} was asked {paced_per_second:.0}");
+    }
     let milliseconds = |who, quantile| {
         let micros = comparison.of(who).map_or(0, |figures| figures.latency.value_at_quantile(quantile));
         micros as f64 / 1e3
     };
     let added = |quantile| milliseconds(Who::Gate, quantile) - milliseconds(Who::Bare, quantile);
     format!(
-        "{}: at {} requests/s the gate adds {:+.3} ms to bare's p50 and {:+.3} ms to its p99",
-        comparison.case.name(),
-        comparison.open_rate,
+        "{name}: at {rate} requests/s the gate adds {:+.3} ms to bare's p50 and {:+.3} ms to its p99",
         added(0.5),
         added(0.99)
     )

@@ -1,7 +1,7 @@
 //! What came of a run, and whether it had to be so.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use hyper::StatusCode;
@@ -33,8 +33,11 @@ pub(crate) enum Outcome {
 pub(crate) struct Tally {
     pub(crate) sent: u64,
     pub(crate) elapsed: Duration,
+    /// From the beginning until the last request was sent.
+    pub(crate) sending: Duration,
     /// Microseconds, from the sending (open loop: the due time) to the end of the body, of clients that stay for it.
     pub(crate) latency: Histogram<u64>,
+    began: Instant,
     kinds: Vec<OfKind>,
     /// 200s whose body was longer or shorter than it had to be.
     wrong_bodies: u64,
@@ -59,11 +62,23 @@ impl Tally {
     pub(crate) fn new(mix: &Mix) -> Self {
         let of_kind = |users| OfKind { statuses: BTreeMap::new(), images: vec![0; users], left: 0 };
         let kinds = mix.kinds().iter().map(|kind| of_kind(kind.users())).collect();
-        Self { sent: 0, elapsed: Duration::ZERO, latency: histogram(), kinds, wrong_bodies: 0, broken: 0 }
+        Self {
+            sent: 0,
+            elapsed: Duration::ZERO,
+            sending: Duration::ZERO,
+            latency: histogram(),
+            began: Instant::now(),
+            kinds,
+            wrong_bodies: 0,
+            broken: 0,
+        }
     }
 
-    pub(crate) fn record(&mut self, mix: &Mix, turn: Turn, outcome: Outcome, took: Duration) {
+    /// What came of a request that was due and sent then.
+    pub(crate) fn record(&mut self, mix: &Mix, turn: Turn, outcome: Outcome, [due, sent]: [Instant; 2]) {
+        let took = due.elapsed();
         self.sent += 1;
+        self.sending = self.sending.max(sent.duration_since(self.began));
         let of_kind = &mut self.kinds[turn.kind];
         match outcome {
             Outcome::Answered { status, body_bytes } => {
