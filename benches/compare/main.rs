@@ -114,10 +114,10 @@ struct Args {
     #[arg(long)]
     quick: bool,
     /// As little as shows that it works
-    #[arg(long)]
+    #[arg(long, conflicts_with = "enforce")]
     smoke: bool,
     /// What a user costs in memory, in place of the cases
-    #[arg(long, conflicts_with = "filter")]
+    #[arg(long, conflicts_with_all = ["filter", "out", "enforce"])]
     memory: bool,
     /// The gate, if it is not to be as cargo builds it
     #[arg(long, value_name = "FILE", default_value = gate::PROGRAM, hide_default_value = true)]

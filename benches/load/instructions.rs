@@ -50,6 +50,9 @@ struct Counts {
 
 /// Counts, prints, and says how many promises were missed.
 pub(crate) fn compare(cases: &[Case], requests: u64, settings: &Settings) -> anyhow::Result<usize> {
+    // Whoever leaves does so after a time, which under valgrind is another.
+    let cases: Vec<Case> = cases.iter().copied().filter(|case| *case != Case::Mixed).collect();
+    anyhow::ensure!(!cases.is_empty(), "instructions are not counted of the case mixed");
     let version = Command::new("valgrind").arg("--version").output();
     version.context("valgrind is not installed: apt install valgrind")?;
     let mut table = Table::new();
@@ -63,9 +66,9 @@ pub(crate) fn compare(cases: &[Case], requests: u64, settings: &Settings) -> any
         "data not in L1",
     ]);
     let mut promises = Vec::new();
-    for case in cases.iter().filter(|case| **case != Case::Mixed) {
+    for case in cases {
         eprintln!("{} ...", case.name());
-        let counts = Counts::of(*case, requests, settings)?;
+        let counts = Counts::of(case, requests, settings)?;
         let own_compares = gate::is_by_cargo(&settings.gate.program);
         counts.rows(own_compares).into_iter().for_each(|row| _ = table.add_row(row));
         promises.extend(counts.promises(own_compares));

@@ -150,8 +150,8 @@ struct Args {
     /// Let the gate write a record of each export's decision
     #[arg(long)]
     records: bool,
-    /// Count instructions with valgrind, in place of measuring times
-    #[arg(long)]
+    /// Count instructions with valgrind, in place of measuring times: of one and of two workers, without a delay
+    #[arg(long, conflicts_with_all = ["rounds", "seconds", "delay_ms", "rate", "workers"])]
     instructions: bool,
     /// Leave it to the scheduler which process runs on which core
     #[arg(long)]
