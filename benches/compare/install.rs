@@ -14,6 +14,19 @@ const ENVOY: &str = "Envoy";
 /// A part of Debian, or Envoy, and whether it is there.
 type Part = (&'static str, fn() -> bool);
 
+/// No service is started, by whatever starts services here, and nothing that is there goes for what comes.
+const INSTALL: &str = r#"
+set -e
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 1' INT TERM HUP
+    printf '#!/bin/sh\nexit 101\n' > "$policy"
+    chmod 755 "$policy"
+fi
+apt-get install -y -qq --no-remove --no-install-recommends "$@"
+"#;
+
 const DEBIAN: [Part; 7] = [
     ("haproxy", || is_file(HAPROXY)),
     ("nginx", || is_file(NGINX)),
@@ -57,10 +70,7 @@ fn apt(packages: &[&str]) -> anyhow::Result<()> {
     let is_root = Command::new("id").arg("-u").output().context("id")?.stdout == b"0\n";
     let as_root = || if is_root { Command::new("env") } else { sudo() };
     run(as_root().args(["apt-get", "update", "-qq"]))?;
-    // No service is to be started.
-    let mut install = as_root();
-    install.args(["DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1", "apt-get", "install", "-y", "-qq"]);
-    run(install.arg("--no-install-recommends").args(packages))
+    run(as_root().args(["DEBIAN_FRONTEND=noninteractive", "sh", "-c", INSTALL, "install"]).args(packages))
 }
 
 fn sudo() -> Command {
