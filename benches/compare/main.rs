@@ -87,6 +87,8 @@ mod targets;
 mod token;
 mod turns;
 mod usage;
+#[path = "../load/verdict.rs"]
+mod verdict;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -268,9 +270,9 @@ fn run_cases(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     if args.extent() == Extent::Smoke {
         return Ok(());
     }
-    let verdicts = targets::verdicts(&lines);
-    println!("\n{}", targets::list(&verdicts, &lines));
-    let missed = verdicts.iter().filter(|verdict| !verdict.is_kept).count();
+    let targets = targets::of(&lines);
+    println!("\n{}", targets::list(&targets, &lines));
+    let missed = targets.iter().filter(|target| !target.verdict.is_kept).count();
     anyhow::ensure!(!args.enforce || missed == 0, "{missed} target(s) missed");
     Ok(())
 }

@@ -125,10 +125,10 @@ impl Counts {
         let mut promises = Vec::new();
         if self.case == Case::Unmatched && own_compares {
             let of = format!("{name}: the gate");
-            promises.push(Promise { of, value: gate / own, unit: "x its own proxy", most: Some(1.05) });
+            promises.push(Promise { of, values: vec![gate / own], unit: "x its own proxy", most: Some(1.05) });
         }
         let of = format!("{name}: with two workers");
-        promises.push(Promise { of, value: with_two / gate, unit: "x with one", most: Some(1.02) });
+        promises.push(Promise { of, values: vec![with_two / gate], unit: "x with one", most: Some(1.02) });
         promises
     }
 }

@@ -95,6 +95,7 @@ mod strangers;
 mod tally;
 mod token;
 mod turns;
+mod verdict;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

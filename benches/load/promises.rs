@@ -8,6 +8,7 @@ use crate::figures::median;
 use crate::gate::Durability;
 use crate::token::Signed;
 use crate::turns::Comparison;
+use crate::verdict::Verdict;
 
 /// From so many bytes on an image is a large one.
 const LARGE: usize = 256 << 10;
@@ -18,7 +19,8 @@ const SMALL: usize = 1 << 10;
 pub(crate) struct Promise {
     /// What it is of.
     pub(crate) of: String,
-    pub(crate) value: f64,
+    /// One for each round.
+    pub(crate) values: Vec<f64>,
     pub(crate) unit: &'static str,
     /// `None`: nothing is promised.
     pub(crate) most: Option<f64>,
@@ -26,18 +28,21 @@ pub(crate) struct Promise {
 
 impl Promise {
     pub(crate) fn is_missed(&self) -> bool {
-        self.most.is_some_and(|most| self.value > most)
+        self.verdict().is_some_and(|verdict| !verdict.is_kept)
+    }
+
+    fn verdict(&self) -> Option<Verdict> {
+        self.most.map(|most| Verdict::of(&self.values, |value| value <= most))
     }
 }
 
 impl fmt::Display for Promise {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { of, value, unit, most } = self;
-        write!(formatter, "{of}: {value:.3} {unit}")?;
-        match most {
+        let Self { of, values, unit, most } = self;
+        write!(formatter, "{of}: {:.3} {unit}", median(values))?;
+        match most.zip(self.verdict()) {
             None => formatter.write_str(" (nothing promised)"),
-            Some(most) if self.is_missed() => write!(formatter, ", promised {most:.2}: MISSED"),
-            Some(most) => write!(formatter, ", promised {most:.2}: kept"),
+            Some((most, verdict)) => write!(formatter, ", promised {most:.2}: {verdict}"),
         }
     }
 }
@@ -71,24 +76,24 @@ impl Case {
 pub(crate) fn of(comparison: &Comparison, settings: &Settings) -> Vec<Promise> {
     let Comparison { case, .. } = comparison;
     let (name, most) = (case.name(), case.most(settings));
-    let promise = |what: &str, value, unit, most| Promise { of: format!("{name}: {what}"), value, unit, most };
-    let mut promises = vec![promise("the gate", median(&comparison.ratios(Who::Gate, Who::Bare)), "x bare", most)];
+    let promise = |what: &str, values, unit, most| Promise { of: format!("{name}: {what}"), values, unit, most };
+    let mut promises = vec![promise("the gate", comparison.ratios(Who::Gate, Who::Bare), "x bare", most)];
     let (ratios, added) = (comparison.ratios(Who::Gate, Who::Own), comparison.differences(Who::Gate, Who::Own));
     match case {
         Case::Charged if !added.is_empty() => {
             // Promised where the gate may take no more than bare: else there is more to do.
             let most = most.filter(|most| *most <= 1.0).map(|_| 2.0);
-            promises.push(promise("the layer adds", median(&added), "µs to its own proxy", most));
+            promises.push(promise("the layer adds", added, "µs to its own proxy", most));
         }
         Case::Unmatched if !ratios.is_empty() => {
             // Promised of instructions.
-            promises.push(promise("the gate", median(&ratios), "x its own proxy", None));
+            promises.push(promise("the gate", ratios, "x its own proxy", None));
         }
         _ => {}
     }
     if *case == Case::Charged && settings.body_bytes >= LARGE && settings.connections <= 64 {
         let bytes = comparison.of(Who::Gate).map_or(0, |gate| gate.peak_memory_bytes);
-        promises.push(promise("at most resident", bytes as f64 / f64::from(1 << 20), "MiB", most.map(|_| 20.0)));
+        promises.push(promise("at most resident", vec![bytes as f64 / f64::from(1 << 20)], "MiB", most.map(|_| 20.0)));
     }
     promises
 }
