@@ -40,6 +40,7 @@
 //!   amid an image as well, and whoever left before it was charged and given back.
 //! - What the gate says is left to users must be what they may have less what they had ([`accounts`]): what was given back as well. A refusal
 //!   must say what a client has to know. The same again of the gate that is started anew on what is on disk: with `strict` after it was killed.
+//! - With `strict` no more exports may have shared a write of the ledger than there are connections: all of them had to wait for one.
 //! - With `--records` the gate must have written one record for each export that it saw.
 //!
 //! # Instructions
