@@ -4,7 +4,8 @@
 //! limit, forwards the rest. Before anything is measured each has to show that it does: without a token or with a forged one it is 401, also
 //! afterwards, when the token is known of which all but the signature was taken; and of the requests of each of many users, that race each
 //! other, exactly as many get an image as the limit allows. A wrong answer at any time fails the run, and so does a gate that has
-//! charged something else than was delivered, or does not know it any more when it was ended (with strict durability: killed) and started anew. Their configurations are in `peers/`.
+//! charged something else than was delivered, or does not know it any more when it was ended (with strict durability: killed) and started
+//! anew. Their configurations are in `peers/`.
 //!
 //! | contender | what it does | what it does not |
 //! | --- | --- | --- |
