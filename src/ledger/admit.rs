@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::charge::{Admission, Charge, ChargeRequest, Denial, Standing, Why};
 use super::counters::{CounterKey, Look};
-use super::covers::{Asked, Cover, CoverUse, Wanted};
+use super::cover::{Asked, Cover, CoverUse, Wanted};
 use super::reservation::{Booked, Images, Meters, Opening, Place, Reservation};
 use super::unflushed::Unflushed;
 use super::{Count, Ledger, MeterState, RETRY_SOON, history};

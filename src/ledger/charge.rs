@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::Count;
 use super::Ledger;
-use super::covers::CoverUse;
+use super::cover::CoverUse;
 use super::excess::Excess;
 use super::reservation::{Images, Meters, Reservation, last_word};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId};

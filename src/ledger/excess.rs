@@ -3,7 +3,7 @@
 
 use super::Ledger;
 use super::charge::{Charge, Settlement};
-use super::covers::CoverUse;
+use super::cover::CoverUse;
 use super::reservation::{Booked, last_word};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId};
 use crate::store::CoverKind;

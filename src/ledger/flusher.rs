@@ -9,7 +9,8 @@ use tokio::sync::oneshot;
 
 use super::charge::NotDurable;
 use super::counters::Look;
-use super::covers::{CoverUse, OWED};
+use super::cover::CoverUse;
+use super::covers::OWED;
 use super::history;
 use super::reservation::{Place, Reservation};
 use super::restore::load_into;

@@ -67,6 +67,7 @@ mod cell;
 mod charge;
 mod count;
 mod counters;
+mod cover;
 mod covers;
 mod excess;
 mod flusher;

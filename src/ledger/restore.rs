@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::covers::Cover;
+use super::cover::Cover;
 use super::reservation::{Images, Meters};
 use super::{Count, Ledger, Options, REDELIVERY};
 use crate::policy::Window;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Ledger;
 use super::admit::cover;
 use super::charge::Settlement;
-use super::covers::{Cover, CoverUse};
+use super::cover::{Cover, CoverUse};
 use super::reservation::{Booked, Delivered, Delivery, Images, More, Place, Released, Reservation, Undelivered, of};
 use super::unflushed::Unflushed;
 use crate::policy::MeterId;
