@@ -53,8 +53,8 @@ fn is_file(status: StatusCode, headers: &HeaderMap) -> bool {
     may_hand_out(status) && (is_attachment(headers) || !is_marked)
 }
 
-/// Whether an answer carries what an export would, whatever its route: an image, a film, a document to print, an archive of them, or
-/// anything that is to be saved. What has no media type, or one that says nothing, may be anything.
+/// Whether an answer on a path that no route knows carries what an export would: an image, a film, a document to print, an archive of
+/// them, or anything that is to be saved. What has no media type, or one that says nothing, may be anything.
 pub(super) fn looks_like_an_export(head: &response::Parts, body_is_empty: bool) -> bool {
     let kinds: [&[u8]; 7] = [
         b"image/",

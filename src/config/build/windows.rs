@@ -66,18 +66,14 @@ fn period(text: &str, path: &[&str], problems: &mut Problems) -> Period {
     match text {
         "month" => Period::Months(1),
         "year" => Period::Months(12),
-        _ => {
-            match DurationText::read(text) {
-                Some(duration) => Period::Seconds(seconds(duration, path, problems)),
-                None => {
-                    let problem = Problem::at(path, format!("`{text}` is no period"));
-                    problems.add(problem.help(
-                        "write \"month\", \"year\", or a duration such as \"24h\" or \"7d\", of ten years at most",
-                    ));
-                    Period::Months(1)
-                }
+        _ => match DurationText::read(text) {
+            Some(duration) => Period::Seconds(seconds(duration, path, problems)),
+            None => {
+                let help = "write \"month\", \"year\", or a duration such as \"24h\" or \"7d\", of ten years at most";
+                problems.add(Problem::at(path, format!("`{text}` is no period")).help(help));
+                Period::Months(1)
             }
-        }
+        },
     }
 }
 
