@@ -1,5 +1,7 @@
 //! What is valid, and hardly meant: said by `check` and at the start.
 
+use std::net::{IpAddr, SocketAddr};
+
 use http::Method;
 use http::header::HOST;
 use tracing::Level;
@@ -7,8 +9,10 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{EnvFilter, Registry};
 
 use crate::config::Config;
+use crate::design::{UnknownDesign, UnknownFeature};
 use crate::gate::Access;
-use crate::policy::{Action, Delivers, DesignFrom, Meter, Platform, Route};
+use crate::net::Origin;
+use crate::policy::{Action, Cost, Delivers, DesignFrom, Limit, Meter, OnExceed, Plans, Platform, Route};
 
 /// Each in a sentence. `log_filter` is what the log follows, whoever says so.
 pub(super) fn doubts(config: &Config, log_filter: Option<&str>) -> Vec<String> {
@@ -28,18 +32,9 @@ pub(super) fn doubts(config: &Config, log_filter: Option<&str>) -> Vec<String> {
         doubts.push("no meter has limits, so no plan is known, and each export is refused with 403".to_owned());
     }
     let has_screen = routes().any(|route| route.action == Action::OpenExportScreen);
-    for meter in &config.policy.meters {
-        let name = &meter.name;
-        for action in meter.counts.actions.iter().filter(|action| !action.is_export()) {
-            doubts.push(format!("the meter `{name}` counts {}, which is no export and never counted", action.as_str()));
-        }
-        if meter.sessions && !has_screen {
-            doubts.push(format!(
-                "the meter `{name}` has sessions, and no route is for {}",
-                Action::OpenExportScreen.as_str()
-            ));
-        }
-    }
+    doubts.extend(config.policy.meters.iter().flat_map(|meter| of_meter(meter, has_screen, &config.policy.plans)));
+    doubts.extend(of_designs(config));
+    doubts.extend(endless_loops(config));
     doubts.extend(routes().filter(|route| is_uncounted(route, &config.policy.meters)).map(|route| {
         let action = route.action.as_str();
         format!("no meter counts {action}: what the route `{}` hands out is free, however much it is", route.name)
@@ -107,6 +102,80 @@ fn of_route(route: &Route) -> Vec<String> {
         ));
     }
     odd
+}
+
+/// What is odd about a meter by itself.
+fn of_meter(meter: &Meter, has_screen: bool, plans: &Plans) -> Vec<String> {
+    let name = &meter.name;
+    let mut odd: Vec<String> = Vec::new();
+    for action in meter.counts.actions.iter().filter(|action| !action.is_export()) {
+        odd.push(format!("the meter `{name}` counts {}, which is no export and never counted", action.as_str()));
+    }
+    if meter.sessions && !has_screen {
+        odd.push(format!("the meter `{name}` has sessions, and no route is for {}", Action::OpenExportScreen.as_str()));
+    }
+    if meter.sessions && meter.counts.ai == Some(false) {
+        odd.push(format!(
+            "the meter `{name}` has sessions, which cover designs with AI features, and counts none of these"
+        ));
+    }
+    let limits = || plans.iter().filter_map(|(plan, of)| Some((of, meter.limit(plan)?)));
+    if limits().next().is_some() && limits().all(|(_, limit)| limit == Limit::Unlimited) {
+        odd.push(format!("the meter `{name}` is unlimited for each plan, so it counts nothing"));
+    }
+    if let Cost::Fixed(cost) = meter.cost
+        && meter.on_exceed == OnExceed::Deny
+    {
+        odd.extend(limits().filter_map(|(plan, limit)| match limit {
+            Limit::AtMost(most @ 1..) if most < cost => Some(format!(
+                "an export costs {cost} on the meter `{name}`, of which the plan `{plan}` has {most}: none is ever let through"
+            )),
+            _ => None,
+        }));
+    }
+    odd
+}
+
+/// What is odd about how designs are known.
+fn of_designs(config: &Config) -> Vec<String> {
+    let (designs, policy) = (&config.designs, &config.policy);
+    let mut odd = Vec::new();
+    let asks = Platform::ALL.iter().any(|platform| policy.asks_for_features(*platform));
+    if designs.sources.is_empty() && designs.unknown_design == UnknownDesign::Refuse && asks {
+        odd.push(
+            "no source says what is in a design, so each export that a meter asks it of is refused with 503".to_owned(),
+        );
+    }
+    let no_feature = designs.features.ai.is_empty() && designs.features.unknown == UnknownFeature::Plain;
+    if no_feature && designs.unknown_design != UnknownDesign::Ai {
+        odd.extend(
+            policy
+                .meters
+                .iter()
+                .filter(|meter| meter.counts.ai == Some(true))
+                .map(|meter| format!("no feature is an AI feature, so the meter `{}` counts nothing", meter.name)),
+        );
+    }
+    odd
+}
+
+/// Endpoints that are the gate itself: what is sent there comes back, again and again.
+fn endless_loops(config: &Config) -> impl Iterator<Item = String> {
+    let is_own = |endpoint: &Origin, own: SocketAddr| {
+        let host = match endpoint.host() {
+            "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
+            host => host.parse().ok(),
+        };
+        let reaches = |host: IpAddr| host == own.ip() || own.ip().is_unspecified() && host.is_loopback();
+        endpoint.port() == own.port() && host.is_some_and(reaches)
+    };
+    config.upstreams.iter().flat_map(move |upstream| {
+        let own = [config.server.listen, config.admin.listen];
+        let endpoints =
+            upstream.proxy.endpoints.iter().filter(move |endpoint| own.iter().any(|own| is_own(endpoint, *own)));
+        endpoints
+            .map(|endpoint| format!("the upstream `{}` has the gate itself as an endpoint ({endpoint})", upstream.name))
+    })
 }
 
 /// Whether a file that leaves by a route is counted by no meter, whoever asks.

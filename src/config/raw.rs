@@ -168,6 +168,7 @@ pub(super) struct Route {
     pub(super) name: String,
     /// Methods; all if left out. GET includes HEAD.
     #[serde(default)]
+    #[schemars(length(min = 1))]
     pub(super) methods: Vec<String>,
     /// The path; `{design}` stands for one segment, `{*rest}` for all that follow.
     pub(super) path: String,

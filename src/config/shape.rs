@@ -94,6 +94,11 @@ impl<'s> Walk<'s> {
                     self.problems.push(told(value.span(), message, text, &words));
                 }
             }
+            DeValue::Array(items) if items.is_empty() && form.get("minItems").is_some() => {
+                let help = Some("leave it out if there is nothing to choose".to_owned());
+                let message = format!("`{key}` is an empty list: nothing would be taken");
+                self.problems.push(Problem { place: Place::Span(value.span()), message, help });
+            }
             DeValue::Array(items) => {
                 if let Some(of_items) = form.get("items") {
                     items.iter().for_each(|item| self.check(key, item, of_items));

@@ -84,16 +84,23 @@ fn push_encoded(text: &mut String, byte: u8) {
     let _ = write!(text, "%{byte:02X}");
 }
 
-/// A path as it is written in a URL (RFC 3986, section 3.3): what none has is percent-encoded. Braces stay: patterns have them.
+/// A path as it is written in a URL (RFC 3986, sections 3.3 and 6.2.2.2): what none has is percent-encoded, and what needs not be is not.
+/// Braces stay: patterns have them.
 pub fn as_in_a_url(path: &str) -> String {
-    let bytes = path.as_bytes();
-    let mut written = String::with_capacity(bytes.len());
-    for (at, byte) in bytes.iter().copied().enumerate() {
-        let is_an_escape = byte == b'%' && bytes.get(at + 1..at + 3).and_then(hex_pair).is_some();
-        if is_an_escape || is_unreserved(byte) || b"/{}!$&'()*+,;=:@".contains(&byte) {
-            written.push(char::from(byte));
-        } else {
-            push_encoded(&mut written, byte);
+    let mut rest = path.as_bytes();
+    let mut written = String::with_capacity(rest.len());
+    while let Some((byte, others)) = rest.split_first() {
+        let escaped = others.get(..2).filter(|_| *byte == b'%').and_then(hex_pair);
+        rest = others;
+        match (escaped, *byte) {
+            (Some(plain), _) if is_unreserved(plain) => {
+                written.push(char::from(plain));
+                rest = &others[2..];
+            }
+            (None, plain) if !is_unreserved(plain) && !b"/{}!$&'()*+,;=:@".contains(&plain) => {
+                push_encoded(&mut written, plain);
+            }
+            (_, plain) => written.push(char::from(plain)),
         }
     }
     written

@@ -31,8 +31,12 @@ impl Pattern {
             .ok_or("a parameter in braces stands for a whole segment, and has a name")?;
         if as_in_a_url(text) != text {
             return Err(
-                "a path is written as it is in a URL: what is no ASCII, blanks and some signs are percent-encoded there",
+                "a path is written as it is in a URL: what is no ASCII, blanks and some signs are percent-encoded there, and nothing else is",
             );
+        }
+        let names: Vec<&str> = segments.iter().filter_map(Segment::name).collect();
+        if names.iter().enumerate().any(|(at, name)| names[..at].contains(name)) {
+            return Err("two parameters have the same name");
         }
         let ends_early = segments.iter().rev().skip(1).any(|segment| matches!(segment, Segment::Rest(_)));
         if ends_early {
@@ -80,8 +84,7 @@ impl Pattern {
 
     /// Whether there is a parameter of that name.
     pub fn has_parameter(&self, name: &str) -> bool {
-        let named = |segment: &Segment| matches!(segment, Segment::One(known) | Segment::Rest(known) if known == name);
-        self.segments.iter().any(named)
+        self.segments.iter().filter_map(Segment::name).any(|known| known == name)
     }
 
     /// Whether every path that fits `narrow` fits this one.
@@ -182,6 +185,14 @@ impl Segment {
         let (name, is_rest) = inside.strip_prefix('*').map_or((inside, false), |name| (name, true));
         let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         is_name.then(|| if is_rest { Self::Rest(name.to_owned()) } else { Self::One(name.to_owned()) })
+    }
+
+    /// A parameter's name.
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Literal(_) => None,
+            Self::One(name) | Self::Rest(name) => Some(name),
+        }
     }
 }
 

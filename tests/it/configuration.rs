@@ -49,6 +49,57 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "no limit for the plan `free`",
             "did you mean `free` instead of `fre`?",
         ),
+        ("methods = [\"DELETE\"]", "methods = []", "[]", "`methods` is an empty list", "leave it out"),
+        ("counts = { ai = true }", "counts = { platforms = [] }", "[]", "`platforms` is an empty list", "leave it out"),
+        (
+            "path = \"/v1/designs/{design}/share\"",
+            "path = \"/v1/designs/{design}/sh%61re\"",
+            "\"/v1/designs/{design}/sh%61re\"",
+            "nothing else is",
+            "write \"/v1/designs/{design}/share\"",
+        ),
+        (
+            "path = \"/v1/designs/{design}/share\"",
+            "path = \"/v1/{design}/{design}/share\"",
+            "\"/v1/{design}/{design}/share\"",
+            "two parameters have the same name",
+            "",
+        ),
+        (
+            "[meters.exports]",
+            "[meters.exports]\ncost = { routes = { preview = 2 } }",
+            "preview",
+            "`view` is no export",
+            "",
+        ),
+        (
+            "[meters.exports]",
+            "[meters.exports]\ncost = { features = {}, combine = \"sum\" }",
+            "{}",
+            "nothing has a price",
+            "write cost = 1",
+        ),
+        (
+            "[meters.exports]",
+            "[meters.exports]\non_exceed = \"degrade\"\ndegrade = { set_query = { hd = \"0\" }, remove_query = [\"hd\"] }",
+            "hd",
+            "`hd` is in remove_query as well",
+            "keep it in one of them",
+        ),
+        (
+            "[meters.exports]",
+            "[meters.exports]\non_exceed = \"degrade\"\ndegrade = { set_headers = { x-hd = \"0\" }, remove_headers = [\"X-HD\"] }",
+            "x-hd",
+            "`x-hd` is in remove_headers as well",
+            "keep it in one of them",
+        ),
+        (
+            "# sync_interval = \"1ms\"",
+            "sync_interval = \"5s\"",
+            "\"5s\"",
+            "groups are further apart than exports wait",
+            "write e.g. \"1ms\"",
+        ),
         ("60, pro = \"unlimited\",", "60, pro = -1,", "-1,", "-1 is no limit", "or \"unlimited\""),
         ("60, pro = \"unlimited\",", "60, pro = \"none\",", "\"none\"", "`none` is no limit", "or \"unlimited\""),
         (
@@ -720,10 +771,33 @@ fn check_doubts_what_is_valid_and_hardly_meant() {
             "the host `https://exports.example.com`",
         ),
         ("path = \"/v1/designs/{design}\"", "path = \"/v1/designs/current\"", "does not say which design is saved"),
+        ("sources = [\"claim\", \"header\"]", "sources = []", "refused with 503"),
+        (
+            "  \"ai-image\", \"logo\", \"sticker\", \"coloring-page\",\n  \"virtual-model\", \"product-beautifier\", \"product-staging\",",
+            "",
+            "no feature is an AI feature, so the meter `ai-exports` counts nothing",
+        ),
+        (
+            "[meters.exports]",
+            "[meters.exports]\nsessions = true",
+            "`exports` has sessions, which cover designs with AI",
+        ),
+        ("[meters.exports]", "[meters.exports]\ncost = 61", "`exports`, of which the plan `free` has 60"),
+        ("free = 60,", "free = \"unlimited\",", "`exports` is unlimited for each plan"),
     ] {
         let said = doubted(old, new);
         assert!(said.starts_with("warning: ") && said.contains(told), "{new}: {said}");
     }
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap())
+        .set("EXPORT_GATE__ADMIN__LISTEN", "0.0.0.0:9901")
+        .set("EXPORT_GATE__ADMIN__TOKEN_ENV", "EXPORT_GATE_ADMIN_TOKEN")
+        .set("EXPORT_GATE_ADMIN_TOKEN", "0123456789abcdef")
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__ENDPOINTS", "[\"http://localhost:9901\", \"http://10.0.0.1:9901\"]");
+    let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("`renderer` has the gate itself as an endpoint (localhost:9901)"), "{said}");
+    assert!(!said.contains("10.0.0.1"), "{said}");
+
     let setup = Setup::before("127.0.0.1:9".parse().unwrap())
         .set("EXPORT_GATE__METERS__AI_EXPORTS__COUNTS", "{ ai = true, platforms = [\"web\"] }")
         .set("EXPORT_GATE__METERS__EXPORTS__COUNTS", "{ ai = false, platforms = [\"ios\", \"android\"] }")

@@ -8,6 +8,7 @@ use crate::policy::Cost;
 use crate::policy::cost::{Asked, AskedFrom, Combine, Pointer};
 
 use super::Problems;
+use super::meters::action;
 
 /// The largest cost of one export: many of them can be under way at once.
 const MOST: u32 = 1_000_000;
@@ -69,12 +70,19 @@ fn by_route(
     problems: &mut Problems,
 ) -> Cost {
     let names = || routes.iter().map(|route| route.name.as_str());
+    for route in routes.iter().filter(|route| prices.contains_key(&route.name)) {
+        let action = action(route.action);
+        if !action.is_export() {
+            let message = format!("`{}` is no export: it costs nothing", action.as_str());
+            problems.add(Problem::at_key(&["meters", meter, "cost", "routes", &route.name], message));
+        }
+    }
     for name in prices.keys().filter(|name| !names().any(|known| known == name.as_str())) {
         let problem =
             Problem::at_key(&["meters", meter, "cost", "routes", name], format!("there is no route `{name}`"));
         problems.add(problem.suggest(name, names()));
     }
-    let other = other(meter, found, problems);
+    let other = other(meter, found, prices, "routes", problems);
     let price = |(name, price): (&String, &i64)| {
         (name.as_str().into(), number(*price, &["meters", meter, "cost", "routes", name], problems))
     };
@@ -97,7 +105,7 @@ fn by_feature(
         None | Some(raw::Combine::Dearest) => Combine::Dearest,
         Some(raw::Combine::Sum) => Combine::Sum,
     };
-    let other = other(meter, found, problems);
+    let other = other(meter, found, prices, "features", problems);
     let price = |(name, price): (&String, &i64)| {
         (name.clone(), number(*price, &["meters", meter, "cost", "features", name], problems))
     };
@@ -105,7 +113,17 @@ fn by_feature(
 }
 
 /// What it costs where the table says nothing.
-fn other(meter: &str, found: &raw::CostFound, problems: &mut Problems) -> u32 {
+fn other(
+    meter: &str,
+    found: &raw::CostFound,
+    prices: &BTreeMap<String, i64>,
+    key: &str,
+    problems: &mut Problems,
+) -> u32 {
+    if prices.is_empty() {
+        let problem = Problem::at(&["meters", meter, "cost", key], "nothing has a price");
+        problems.add(problem.help("write cost = 1, or leave it out, if all exports cost the same"));
+    }
     if found.max.is_some() {
         problems.add(Problem::at_key(&["meters", meter, "cost", "max"], "a price list needs no largest number"));
     }

@@ -155,6 +155,23 @@ fn degrade(meter: &str, raw: Option<&raw::Degrade>, on_exceed: OnExceed, problem
         let problem = Problem::at_key(&path, "nothing is degraded on this meter");
         problems.add(problem.help("write on_exceed = \"degrade\", or remove this"));
     }
+    let both_ways = [
+        ("set_query", "remove_query", raw.set_query.keys().find(|name| raw.remove_query.contains(name))),
+        (
+            "set_headers",
+            "remove_headers",
+            raw.set_headers
+                .keys()
+                .find(|name| raw.remove_headers.iter().any(|removed| removed.eq_ignore_ascii_case(name))),
+        ),
+    ];
+    for (set, removed, name) in both_ways {
+        if let Some(name) = name {
+            let message = format!("`{name}` is in {removed} as well");
+            let problem = Problem::at_key(&["meters", meter, "degrade", set, name], message);
+            problems.add(problem.help("keep it in one of them: what is set replaces whatever the client sent"));
+        }
+    }
     for (name, _) in raw.set_headers.iter().filter(|(name, _)| is_framing(name)) {
         let message = format!("`{name}` belongs to the connection, or says who is asking");
         problems.add(Problem::at(&["meters", meter, "degrade", "set_headers", name], message));

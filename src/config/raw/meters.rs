@@ -52,10 +52,13 @@ pub(in crate::config) struct Counts {
     /// Only designs with (true) or without (false) AI features.
     pub(in crate::config) ai: Option<bool>,
     /// Only these actions.
+    #[schemars(length(min = 1))]
     pub(in crate::config) actions: Vec<Action>,
     /// Only these platforms.
+    #[schemars(length(min = 1))]
     pub(in crate::config) platforms: Vec<Platform>,
     /// Only these plans.
+    #[schemars(length(min = 1))]
     pub(in crate::config) plans: Vec<String>,
 }
 
