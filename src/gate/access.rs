@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Method, Response};
+use http::{HeaderValue, Method, Request, Response};
 
 use super::layer::Parts;
 use super::log::Access;
@@ -33,16 +33,16 @@ struct Fields {
 }
 
 impl Entry {
-    pub(super) fn of(parts: &Parts, method: &Method, headers: &HeaderMap, route: Option<&Route>) -> Self {
+    pub(super) fn of<B>(parts: &Parts, request: &Request<B>, route: Option<&Route>) -> Self {
         let heard =
             parts.options.log.access == Access::All && tracing::event_enabled!(target: TARGET, tracing::Level::INFO);
         Self(heard.then(|| {
             Box::new(Fields {
                 clock: parts.clock.clone(),
                 arrived: parts.clock.monotonic(),
-                request_id: request_id::sent(headers).cloned(),
-                trace: TraceParent::of(headers),
-                method: method.clone(),
+                request_id: request_id::sent(request.headers()).cloned(),
+                trace: TraceParent::of(request.headers()),
+                method: request.method().clone(),
                 route: route.map(|route| route.name.clone()),
                 status: None,
                 bytes: 0,

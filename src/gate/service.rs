@@ -1,21 +1,17 @@
 //! The way of a request, top to bottom: match route, identify, know the design, charge, forward, settle.
 
-use std::borrow::Cow;
 use std::future::poll_fn;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::UPGRADE;
 use http::{HeaderMap, Method, Request, Response, request};
 use http_body::Body;
 use http_body_util::Full;
-use pin_project_lite::pin_project;
 use smallvec::SmallVec;
 use tower::Service;
-use tracing::instrument::{Instrument, Instrumented};
 use tracing::{Level, Span};
 
 use super::access::Entry;
@@ -25,8 +21,10 @@ use super::body::GateBody;
 use super::delivery::{Client, Delivery, Promise, leads_elsewhere, promise};
 use super::fields;
 use super::framing;
+use super::future::{ResponseFuture, Watched};
 use super::layer::{Gate, Parts};
 use super::leaks::Unclassified;
+use super::own::OWN_PATH;
 use super::pace::{Pace, Taking};
 use super::record::{Phase, Record};
 use super::refusal::{Outcome, Refusal};
@@ -36,13 +34,9 @@ use super::saves::Save;
 use super::trace_context::TraceParent;
 use super::upload::Upload;
 use super::witness::Witness;
-use crate::identity::TokenError;
 use crate::ledger::{Admission, Charge, ChargeRequest, Standing, Why};
 use crate::policy::{Action, Delivers, Found, Match, MeterId, OnExceed, Route, RouteId, TooLong};
 use crate::seeded::{self, Bug};
-
-/// Below this path the gate answers itself.
-pub const OWN_PATH: &str = "/.export-gate/";
 
 /// A backend that reports more images than this reports nonsense.
 const MOST_IMAGES: u32 = 1_000_000;
@@ -80,11 +74,11 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let gate = &self.gate;
         if let Err(malformed) = framing::settle(&mut request, self.peer.is_some()) {
-            let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
+            let entry = Entry::of(&gate.parts, &request, None);
             return ResponseFuture::own(gate.refuse_outright(Refusal::Malformed(malformed), &request)).logged(entry);
         }
         if request.uri().path().starts_with(OWN_PATH) {
-            let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
+            let entry = Entry::of(&gate.parts, &request, None);
             let gate = gate.clone();
             let (mut head, _) = request.into_parts();
             let page = async move { Ok(gate.own_page(&mut head).await.map(GateBody::own)) };
@@ -97,13 +91,13 @@ where
         let found = match gate.parts.routes.find(request.method(), request.uri(), request.headers()) {
             Match::Unmatched => {
                 gate.metrics.count(None, Outcome::Unmatched);
-                let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
+                let entry = Entry::of(&gate.parts, &request, None);
                 let watched = Watched::Unclassified(Unclassified::of(gate, &request));
                 return ResponseFuture::forwarded(self.inner.call(passed_on(request, None)), watched).logged(entry);
             }
             Match::Misread(_) if gate.parts.options.shadow => {
                 gate.metrics.count(None, Outcome::WouldBeMisread);
-                let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
+                let entry = Entry::of(&gate.parts, &request, None);
                 // Where it would go if it were spelt right.
                 let route = gate.parts.routes.nearly(request.method(), request.uri());
                 gate.parts.verifier.strip_token(request.uri_mut());
@@ -111,7 +105,7 @@ where
                 return ResponseFuture::forwarded(forwarded, Watched::Nothing).logged(entry);
             }
             Match::Misread(misread) => {
-                let entry = Entry::of(&gate.parts, request.method(), request.headers(), None);
+                let entry = Entry::of(&gate.parts, &request, None);
                 return ResponseFuture::own(gate.refuse_outright(Refusal::Misread(misread), &request)).logged(entry);
             }
             Match::Route(found) => found,
@@ -123,7 +117,7 @@ where
         if !found.route.counts(request.method()) {
             let outcome = if found.route.action.is_export() { Outcome::Uncounted } else { Outcome::NotAnExport };
             gate.metrics.count(Some(found.id), outcome);
-            let entry = Entry::of(&gate.parts, request.method(), request.headers(), Some(&found.route));
+            let entry = Entry::of(&gate.parts, &request, Some(&found.route));
             if found.route.action == Action::LeaveExportScreen && *request.method() != Method::OPTIONS {
                 request = gate.leave_export_screen(&found, request);
             }
@@ -247,14 +241,14 @@ async fn others_first() {
 }
 
 /// A request of which no outcome is counted yet: should its client leave now, it has one all the same.
-struct Undecided<'g> {
-    gate: &'g Gate,
-    route: Option<RouteId>,
+pub(super) struct Undecided<'g> {
+    pub(super) gate: &'g Gate,
+    pub(super) route: Option<RouteId>,
 }
 
 impl Undecided<'_> {
     /// Its outcome is counted by who has decided.
-    fn decided(self) {
+    pub(super) fn decided(self) {
         std::mem::forget(self);
     }
 }
@@ -479,128 +473,5 @@ impl Gate {
             ledger.leave(&caller.who.user, &session);
         }
         Request::from_parts(head, body)
-    }
-
-    async fn own_page(&self, head: &mut request::Parts) -> Response<Full<Bytes>> {
-        let undecided = Undecided { gate: self, route: None };
-        let asker = Asker::of(&head.method, &head.headers);
-        let token = self.parts.verifier.take_token(&mut head.uri, &head.headers);
-        let is_usage = head.uri.path() == "/.export-gate/usage";
-        let (outcome, page) = match head.method {
-            Method::OPTIONS if is_usage => (Outcome::Answered, Ok(self.parts.answers.preflight(&asker))),
-            Method::GET | Method::HEAD if is_usage => {
-                let usage = self.usage_page(token, &asker).await;
-                (usage.as_ref().map_or_else(Refusal::outcome, |_| Outcome::Answered), usage)
-            }
-            _ => (Outcome::Answered, Err(Refusal::NotFound)),
-        };
-        undecided.decided();
-        self.metrics.count(None, outcome);
-        page.unwrap_or_else(|refusal| self.refuse(refusal, &asker))
-    }
-
-    async fn usage_page(
-        &self,
-        token: Result<Cow<'_, str>, TokenError>,
-        asker: &Asker,
-    ) -> Result<Response<Full<Bytes>>, Refusal> {
-        let caller = self.identify(token, &mut Record::none()).await?;
-        self.parts.ledger.availability().map_err(|_| Refusal::LedgerUnavailable)?;
-        let plan = self.plan(&caller)?;
-        let Parts { ledger, policy, options, .. } = &self.parts;
-        let report = ledger.usage_report(policy, &caller.who, Some(plan), options.shadow);
-        Ok(self.parts.answers.json(&report, asker))
-    }
-}
-
-/// What the gate wants to know of an answer that it forwards.
-#[derive(Default)]
-enum Watched {
-    #[default]
-    Nothing,
-    /// Whether it is a file.
-    Unclassified(Unclassified),
-    /// Whether a design was saved.
-    Save(Save),
-}
-
-impl Watched {
-    fn look_at<R: Body>(self, answer: Response<R>) -> Response<GateBody<R>> {
-        match self {
-            Self::Unclassified(unclassified) => return unclassified.look_at(answer),
-            Self::Save(save) => save.answered(&answer),
-            Self::Nothing => {}
-        }
-        answer.map(GateBody::forwarded)
-    }
-}
-
-pin_project! {
-    /// The answer to come. Only exports are boxed; what goes through untouched costs no allocation.
-    pub struct ResponseFuture<F, R, E> {
-        #[pin]
-        state: State<F, R, E>,
-        entry: Entry,
-    }
-}
-
-/// Boxed where it is made, before anything is put around it: it is large.
-type Export<R, E> = Pin<Box<dyn Future<Output = Result<Response<GateBody<R>>, E>> + Send>>;
-
-pin_project! {
-    #[project = StateProjection]
-    enum State<F, R, E> {
-        Forwarded { #[pin] future: F, watched: Watched },
-        Export { #[pin] future: Instrumented<Export<R, E>> },
-        Own { answer: Option<Response<Full<Bytes>>> },
-    }
-}
-
-impl<F, R, E> ResponseFuture<F, R, E> {
-    fn forwarded(future: F, watched: Watched) -> Self {
-        Self { state: State::Forwarded { future, watched }, entry: Entry::default() }
-    }
-
-    fn export(future: impl Future<Output = Result<Response<GateBody<R>>, E>> + Send + 'static, span: Span) -> Self {
-        let future: Export<R, E> = Box::pin(future);
-        Self { state: State::Export { future: future.instrument(span) }, entry: Entry::default() }
-    }
-
-    fn own(answer: Response<Full<Bytes>>) -> Self {
-        Self { state: State::Own { answer: Some(answer) }, entry: Entry::default() }
-    }
-
-    /// The same, to be logged when its answer has ended.
-    fn logged(self, entry: Entry) -> Self {
-        Self { entry, ..self }
-    }
-}
-
-impl<F, R, E> Future for ResponseFuture<F, R, E>
-where
-    F: Future<Output = Result<Response<R>, E>>,
-    R: Body,
-{
-    type Output = Result<Response<GateBody<R>>, E>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let answer = match this.state.project() {
-            StateProjection::Forwarded { future, watched } => {
-                let answer = ready!(future.poll(cx))?;
-                std::mem::take(watched).look_at(answer)
-            }
-            StateProjection::Export { future } => ready!(future.poll(cx))?,
-            StateProjection::Own { answer } => answer.take().unwrap_or_default().map(GateBody::own),
-        };
-        let mut entry = std::mem::take(this.entry);
-        entry.answered(&answer);
-        Poll::Ready(Ok(answer.map(|body| body.logged(entry))))
-    }
-}
-
-impl<F, R, E> std::fmt::Debug for ResponseFuture<F, R, E> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ResponseFuture")
     }
 }
