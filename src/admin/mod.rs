@@ -132,8 +132,8 @@ impl Admin {
         self.is_ending.load(Ordering::Relaxed)
     }
 
-    /// Whether exports can be charged.
-    /// A line of the configuration may hold what only operators may see.
+    /// Whether exports can be charged, and if not why. What is wrong with a changed configuration is told to operators only: a line of it may
+    /// hold what others may not see.
     fn readiness(&self, is_operator: bool) -> Response<Full<Bytes>> {
         let (ledger, keys) = (self.ledger.availability(), self.shown.load().verifier.availability());
         let is_ready = ledger.is_ok() && keys.is_ok();

@@ -11,7 +11,7 @@ use crate::gate::UnclassifiedFiles;
 use crate::identity::{self, Location};
 use crate::ledger::Durability;
 use crate::net::{self, Origin, Protocol};
-use crate::policy::cost::{Asked, AskedFrom, Combine};
+use crate::policy::cost::{Combine, Number, NumberIn};
 use crate::policy::{Cost, Counts, Degrade, DesignFrom, Meter, OnExceed, Policy, Route};
 use crate::proxy::{Bound, Ejection, Options};
 
@@ -175,11 +175,11 @@ fn price(meter: &Meter) -> String {
     let list = |prices: Vec<String>, other: u32| format!("{}, else {other}", prices.join(", "));
     let price = match &meter.cost {
         Cost::Fixed(cost) => cost.to_string(),
-        Cost::Asked(Asked { from, default, max }) => {
+        Cost::Said(Number { from, default, max }) => {
             let place = match from {
-                AskedFrom::Header(name) => format!("what the header {name} says"),
-                AskedFrom::Query(name) => format!("what ?{name}= says"),
-                AskedFrom::Body(pointer) => format!("what the JSON body says at {}", pointer.as_str()),
+                NumberIn::Header(name) => format!("what the header {name} says"),
+                NumberIn::Query(name) => format!("what ?{name}= says"),
+                NumberIn::Body(pointer) => format!("what the JSON body says at {}", pointer.as_str()),
             };
             let missing = default.map_or("else 400".to_owned(), |default| format!("else {default}"));
             format!("{place}, 1 to {max}, {missing}")

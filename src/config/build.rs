@@ -59,7 +59,7 @@ pub struct Config {
     /// Where it is kept.
     pub store: store::Options,
     /// The log.
-    pub log: LogOptions,
+    pub log: LogOutput,
     /// The files that were read for it.
     pub files: Vec<Seen>,
     /// What the environment says about it.
@@ -77,7 +77,7 @@ pub struct Upstream {
 
 /// How to log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogOptions {
+pub struct LogOutput {
     /// The form.
     pub format: LogFormat,
     /// What is logged, in the syntax of `RUST_LOG`.
@@ -202,7 +202,7 @@ pub(super) fn build(
             path: folder.join(&raw.ledger.path),
             compact_interval: positive(raw.ledger.compact_interval, &["ledger", "compact_interval"], &mut problems),
         },
-        log: LogOptions {
+        log: LogOutput {
             format: match raw.log.format {
                 raw::LogFormat::Json => LogFormat::Json,
                 raw::LogFormat::Text => LogFormat::Text,

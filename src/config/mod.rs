@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use build::{Config, LogFormat, LogOptions, Upstream};
+pub use build::{Config, LogFormat, LogOutput, Upstream};
 pub use problem::ConfigError;
 pub use raw::schema;
 pub use seen::Seen;

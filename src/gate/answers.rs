@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 
 use super::accept::Accept;
 use super::fields;
-use super::page::{self, Page};
+use super::html::{self, Page};
 use super::refusal::Refusal;
 use super::request_id::{self, REQUEST_ID};
 use super::when;
@@ -169,8 +169,8 @@ impl Answers {
         let mut answer = if asker.0.accept.prefers_page() {
             let upgrade_url = problem.quota.as_ref().and_then(|quota| quota.upgrade_url);
             let page = Page { status, detail: &problem.detail, upgrade_url, request_id: instance };
-            let mut answer = self.finish(status, page::MEDIA_TYPE, page.render().into(), asker);
-            answer.headers_mut().insert(CONTENT_SECURITY_POLICY, page::security_policy());
+            let mut answer = self.finish(status, html::MEDIA_TYPE, page.render().into(), asker);
+            answer.headers_mut().insert(CONTENT_SECURITY_POLICY, html::security_policy());
             // The address that the browser shows may hold a token.
             answer.headers_mut().insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
             answer

@@ -100,7 +100,7 @@ impl Gate {
             && policy.plans.name(plan) != name
         {
             let counts_as = policy.plans.name(plan);
-            self.metrics.unknown_plan();
+            self.metrics.unknown_plans.inc();
             self.leaks.report_plan(name, counts_as);
             witness.detail(&format_args!("the plan `{name}` is unknown: this counts as `{counts_as}`"));
         }
@@ -156,7 +156,7 @@ impl Gate {
             Undecided::Cost(bad) => Refusal::BadCost(bad),
         })?;
         witness.judged(&self.parts, plan, &verdict);
-        verdict.untold.iter().for_each(|meter| self.metrics.untold(*meter));
+        verdict.untold.iter().for_each(|meter| self.metrics.untold.count(*meter));
         let part_of = asks_for_a_part(head, route.delivers)
             .then(|| Box::new(PartOf { what: target().name("", None), validator: if_range(&head.headers) }));
         let retry = key.map(|key| target().name(key, text.as_deref()));

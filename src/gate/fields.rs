@@ -3,13 +3,26 @@
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, HeaderMap, HeaderName, HeaderValue};
 
-use crate::ledger::Standing;
+use super::layer::Gate;
+use crate::ledger::{Charge, Standing};
 use crate::policy::{MeterId, Policy};
 
 pub(super) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(super) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 pub(super) const EXPORT_DEGRADED: HeaderName = HeaderName::from_static("export-degraded");
 pub(super) const EXPORT_WARNING: HeaderName = HeaderName::from_static("export-warning");
+
+impl Gate {
+    /// Says on an admitted export what is left.
+    pub(super) fn put_fields(&self, charge: &Charge, headers: &mut HeaderMap) {
+        let (standings, policy) = (charge.standings(), &self.parts.policy);
+        put_rate_limit(headers, policy, standings, self.parts.clock.now().as_second());
+        let near_limit = || near_limit(standings, self.parts.options.warn_at_percent);
+        near_limit().for_each(|standing| self.metrics.near_limit.count(standing.meter));
+        put_warning(headers, policy, near_limit());
+        put_degraded(headers, policy, charge.degraded());
+    }
+}
 
 /// Meters that only observe or report are nothing that a client could act on.
 fn enforced(standings: &[Standing]) -> impl Iterator<Item = &Standing> {
@@ -60,17 +73,13 @@ impl List {
 }
 
 /// The enforced meters of which at least `percent` is used.
-pub(super) fn near_limit(standings: &[Standing], percent: u32) -> impl Iterator<Item = &Standing> {
+fn near_limit(standings: &[Standing], percent: u32) -> impl Iterator<Item = &Standing> {
     enforced(standings)
         .filter(move |standing| u64::from(standing.taken()) * 100 >= u64::from(standing.limit) * u64::from(percent))
 }
 
 /// Warns of meters that are nearly used up, as a structured list (RFC 9651).
-pub(super) fn put_warning<'s>(
-    headers: &mut HeaderMap,
-    policy: &Policy,
-    near_limit: impl Iterator<Item = &'s Standing>,
-) {
+fn put_warning<'s>(headers: &mut HeaderMap, policy: &Policy, near_limit: impl Iterator<Item = &'s Standing>) {
     let mut warning = List::default();
     for standing in near_limit {
         let Some(meter) = policy.meter(standing.meter) else { continue };
@@ -80,7 +89,7 @@ pub(super) fn put_warning<'s>(
 }
 
 /// Says by which meters an export was degraded, as a structured list.
-pub(super) fn put_degraded(headers: &mut HeaderMap, policy: &Policy, degraded: &[MeterId]) {
+fn put_degraded(headers: &mut HeaderMap, policy: &Policy, degraded: &[MeterId]) {
     let mut names = List::default();
     degraded.iter().filter_map(|id| policy.meter(*id)).for_each(|meter| {
         names.item(&meter.name);

@@ -44,7 +44,7 @@ const MOST_FIELDS: usize = 100;
 
 /// Whether a request can be read in one way only. From here on its Host says whom it is for, whatever the version, and its cookies
 /// are one field. A request that came `by_wire` must say whom it is for; one that a program made need not.
-pub(super) fn settle<B>(request: &mut Request<B>, by_wire: bool) -> Result<(), Malformed> {
+pub(super) fn normalise<B>(request: &mut Request<B>, by_wire: bool) -> Result<(), Malformed> {
     let version = request.version();
     check(version, request.method(), request.uri(), request.headers(), by_wire)?;
     if version == Version::HTTP_2 {
@@ -172,7 +172,7 @@ mod tests {
         for (name, value) in fields {
             request.headers_mut().append(*name, HeaderValue::from_static(value));
         }
-        settle(&mut request, true).map(|()| request)
+        normalise(&mut request, true).map(|()| request)
     }
 
     fn http1(target: &str, fields: &[(&'static str, &'static str)]) -> Result<(), Malformed> {

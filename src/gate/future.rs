@@ -39,7 +39,7 @@ impl Watched {
 }
 
 pin_project! {
-    /// The answer to come. Only exports are boxed; what goes through untouched costs no allocation.
+    /// The answer to come. What goes through untouched costs no allocation: exports, and the gate's own pages, are in a box.
     pub struct ResponseFuture<F, R, E> {
         #[pin]
         state: State<F, R, E>,
@@ -48,13 +48,13 @@ pin_project! {
 }
 
 /// Boxed where it is made, before anything is put around it: it is large.
-type Export<R, E> = Pin<Box<dyn Future<Output = Result<Response<GateBody<R>>, E>> + Send>>;
+type Boxed<R, E> = Pin<Box<dyn Future<Output = Result<Response<GateBody<R>>, E>> + Send>>;
 
 pin_project! {
     #[project = StateProjection]
     enum State<F, R, E> {
         Forwarded { #[pin] future: F, watched: Watched },
-        Export { #[pin] future: Instrumented<Export<R, E>> },
+        Boxed { #[pin] future: Instrumented<Boxed<R, E>> },
         Own { answer: Option<Response<Full<Bytes>>> },
     }
 }
@@ -64,12 +64,12 @@ impl<F, R, E> ResponseFuture<F, R, E> {
         Self { state: State::Forwarded { future, watched }, entry: Entry::default() }
     }
 
-    pub(super) fn export(
+    pub(super) fn boxed(
         future: impl Future<Output = Result<Response<GateBody<R>>, E>> + Send + 'static,
         span: Span,
     ) -> Self {
-        let future: Export<R, E> = Box::pin(future);
-        Self { state: State::Export { future: future.instrument(span) }, entry: Entry::default() }
+        let future: Boxed<R, E> = Box::pin(future);
+        Self { state: State::Boxed { future: future.instrument(span) }, entry: Entry::default() }
     }
 
     pub(super) fn own(answer: Response<Full<Bytes>>) -> Self {
@@ -96,7 +96,7 @@ where
                 let answer = ready!(future.poll(cx))?;
                 std::mem::take(watched).look_at(answer)
             }
-            StateProjection::Export { future } => ready!(future.poll(cx))?,
+            StateProjection::Boxed { future } => ready!(future.poll(cx))?,
             StateProjection::Own { answer } => answer.take().unwrap_or_default().map(GateBody::own),
         };
         let mut entry = std::mem::take(this.entry);

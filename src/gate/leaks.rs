@@ -114,7 +114,7 @@ impl Unclassified {
         if self.method == Method::HEAD || !looks_like_an_export(&head, body.is_end_stream()) {
             return Response::from_parts(head, GateBody::forwarded(body));
         }
-        self.gate.metrics.unclassified_file();
+        self.gate.metrics.unclassified_files.inc();
         let path = self.target.as_ref().map_or("/", PathAndQuery::path);
         self.gate.leaks.report(&self.method, path, self.refused.is_none());
         match self.refused {

@@ -25,7 +25,7 @@ struct MeterLabels {
 
 /// A counter for each meter.
 #[derive(Debug)]
-struct ByMeter {
+pub(super) struct ByMeter {
     family: Family<MeterLabels, Counter>,
     counters: Vec<Counter>,
 }
@@ -37,7 +37,7 @@ impl ByMeter {
         Self { family, counters }
     }
 
-    fn count(&self, MeterId(meter): MeterId) {
+    pub(super) fn count(&self, MeterId(meter): MeterId) {
         if let Some(counter) = self.counters.get(usize::from(meter)) {
             counter.inc();
         }
@@ -50,12 +50,12 @@ pub(super) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     /// By route, then by outcome; the last route is "none".
     by_route: Vec<Vec<Counter>>,
-    near_limit: ByMeter,
-    degraded: ByMeter,
-    would_deny: ByMeter,
-    untold: ByMeter,
-    unclassified_files: Counter,
-    unknown_plans: Counter,
+    pub(super) near_limit: ByMeter,
+    pub(super) degraded: ByMeter,
+    pub(super) would_deny: ByMeter,
+    pub(super) untold: ByMeter,
+    pub(super) unclassified_files: Counter,
+    pub(super) unknown_plans: Counter,
     decision_duration: Histogram,
 }
 
@@ -116,34 +116,10 @@ impl Metrics {
             Some(RouteId(index)) => self.by_route.get(usize::from(index)),
             None => self.by_route.last(),
         };
-        // `Outcome::ALL` is in the order of declaration.
+        // `Outcome::all` is in the order of declaration.
         if let Some(counter) = counters.and_then(|counters| counters.get(outcome as usize)) {
             counter.inc();
         }
-    }
-
-    pub(super) fn near_limit(&self, meter: MeterId) {
-        self.near_limit.count(meter);
-    }
-
-    pub(super) fn degraded(&self, meter: MeterId) {
-        self.degraded.count(meter);
-    }
-
-    pub(super) fn would_deny(&self, meter: MeterId) {
-        self.would_deny.count(meter);
-    }
-
-    pub(super) fn untold(&self, meter: MeterId) {
-        self.untold.count(meter);
-    }
-
-    pub(super) fn unclassified_file(&self) {
-        self.unclassified_files.inc();
-    }
-
-    pub(super) fn unknown_plan(&self) {
-        self.unknown_plans.inc();
     }
 
     pub(super) fn decided(&self, took: Duration) {
@@ -158,19 +134,7 @@ fn by_route(requests: &Family<RequestLabels, Counter>, routes: &Routes) -> Vec<V
             let (decision, reason) = (outcome.decision(), outcome.reason());
             requests.get_or_create_owned(&RequestLabels { route: route.to_owned(), decision, reason })
         };
-        Outcome::ALL.into_iter().map(counter).collect()
+        Outcome::all().map(counter).collect()
     };
     names.map(of_route).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn outcomes_index_their_own_counter() {
-        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
-            assert_eq!(outcome as usize, index, "{outcome:?}");
-        }
-    }
 }

@@ -10,7 +10,7 @@ use super::answers::Asker;
 use super::layer::{Gate, Parts};
 use super::record::Record;
 use super::refusal::{Outcome, Refusal};
-use super::service::Undecided;
+use super::service::CountsAbandoned;
 use crate::identity::TokenError;
 
 /// Below this path the gate answers itself.
@@ -18,7 +18,7 @@ pub const OWN_PATH: &str = "/.export-gate/";
 
 impl Gate {
     pub(super) async fn own_page(&self, head: &mut request::Parts) -> Response<Full<Bytes>> {
-        let undecided = Undecided { gate: self, route: None };
+        let undecided = CountsAbandoned { gate: self, route: None };
         let asker = Asker::of(&head.method, &head.headers);
         let token = self.parts.verifier.take_token(&mut head.uri, &head.headers);
         let is_usage = head.uri.path() == "/.export-gate/usage";

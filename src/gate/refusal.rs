@@ -299,47 +299,52 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Every outcome.
-    pub const ALL: [Self; 38] = [
-        Self::Unmatched,
-        Self::NotAnExport,
-        Self::Uncounted,
-        Self::Charged,
-        Self::CoveredBySession,
-        Self::CoveredAsRetry,
-        Self::CoveredAsResume,
-        Self::CoveredAsRedelivery,
-        Self::Degraded,
-        Self::WouldDeny,
-        Self::WouldDegrade,
-        Self::WouldBeUnauthenticated,
-        Self::WouldBeKeysUnavailable,
-        Self::WouldBeUnknownPlan,
-        Self::WouldBeMissingClaim,
-        Self::WouldBeUnknownDesign,
-        Self::WouldBeBadCost,
-        Self::WouldBeMisread,
-        Self::WouldBeNoDesign,
-        Self::WouldBeBadIdempotencyKey,
-        Self::Unlimited,
-        Self::Uncharged,
-        Self::Misread,
-        Self::NoDesign,
-        Self::BadIdempotencyKey,
-        Self::BadCost,
-        Self::Unauthenticated,
-        Self::KeysUnavailable,
-        Self::UnknownPlan,
-        Self::MissingClaim,
-        Self::UnknownDesign,
-        Self::OverLimit,
-        Self::ExportUnderWay,
-        Self::LedgerUnavailable,
-        Self::Answered,
-        Self::Malformed,
-        Self::Overloaded,
-        Self::Abandoned,
+    /// Each with its decision and its reason, in the order of declaration.
+    const TABLE: [(Self, &str, &str); 38] = [
+        (Self::Unmatched, "forwarded", "unmatched"),
+        (Self::NotAnExport, "forwarded", "not-an-export"),
+        (Self::Uncounted, "forwarded", "method"),
+        (Self::Charged, "admitted", "charged"),
+        (Self::CoveredBySession, "admitted", "session"),
+        (Self::CoveredAsRetry, "admitted", "retry"),
+        (Self::CoveredAsResume, "admitted", "resume"),
+        (Self::CoveredAsRedelivery, "admitted", "redelivery"),
+        (Self::Degraded, "admitted", "degraded"),
+        (Self::WouldDeny, "would-deny", "over-limit"),
+        (Self::WouldDegrade, "would-degrade", "over-limit"),
+        (Self::WouldBeUnauthenticated, "would-deny", "unauthenticated"),
+        (Self::WouldBeKeysUnavailable, "would-deny", "keys-unavailable"),
+        (Self::WouldBeUnknownPlan, "would-deny", "unknown-plan"),
+        (Self::WouldBeMissingClaim, "would-deny", "missing-claim"),
+        (Self::WouldBeUnknownDesign, "would-deny", "unknown-design"),
+        (Self::WouldBeBadCost, "would-deny", "bad-cost"),
+        (Self::WouldBeMisread, "would-deny", "misread"),
+        (Self::WouldBeNoDesign, "would-deny", "no-design"),
+        (Self::WouldBeBadIdempotencyKey, "would-deny", "bad-idempotency-key"),
+        (Self::Unlimited, "admitted", "unlimited"),
+        (Self::Uncharged, "admitted", "uncharged"),
+        (Self::Misread, "refused", "misread"),
+        (Self::NoDesign, "refused", "no-design"),
+        (Self::BadIdempotencyKey, "refused", "bad-idempotency-key"),
+        (Self::BadCost, "refused", "bad-cost"),
+        (Self::Unauthenticated, "refused", "unauthenticated"),
+        (Self::KeysUnavailable, "refused", "keys-unavailable"),
+        (Self::UnknownPlan, "refused", "unknown-plan"),
+        (Self::MissingClaim, "refused", "missing-claim"),
+        (Self::UnknownDesign, "refused", "unknown-design"),
+        (Self::OverLimit, "refused", "over-limit"),
+        (Self::ExportUnderWay, "refused", "export-under-way"),
+        (Self::LedgerUnavailable, "refused", "ledger-unavailable"),
+        (Self::Answered, "answered", "own-page"),
+        (Self::Malformed, "refused", "malformed"),
+        (Self::Overloaded, "refused", "overloaded"),
+        (Self::Abandoned, "abandoned", "client-gone"),
     ];
+
+    /// Every outcome, in the order of declaration.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::TABLE.into_iter().map(|(outcome, ..)| outcome)
+    }
 
     /// An export that an earlier charge covers.
     pub const fn covered(kind: CoverKind) -> Self {
@@ -353,63 +358,23 @@ impl Outcome {
 
     /// `forwarded`, `admitted`, `would-deny`, `would-degrade`, `refused`, `answered` or `abandoned`.
     pub const fn decision(self) -> &'static str {
-        match self {
-            Self::Unmatched | Self::NotAnExport | Self::Uncounted => "forwarded",
-            Self::Charged
-            | Self::CoveredBySession
-            | Self::CoveredAsRetry
-            | Self::CoveredAsResume
-            | Self::CoveredAsRedelivery
-            | Self::Degraded
-            | Self::Unlimited
-            | Self::Uncharged => "admitted",
-            Self::WouldDeny
-            | Self::WouldBeUnauthenticated
-            | Self::WouldBeKeysUnavailable
-            | Self::WouldBeUnknownPlan
-            | Self::WouldBeMissingClaim
-            | Self::WouldBeUnknownDesign
-            | Self::WouldBeBadCost
-            | Self::WouldBeMisread
-            | Self::WouldBeNoDesign
-            | Self::WouldBeBadIdempotencyKey => "would-deny",
-            Self::WouldDegrade => "would-degrade",
-            Self::Answered => "answered",
-            Self::Abandoned => "abandoned",
-            _ => "refused",
-        }
+        Self::TABLE[self as usize].1
     }
 
     /// Why.
     pub const fn reason(self) -> &'static str {
-        match self {
-            Self::Unmatched => "unmatched",
-            Self::NotAnExport => "not-an-export",
-            Self::Uncounted => "method",
-            Self::Charged => "charged",
-            Self::CoveredBySession => "session",
-            Self::CoveredAsRetry => "retry",
-            Self::CoveredAsResume => "resume",
-            Self::CoveredAsRedelivery => "redelivery",
-            Self::Degraded => "degraded",
-            Self::Unlimited => "unlimited",
-            Self::Uncharged => "uncharged",
-            Self::Misread | Self::WouldBeMisread => "misread",
-            Self::NoDesign | Self::WouldBeNoDesign => "no-design",
-            Self::BadIdempotencyKey | Self::WouldBeBadIdempotencyKey => "bad-idempotency-key",
-            Self::BadCost | Self::WouldBeBadCost => "bad-cost",
-            Self::Unauthenticated | Self::WouldBeUnauthenticated => "unauthenticated",
-            Self::KeysUnavailable | Self::WouldBeKeysUnavailable => "keys-unavailable",
-            Self::UnknownPlan | Self::WouldBeUnknownPlan => "unknown-plan",
-            Self::MissingClaim | Self::WouldBeMissingClaim => "missing-claim",
-            Self::UnknownDesign | Self::WouldBeUnknownDesign => "unknown-design",
-            Self::OverLimit | Self::WouldDeny | Self::WouldDegrade => "over-limit",
-            Self::ExportUnderWay => "export-under-way",
-            Self::LedgerUnavailable => "ledger-unavailable",
-            Self::Answered => "own-page",
-            Self::Malformed => "malformed",
-            Self::Overloaded => "overloaded",
-            Self::Abandoned => "client-gone",
+        Self::TABLE[self as usize].2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_stand_at_their_own_place() {
+        for (index, outcome) in Outcome::all().enumerate() {
+            assert_eq!(outcome as usize, index, "{outcome:?}");
         }
     }
 }

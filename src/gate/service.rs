@@ -73,7 +73,7 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let gate = &self.gate;
-        if let Err(malformed) = framing::settle(&mut request, self.peer.is_some()) {
+        if let Err(malformed) = framing::normalise(&mut request, self.peer.is_some()) {
             let entry = Entry::of(&gate.parts, &request, None);
             return ResponseFuture::own(gate.refuse_outright(Refusal::Malformed(malformed), &request)).logged(entry);
         }
@@ -82,7 +82,7 @@ where
             let gate = gate.clone();
             let (mut head, _) = request.into_parts();
             let page = async move { Ok(gate.own_page(&mut head).await.map(GateBody::own)) };
-            return ResponseFuture::export(page, Span::none()).logged(entry);
+            return ResponseFuture::boxed(page, Span::none()).logged(entry);
         }
         if seeded::bug(Bug::OthersWaitForTheLedger) && gate.parts.ledger.availability().is_err() {
             let asker = Asker::of(request.method(), request.headers());
@@ -115,17 +115,8 @@ where
             request.headers_mut().remove(UPGRADE);
         }
         if !found.route.counts(request.method()) {
-            let outcome = if found.route.action.is_export() { Outcome::Uncounted } else { Outcome::NotAnExport };
-            gate.metrics.count(Some(found.id), outcome);
             let entry = Entry::of(&gate.parts, &request, Some(&found.route));
-            if found.route.action == Action::LeaveExportScreen && *request.method() != Method::OPTIONS {
-                request = gate.leave_export_screen(&found, request);
-            }
-            if found.route.action.is_export() {
-                // Its backend sees none when it counts either. Those of other routes may ask for it themselves.
-                gate.parts.verifier.strip_token(request.uri_mut());
-            }
-            let watched = Save::of(gate, &found, &request).map_or(Watched::Nothing, Watched::Save);
+            let (request, watched) = gate.uncounted(&found, request);
             return ResponseFuture::forwarded(self.inner.call(passed_on(request, Some(found.id))), watched)
                 .logged(entry);
         }
@@ -136,7 +127,7 @@ where
         let ready = std::mem::replace(&mut self.inner, clone);
         let (peer, pace) = (self.peer, self.pace.clone());
         let export = export(self.gate.clone(), peer, pace, ready, passed_on(request, Some(found.id)), found, asker);
-        ResponseFuture::export(export, span)
+        ResponseFuture::boxed(export, span)
     }
 }
 
@@ -179,16 +170,16 @@ where
     let (mut head, mut body) = request.into_parts();
     body.asked_by(asker.clone());
     async move {
-        let undecided = Undecided { gate: &gate, route: Some(found.id) };
+        let undecided = CountsAbandoned { gate: &gate, route: Some(found.id) };
         // First of all: from here on no token is in the target.
         let token = gate.parts.verifier.take_token(&mut head.uri, &head.headers);
         let target = Target::of(&head, &found);
-        let asked = gate.ask(&head, token, &mut body, &found, peer, &mut record).await;
-        let resumes = asked.as_ref().ok().and_then(|asked| asked.may_resume(&gate));
-        let decided = match (asked, resumes) {
-            (Ok(asked), Some(degraded)) => Ok(Decided::OnceAnswered(asked, degraded)),
-            (Ok(asked), None) => gate.charge(&asked, asked.request(), &mut record).await.map(Decided::Now),
-            (Err(refusal), _) => Err(refusal),
+        let decided = match gate.ask(&head, token, &mut body, &found, peer, &mut record).await {
+            Ok(asked) => match asked.may_resume(&gate) {
+                Some(degraded) => Ok(Decided::OnceAnswered(asked, degraded)),
+                None => gate.charge(&asked, asked.request(), &mut record).await.map(Decided::Now),
+            },
+            Err(refusal) => Err(refusal),
         };
         gate.metrics.decided(gate.parts.clock.monotonic().saturating_sub(arrived));
         record.passed(Phase::Deciding);
@@ -241,19 +232,19 @@ async fn others_first() {
 }
 
 /// A request of which no outcome is counted yet: should its client leave now, it has one all the same.
-pub(super) struct Undecided<'g> {
+pub(super) struct CountsAbandoned<'g> {
     pub(super) gate: &'g Gate,
     pub(super) route: Option<RouteId>,
 }
 
-impl Undecided<'_> {
+impl CountsAbandoned<'_> {
     /// Its outcome is counted by who has decided.
     pub(super) fn decided(self) {
         std::mem::forget(self);
     }
 }
 
-impl Drop for Undecided<'_> {
+impl Drop for CountsAbandoned<'_> {
     fn drop(&mut self) {
         self.gate.metrics.count(self.route, Outcome::Abandoned);
     }
@@ -286,8 +277,8 @@ impl Gate {
         record.counted(policy, admission.standings());
         if let Admission::Charged(charge) | Admission::Covered(_, charge) = &admission {
             record.ruled(policy, charge.degraded(), charge.would_deny());
-            charge.degraded().iter().for_each(|meter| self.metrics.degraded(*meter));
-            charge.would_deny().iter().for_each(|meter| self.metrics.would_deny(*meter));
+            charge.degraded().iter().for_each(|meter| self.metrics.degraded.count(*meter));
+            charge.would_deny().iter().for_each(|meter| self.metrics.would_deny.count(*meter));
         }
         let (outcome, charge) = match admission {
             Admission::Charged(charge) => {
@@ -381,11 +372,11 @@ impl Gate {
                 delivery.reported(&self.parts.policy);
             }
         }
-        let not_durable = self.not_durable(&mut delivery).await;
+        let made = self.make_durable(&mut delivery).await;
         delivery.record().passed(Phase::Sync);
-        if not_durable {
-            delivery.refused(Refusal::LedgerUnavailable.status());
-            return self.refuse(Refusal::LedgerUnavailable, asker).map(GateBody::own);
+        if let Err(refusal) = made {
+            delivery.refused(refusal.status());
+            return self.refuse(refusal, asker).map(GateBody::own);
         }
         fields::make_private(&mut head.headers);
         if let Some(charge) = delivery.charge() {
@@ -406,21 +397,21 @@ impl Gate {
         Response::from_parts(head, GateBody::export(body, delivery))
     }
 
-    /// Waits until the charge is safe from a crash. What no limit could refuse leaves uncharged if it cannot be made safe; for all else
-    /// this is true then.
-    async fn not_durable(&self, delivery: &mut Delivery) -> bool {
-        let Some(charge) = delivery.charge() else { return false };
+    /// Waits until the charge is safe from a crash. If it cannot be made safe, what no limit could refuse leaves uncharged, and all else
+    /// does not leave.
+    async fn make_durable(&self, delivery: &mut Delivery) -> Result<(), Refusal> {
+        let Some(charge) = delivery.charge() else { return Ok(()) };
         if seeded::bug(Bug::SyncAfterFirstByte) || charge.durable().await.is_ok() {
-            return false;
+            return Ok(());
         }
-        let limited = charge.standings().iter().any(Standing::is_enforced);
-        if !limited {
-            delivery.charged(None);
+        if charge.standings().iter().any(Standing::is_enforced) {
+            return Err(Refusal::LedgerUnavailable);
         }
-        limited
+        delivery.charged(None);
+        Ok(())
     }
 
-    /// Where a backend says how many images it has delivered, that is what counts; whether it says so.
+    /// Where a backend says how many images it has delivered, that is what counts. Returns whether it says so.
     fn read_report(&self, charge: &mut Charge, headers: &HeaderMap) -> bool {
         let mut has_said = false;
         for (id, meter) in self.parts.policy.meters() {
@@ -437,15 +428,6 @@ impl Gate {
         has_said
     }
 
-    fn put_fields(&self, charge: &Charge, headers: &mut HeaderMap) {
-        let (standings, policy) = (charge.standings(), &self.parts.policy);
-        fields::put_rate_limit(headers, policy, standings, self.parts.clock.now().as_second());
-        let near_limit = || fields::near_limit(standings, self.parts.options.warn_at_percent);
-        near_limit().for_each(|standing| self.metrics.near_limit(standing.meter));
-        fields::put_warning(headers, policy, near_limit());
-        fields::put_degraded(headers, policy, charge.degraded());
-    }
-
     /// Refuses a request before anything is known of it.
     fn refuse_outright<B>(&self, refusal: Refusal, request: &Request<B>) -> Response<Full<Bytes>> {
         self.metrics.count(None, refusal.outcome());
@@ -458,6 +440,21 @@ impl Gate {
     pub(super) fn refuse(&self, refusal: Refusal, asker: &Asker) -> Response<Full<Bytes>> {
         let parts = &self.parts;
         parts.answers.refusal(refusal, asker, &parts.policy, parts.clock.now().as_second())
+    }
+
+    /// What a route says of a request that counts nothing. It is forwarded whatever comes of that.
+    fn uncounted<B>(self: &Arc<Self>, found: &Found, mut request: Request<B>) -> (Request<B>, Watched) {
+        let action = found.route.action;
+        self.metrics.count(Some(found.id), if action.is_export() { Outcome::Uncounted } else { Outcome::NotAnExport });
+        if action == Action::LeaveExportScreen && *request.method() != Method::OPTIONS {
+            request = self.leave_export_screen(found, request);
+        }
+        if action.is_export() {
+            // Its backend sees none when it counts either. Those of other routes may ask for it themselves.
+            self.parts.verifier.strip_token(request.uri_mut());
+        }
+        let watched = Save::of(self, found, &request).map_or(Watched::Nothing, Watched::Save);
+        (request, watched)
     }
 
     /// Ends the session of a user who leaves. The request is forwarded whatever comes of it, and waits for no key.

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::charge::{Admission, Charge, ChargeRequest, Denial, Standing, Why};
 use super::counters::{CounterKey, Look};
-use super::cover::{Asked, Cover, CoverUse, Wanted};
+use super::cover::{Amount, Cover, CoverUse, Wanted};
 use super::reservation::{Booked, Images, Meters, Opening, Place, Reservation};
 use super::unflushed::Unflushed;
 use super::{Count, Ledger, MeterState, RETRY_SOON, history};
@@ -77,7 +77,7 @@ impl Ledger {
     ) -> Option<SmallVec<[MeterId; 2]>> {
         let is_limited = demands.iter().any(Demand::is_enforced);
         let asked = demands.iter().filter(|demand| demand.is_enforced() || !is_limited);
-        let asked: SmallVec<[Asked; 2]> = asked.map(Asked::of).collect();
+        let asked: SmallVec<[Amount; 2]> = asked.map(Amount::of).collect();
         self.covers.peek(&cover(CoverKind::Resume, user, what), validator, &asked, self.clock.monotonic())
     }
 
@@ -213,7 +213,7 @@ impl Ledger {
                 // What else an opening has booked, on meters without sessions, counts each export.
                 (!is_session || demand.session == SessionUse::Covered) && !found.iter().any(|by| by.holds(demand.meter))
             });
-            let asked: SmallVec<[Asked; 2]> = open.map(Asked::of).collect();
+            let asked: SmallVec<[Amount; 2]> = open.map(Amount::of).collect();
             let file = resume.as_ref().map(|(_, file)| *file).filter(|_| name.kind == CoverKind::Resume);
             let now = self.clock.monotonic();
             found.extend(self.covers.take(name, Wanted { asked: &asked, now, version: request.version, file }));

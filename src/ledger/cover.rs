@@ -93,7 +93,7 @@ impl Cover {
 
     /// Whether it holds for a demand. A retry or the rest of a download is no more than what was charged; within a session each
     /// file is taken from those that are left.
-    pub(super) fn holds_for(&self, kind: CoverKind, asked: &Asked) -> bool {
+    pub(super) fn holds_for(&self, kind: CoverKind, asked: &Amount) -> bool {
         let enough = |cost: u32| kind == CoverKind::Session || asked.cost <= cost;
         self.meters.iter().any(|(meter, cost)| *meter == asked.meter && enough(*cost))
             || self.degraded.contains(&asked.meter)
@@ -102,12 +102,12 @@ impl Cover {
 
 /// What a request asks for on a meter.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asked {
+pub(super) struct Amount {
     pub(super) meter: MeterId,
     pub(super) cost: u32,
 }
 
-impl Asked {
+impl Amount {
     pub(super) fn of(demand: &Demand) -> Self {
         Self { meter: demand.meter, cost: demand.cost }
     }
@@ -116,7 +116,7 @@ impl Asked {
 /// What a request wants of a cover.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted<'w> {
-    pub(super) asked: &'w [Asked],
+    pub(super) asked: &'w [Amount],
     pub(super) now: Duration,
     pub(super) version: Option<&'w Arc<str>>,
     pub(super) file: Option<&'w Representation>,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use smallvec::SmallVec;
 
-use super::cover::{Asked, Cover, CoverUse, Wanted};
+use super::cover::{Amount, Cover, CoverUse, Wanted};
 use super::reservation::{Images, Meters};
 use crate::policy::MeterId;
 use crate::seeded::{self, Bug};
@@ -97,10 +97,10 @@ impl Covers {
             _ => name.what.clone(),
         };
         let name = &CoverName { what, ..name.clone() };
-        let held_by = |cover: &Cover| -> SmallVec<[Asked; 2]> {
+        let held_by = |cover: &Cover| -> SmallVec<[Amount; 2]> {
             wanted.asked.iter().filter(|asked| cover.holds_for(name.kind, asked)).copied().collect()
         };
-        let files = |held: &[Asked]| match name.kind {
+        let files = |held: &[Amount]| match name.kind {
             CoverKind::Session => held.iter().map(|asked| asked.cost).max().unwrap_or(0),
             CoverKind::Redelivery if seeded::bug(Bug::RedeliveryNeverUsedUp) => 0,
             CoverKind::Retry if seeded::bug(Bug::KeyNeverUsedUp) => 0,
@@ -134,7 +134,7 @@ impl Covers {
         &self,
         name: &CoverName,
         validator: Option<&str>,
-        asked: &[Asked],
+        asked: &[Amount],
         now: Duration,
     ) -> Option<Meters> {
         let mut of_user = self.by_user.get_mut(&name.user)?;

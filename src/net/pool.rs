@@ -244,8 +244,8 @@ where
             let was_used = lease.was_used_before();
             let upload = whole.body().watch();
             let copy = match lease.is_http2() {
-                true => Some(Copy::with_body(whole)),
-                false if was_used && whole.method().is_safe() => Copy::of(whole),
+                true => Some(Resend::with_body(whole)),
+                false if was_used && whole.method().is_safe() => Resend::of(whole),
                 false => None,
             };
             let source = match self.exchange(lease, until, request).await {
@@ -422,7 +422,7 @@ fn died_unanswered(error: &hyper::Error) -> bool {
 }
 
 /// A request, written down: it can be sent again. Hardly any is: a clone would count and free each part for nothing.
-struct Copy<B> {
+struct Resend<B> {
     method: Method,
     target: Uri,
     /// Its fields, each as `name:value`, or `name;value` if it is sensitive, and a line break. None of these is in a name, the last in no
@@ -431,7 +431,7 @@ struct Copy<B> {
     body: Option<Again<B>>,
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Copy<B> {
+impl<B: Body<Data = Bytes> + Unpin> Resend<B> {
     /// `None` if it has a body.
     fn of(request: &Request<RequestBody<B>>) -> Option<Self> {
         request.body().is_end_stream().then(|| Self::of_head(request))
@@ -521,7 +521,7 @@ mod tests {
                 value.set_sensitive(is_sensitive);
                 request.headers_mut().append(name, value);
             }
-            let copy = Copy::of(&request).unwrap().request().unwrap();
+            let copy = Resend::of(&request).unwrap().request().unwrap();
             let all = |request: &Request<_>| -> Vec<_> {
                 let fields = request.headers().iter();
                 fields.map(|(name, value)| (name.clone(), value.clone(), value.is_sensitive())).collect()

@@ -18,7 +18,7 @@ pub enum Cost {
     /// Always the same.
     Fixed(u32),
     /// As much as the request says: N images in one request cost N.
-    Asked(Asked),
+    Said(Number),
     /// By route.
     Routes {
         /// Names of routes, and what an export on them costs.
@@ -54,9 +54,9 @@ pub enum Combine {
 
 /// A number that the request carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asked {
+pub struct Number {
     /// Where.
-    pub from: AskedFrom,
+    pub from: NumberIn,
     /// The cost of a request that does not say; `None` refuses it.
     pub default: Option<u32>,
     /// The largest number that is accepted.
@@ -65,7 +65,7 @@ pub struct Asked {
 
 /// Where a request says how many images it wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AskedFrom {
+pub enum NumberIn {
     /// In a header.
     Header(HeaderName),
     /// In a query parameter.
@@ -129,7 +129,7 @@ pub enum BadCost {
 impl Cost {
     /// Whether the request's body must be read to know it.
     pub const fn needs_body(&self) -> bool {
-        matches!(self, Self::Asked(Asked { from: AskedFrom::Body(_), .. }))
+        matches!(self, Self::Said(Number { from: NumberIn::Body(_), .. }))
     }
 
     /// What an export costs.
@@ -140,7 +140,7 @@ impl Cost {
     pub fn of(&self, request: Request<'_>, features: &[String]) -> Result<u32, BadCost> {
         match self {
             Self::Fixed(cost) => Ok(*cost),
-            Self::Asked(asked) => asked.read(request),
+            Self::Said(asked) => asked.read(request),
             Self::Routes { prices, other } => {
                 Ok(prices.iter().find(|(route, _)| &**route == request.route).map_or(*other, |(_, price)| *price))
             }
@@ -162,13 +162,13 @@ impl Cost {
     }
 }
 
-impl Asked {
+impl Number {
     fn read(&self, request: Request<'_>) -> Result<u32, BadCost> {
         let found = match &self.from {
-            AskedFrom::Header(name) => header(name, request.headers).map_err(BadCost::Misread)?,
-            AskedFrom::Query(name) => query(name, request.uri).map_err(BadCost::Misread)?,
+            NumberIn::Header(name) => header(name, request.headers).map_err(BadCost::Misread)?,
+            NumberIn::Query(name) => query(name, request.uri).map_err(BadCost::Misread)?,
             // One that could not be read says nothing, not even that nothing is said.
-            AskedFrom::Body(pointer) => match request.body {
+            NumberIn::Body(pointer) => match request.body {
                 None => Found::Other,
                 Some([]) => Found::Absent,
                 Some(text) if is_sent_as_json(request.headers) => seek(pointer, text),
@@ -182,9 +182,9 @@ impl Asked {
         };
         number.filter(|number| (1..=self.max).contains(number)).ok_or_else(|| {
             let place = match &self.from {
-                AskedFrom::Header(name) => format!("The header \"{name}\""),
-                AskedFrom::Query(name) => format!("The query parameter \"{name}\""),
-                AskedFrom::Body(pointer) => format!("The JSON body, once, at \"{}\",", pointer.text),
+                NumberIn::Header(name) => format!("The header \"{name}\""),
+                NumberIn::Query(name) => format!("The query parameter \"{name}\""),
+                NumberIn::Body(pointer) => format!("The JSON body, once, at \"{}\",", pointer.text),
             };
             BadCost::NoNumber { place, max: self.max }
         })
@@ -350,8 +350,8 @@ mod tests {
 
     use super::*;
 
-    fn asked(from: AskedFrom, default: Option<u32>) -> Cost {
-        Cost::Asked(Asked { from, default, max: 50 })
+    fn asked(from: NumberIn, default: Option<u32>) -> Cost {
+        Cost::Said(Number { from, default, max: 50 })
     }
 
     fn of(cost: &Cost, target: &str, headers: &HeaderMap, body: &str) -> Option<u32> {
@@ -361,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_query_parameter_says_how_many() {
-        let cost = asked(AskedFrom::Query("n".into()), None);
+        let cost = asked(NumberIn::Query("n".into()), None);
         let of = |target: &str| of(&cost, target, &HeaderMap::new(), "");
         assert_eq!(of("/?n=1"), Some(1));
         assert_eq!(of("/?n=50&x=2"), Some(50));
@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn a_header_says_how_many() {
         let name = HeaderName::from_static("x-images");
-        let cost = asked(AskedFrom::Header(name.clone()), Some(3));
+        let cost = asked(NumberIn::Header(name.clone()), Some(3));
         let mut headers = HeaderMap::new();
         assert_eq!(of(&cost, "/", &headers, ""), Some(3), "the default");
         headers.insert(&name, HeaderValue::from_static("7"));
@@ -390,7 +390,7 @@ mod tests {
 
     #[test]
     fn a_json_body_says_how_many_by_number_or_by_list() {
-        let cost = asked(AskedFrom::Body(Pointer::parse("/batch/images").unwrap()), None);
+        let cost = asked(NumberIn::Body(Pointer::parse("/batch/images").unwrap()), None);
         let json: HeaderMap = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))].into_iter().collect();
         let read = |body: &str| of(&cost, "/", &json, body);
         assert_eq!(read(r#"{"batch":{"images":4}}"#), Some(4));
@@ -413,7 +413,7 @@ mod tests {
         ] {
             assert_eq!(read(wrong), None, "{wrong}");
         }
-        let in_list = asked(AskedFrom::Body(Pointer::parse("/jobs/1/n").unwrap()), None);
+        let in_list = asked(NumberIn::Body(Pointer::parse("/jobs/1/n").unwrap()), None);
         assert_eq!(of(&in_list, "/", &json, r#"{"jobs":[{"n":1},{"n":2}]}"#), Some(2));
     }
 

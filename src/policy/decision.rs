@@ -578,7 +578,7 @@ mod tests {
         let mut policy = shipped();
         let pointer = cost::Pointer::parse("/images").unwrap();
         policy.meters[0].cost =
-            Cost::Asked(cost::Asked { from: cost::AskedFrom::Body(pointer), default: None, max: 10 });
+            Cost::Said(cost::Number { from: cost::NumberIn::Body(pointer), default: None, max: 10 });
         assert_eq!(policy.needs_body(of_anna()), NeedsBody::Yes);
         assert_eq!(policy.needs_body(Export { ai: PLAIN, ..of_anna() }), NeedsBody::No);
         policy.meters[0].shadow = true;

@@ -28,11 +28,6 @@ impl Span {
     pub const fn seconds(self) -> i64 {
         self.end - self.start
     }
-
-    /// The end as a timestamp.
-    pub fn end_time(self) -> Timestamp {
-        Timestamp::from_second(self.end).unwrap_or(Timestamp::MAX)
-    }
 }
 
 /// A meter's window (counting rules, section 3).
@@ -256,6 +251,10 @@ impl Calendar {
 mod tests {
     use super::*;
 
+    fn end(span: Span) -> Timestamp {
+        Timestamp::from_second(span.end).unwrap()
+    }
+
     fn week(zone: &str, starts: Weekday) -> Window {
         Window::Calendar(Calendar { unit: CalendarUnit::Week { starts }, zone: TimeZone::get(zone).unwrap() })
     }
@@ -267,7 +266,7 @@ mod tests {
     fn span(window: &Window, at: &str) -> (String, String, i64) {
         let span = window.span(at.parse().unwrap(), None).unwrap();
         let start = Timestamp::from_second(span.start).unwrap();
-        (start.to_string(), span.end_time().to_string(), span.seconds() / 3600)
+        (start.to_string(), end(span).to_string(), span.seconds() / 3600)
     }
 
     #[test]
@@ -314,7 +313,7 @@ mod tests {
         for window in windows {
             let mut span = window.span("2020-01-15T00:00:00Z".parse().unwrap(), None).unwrap();
             while span.end < 1_893_456_000 {
-                let next = window.span(span.end_time(), None).unwrap();
+                let next = window.span(end(span), None).unwrap();
                 assert_eq!(next.start, span.end, "{window}");
                 assert_eq!(window.span(Timestamp::from_second(span.end - 1).unwrap(), None), Some(span), "{window}");
                 span = next;
@@ -331,7 +330,7 @@ mod tests {
         let mut span = window.span(at.parse().unwrap(), anchor).unwrap();
         let next = std::iter::repeat_with(|| {
             let start = Timestamp::from_second(span.start).unwrap().to_string();
-            let next = window.span(span.end_time(), anchor).unwrap();
+            let next = window.span(end(span), anchor).unwrap();
             assert_eq!(next.start, span.end, "no gap, no overlap");
             let last = Timestamp::from_second(span.end - 1).unwrap();
             assert_eq!(window.span(last, anchor), Some(span));
@@ -367,7 +366,7 @@ mod tests {
                 let window = billing(Period::Months(1), zone);
                 let mut span = window.span("2020-01-15T00:00:00Z".parse().unwrap(), anchor).unwrap();
                 while span.end < 1_893_456_000 {
-                    let next = window.span(span.end_time(), anchor).unwrap();
+                    let next = window.span(end(span), anchor).unwrap();
                     assert_eq!(next.start, span.end, "{day} {zone}");
                     assert!((27..=32).contains(&(next.seconds() / 86_400)), "{day} {zone}");
                     span = next;
@@ -389,7 +388,7 @@ mod tests {
         assert_eq!(day.from(1_000), Span { start: 1_000, end: 87_400 });
         let month = Anchored { period: Period::Months(1), zone: TimeZone::UTC };
         let start: Timestamp = "2026-01-31T10:00:00Z".parse().unwrap();
-        assert_eq!(month.from(start.as_second()).end_time().to_string(), "2026-02-28T10:00:00Z");
+        assert_eq!(end(month.from(start.as_second())).to_string(), "2026-02-28T10:00:00Z");
     }
 
     #[test]

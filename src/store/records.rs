@@ -9,7 +9,7 @@
 //! not even be decoded.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::Hash;
 
 use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
@@ -108,7 +108,7 @@ impl Records {
 
 /// The last word about each row: however long a journal is, it is no more than that.
 #[derive(Debug, Default)]
-pub(super) struct Changes(HashMap<[u8; KEY], Vec<u8>, BuildHasherDefault<KeyHasher>>);
+pub(super) struct Changes(HashMap<[u8; KEY], Vec<u8>>);
 
 impl Changes {
     /// Adds a later group.
@@ -142,24 +142,6 @@ impl Changes {
         batch.open.sort_unstable_by(|a, b| (&a.user, &a.what).cmp(&(&b.user, &b.what)));
         Ok(batch)
     }
-}
-
-/// A key is a good hash already.
-#[derive(Debug, Default)]
-struct KeyHasher(u64);
-
-impl Hasher for KeyHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        if let Some(word) = bytes.first_chunk() {
-            self.0 = u64::from_le_bytes(*word);
-        }
-    }
-
-    fn write_usize(&mut self, _length: usize) {}
 }
 
 #[cfg(test)]

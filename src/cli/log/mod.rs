@@ -16,16 +16,16 @@ use self::json::{Json, SpanFields};
 use self::lines::{Lines, PAUSE, Writing};
 use self::time::WallTime;
 use super::Failure;
-use crate::config::{LogFormat, LogOptions};
+use crate::config::{LogFormat, LogOutput};
 
 /// What is to be logged, as the environment or else the configuration says.
-pub(super) fn filter(options: &LogOptions) -> Option<String> {
+pub(super) fn filter(options: &LogOutput) -> Option<String> {
     let variable = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|filter| !filter.trim().is_empty());
     variable.or_else(|| options.filter.clone())
 }
 
 /// Has all events logged from now on, panics among them, until the guard is dropped.
-pub(super) fn start(options: &LogOptions) -> Result<Writing, Failure> {
+pub(super) fn start(options: &LogOutput) -> Result<Writing, Failure> {
     let written = filter(options);
     let written = written.as_deref().unwrap_or("info");
     let filter = EnvFilter::try_new(written).map_err(|error| {

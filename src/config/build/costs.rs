@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::config::problem::Problem;
 use crate::config::raw;
 use crate::policy::Cost;
-use crate::policy::cost::{Asked, AskedFrom, Combine, Pointer};
+use crate::policy::cost::{Combine, Number, NumberIn, Pointer};
 
 use super::Problems;
 use super::meters::action;
@@ -23,13 +23,13 @@ pub(super) fn cost(meter: &str, raw: &raw::Cost, all: &raw::Raw, problems: &mut 
     let at = |key| ["meters", meter, "cost", key];
     let asked = match found {
         raw::CostFound { header: Some(name), query: None, body: None, routes: None, features: None, .. } => {
-            super::header(name, &at("header"), problems).map(AskedFrom::Header)
+            super::header(name, &at("header"), problems).map(NumberIn::Header)
         }
         raw::CostFound { header: None, query: Some(name), body: None, routes: None, features: None, .. } => {
             if name.is_empty() {
                 problems.add(Problem::at(&at("query"), "this is no parameter"));
             }
-            Some(AskedFrom::Query(name.clone()))
+            Some(NumberIn::Query(name.clone()))
         }
         raw::CostFound { header: None, query: None, body: Some(pointer), routes: None, features: None, .. } => {
             let parsed = Pointer::parse(pointer);
@@ -37,7 +37,7 @@ pub(super) fn cost(meter: &str, raw: &raw::Cost, all: &raw::Raw, problems: &mut 
                 let problem = Problem::at(&at("body"), format!("`{pointer}` is no JSON pointer"));
                 problems.add(problem.help("write e.g. \"/images\""));
             }
-            parsed.map(AskedFrom::Body)
+            parsed.map(NumberIn::Body)
         }
         raw::CostFound { header: None, query: None, body: None, routes: Some(prices), features: None, .. } => {
             return by_route(meter, found, prices, &all.routes, problems);
@@ -59,7 +59,7 @@ pub(super) fn cost(meter: &str, raw: &raw::Cost, all: &raw::Raw, problems: &mut 
     if default.is_some_and(|default| default > max) {
         problems.add(Problem::at(&at("default"), format!("the largest number that is accepted is {max}")));
     }
-    asked.map_or(Cost::default(), |from| Cost::Asked(Asked { from, default, max }))
+    asked.map_or(Cost::default(), |from| Cost::Said(Number { from, default, max }))
 }
 
 fn by_route(

@@ -7,7 +7,7 @@ use http::HeaderName;
 use crate::config::problem::Problem;
 use crate::config::raw;
 use crate::net::{self, Origin, Protocol, Trust, Url};
-use crate::policy::cost::{Asked, AskedFrom};
+use crate::policy::cost::{Number, NumberIn};
 use crate::policy::{Cost, DesignFrom, Policy, Routes};
 use crate::{gate, proxy};
 
@@ -107,7 +107,7 @@ pub(super) fn acted_on(routes: &Routes, policy: &Policy, gate: &gate::Options) -
     });
     let of_meters = policy.meters.iter().flat_map(|meter| {
         let asked = match &meter.cost {
-            Cost::Asked(Asked { from: AskedFrom::Header(name), .. }) => Some(name),
+            Cost::Said(Number { from: NumberIn::Header(name), .. }) => Some(name),
             _ => None,
         };
         let set = meter.degrade.set_headers.iter().map(|(name, _)| name);

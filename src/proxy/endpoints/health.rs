@@ -73,7 +73,7 @@ pub(super) enum Outcome {
 
 /// What an endpoint is for those who choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum Condition {
     /// Takes requests, and the last one succeeded.
     Well,
     /// Takes requests, and the last one failed.
@@ -106,11 +106,11 @@ impl Health {
         self.era
     }
 
-    pub(super) const fn standing(&self) -> Standing {
+    pub(super) const fn condition(&self) -> Condition {
         match self.state {
-            State::Well { failures: 0, .. } => Standing::Well,
-            State::Well { .. } => Standing::Troubled,
-            State::LeftOut { .. } | State::OnTrial { .. } => Standing::Out,
+            State::Well { failures: 0, .. } => Condition::Well,
+            State::Well { .. } => Condition::Troubled,
+            State::LeftOut { .. } | State::OnTrial { .. } => Condition::Out,
         }
     }
 
@@ -271,14 +271,14 @@ mod tests {
     fn failures_count_in_a_row() {
         let mut bench = Bench::new();
         bench.fail(2);
-        assert_eq!(bench.health.standing(), Standing::Troubled);
+        assert_eq!(bench.health.condition(), Condition::Troubled);
         bench.health.abandoned(bench.begin());
-        assert_eq!(bench.health.standing(), Standing::Troubled, "nothing is known of it");
+        assert_eq!(bench.health.condition(), Condition::Troubled, "nothing is known of it");
         bench.ends(bench.begin(), Outcome::Succeeded);
-        assert_eq!(bench.health.standing(), Standing::Well);
+        assert_eq!(bench.health.condition(), Condition::Well);
         assert_eq!(bench.fail(2), Change::None);
         assert_eq!(bench.fail(1), left_out(10, 3));
-        assert_eq!(bench.health.standing(), Standing::Out);
+        assert_eq!(bench.health.condition(), Condition::Out);
     }
 
     #[test]
@@ -341,7 +341,7 @@ mod tests {
         assert_eq!(bench.ends(old, Outcome::Failed), Change::None);
         assert_eq!(bench.ends_trial(trial, Outcome::Succeeded), Change::Back);
         assert_eq!(bench.ends(old, Outcome::Failed), Change::None);
-        assert_eq!(bench.health.standing(), Standing::Well);
+        assert_eq!(bench.health.condition(), Condition::Well);
     }
 
     #[test]
@@ -350,7 +350,7 @@ mod tests {
         let old = bench.begin();
         bench.fail(3);
         assert_eq!(bench.ends(old, Outcome::Succeeded), Change::None);
-        assert_eq!(bench.health.standing(), Standing::Out);
+        assert_eq!(bench.health.condition(), Condition::Out);
         bench.now = 10;
         let trial = bench.try_again();
         assert_eq!(bench.ends(old, Outcome::Succeeded), Change::None);

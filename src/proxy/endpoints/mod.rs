@@ -13,7 +13,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
-use health::{Change, Era, Health, Outcome, Standing, Ticket};
+use health::{Change, Condition, Era, Health, Outcome, Ticket};
 
 /// When endpoints are left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,11 +62,11 @@ pub(super) struct Endpoint<P> {
     trial_due: AtomicU64,
 }
 
-/// An endpoint's era and standing in one number, so that both are of the same moment.
+/// An endpoint's era and condition in one number, so that both are of the same moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Shown {
     era: Era,
-    standing: Standing,
+    condition: Condition,
 }
 
 const NEVER: u64 = u64::MAX;
@@ -101,7 +101,7 @@ impl<'e, P> Attempt<'e, P> {
     pub(super) fn succeeded(mut self, now: impl FnOnce() -> Duration) {
         let Some(ticket) = self.ticket.take() else { return };
         // Nearly always there is nothing to note, and then nothing is locked.
-        if self.endpoint.shown() != (Shown { era: ticket.era, standing: Standing::Well }) {
+        if self.endpoint.shown() != (Shown { era: ticket.era, condition: Condition::Well }) {
             self.endpoints.heard(self.endpoint, ticket, Outcome::Succeeded, now());
         }
     }
@@ -239,7 +239,7 @@ impl<P> Endpoints<P> {
 
 impl<P> Endpoint<P> {
     fn is_available(&self) -> bool {
-        self.shown().standing != Standing::Out
+        self.shown().condition != Condition::Out
     }
 
     fn shown(&self) -> Shown {
@@ -265,20 +265,20 @@ impl<P> Endpoint<P> {
 
 impl Shown {
     const fn of(health: &Health) -> Self {
-        Self { era: health.era(), standing: health.standing() }
+        Self { era: health.era(), condition: health.condition() }
     }
 
     const fn packed(self) -> u64 {
-        (self.era.0 as u64) << 2 | self.standing as u64
+        (self.era.0 as u64) << 2 | self.condition as u64
     }
 
     const fn unpacked(packed: u64) -> Self {
-        let standing = match packed & 3 {
-            0 => Standing::Well,
-            1 => Standing::Troubled,
-            _ => Standing::Out,
+        let condition = match packed & 3 {
+            0 => Condition::Well,
+            1 => Condition::Troubled,
+            _ => Condition::Out,
         };
-        Self { era: Era((packed >> 2) as u32), standing }
+        Self { era: Era((packed >> 2) as u32), condition }
     }
 }
 
@@ -453,9 +453,9 @@ mod tests {
 
     #[test]
     fn what_is_shown_is_read_as_it_was_written() {
-        for standing in [Standing::Well, Standing::Troubled, Standing::Out] {
+        for condition in [Condition::Well, Condition::Troubled, Condition::Out] {
             for era in [0, 1, u32::MAX] {
-                let shown = Shown { era: Era(era), standing };
+                let shown = Shown { era: Era(era), condition };
                 assert_eq!(Shown::unpacked(shown.packed()), shown);
             }
         }
