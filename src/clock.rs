@@ -104,6 +104,11 @@ impl ManualClock {
     }
 }
 
+/// A time in whole milliseconds, as it fits into one word.
+pub fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn shift(from: Timestamp, by: SignedDuration) -> Timestamp {
     from.checked_add(by).unwrap_or(Timestamp::MAX)
 }

@@ -25,7 +25,7 @@ use hyper_util::service::TowerToHyperService;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
@@ -193,8 +193,8 @@ impl Server {
     /// [`LastFlushFailed`] if delivered charges did not reach the store.
     pub async fn run(
         self,
-        shutdown: impl Future<Output = ()> + Send + 'static,
-        at_once: impl Future<Output = ()> + Send + 'static,
+        shutdown: CancellationToken,
+        at_once: CancellationToken,
         source: Option<Source>,
     ) -> Result<(), LastFlushFailed> {
         let (flush_last, all_settled) = oneshot::channel::<()>();
@@ -222,33 +222,26 @@ impl Server {
 
         let ledger = self.ledger;
         let places = Places::new(max_connections, max_connections_per_address);
-        let (end, ending) = watch::channel(false);
         let common = Arc::new(Common {
             current: self.current,
             in_flight: InFlight::default(),
             clock: self.clock,
             tunnels: self.tunnels,
-            ending,
+            ending: CancellationToken::new(),
             streams: Streams::default(),
         });
-        let hurry = CancellationToken::new();
-        let hurried = hurry.clone();
-        helpers.spawn(async move {
-            at_once.await;
-            hurry.cancel();
-        });
-        let unless_hurried = hurried.clone();
+        let unless_hurried = at_once.clone();
         let shutdown = async move {
-            shutdown.await;
+            shutdown.cancelled().await;
             admin.ends();
             // However that ends.
             let _ = tokio::time::timeout(shutdown_delay, unless_hurried.cancelled()).await;
         };
         let patience = async move {
-            let _ = tokio::time::timeout(drain_timeout, hurried.cancelled()).await;
+            let _ = tokio::time::timeout(drain_timeout, at_once.cancelled()).await;
         };
         let ended = common.ending.clone();
-        let served = listener::serve(self.listener, places, common, end, shutdown, patience);
+        let served = listener::serve(self.listener, places, common, shutdown, patience);
         // In a task of its own: should it panic, the ledger is flushed all the same.
         let mut served = tokio::spawn(served);
         let mut flush_last = Some(flush_last);
@@ -274,23 +267,21 @@ impl Server {
 
 /// Waits until the gate is to end and no export is under way, and charges none from then on. A tunnel, or a download that is no export, may
 /// take its time: the gate that comes after this one need not wait for it.
-async fn needs_no_ledger(mut ending: watch::Receiver<bool>, ledger: &Ledger) {
+async fn needs_no_ledger(ending: CancellationToken, ledger: &Ledger) {
     /// What is sent on connections that were there is mostly there by then.
     const SOON: Duration = Duration::from_secs(2);
     const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-    if ending.wait_for(|ending| *ending).await.is_err() {
-        return std::future::pending().await;
-    }
+    ending.cancelled().await;
     tokio::time::sleep(SOON).await;
-    for closes in [true, false] {
+    let at_rest = async || {
         while !ledger.is_at_rest() {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
-        if closes {
-            // One that was admitted in this instant is waited for.
-            ledger.close();
-        }
-    }
+    };
+    at_rest().await;
+    ledger.close();
+    // One that was admitted in this instant is waited for.
+    at_rest().await;
 }
 
 async fn serve_admin(listener: TcpListener, admin: Arc<Admin>) {

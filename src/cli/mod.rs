@@ -10,6 +10,7 @@ mod health;
 mod log;
 mod notify;
 mod serve;
+mod subject;
 mod table;
 mod token;
 mod usage;

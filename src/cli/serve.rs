@@ -36,18 +36,18 @@ pub(super) fn run(file: config::File) -> Result<(), Failure> {
         // Ended when this function is.
         let mut helpers = JoinSet::new();
         helpers.spawn(manager.clone().feed_watchdog());
-        let (ending, at_once) = (CancellationToken::new(), CancellationToken::new());
-        let (end, end_at_once) = (ending.clone().drop_guard(), at_once.clone().drop_guard());
+        let (shutdown, at_once) = (CancellationToken::new(), CancellationToken::new());
+        let (end, end_at_once) = (shutdown.clone(), at_once.clone());
         helpers.spawn(async move {
             signals.next().await;
             manager.tell("STOPPING=1\nSTATUS=Requests under way may end");
-            drop(end);
+            end.cancel();
             // Whoever asks twice does not want to wait.
             signals.next().await;
-            drop(end_at_once);
+            end_at_once.cancel();
         });
         // On a worker, not on this thread: the accept loop shares the workers' queue.
-        let served = tokio::spawn(server.run(ending.cancelled_owned(), at_once.cancelled_owned(), Some(source))).await;
+        let served = tokio::spawn(server.run(shutdown, at_once, Some(source))).await;
         served.map_err(|died| Failure::Other(format!("the server died: {died}")))??;
         tracing::info!("ended: no charge is lost");
         Ok(())

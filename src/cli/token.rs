@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use jsonwebtoken::{EncodingKey, Header};
 use serde_json::{Map, Value, json};
 
+use super::subject::Subject;
 use super::{Failure, load};
 use crate::clock::{Clock, SystemClock};
 use crate::config;
@@ -22,18 +23,8 @@ pub(super) struct Arguments {
     /// The user's plan.
     #[arg(long)]
     plan: Option<String>,
-    /// The user's team.
-    #[arg(long)]
-    team: Option<String>,
-    /// How many seats are paid for.
-    #[arg(long)]
-    seats: Option<u32>,
-    /// When the billing period begins: a day of the month, a date, or an instant.
-    #[arg(long, value_name = "WHEN")]
-    billing_anchor: Option<String>,
-    /// Another claim, as "/pointer=value".
-    #[arg(long = "claim", value_name = "CLAIM")]
-    claims: Vec<String>,
+    #[command(flatten)]
+    subject: Subject,
     /// Where the user is.
     #[arg(long, value_enum)]
     platform: Option<PlatformName>,
@@ -66,20 +57,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .ai_features
         .as_ref()
         .map(|names| json!(names.split(',').map(str::trim).filter(|name| !name.is_empty()).collect::<Vec<_>>()));
-    let pointers = &config.identity.claims;
+    let (pointers, subject) = (&config.identity.claims, &arguments.subject);
     let anchor = |text: &String| text.parse::<i64>().map_or_else(|_| json!(text), |number| json!(number));
     let mut claims = vec![
-        (pointers.team.as_str(), arguments.team.as_ref().map(|team| json!(team))),
-        (&pointers.seats, arguments.seats.map(|seats| json!(seats))),
-        (&pointers.billing_anchor, arguments.billing_anchor.as_ref().map(anchor)),
+        (pointers.team.as_str(), subject.team.as_ref().map(|team| json!(team))),
+        (&pointers.seats, subject.seats.map(|seats| json!(seats))),
+        (&pointers.billing_anchor, subject.billing_anchor.as_ref().map(anchor)),
         (&pointers.plan, arguments.plan.as_ref().map(|plan| json!(plan))),
         (&pointers.platform, platform.map(|platform| json!(platform))),
         (&pointers.ai_features, features),
         (&pointers.design, arguments.design.as_ref().map(|design| json!(design))),
     ];
-    for claim in &arguments.claims {
-        let parts = claim.split_once('=').filter(|(pointer, _)| pointer.starts_with('/'));
-        let (pointer, value) = parts.ok_or_else(|| Failure::Other(format!("{claim} is not /pointer=value")))?;
+    for claim in subject.claims() {
+        let (pointer, value) = claim?;
         claims.push((pointer, Some(json!(value))));
     }
     let claims = claims.into_iter().filter_map(|(pointer, value)| Some((pointer, value?)));

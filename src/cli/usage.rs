@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::subject::Subject;
 use super::table::table;
 use super::{Failure, admin, block_on};
 use crate::policy::percent_encoded;
@@ -13,18 +14,8 @@ pub(super) struct Arguments {
     /// Show the limits of this plan, not of the one at the user's last charge.
     #[arg(long)]
     plan: Option<String>,
-    /// The user's team, for meters that count by it.
-    #[arg(long)]
-    team: Option<String>,
-    /// How many seats are paid for, for limits per seat.
-    #[arg(long)]
-    seats: Option<u32>,
-    /// When the billing period begins, for meters that count by it.
-    #[arg(long, value_name = "WHEN")]
-    billing_anchor: Option<String>,
-    /// Another claim that meters count by, as "/pointer=value".
-    #[arg(long = "claim", value_name = "CLAIM")]
-    claims: Vec<String>,
+    #[command(flatten)]
+    subject: Subject,
     /// Where the gate's admin listener is.
     #[arg(long, value_name = "HOST:PORT", default_value_t = admin::listener())]
     admin: String,
@@ -38,17 +29,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         std::env::var(name).map_err(|_| Failure::Other(format!("the environment variable {name} is not set")))
     });
     let token = token.transpose()?;
-    let seats = arguments.seats.map(|seats| seats.to_string());
+    let subject = &arguments.subject;
+    let seats = subject.seats.map(|seats| seats.to_string());
     let known = [
         ("plan", arguments.plan.as_deref()),
-        ("team", arguments.team.as_deref()),
+        ("team", subject.team.as_deref()),
         ("seats", seats.as_deref()),
-        ("billing_anchor", arguments.billing_anchor.as_deref()),
+        ("billing_anchor", subject.billing_anchor.as_deref()),
     ];
     let mut facts: Vec<(&str, &str)> = known.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-    for claim in &arguments.claims {
-        let pair = claim.split_once('=').filter(|(pointer, _)| pointer.starts_with('/'));
-        facts.push(pair.ok_or_else(|| Failure::Other(format!("{claim} is not /pointer=value")))?);
+    for claim in subject.claims() {
+        facts.push(claim?);
     }
     let report = block_on(ask(&arguments.admin, &arguments.user, &facts, token.as_deref()))??;
     anstream::println!("{}", show(&report));

@@ -24,6 +24,7 @@ use super::raw;
 use super::seen::Seen;
 use super::variables::Variables;
 use crate::identity::Counted;
+use crate::net::Trust;
 use crate::policy::{Policy, RouteId, Routes};
 use crate::{admin, design, gate, ledger, proxy, store};
 
@@ -247,6 +248,15 @@ impl Surroundings<'_> {
         let file = self.folder.join(name);
         self.files.borrow_mut().push(Seen::now(&file));
         std::fs::read(&file).map_err(|error| format!("cannot read `{}`: {error}", file.display()))
+    }
+
+    /// Whose certificates are trusted: the system's roots, and those of a file.
+    fn trust(&self, ca_file: Option<&str>, path: &[&str], problems: &mut Problems) -> Trust {
+        let pem = ca_file.and_then(|name| self.file(name, path, problems));
+        pem.map_or(Ok(Trust::default()), |pem| Trust::and(&pem)).unwrap_or_else(|bad| {
+            problems.add(Problem::at(path, bad.to_string()));
+            Trust::default()
+        })
     }
 
     /// A secret from an environment variable or a file, whichever is named.

@@ -15,7 +15,7 @@ use super::cache::Times;
 use crate::clock::Clock;
 use crate::json;
 use crate::net::{BadUrl, DocumentOptions, Documents, FetchError, Trust, Url};
-use crate::policy::{feature_names, listed_feature_names, percent_encoded};
+use crate::policy::{features_in, percent_encoded};
 
 /// What stands for the design's id in a URL.
 const PLACE: &str = "{design}";
@@ -184,26 +184,16 @@ impl Service {
 
     fn read(&self, document: &Value) -> Result<Said, AskFailed> {
         let wrong = || AskFailed::Features(self.pointer.clone());
-        let features: Arc<[String]> = match json::find(document, &self.pointer).map_err(|_| wrong())? {
-            None => return Ok(Said::Nothing),
-            Some(Value::String(names)) => feature_names(names).map(str::to_owned).collect(),
-            Some(Value::Array(items)) => {
-                let texts: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
-                listed_feature_names(texts.ok_or_else(wrong)?).map(str::to_owned).collect()
-            }
-            Some(_) => return Err(wrong()),
-        };
+        let Some(listed) = json::find(document, &self.pointer).map_err(|_| wrong())? else { return Ok(Said::Nothing) };
+        let features = features_in(listed).ok_or_else(wrong)?;
         Ok(Said::Known(Described { features, version: self.read_version(document)? }))
     }
 
     fn read_version(&self, document: &Value) -> Result<Option<Arc<str>>, AskFailed> {
         let Some(pointer) = &self.version else { return Ok(None) };
-        match json::find(document, pointer).map_err(|_| AskFailed::Version(pointer.clone()))? {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty()).map(Arc::from)),
-            Some(Value::Number(number)) if number.is_u64() => Ok(Some(number.to_string().into())),
-            Some(_) => Err(AskFailed::Version(pointer.clone())),
-        }
+        let called = json::find(document, pointer).and_then(|found| found.map(json::name).transpose());
+        let called = called.map_err(|_| AskFailed::Version(pointer.clone()))?;
+        Ok(called.filter(|called| !called.is_empty()).map(Arc::from))
     }
 
     /// Logs when the service begins to fail, and when it works again.

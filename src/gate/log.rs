@@ -74,13 +74,18 @@ impl HashKey {
     /// 32 hexadecimal digits: half of an HMAC with SHA-256 (RFC 2104, section 5).
     fn hash(&self, name: &str) -> Arc<str> {
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.0), name.as_bytes());
-        let mut hex = String::with_capacity(32);
-        for byte in &tag.as_ref()[..16] {
-            // Writing to a string cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-        }
-        hex.into()
+        hex(&tag.as_ref()[..16])
     }
+}
+
+/// Two hexadecimal digits for each byte.
+pub(super) fn hex(bytes: &[u8]) -> Arc<str> {
+    let mut hex = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a string cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex.into()
 }
 
 impl fmt::Debug for HashKey {

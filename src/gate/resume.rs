@@ -1,6 +1,5 @@
 //! Downloads that go on where they broke off (RFC 9110, section 14), and what makes one request a repeat of another.
 
-use std::fmt::Write;
 use std::sync::Arc;
 
 use http::header::{ACCEPT_RANGES, CONTENT_RANGE, ETAG, IF_RANGE, LAST_MODIFIED, RANGE};
@@ -10,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::asked::Asked;
 use super::layer::Gate;
+use super::log::hex;
 use super::record::Record;
 use super::refusal::{Outcome, Refusal};
 use crate::ledger::{Charge, Representation};
@@ -39,13 +39,7 @@ impl Target {
         let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
         digest.update(name.as_bytes());
         digest.update(body.unwrap_or_default());
-        let digest = digest.finish();
-        let mut hex = String::with_capacity(64);
-        for byte in digest.as_ref() {
-            // Writing to a string cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-        }
-        hex.into()
+        hex(digest.finish().as_ref())
     }
 }
 

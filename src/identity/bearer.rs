@@ -6,7 +6,7 @@ use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderMap, Uri};
 
 use super::TokenError;
-use crate::policy::path::decoded;
+use crate::policy::path::{decoded, with_query};
 
 /// Where else than in `Authorization` a token may be: browsers that navigate to a download cannot send that field.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -101,10 +101,7 @@ fn take_parameter(uri: &mut Uri, name: &str) -> Option<Vec<String>> {
         return Some(taken);
     }
     let kept: Vec<&str> = query.split('&').filter(|pair| value_of(pair).is_none()).collect();
-    let question = if kept.is_empty() { "" } else { "?" };
-    let mut parts = uri.clone().into_parts();
-    parts.path_and_query = Some(format!("{}{question}{}", uri.path(), kept.join("&")).parse().ok()?);
-    *uri = Uri::from_parts(parts).ok()?;
+    *uri = with_query(uri, &kept.join("&"))?;
     Some(taken)
 }
 
@@ -112,10 +109,7 @@ fn take_parameter(uri: &mut Uri, name: &str) -> Option<Vec<String>> {
 fn drop_parameter(uri: &mut Uri, name: &str) -> Option<()> {
     let is_other = |pair: &&str| decoded(pair.split('=').next().unwrap_or_default()) != name;
     let kept: Vec<&str> = uri.query()?.split(['&', ';']).filter(is_other).collect();
-    let question = if kept.is_empty() { "" } else { "?" };
-    let mut parts = uri.clone().into_parts();
-    parts.path_and_query = Some(format!("{}{question}{}", uri.path(), kept.join("&")).parse().ok()?);
-    *uri = Uri::from_parts(parts).ok()?;
+    *uri = with_query(uri, &kept.join("&"))?;
     Some(())
 }
 

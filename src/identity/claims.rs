@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{SignedBy, TokenError};
 use crate::json::{self, WrongType};
-use crate::policy::{Anchor, Platform, Who, feature_names, listed_feature_names};
+use crate::policy::{Anchor, Platform, Who, features_in};
 
 /// Who is asking, as a verified token says.
 ///
@@ -148,10 +148,9 @@ fn find<'c>(claims: &'c Value, pointer: &str, name: &'static str) -> Result<Opti
 
 /// What a subject is called: text that is not empty, or a whole number.
 fn name(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Arc<str>>, TokenError> {
-    match find(claims, pointer, name)? {
-        Some(Value::Number(number)) if number.is_u64() => Ok(Some(number.to_string().into())),
-        _ => Ok(text(claims, pointer, name)?.filter(|text| !text.is_empty()).map(Arc::from)),
-    }
+    let called = find(claims, pointer, name)?.map(json::name).transpose();
+    let called = called.map_err(|WrongType| TokenError::ClaimType(name))?;
+    Ok(called.filter(|called| !called.is_empty()).map(Arc::from))
 }
 
 /// A design that the token speaks for; one without a name is none, and not any.
@@ -185,16 +184,8 @@ fn text<'c>(claims: &'c Value, pointer: &str, name: &'static str) -> Result<Opti
 }
 
 fn list(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Arc<[String]>>, TokenError> {
-    match find(claims, pointer, name)? {
-        None => Ok(None),
-        Some(Value::String(names)) => Ok(Some(feature_names(names).map(str::to_owned).collect())),
-        Some(Value::Array(items)) => {
-            let texts: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
-            let names = listed_feature_names(texts.ok_or(TokenError::ClaimType(name))?);
-            Ok(Some(names.map(str::to_owned).collect()))
-        }
-        Some(_) => Err(TokenError::ClaimType(name)),
-    }
+    let listed = find(claims, pointer, name)?;
+    listed.map(|listed| features_in(listed).ok_or(TokenError::ClaimType(name))).transpose()
 }
 
 #[cfg(test)]

@@ -48,6 +48,19 @@ pub fn find<'v>(value: &'v Value, pointer: &str) -> Result<Option<&'v Value>, Wr
     Ok(Some(at).filter(|value| !value.is_null()))
 }
 
+/// What something is called: a text, or a whole number.
+///
+/// # Errors
+///
+/// [`WrongType`] if it is anything else.
+pub fn name(value: &Value) -> Result<Cow<'_, str>, WrongType> {
+    match value {
+        Value::String(text) => Ok(Cow::Borrowed(text)),
+        Value::Number(number) if number.is_u64() => Ok(Cow::Owned(number.to_string())),
+        _ => Err(WrongType),
+    }
+}
+
 struct Unambiguous(Value);
 
 impl<'de> Deserialize<'de> for Unambiguous {

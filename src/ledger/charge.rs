@@ -118,7 +118,7 @@ impl Standing {
 
     /// Whether the limit may stop or change an export.
     pub fn is_enforced(&self) -> bool {
-        self.on_exceed != OnExceed::Observe && !self.shadow
+        self.on_exceed.is_enforced(self.shadow)
     }
 
     pub(super) fn why_not(&self) -> Option<Why> {

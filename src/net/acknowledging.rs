@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, milliseconds};
 
 /// When something was last read.
 #[derive(Debug)]
@@ -39,10 +39,6 @@ impl Heard {
         let now = milliseconds(self.clock.coarse());
         Duration::from_millis(now.saturating_sub(self.at.load(Ordering::Relaxed)))
     }
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A stream that tells of what is written on it, until it is known how many requests the server takes at once.

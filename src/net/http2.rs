@@ -20,7 +20,7 @@ use super::acknowledging::{Acknowledging, Heard};
 use super::body::RequestBody;
 use super::patience::Patience;
 use super::pool::Options;
-use crate::clock::Clock;
+use crate::clock::{Clock, milliseconds};
 
 /// How many exchanges share a connection, even if the server allows more.
 const MOST_STREAMS: usize = 100;
@@ -198,7 +198,7 @@ impl<B> Stream<B> {
 
 impl<B> Drop for Stream<B> {
     fn drop(&mut self) {
-        let now = u64::try_from(self.connection.clock.coarse().as_millis()).unwrap_or(u64::MAX);
+        let now = milliseconds(self.connection.clock.coarse());
         self.connection.unused_since.store(now, Ordering::Relaxed);
         self.connection.streams.fetch_sub(1, Ordering::Relaxed);
     }

@@ -100,7 +100,7 @@ pub struct Demand {
 impl Demand {
     /// Whether its limit may stop or change an export.
     pub fn is_enforced(&self) -> bool {
-        self.on_exceed != OnExceed::Observe && !self.shadow
+        self.on_exceed.is_enforced(self.shadow)
     }
 }
 

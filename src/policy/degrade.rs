@@ -1,10 +1,9 @@
 //! What an export over a limit becomes when it is not refused: the same request, asking for less.
 
 use http::header::CONNECTION;
-use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
-use super::path::percent_encoded;
+use super::path::{percent_encoded, with_query};
 use super::routes::is_named;
 
 /// Changes to a request before it is forwarded, e.g. `watermark=1`.
@@ -50,11 +49,7 @@ impl Degrade {
         let set =
             self.set_query.iter().map(|(name, value)| format!("{}={}", percent_encoded(name), percent_encoded(value)));
         let query: Vec<String> = kept.chain(set).collect();
-        let target =
-            if query.is_empty() { uri.path().to_owned() } else { format!("{}?{}", uri.path(), query.join("&")) };
-        let mut parts = uri.clone().into_parts();
-        parts.path_and_query = Some(PathAndQuery::try_from(target).ok()?);
-        Uri::from_parts(parts).ok()
+        with_query(uri, &query.join("&"))
     }
 }
 

@@ -66,7 +66,7 @@ impl Meter {
 
     /// Whether its limits may stop or change an export.
     pub fn is_enforced(&self) -> bool {
-        self.on_exceed != OnExceed::Observe && !self.shadow
+        self.on_exceed.is_enforced(self.shadow)
     }
 
     /// What the meter allows a plan; `None` if it does not count that plan.
@@ -154,6 +154,11 @@ pub enum OnExceed {
 }
 
 impl OnExceed {
+    /// Whether a limit may stop or change an export.
+    pub fn is_enforced(self, shadow: bool) -> bool {
+        self != Self::Observe && !shadow
+    }
+
     /// The name used in configuration.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -25,6 +25,6 @@ pub use meter::{Counts, Limit, Meter, MeterId, NoSeats, OnExceed};
 pub use path::percent_encoded;
 pub use pattern::Pattern;
 pub use routes::{Conditions, DesignFrom, Found, Match, Misread, Route, RouteId, Routes, Shadowed};
-pub use vocabulary::{Action, Delivers, FEATURES_END_AT, PlanId, Plans, Platform, feature_names, listed_feature_names};
+pub use vocabulary::{Action, Delivers, FEATURES_END_AT, PlanId, Plans, Platform, feature_names, features_in};
 pub use who::{Anchor, Subject, SubjectKind, Who, Whose};
 pub use window::{Anchored, Calendar, CalendarUnit, Period, Rolling, Span, Window};

@@ -6,7 +6,11 @@
 //! the way a lenient backend might. Nothing here changes what is forwarded.
 
 use std::borrow::Cow;
-use std::fmt::Write;
+
+use http::Uri;
+use percent_encoding::{
+    AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_decode_str, percent_encode_byte, utf8_percent_encode,
+};
 
 /// Whether every reader must agree on what the path means (RFC 3986, section 6.2.2, and nothing that servers are known
 /// to differ about). Upper-case letters are canonical: identifiers have them.
@@ -62,26 +66,16 @@ fn is_odd_segment(segment: &[u8]) -> bool {
     segment.last().is_none_or(|last| *last == b'.')
 }
 
+/// All that is not unreserved (RFC 3986, section 2.3).
+const RESERVED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 pub(super) fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
 /// Text with all but unreserved characters percent-encoded (RFC 3986, section 2.3): it stands for itself wherever it is put in a URL.
 pub fn percent_encoded(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if is_unreserved(byte) {
-            encoded.push(char::from(byte));
-        } else {
-            push_encoded(&mut encoded, byte);
-        }
-    }
-    encoded
-}
-
-fn push_encoded(text: &mut String, byte: u8) {
-    // Writing to a string cannot fail.
-    let _ = write!(text, "%{byte:02X}");
+    utf8_percent_encode(text, &RESERVED).to_string()
 }
 
 /// A path as it is written in a URL (RFC 3986, sections 3.3 and 6.2.2.2): what none has is percent-encoded, and what needs not be is not.
@@ -98,12 +92,20 @@ pub fn as_in_a_url(path: &str) -> String {
                 rest = &others[2..];
             }
             (None, plain) if !is_unreserved(plain) && !b"/{}!$&'()*+,;=:@".contains(&plain) => {
-                push_encoded(&mut written, plain);
+                written.push_str(percent_encode_byte(plain));
             }
             (_, plain) => written.push(char::from(plain)),
         }
     }
     written
+}
+
+/// The same target with another query; with none if that is empty. `None` if it is too long.
+pub fn with_query(uri: &Uri, query: &str) -> Option<Uri> {
+    let question = if query.is_empty() { "" } else { "?" };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(format!("{}{question}{query}", uri.path()).parse().ok()?);
+    Uri::from_parts(parts).ok()
 }
 
 /// All that a lenient backend might take the path for, in lower case: decoded not at all, once or twice, with `\` as `/`,
@@ -114,7 +116,7 @@ pub fn lenient_readings(path: &str) -> impl Iterator<Item = String> {
     let mut decoded = 0;
     for _ in 0..2 {
         let before = texts.len();
-        also(&mut texts, decoded, |text| text.contains(&b'%').then(|| percent_decoded(text).into_owned()));
+        also(&mut texts, decoded, |text| text.contains(&b'%').then(|| percent_decode(text).collect()));
         also(&mut texts, before, without_params);
         decoded = before;
     }
@@ -167,39 +169,12 @@ fn plain_segments(text: &str, empty_counts: bool) -> String {
 
 /// Percent-decoding as text; `None` if it is not UTF-8.
 pub(super) fn decoded_text(text: &str) -> Option<Cow<'_, str>> {
-    if !text.contains('%') {
-        return Some(Cow::Borrowed(text));
-    }
-    String::from_utf8(percent_decoded(text.as_bytes()).into_owned()).ok().map(Cow::Owned)
+    percent_decode_str(text).decode_utf8().ok()
 }
 
 /// Percent-decoding as text; what is not UTF-8 is replaced, as in a log.
 pub fn decoded(text: &str) -> Cow<'_, str> {
-    if !text.contains('%') {
-        return Cow::Borrowed(text);
-    }
-    Cow::Owned(String::from_utf8_lossy(&percent_decoded(text.as_bytes())).into_owned())
-}
-
-fn percent_decoded(bytes: &[u8]) -> Cow<'_, [u8]> {
-    if !bytes.contains(&b'%') {
-        return Cow::Borrowed(bytes);
-    }
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        match bytes.get(at + 1..at + 3).and_then(hex_pair).filter(|_| bytes[at] == b'%') {
-            Some(byte) => {
-                decoded.push(byte);
-                at += 3;
-            }
-            None => {
-                decoded.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    Cow::Owned(decoded)
+    percent_decode_str(text).decode_utf8_lossy()
 }
 
 fn hex_pair(pair: &[u8]) -> Option<u8> {

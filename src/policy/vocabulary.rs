@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 /// What a request does with a design (counting rules, section 1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -64,9 +66,17 @@ pub fn feature_names(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| c.is_whitespace() || FEATURES_END_AT.contains(&c)).filter(|name| !name.is_empty())
 }
 
-/// Names of features in a list of texts: there blanks are parts of names, as in `Virtual model`.
-pub fn listed_feature_names<'t>(texts: impl IntoIterator<Item = &'t str>) -> impl Iterator<Item = &'t str> {
-    texts.into_iter().flat_map(|text| text.split(FEATURES_END_AT)).map(str::trim).filter(|name| !name.is_empty())
+/// Names of features in a text, or in a list of texts, where blanks are parts of names, as in `Virtual model`. `None` if it is neither.
+pub fn features_in(value: &Value) -> Option<Arc<[String]>> {
+    match value {
+        Value::String(text) => Some(feature_names(text).map(str::to_owned).collect()),
+        Value::Array(texts) => {
+            let texts: Vec<&str> = texts.iter().map(Value::as_str).collect::<Option<_>>()?;
+            let names = texts.into_iter().flat_map(|text| text.split(FEATURES_END_AT)).map(str::trim);
+            Some(names.filter(|name| !name.is_empty()).map(str::to_owned).collect())
+        }
+        _ => None,
+    }
 }
 
 /// Where the user is (counting rules, section 5).

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, milliseconds};
 
 /// How long a client may take for what.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,10 +205,6 @@ impl Activity {
         }
         stuck.map_or(Verdict::Fine(fine), Verdict::Stuck)
     }
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX - 1)
 }
 
 /// A request that is under way, until it is dropped.

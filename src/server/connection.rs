@@ -12,9 +12,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::activity::{Activity, InFlight, Patience, Verdict};
@@ -80,8 +80,8 @@ pub(super) struct Common {
     pub(super) clock: Arc<dyn Clock>,
     /// How many connections have left HTTP.
     pub(super) tunnels: Gauge,
-    /// True once the gate is to end.
-    pub(super) ending: watch::Receiver<bool>,
+    /// Cancelled once the gate is to end.
+    pub(super) ending: CancellationToken,
     /// What runs beside the connections.
     pub(super) streams: Streams,
 }
@@ -226,8 +226,7 @@ impl Connection {
     async fn watch<C: Future<Output = hyper::Result<()>>>(&self, connection: C, say_good_bye: fn(Pin<&mut C>)) {
         let peer = self.client.peer;
         let mut connection = pin!(connection);
-        let mut ending = self.common.ending.clone();
-        let mut ends = pin!(Seldom::new(ending.wait_for(|ending| *ending)));
+        let mut ends = pin!(Seldom::new(self.common.ending.cancelled()));
         let (mut is_leaving, mut is_new) = (false, false);
         let patience = &self.options.patience;
         let mut check = pin!(Seldom::new(sleep(patience.head.min(patience.idle))));
@@ -240,7 +239,7 @@ impl Connection {
                     }
                     return;
                 }
-                _ = &mut ends, if !is_leaving && !is_new => {
+                () = &mut ends, if !is_leaving && !is_new => {
                     if self.activity.is_new() {
                         // Its first request may be on its way.
                         is_new = true;

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 
 use super::connection::{self, Common};
@@ -23,12 +22,11 @@ pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const UNSENT: u32 = 256 * 1024;
 
 /// Accepts and serves connections until `shutdown`; then lets requests end, for as long as `patience` lasts. With the last connection, every
-/// charge has ended. `ending` is what connections hear of it by.
+/// charge has ended.
 pub(super) async fn serve(
     listener: TcpListener,
     places: Places,
     common: Arc<Common>,
-    ending: watch::Sender<bool>,
     shutdown: impl Future<Output = ()>,
     patience: impl Future<Output = ()>,
 ) {
@@ -66,7 +64,7 @@ pub(super) async fn serve(
     }
     drop(listener);
     tracing::info!(connections = connections.len(), "ending: no new connections, requests under way may end");
-    ending.send_replace(true);
+    common.ending.cancel();
     let ended = async {
         while let Some(ended) = connections.join_next().await {
             report(ended);

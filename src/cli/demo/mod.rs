@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::serve::EndSignals;
 use super::{Failure, block_on};
@@ -109,15 +109,9 @@ impl Stage {
     async fn start_gate(&self) -> Result<Gate, Failure> {
         let server = Server::bind(self.config()?, Arc::new(SystemClock::new()), Registry::default()).await?;
         let (address, admin) = (server.address()?, server.admin_address()?);
-        let (stop, stopped) = oneshot::channel::<()>();
-        let ended = tokio::spawn(server.run(
-            async {
-                // A sender that is gone means the same.
-                let _ = stopped.await;
-            },
-            std::future::pending(),
-            None,
-        ));
+        let shutdown = CancellationToken::new();
+        let stop = shutdown.clone().drop_guard();
+        let ended = tokio::spawn(server.run(shutdown, CancellationToken::new(), None));
         Ok(Gate { address, admin, stop, ended })
     }
 }
@@ -126,7 +120,7 @@ impl Stage {
 struct Gate {
     address: SocketAddr,
     admin: SocketAddr,
-    stop: oneshot::Sender<()>,
+    stop: DropGuard,
     ended: JoinHandle<Result<(), LastFlushFailed>>,
 }
 

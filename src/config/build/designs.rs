@@ -10,7 +10,6 @@ use crate::config::raw;
 use crate::design::{
     BadTemplate, FeatureOptions, Options, ServiceOptions, Source, Template, Times, UnknownDesign, UnknownFeature,
 };
-use crate::net::Trust;
 use crate::policy::FEATURES_END_AT;
 
 use super::{Problems, Surroundings, header, positive};
@@ -176,7 +175,7 @@ fn service_options(
         super::check_pointer(pointer, &path(key), problems);
     }
     Some(ServiceOptions {
-        trust: trust(raw, surroundings, problems)?,
+        trust: surroundings.trust(raw.ca_file.as_deref(), &path("ca_file"), problems),
         pointer: raw.pointer.clone(),
         version: raw.version.clone(),
         timeout,
@@ -205,12 +204,6 @@ fn url(text: &str, problems: &mut Problems) -> Option<Template> {
         BadTemplate::Braces => "write {design} for the id, and %7B and %7D for other braces",
     }));
     None
-}
-
-fn trust(raw: &raw::DesignService, surroundings: Surroundings<'_>, problems: &mut Problems) -> Option<Trust> {
-    let Some(name) = &raw.ca_file else { return Some(Trust::default()) };
-    let pem = surroundings.file(name, &path("ca_file"), problems)?;
-    Trust::and(&pem).map_err(|bad| problems.add(Problem::at(&path("ca_file"), bad.to_string()))).ok()
 }
 
 fn authorization(

@@ -10,7 +10,6 @@ use crate::config::raw;
 use crate::identity::{
     Algorithm, ClaimPointers, Counted, Key, Location, Options, Places, RemoteOptions, Verifier, short_type,
 };
-use crate::net::Trust;
 use crate::policy::{PlanId, Plans};
 
 use super::{Problems, Surroundings};
@@ -168,15 +167,7 @@ fn remote(
         let problem = Problem::at(&path("keep"), "the keys would be gone before they are fetched again");
         problems.add(problem.help("write some hours, and more than refresh and cooldown"));
     }
-    let trust = raw.ca_file.as_ref().and_then(|name| surroundings.file(name, &path("ca_file"), problems));
-    let trust = match trust.map(|pem| Trust::and(&pem)) {
-        None => Trust::default(),
-        Some(Ok(trust)) => trust,
-        Some(Err(bad)) => {
-            problems.add(Problem::at(&path("ca_file"), bad.to_string()));
-            return None;
-        }
-    };
+    let trust = surroundings.trust(raw.ca_file.as_deref(), &path("ca_file"), problems);
     Some(RemoteOptions {
         location,
         trust,

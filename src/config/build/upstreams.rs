@@ -6,7 +6,7 @@ use http::HeaderName;
 
 use crate::config::problem::Problem;
 use crate::config::raw;
-use crate::net::{self, Origin, Protocol, Trust, Url};
+use crate::net::{self, Origin, Protocol, Url};
 use crate::policy::cost::{Number, NumberIn};
 use crate::policy::{Cost, DesignFrom, Policy, Routes};
 use crate::{gate, proxy};
@@ -149,10 +149,6 @@ fn endpoints(name: &str, raw: &raw::Upstream, surroundings: Surroundings<'_>, pr
     if raw.ca_file.is_some() && !certified && urls.len() == raw.endpoints.len() {
         problems.add(Problem::at_key(&path("ca_file"), "none of the endpoints is https:, so none has a certificate"));
     }
-    let pem = raw.ca_file.as_ref().and_then(|file| surroundings.file(file, &path("ca_file"), problems));
-    let trust = pem.map_or(Ok(Trust::default()), |pem| Trust::and(&pem)).unwrap_or_else(|bad| {
-        problems.add(Problem::at(&path("ca_file"), bad.to_string()));
-        Trust::default()
-    });
+    let trust = surroundings.trust(raw.ca_file.as_deref(), &path("ca_file"), problems);
     urls.iter().map(|url| url.origin(&trust)).collect()
 }

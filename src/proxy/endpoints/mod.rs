@@ -13,6 +13,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
+use crate::clock::milliseconds;
 use health::{Change, Condition, Era, Health, Outcome, Ticket};
 
 /// When endpoints are left out.
@@ -280,10 +281,6 @@ impl Shown {
         };
         Self { era: Era((packed >> 2) as u32), condition }
     }
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A number that looks random, for each of a sequence (SplitMix64).
