@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::intents::Intent;
 use super::reservation::{Images, Meters, Reservation};
-use super::unflushed::Open;
 use crate::policy::{Demand, MeterId};
 use crate::store::{CoverKind, CoverName, Representation};
 
@@ -137,7 +137,7 @@ pub(super) struct CoverUse {
     /// What was booked for it, where it was taken from a cover of a delivered charge.
     pub(super) paid: Images,
     /// What the store is told of it besides.
-    pub(super) open: Option<Arc<Open>>,
+    pub(super) intent: Option<Arc<Intent>>,
     /// The group that tells the store that it was taken; 0 if nobody has to wait for that.
     pub(super) group: u64,
 }

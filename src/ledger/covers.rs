@@ -125,7 +125,7 @@ impl Covers {
         let (serial, under_way) = (cover.serial, cover.under_way.clone());
         let paid = if under_way.is_none() { cover.meters.clone() } else { Images::new() };
         let name = name.clone();
-        Some(CoverUse { name, serial, meters, degraded, files, under_way, paid, open: None, group: 0 })
+        Some(CoverUse { name, serial, meters, degraded, files, under_way, paid, intent: None, group: 0 })
     }
 
     /// If there is an open cover of that name for some of what is asked: the meters that it degrades by. Of several that of the file with

@@ -69,11 +69,11 @@ impl Ledger {
         let (booked, _) = self.book(&self.counters.look(), &planned, time.as_second(), plan, &mut marks).ok()?;
         let group = marks.map_or(0, |mut marks| {
             // A crash would count it, and owe it with what is covered.
-            let owed = by.open.as_ref().and_then(|open| self.open_with(open, demand.meter, images));
+            let owed = by.intent.as_ref().and_then(|intent| self.intent_with(intent, demand.meter, images));
             if let Some(owed) = owed {
-                marks.closed(by.open.as_ref());
+                marks.closed(by.intent.as_ref());
                 marks.begun(&owed);
-                by.open = Some(owed);
+                by.intent = Some(owed);
             }
             marks.booked(std::slice::from_ref(&booked))
         });

@@ -9,18 +9,15 @@ use tokio::sync::oneshot;
 
 use super::charge::NotDurable;
 use super::counters::Look;
-use super::cover::CoverUse;
-use super::covers::OWED;
 use super::history;
-use super::reservation::{Place, Reservation};
+use super::intents::Intent;
+use super::reservation::Place;
 use super::restore::load_into;
-use super::unflushed::{Open, Unflushed};
+use super::unflushed::Marks;
 use super::{Count, KEEP_CLOSED_WINDOWS, Ledger, MeterState};
 use crate::policy::{MeterId, PlanId};
 use crate::seeded::{self, Bug};
-use crate::store::{
-    Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, OpenRow, Reply, RowSink, Store, StoreError,
-};
+use crate::store::{Batch, CounterName, CounterRow, CoverName, CoverRow, IntentRow, Reply, RowSink, Store, StoreError};
 
 /// How long to wait before a store that could not be opened is tried again.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
@@ -159,10 +156,9 @@ fn forget_before(ledger: &Arc<Ledger>, at: &mut Duration) -> Option<i64> {
 
 async fn flush(ledger: &Ledger, store: &mut dyn Store, forget_before: Option<i64>) -> Result<(), StoreError> {
     ledger.expire_covers();
-    let (marks, batch) = ledger.next_group(forget_before);
+    let (number, marks, batch) = ledger.next_group(forget_before);
     let batch = Arc::new(batch);
     let started = ledger.clock.monotonic();
-    let number = marks.number();
     if batch.is_empty() {
         ledger.stats.nothing_to_flush(started);
         ledger.written.send_modify(|written| written.group = number);
@@ -196,42 +192,9 @@ async fn patiently(ledger: &Ledger, mut writing: Reply<'_>) -> Result<(), StoreE
 }
 
 impl Ledger {
-    /// Whether the store is told of what is under way.
-    pub(super) fn tells_of_charges(&self) -> bool {
-        self.is_strict() && !seeded::bug(Bug::NoIntent)
-    }
-
-    /// Marks a charge that must be durable before it is delivered, and wakes the flusher.
-    pub(super) fn announce(&self, charge: &mut Reservation, design: &Arc<str>, marks: &mut Unflushed) {
-        let meters = charge.booked.iter().map(|booked| (booked.meter, booked.cost));
-        let open = self.open(&charge.user, design, "charged", meters);
-        marks.booked(&charge.booked);
-        charge.group = marks.begun(&open);
-        charge.set_open(open);
-        self.hurry();
-    }
-
     /// Somebody waits for the next group.
     pub(super) fn hurry(&self) {
         self.awaited.notify_one();
-    }
-
-    /// The same for what is taken from covers of few deliveries: or each crash would bring them back. Until it is delivered a crash
-    /// owes it. A session has files to spare, and the rest of a file is the same file each time.
-    pub(super) fn announce_uses(&self, uses: &mut [CoverUse], design: &Arc<str>) {
-        let is_scarce = |by: &CoverUse| matches!(by.name.kind, CoverKind::Retry | CoverKind::Redelivery);
-        for by in uses.iter_mut().filter(|by| self.is_strict() && is_scarce(by)) {
-            // What is taken from a cover was counted with that one's charge.
-            let paid = Some(by.paid.iter().copied()).filter(|paid| paid.len() > 0);
-            by.open = paid.map(|paid| self.open(&by.name.user, design, "covered", paid));
-            let mut unflushed = self.unflushed();
-            by.group = unflushed.changed(self.digests.of(&by.name), by.name.clone());
-            if let Some(open) = &by.open {
-                by.group = unflushed.begun(open);
-            }
-            drop(unflushed);
-            self.hurry();
-        }
     }
 
     /// Waits until a group is written; for the zeroth not at all.
@@ -304,26 +267,29 @@ impl Ledger {
 
     /// Takes all marks, and makes the group that brings the store up to date. What settles does so under the same lock as this reads
     /// what it has changed: no group has a cover without its charge, and none owes what it does not count.
-    fn next_group(&self, forget_before: Option<i64>) -> (Unflushed, Batch) {
-        let (marks, counts, covers, ended, open) = {
+    fn next_group(&self, forget_before: Option<i64>) -> (u64, Marks, Batch) {
+        let (number, marks, counts, covers, ended, intents) = {
             let mut unflushed = self.unflushed();
-            let marks = unflushed.take();
+            let (number, marks) = unflushed.take();
             let (covers, gone) = self.changed_covers(&marks);
-            let ended =
-                |owed: &CoverName| OpenRow { user: owed.user.clone(), what: owed.what.clone(), ..OpenRow::default() };
-            // The same may be under way again: that comes after.
-            let open = marks.cut_short().iter().map(ended);
-            let row = |open: &Open| OpenRow {
-                user: open.user.clone(),
-                what: open.what.clone(),
-                charges: unflushed.count(open),
-                meters: open.meters.clone(),
+            let ended = |owed: &CoverName| IntentRow {
+                user: owed.user.clone(),
+                what: owed.what.clone(),
+                ..IntentRow::default()
             };
-            let open = open.chain(marks.open_changed().map(row)).collect();
+            // The same may be under way again: that comes after.
+            let intents = marks.cut_short.iter().map(ended);
+            let row = |intent: &Arc<Intent>| IntentRow {
+                user: intent.user.clone(),
+                what: intent.what.clone(),
+                charges: unflushed.count(intent),
+                meters: intent.meters.clone(),
+            };
+            let intents = intents.chain(marks.intents.values().map(row)).collect();
             let look = self.counters.look();
             let counts: Vec<Option<Count>> =
                 marks.counters.iter().map(|(place, _)| self.count_at(&look, *place)).collect();
-            (marks, counts, covers, gone, open)
+            (number, marks, counts, covers, gone, intents)
         };
         let (mut counters, mut dropped, plans) = (Vec::new(), Vec::new(), self.plans.load());
         let is_strict = self.is_strict() && !seeded::bug(Bug::OwedButNotReserved);
@@ -345,7 +311,7 @@ impl Ledger {
                 None => dropped.push(named(span)),
             }
         }
-        (marks, Batch { counters, dropped, covers, ended, open, forget_before })
+        (number, marks, Batch { counters, dropped, covers, ended, intents, forget_before })
     }
 
     fn count_at(&self, counters: &Look<'_>, place: Place) -> Option<Count> {
@@ -355,42 +321,8 @@ impl Ledger {
         }
     }
 
-    /// What a crash would owe a user.
-    fn open(
-        &self,
-        user: &Arc<str>,
-        design: &str,
-        paid: &str,
-        booked: impl Iterator<Item = (MeterId, u32)>,
-    ) -> Arc<Open> {
-        let name_of = |id: MeterId| Some(self.meter(id)?.name.clone());
-        let meters: Vec<_> = booked.filter_map(|(id, cost)| Some((name_of(id)?, cost))).collect();
-        self.named_open(user, design, paid, meters)
-    }
-
-    /// The same for so many images on a meter, which a crash would have counted by now.
-    pub(super) fn open_with(&self, open: &Open, meter: MeterId, images: u32) -> Option<Arc<Open>> {
-        let (design, paid) = open.what.rsplit_once(OWED)?;
-        let (paid, _) = paid.split_once(' ')?;
-        let name = &self.meter(meter)?.name;
-        let mut meters = open.meters.clone();
-        meters.iter_mut().filter(|(known, _)| known == name).for_each(|(_, paid)| *paid = images.max(*paid));
-        Some(self.named_open(&open.user, design, paid, meters))
-    }
-
-    fn named_open(&self, user: &Arc<str>, design: &str, paid: &str, meters: Vec<(Arc<str>, u32)>) -> Arc<Open> {
-        // Without the formatting machinery: each export has one.
-        let mut what = String::with_capacity(design.len() + 64);
-        what.extend([design, OWED, paid]);
-        for (meter, cost) in &meters {
-            what.extend([" ", meter, "=", itoa::Buffer::new().format(*cost)]);
-        }
-        let digest = self.digests.of(&("open", &**user, &*what));
-        Arc::new(Open { digest, user: user.clone(), what: what.into(), meters })
-    }
-
     /// Covers as they are now, and names of those that are no more.
-    fn changed_covers(&self, marks: &Unflushed) -> (Vec<CoverRow>, Vec<CoverName>) {
+    fn changed_covers(&self, marks: &Marks) -> (Vec<CoverRow>, Vec<CoverName>) {
         let (mut covers, mut ended) = (Vec::new(), Vec::new());
         let (wall_ms, now) = (self.clock.now().as_millisecond(), self.clock.monotonic());
         let ends_ms = |ends: Duration| wall_ms + ends.saturating_sub(now).as_millis() as i64;
@@ -427,6 +359,7 @@ mod tests {
     use crate::clock::ManualClock;
     use crate::ledger::Options;
     use crate::policy::Policy;
+    use crate::store::CoverKind;
 
     #[test]
     fn covers_end_some_at_a_time_as_fast_as_groups_follow_each_other() {

@@ -38,13 +38,13 @@
 //!    or U, until the charge is void, and what is void has delivered nothing.
 //! 2. *Counted means asked for.* A row never says more than memory did at some instant, and memory counts nothing that was not asked for.
 //! 3. *What a crash has cut short is made good.* R after a crash counts as used: nobody knows whether it was delivered. The group that
-//!    makes a charge safe has a row of the store's table `open` as well: after the crash its user gets that design once more for nothing,
-//!    as much as was paid for, within 15 min of the gate being there again. Both are gone once a later group says U or nothing, in that
-//!    group: what books and what settles does so under the lock under which a group reads, so none has a charge on some of its meters
-//!    only, owes what it does not count, or counts what is under way and does not owe it.
+//!    makes a charge safe also has its intent, a row of the store's table `open`: after the crash its user gets that design once more
+//!    for nothing, as much as was paid for, within 15 min of the gate being there again. Both are gone once a later group says U or
+//!    nothing, in that group: what books and what settles does so under the lock under which a group reads, so none has a charge on some
+//!    of its meters only, owes what it does not count, or counts what is under way and does not owe it.
 //!
 //! Delivered and void are written with whatever group comes next: nobody waits for them. What is taken from a cover of few deliveries
-//! (a retry, what a crash owes) is safe before it leaves, as a charge is, and has a row `open` of its own: what a second crash cuts short
+//! (a retry, what a crash owes) is safe before it leaves, as a charge is, and has an intent of its own: what a second crash cuts short
 //! is owed still. Sessions have files to spare, and the rest of a file is the same file each time. Images that only the backend's answer
 //! tells of are reserved, and safe, before the first byte.
 //!
@@ -72,6 +72,7 @@ mod covers;
 mod excess;
 mod flusher;
 mod history;
+mod intents;
 mod reservation;
 mod restore;
 mod settle;

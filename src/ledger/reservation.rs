@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use smallvec::SmallVec;
 
 use super::counters::CounterKey;
-use super::unflushed::Open;
+use super::intents::Intent;
 use crate::policy::{MeterId, Span, Subject};
 use crate::store::{CoverKind, CoverName, Representation};
 
@@ -76,7 +76,7 @@ pub(super) enum Place {
 struct State {
     progress: Progress,
     /// What the store is told of it besides the counts, until it has ended.
-    open: Option<Arc<Open>>,
+    intent: Option<Arc<Intent>>,
     /// How many images are used, once it is delivered.
     used: Images,
     /// The last word of a backend about them, whichever request it was for.
@@ -181,7 +181,7 @@ impl Reservation {
             group: 0,
             state: Mutex::new(State {
                 progress,
-                open: None,
+                intent: None,
                 used: Images::new(),
                 told: Images::new(),
                 tellers: Images::new(),
@@ -197,24 +197,24 @@ impl Reservation {
         !self.booked.is_empty() || !self.owed.is_empty()
     }
 
-    pub(super) fn set_open(&mut self, open: Arc<Open>) {
-        self.state.get_mut().unwrap_or_else(PoisonError::into_inner).open = Some(open);
+    pub(super) fn set_intent(&mut self, intent: Arc<Intent>) {
+        self.state.get_mut().unwrap_or_else(PoisonError::into_inner).intent = Some(intent);
     }
 
     /// What the store is told of it, for the last time.
-    pub(super) fn take_open(&self) -> Option<Arc<Open>> {
-        self.state().open.take()
+    pub(super) fn take_intent(&self) -> Option<Arc<Intent>> {
+        self.state().intent.take()
     }
 
     /// Changes what the store is told of it, if it has not ended. What it was told before, and is now.
-    pub(super) fn change_open(
+    pub(super) fn change_intent(
         &self,
-        change: impl FnOnce(&Open) -> Option<Arc<Open>>,
-    ) -> Option<(Arc<Open>, Arc<Open>)> {
+        change: impl FnOnce(&Intent) -> Option<Arc<Intent>>,
+    ) -> Option<(Arc<Intent>, Arc<Intent>)> {
         let mut state = self.state();
-        let open = state.open.as_mut()?;
-        let now = change(open)?;
-        Some((std::mem::replace(open, now.clone()), now))
+        let intent = state.intent.as_mut()?;
+        let now = change(intent)?;
+        Some((std::mem::replace(intent, now.clone()), now))
     }
 
     /// Another request shares it; not if it came to nothing.

@@ -12,7 +12,7 @@ use super::reservation::{Images, Meters};
 use super::{Count, Ledger, Options, REDELIVERY};
 use crate::policy::Window;
 use crate::seeded::{self, Bug};
-use crate::store::{CounterName, CounterRow, CoverKind, CoverName, CoverRow, OpenRow, Row, RowSink};
+use crate::store::{CounterName, CounterRow, CoverKind, CoverName, CoverRow, IntentRow, Row, RowSink};
 
 /// Takes what the store has kept into memory. If it breaks off, it may be done again.
 pub(super) fn load_into(ledger: &Arc<Ledger>) -> RowSink {
@@ -32,7 +32,7 @@ pub(super) fn load_into(ledger: &Arc<Ledger>) -> RowSink {
             }
         }
         Row::Cover(row) => into.restore_cover(row, wall.as_millisecond()),
-        Row::Open(row) => into.restore_open(row),
+        Row::Intent(row) => into.restore_intent(row),
     })
 }
 
@@ -98,7 +98,7 @@ impl Ledger {
         let left = |ends_ms: i64| Duration::from_millis(u64::try_from(ends_ms - wall_ms).unwrap_or(0)).min(longest);
         let digest = self.digests.of(&row.name);
         let mut unflushed = self.unflushed();
-        if unflushed.covers.contains_key(&digest) {
+        if unflushed.has_changed(digest) {
             // It has changed since: a reading broke off.
             return;
         }
@@ -134,7 +134,7 @@ impl Ledger {
 
     /// Charges whose end nobody knows count as used (`restore_counter`), and their design is delivered once more. Covers are read
     /// before these: what an earlier crash has left is owed as well.
-    fn restore_open(&self, row: OpenRow) {
+    fn restore_intent(&self, row: IntentRow) {
         let name = CoverName { kind: CoverKind::Redelivery, user: row.user, what: row.what };
         let owed = self.covers.find(&name).map_or(0, |earlier| earlier.files_left);
         let known = |name: &str| self.meter_named(name).map(|(id, _)| id);
@@ -152,7 +152,7 @@ impl Ledger {
         };
         let digest = self.digests.of(&name);
         let mut unflushed = self.unflushed();
-        if unflushed.covers.contains_key(&digest) {
+        if unflushed.has_changed(digest) {
             // From a reading that broke off.
             return;
         }

@@ -49,7 +49,7 @@ impl Ledger {
         let with_owed =
             |images: Images| -> Images { images.into_iter().chain(delivered.owed.iter().copied()).collect() };
         unflushed.delivered(&charge.booked, charge.group > 0);
-        unflushed.closed(charge.take_open().as_ref());
+        unflushed.closed(charge.take_intent().as_ref());
         let open = |unflushed: &mut Unflushed, name: &CoverName, lasts: Duration, cover: Cover| {
             let cover = Cover { until: now.saturating_add(lasts), under_way: None, ..cover };
             unflushed.opened(self.digests.of(name), name.clone(), cover.ends());
@@ -168,7 +168,7 @@ impl Ledger {
         }
         if let Some(unflushed) = unflushed.as_mut().filter(|_| !seeded::bug(Bug::VoidNotWritten)) {
             unflushed.booked(&charge.booked);
-            unflushed.closed(charge.take_open().as_ref());
+            unflushed.closed(charge.take_intent().as_ref());
         }
         drop(unflushed);
         if let Some(opening) = &charge.opens {
@@ -238,7 +238,7 @@ impl Ledger {
 
     /// More is reserved for a charge than was: a crash would count it, and owe it.
     fn tell_of_more(&self, charge: &Reservation, booked: &Booked, images: u32, unflushed: &mut Unflushed) -> u64 {
-        if let Some((before, now)) = charge.change_open(|open| self.open_with(open, booked.meter, images)) {
+        if let Some((before, now)) = charge.change_intent(|intent| self.intent_with(intent, booked.meter, images)) {
             unflushed.closed(Some(&before));
             unflushed.begun(&now);
         }
@@ -255,9 +255,9 @@ impl Ledger {
             }
             Settlement::Void => self.covers.give_back(&by.name, by.serial, by.files),
         }
-        unflushed.closed(by.open.as_ref());
+        unflushed.closed(by.intent.as_ref());
         unflushed.changed(self.digests.of(&by.name), by.name);
-        if by.open.is_some() {
+        if by.intent.is_some() {
             // Or a crash would owe it once more, for nothing: for a charge that is worth it, for what is free it is not.
             self.hurry();
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::counters::ByDigest;
+use super::intents::Intent;
 use super::reservation::{Booked, Place};
 use crate::policy::{Demand, MeterId, Span, Subject};
 use crate::store::CoverName;
@@ -14,41 +15,68 @@ use crate::store::CoverName;
 /// How many sessions are remembered that were left before the store was read: 16 MiB of them.
 const MOST_LEFT_EARLY: usize = 500_000;
 
-/// Marks of what changed. The values are read when the group is built, so a counter that changed a thousand times is written once.
+/// What the store does not know, and what it takes to tell it.
 #[derive(Debug, Default)]
 pub(super) struct Unflushed {
-    pub(super) counters: DirtyCounters,
-    pub(super) covers: HashMap<u128, CoverName, ByDigest>,
-    /// How often something is under way that the store is told of, by its digest.
-    open: HashMap<u128, u32, ByDigest>,
-    /// What of it has changed.
-    open_changed: HashMap<u128, Arc<Open>, ByDigest>,
-    /// Sessions that were left before the store was read, which may know them. By their digests: whoever leaves chooses how long a name is.
-    left_early: HashSet<u128, ByDigest>,
-    /// What was under way when the last process ended: by now it is owed.
-    cut_short: Vec<CoverName>,
+    marks: Marks,
     /// How many groups have been taken.
     taken: u64,
-    /// Delivered charges since the last group was taken.
-    pub(super) charges: u64,
     /// Delivered charges of the group that is being written.
     writing: u64,
+    /// How often each intent is under way.
+    under_way: HashMap<u128, u32, ByDigest>,
+    /// Sessions that were left before the store was read, which may know them. By their digests: whoever leaves chooses how long a name is.
+    left_early: HashSet<u128, ByDigest>,
+    endings: Endings,
+}
+
+/// What changed since the last group. The values are read when the next one is built, so a counter that changed a thousand times is written
+/// once.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    pub(super) counters: DirtyCounters,
+    pub(super) covers: HashMap<u128, CoverName, ByDigest>,
+    /// Intents that are under way more or less often.
+    pub(super) intents: HashMap<u128, Arc<Intent>, ByDigest>,
+    /// What was under way when the last process ended: by now it is owed, under these names.
+    pub(super) cut_short: Vec<CoverName>,
+    /// Delivered charges.
+    charges: u64,
+}
+
+/// When covers end.
+#[derive(Debug, Default)]
+struct Endings {
     /// Covers by the time that they end.
-    ending: BTreeMap<(Duration, u128), CoverName>,
+    by_time: BTreeMap<(Duration, u128), CoverName>,
     /// Where in that queue each of them is: once, however often it is opened anew. If it ends later it is put back.
     queued: HashMap<u128, Duration, ByDigest>,
 }
 
-/// What a crash cuts short, and therefore owes. Made once a charge: the store is told of it as it begins and as it ends.
-#[derive(Debug)]
-pub(super) struct Open {
-    /// Of user and name.
-    pub(super) digest: u128,
-    pub(super) user: Arc<str>,
-    /// The design, how it is paid for, and what it has booked.
-    pub(super) what: Arc<str>,
-    /// Names of the meters that it has booked, and how much: no more is owed, and no less.
-    pub(super) meters: Vec<(Arc<str>, u32)>,
+impl Endings {
+    fn put(&mut self, until: Duration, digest: u128, name: CoverName) {
+        // What is under way ends when its charge does.
+        if until == Duration::MAX || self.queued.get(&digest).is_some_and(|queued| *queued <= until) {
+            return;
+        }
+        // One from before a wall clock was set back may end later than the one in its place.
+        self.take_out(digest);
+        self.queued.insert(digest, until);
+        self.by_time.insert((until, digest), name);
+    }
+
+    fn take_out(&mut self, digest: u128) {
+        if let Some(queued) = self.queued.remove(&digest) {
+            self.by_time.remove(&(queued, digest));
+        }
+    }
+
+    fn next(&mut self, now: Duration) -> Option<(u128, CoverName)> {
+        let first = self.by_time.first_entry().filter(|first| first.key().0 <= now)?;
+        let digest = first.key().1;
+        self.queued.remove(&digest);
+        Some((digest, first.remove()))
+    }
 }
 
 /// What a count's place does not tell.
@@ -119,7 +147,7 @@ impl Unflushed {
     /// The counters of a charge have changed. The group that will tell the store.
     pub(super) fn booked(&mut self, booked: &[Booked]) -> u64 {
         for &Booked { meter, ref subject, place, span, .. } in booked {
-            self.counters.mark(place, || DirtyCounter { meter, subject: subject.clone(), span });
+            self.marks.counters.mark(place, || DirtyCounter { meter, subject: subject.clone(), span });
         }
         self.next_number()
     }
@@ -129,69 +157,64 @@ impl Unflushed {
         self.taken + 1
     }
 
-    /// Something is under way that the store is told of. The group that will tell it.
-    pub(super) fn begun(&mut self, open: &Arc<Open>) -> u64 {
-        *self.open.entry(open.digest).or_default() += 1;
-        self.open_changed.insert(open.digest, open.clone());
+    /// An intent is under way. The group that will tell the store.
+    pub(super) fn begun(&mut self, intent: &Arc<Intent>) -> u64 {
+        *self.under_way.entry(intent.digest).or_default() += 1;
+        self.marks.intents.insert(intent.digest, intent.clone());
         self.next_number()
     }
 
     /// It has ended.
-    pub(super) fn closed(&mut self, open: Option<&Arc<Open>>) {
-        let Some(open) = open else { return };
-        if let Entry::Occupied(mut count) = self.open.entry(open.digest) {
+    pub(super) fn closed(&mut self, intent: Option<&Arc<Intent>>) {
+        let Some(intent) = intent else { return };
+        if let Entry::Occupied(mut count) = self.under_way.entry(intent.digest) {
             *count.get_mut() = count.get().saturating_sub(1);
             if *count.get() == 0 {
                 count.remove();
             }
         }
-        self.open_changed.insert(open.digest, open.clone());
+        self.marks.intents.insert(intent.digest, intent.clone());
     }
 
-    /// How often that is under way.
-    pub(super) fn count(&self, open: &Open) -> u32 {
-        self.open.get(&open.digest).copied().unwrap_or_default()
-    }
-
-    /// What is under way and has changed.
-    pub(super) fn open_changed(&self) -> impl Iterator<Item = &Open> {
-        self.open_changed.values().map(Arc::as_ref)
+    /// How often it is under way.
+    pub(super) fn count(&self, intent: &Intent) -> u32 {
+        self.under_way.get(&intent.digest).copied().unwrap_or_default()
     }
 
     /// What the store has under way was cut short, and is owed under this name.
     pub(super) fn was_cut_short(&mut self, owed: CoverName) {
-        self.cut_short.push(owed);
-    }
-
-    /// Names of what was cut short.
-    pub(super) fn cut_short(&self) -> &[CoverName] {
-        &self.cut_short
+        self.marks.cut_short.push(owed);
     }
 
     /// One charge was delivered. Its counters and covers are marked under one lock: no group holds a cover without its charge. If the
     /// store knows of the reservation, a crash loses nothing of it.
     pub(super) fn delivered(&mut self, booked: &[Booked], is_safe: bool) {
         self.booked(booked);
-        self.charges += u64::from(!booked.is_empty() && !is_safe);
+        self.marks.charges += u64::from(!booked.is_empty() && !is_safe);
     }
 
     /// A slot of a subject's history is no more.
     pub(super) fn slot_dropped(&mut self, demand: &Demand, digest: u128, start: i64) {
         let span = Span { start, end: start };
         let dropped = DirtyCounter { meter: demand.meter, subject: demand.subject.clone(), span };
-        self.counters.mark_anew(Place::Slot { digest, start }, dropped);
+        self.marks.counters.mark_anew(Place::Slot { digest, start }, dropped);
     }
 
     /// A cover was opened that ends at `ends` if nothing happens.
     pub(super) fn opened(&mut self, digest: u128, name: CoverName, ends: Duration) {
         self.will_end(ends, digest, name.clone());
-        self.covers.insert(digest, name);
+        self.marks.covers.insert(digest, name);
     }
 
     /// A cover was used, or is no more. The group that will tell the store.
     pub(super) fn changed(&mut self, digest: u128, name: CoverName) -> u64 {
-        self.covers.insert(digest, name);
+        self.marks.covers.insert(digest, name);
         self.next_number()
+    }
+
+    /// Whether a cover has changed since the last group.
+    pub(super) fn has_changed(&self, digest: u128) -> bool {
+        self.marks.covers.contains_key(&digest)
     }
 
     /// A session was left that nobody knows yet. If very many are the rest ends by its time.
@@ -212,51 +235,30 @@ impl Unflushed {
 
     /// A cover that the store knows, to be ended in time.
     pub(super) fn will_end(&mut self, until: Duration, digest: u128, name: CoverName) {
-        // What is under way ends when its charge does.
-        if until == Duration::MAX || self.queued.get(&digest).is_some_and(|queued| *queued <= until) {
-            return;
-        }
-        // One from before a wall clock was set back may end later than the one in its place.
-        if let Some(queued) = self.queued.insert(digest, until) {
-            self.ending.remove(&(queued, digest));
-        }
-        self.ending.insert((until, digest), name);
+        self.endings.put(until, digest, name);
     }
 
     /// A cover is no more, before its time has come.
     pub(super) fn gone(&mut self, digest: u128, name: CoverName) {
-        if let Some(queued) = self.queued.remove(&digest) {
-            self.ending.remove(&(queued, digest));
-        }
+        self.endings.take_out(digest);
         self.changed(digest, name);
     }
 
     /// The next cover whose time has come.
     pub(super) fn next_ending(&mut self, now: Duration) -> Option<(u128, CoverName)> {
-        let first = self.ending.first_entry().filter(|first| first.key().0 <= now)?;
-        let digest = first.key().1;
-        self.queued.remove(&digest);
-        Some((digest, first.remove()))
+        self.endings.next(now)
     }
 
     /// Delivered charges that the store does not know: what a crash now would lose.
     pub(super) fn at_risk(&self) -> u64 {
-        self.charges + self.writing
+        self.marks.charges + self.writing
     }
 
-    /// All marks and the number of charges behind them; what comes later belongs to the next group.
-    pub(super) fn take(&mut self) -> Self {
-        let (ending, queued) = (std::mem::take(&mut self.ending), std::mem::take(&mut self.queued));
-        let left_early = std::mem::take(&mut self.left_early);
-        let (writing, taken, open) = (self.charges, self.next_number(), std::mem::take(&mut self.open));
-        let group =
-            std::mem::replace(self, Self { ending, queued, left_early, writing, taken, open, ..Self::default() });
-        Self { taken, ..group }
-    }
-
-    /// Which group this is, once it was taken.
-    pub(super) const fn number(&self) -> u64 {
-        self.taken
+    /// All marks, and which group they are; what comes later belongs to the next one.
+    pub(super) fn take(&mut self) -> (u64, Marks) {
+        self.taken = self.next_number();
+        self.writing = self.marks.charges;
+        (self.taken, std::mem::take(&mut self.marks))
     }
 
     /// The group was written.
@@ -265,16 +267,16 @@ impl Unflushed {
     }
 
     /// The group was not written: its marks stand again.
-    pub(super) fn put_back(&mut self, group: Self) {
+    pub(super) fn put_back(&mut self, group: Marks) {
         for (place, counter) in group.counters.in_order {
-            self.counters.mark(place, || counter);
+            self.marks.counters.mark(place, || counter);
         }
         for (digest, name) in group.covers {
-            self.covers.entry(digest).or_insert(name);
+            self.marks.covers.entry(digest).or_insert(name);
         }
-        self.open_changed.extend(group.open_changed);
-        self.cut_short.extend(group.cut_short);
-        self.charges += group.charges;
+        self.marks.intents.extend(group.intents);
+        self.marks.cut_short.extend(group.cut_short);
+        self.marks.charges += group.charges;
         self.writing = 0;
     }
 }
@@ -317,19 +319,19 @@ mod tests {
         let name = CoverName { kind: CoverKind::Session, user: "u".into(), what: "d".into() };
         unflushed.opened(7, name.clone(), Duration::from_secs(9));
         unflushed.gone(7, name);
-        assert!(unflushed.ending.is_empty() && unflushed.queued.is_empty());
-        assert!(unflushed.covers.contains_key(&7), "the store is told");
+        assert!(unflushed.endings.by_time.is_empty() && unflushed.endings.queued.is_empty());
+        assert!(unflushed.marks.covers.contains_key(&7), "the store is told");
     }
 
     #[test]
     fn what_was_not_written_is_marked_again_unless_it_has_changed_since() {
         let mut unflushed = Unflushed::default();
-        unflushed.counters.mark(slot(0), || counter("then", HOUR));
-        unflushed.counters.mark(slot(HOUR), || counter("anna", 2 * HOUR));
-        let group = unflushed.take();
-        assert_eq!(marked(&unflushed.counters), []);
-        unflushed.counters.mark(slot(0), || counter("now", 0));
+        unflushed.marks.counters.mark(slot(0), || counter("then", HOUR));
+        unflushed.marks.counters.mark(slot(HOUR), || counter("anna", 2 * HOUR));
+        let (_, group) = unflushed.take();
+        assert_eq!(marked(&unflushed.marks.counters), []);
+        unflushed.marks.counters.mark(slot(0), || counter("now", 0));
         unflushed.put_back(group);
-        assert_eq!(marked(&unflushed.counters), [("now", 0), ("anna", 2 * HOUR)]);
+        assert_eq!(marked(&unflushed.marks.counters), [("now", 0), ("anna", 2 * HOUR)]);
     }
 }

@@ -52,7 +52,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use embedded::Embedded;
-pub use rows::{Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, OpenRow, Representation, Row};
+pub use rows::{Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, IntentRow, Representation, Row};
 
 /// What can be set about the store.
 #[derive(Debug, Clone, PartialEq, Eq)]

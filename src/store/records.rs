@@ -14,7 +14,7 @@ use std::hash::Hash;
 use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use super::rows::{Batch, CounterName, CounterRow, CoverName, CoverRow, OpenRow};
+use super::rows::{Batch, CounterName, CounterRow, CoverName, CoverRow, IntentRow};
 
 const KEY: usize = 16;
 const LENGTH: usize = 4;
@@ -37,7 +37,7 @@ pub(super) enum Written<'r> {
     Dropped(&'r CounterName),
     Cover(&'r CoverRow),
     Ended(&'r CoverName),
-    Open(&'r OpenRow),
+    Intent(&'r IntentRow),
     ForgetBefore(i64),
 }
 
@@ -48,7 +48,7 @@ enum Read {
     Dropped(CounterName),
     Cover(CoverRow),
     Ended(CoverName),
-    Open(OpenRow),
+    Intent(IntentRow),
     ForgetBefore(i64),
 }
 
@@ -82,13 +82,13 @@ impl Records {
 
     /// A batch as a group of records.
     pub(super) fn group(&mut self, batch: &Batch) -> postcard::Result<&[u8]> {
-        let Batch { counters, dropped, covers, ended, open, forget_before } = batch;
+        let Batch { counters, dropped, covers, ended, intents, forget_before } = batch;
         self.group.clear();
         counters.iter().try_for_each(|row| self.put(&("counter", &row.name), &Written::Counter(row)))?;
         dropped.iter().try_for_each(|name| self.put(&("counter", name), &Written::Dropped(name)))?;
         covers.iter().try_for_each(|row| self.put(&("cover", &row.name), &Written::Cover(row)))?;
         ended.iter().try_for_each(|name| self.put(&("cover", name), &Written::Ended(name)))?;
-        open.iter().try_for_each(|row| self.put(&("open", &row.user, &row.what), &Written::Open(row)))?;
+        intents.iter().try_for_each(|row| self.put(&("open", &row.user, &row.what), &Written::Intent(row)))?;
         forget_before.iter().try_for_each(|before| self.put(&"forget", &Written::ForgetBefore(*before)))?;
         Ok(&self.group)
     }
@@ -134,12 +134,12 @@ impl Changes {
                 Read::Dropped(name) => batch.dropped.push(name),
                 Read::Cover(row) => batch.covers.push(row),
                 Read::Ended(name) => batch.ended.push(name),
-                Read::Open(row) => batch.open.push(row),
+                Read::Intent(row) => batch.intents.push(row),
                 Read::ForgetBefore(before) => batch.forget_before = Some(before),
             }
         }
         batch.counters.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        batch.open.sort_unstable_by(|a, b| (&a.user, &a.what).cmp(&(&b.user, &b.what)));
+        batch.intents.sort_unstable_by(|a, b| (&a.user, &a.what).cmp(&(&b.user, &b.what)));
         Ok(batch)
     }
 }
@@ -170,8 +170,8 @@ mod tests {
         }
     }
 
-    fn open(what: &str, charges: u32) -> OpenRow {
-        OpenRow { user: "u".into(), what: what.into(), charges, meters: Vec::new() }
+    fn intent(what: &str, charges: u32) -> IntentRow {
+        IntentRow { user: "u".into(), what: what.into(), charges, meters: Vec::new() }
     }
 
     fn merged(batches: &[Batch]) -> Result<Batch, Undecodable> {
@@ -187,7 +187,7 @@ mod tests {
         let first = Batch {
             counters: vec![counter("b", 1), counter("a", 1), counter("c", 9)],
             covers: vec![cover("x"), cover("y")],
-            open: vec![open("d", 1)],
+            intents: vec![intent("d", 1)],
             forget_before: Some(1),
             ..Batch::default()
         };
@@ -195,7 +195,7 @@ mod tests {
             counters: vec![counter("b", 0)],
             dropped: vec![counter("c", 0).name],
             ended: vec![cover("x").name],
-            open: vec![open("d", 0)],
+            intents: vec![intent("d", 0)],
             ..Batch::default()
         };
         let third = Batch { covers: vec![cover("x")], ..Batch::default() };
@@ -204,7 +204,7 @@ mod tests {
             dropped: vec![counter("c", 0).name],
             covers: vec![cover("y")],
             ended: vec![cover("x").name],
-            open: vec![open("d", 0)],
+            intents: vec![intent("d", 0)],
             forget_before: Some(1),
         };
         assert_eq!(merged(&[first.clone(), second.clone()]), Ok(expected));

@@ -16,7 +16,7 @@ pub enum Row {
     /// A cover.
     Cover(CoverRow),
     /// Charges that were under way when the process ended.
-    Open(OpenRow),
+    Intent(IntentRow),
 }
 
 /// What names a counter.
@@ -50,7 +50,7 @@ pub struct CoverName {
     pub kind: CoverKind,
     /// Whose.
     pub user: Arc<str>,
-    /// The design of a session; of a redelivery, what an [`OpenRow`] has; method, target and key of a retry; design and target of a download
+    /// The design of a session; of a redelivery, what an [`IntentRow`] has; method, target and key of a retry; design and target of a download
     /// that may be resumed.
     pub what: Arc<str>,
 }
@@ -118,7 +118,7 @@ pub struct CoverRow {
 
 /// What of a user is under way: charges, whose counts are in the counters' `reserved`, and what was taken from covers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OpenRow {
+pub struct IntentRow {
     /// The user.
     pub user: Arc<str>,
     /// The design, a tab, and how it is paid for: a name for what a crash would owe.
@@ -141,7 +141,7 @@ pub struct Batch {
     /// Covers that ended.
     pub ended: Vec<CoverName>,
     /// Charges under way as they are now.
-    pub open: Vec<OpenRow>,
+    pub intents: Vec<IntentRow>,
     /// Windows that ended before this (seconds since the epoch) may be forgotten.
     pub forget_before: Option<i64>,
 }
@@ -149,8 +149,8 @@ pub struct Batch {
 impl Batch {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        let Self { counters, dropped, covers, ended, open, forget_before } = self;
-        let covers = covers.is_empty() && ended.is_empty() && open.is_empty();
+        let Self { counters, dropped, covers, ended, intents, forget_before } = self;
+        let covers = covers.is_empty() && ended.is_empty() && intents.is_empty();
         counters.is_empty() && dropped.is_empty() && covers && forget_before.is_none()
     }
 }

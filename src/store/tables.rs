@@ -14,7 +14,7 @@ use super::file::{beside, sync_folder_of};
 use super::journal;
 use super::records::Written;
 use super::{
-    Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, OpenRow, Representation, Row, RowSink, StoreError,
+    Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, IntentRow, Representation, Row, RowSink, StoreError,
 };
 use crate::policy::{Span, Subject, SubjectKind};
 
@@ -362,9 +362,9 @@ fn read_all(snapshot: &Transaction<'_>, rows: &mut RowSink) -> rusqlite::Result<
     let mut found = open.query([])?;
     while let Some(row) = found.next()? {
         let meters = words(row, 3)?.iter().filter_map(|word| booked(word)).collect();
-        let open = OpenRow { user: text(row, 0)?, what: text(row, 1)?, charges: row.get(2)?, meters };
-        check(row, 4, Written::Open(&open).seal(), "of a charge under way")?;
-        rows(Row::Open(open));
+        let open = IntentRow { user: text(row, 0)?, what: text(row, 1)?, charges: row.get(2)?, meters };
+        check(row, 4, Written::Intent(&open).seal(), "of a charge under way")?;
+        rows(Row::Intent(open));
     }
     Ok(())
 }
@@ -428,10 +428,10 @@ fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
     let mut end_open = group.prepare_cached("DELETE FROM open WHERE user = ? AND what = ?")?;
     // Nearly all have come and gone since the last time.
     let known = open_names(group)?;
-    for row in &batch.open {
-        let OpenRow { user, what, charges, meters } = row;
+    for row in &batch.intents {
+        let IntentRow { user, what, charges, meters } = row;
         if *charges > 0 {
-            put_open.execute(params![user, what, charges, spelled(meters), Written::Open(row).seal()])?;
+            put_open.execute(params![user, what, charges, spelled(meters), Written::Intent(row).seal()])?;
         } else if known.contains(&(user.clone(), what.clone())) {
             end_open.execute(params![user, what])?;
         }

@@ -413,7 +413,7 @@ impl Store for Witness {
             let meter = usize::from(!row.name.meter.ends_with('0'));
             seen.counts.entry(row.name.subject.id.clone()).or_default()[meter] = (row.used, row.reserved);
         }
-        for row in &batch.open {
+        for row in &batch.intents {
             seen.open.insert(row.user.clone(), row.charges);
         }
         let counts = |user: &Arc<str>| seen.counts.get(user).copied().unwrap_or_default();

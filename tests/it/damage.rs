@@ -10,7 +10,8 @@ use std::time::Duration;
 use export_gate::clock::SystemClock;
 use export_gate::policy::{Span, Subject};
 use export_gate::store::{
-    Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, Embedded, OpenRow, Options, Row, Store, StoreError,
+    Batch, CounterName, CounterRow, CoverKind, CoverName, CoverRow, Embedded, IntentRow, Options, Row, Store,
+    StoreError,
 };
 use tempfile::TempDir;
 
@@ -42,7 +43,7 @@ pub(super) fn batch(write: u32) -> Batch {
         version: None,
         file: None,
     };
-    let open = |design: u32, charges| OpenRow {
+    let open = |design: u32, charges| IntentRow {
         user: "user-1".into(),
         what: format!("design-{design}").into(),
         charges,
@@ -51,7 +52,7 @@ pub(super) fn batch(write: u32) -> Batch {
     Batch {
         counters: (0..=write % 7).map(|user| counter(user * 3)).collect(),
         covers: vec![cover],
-        open: vec![open(write, 1), open(write.saturating_sub(3), 0)],
+        intents: vec![open(write, 1), open(write.saturating_sub(3), 0)],
         ..Batch::default()
     }
 }

@@ -11,7 +11,7 @@ use export_gate::policy::{
     Window,
 };
 use export_gate::store::{
-    Batch, CounterRow, CoverName, CoverRow, OpenRow, Reply, Representation, Row, RowSink, Store, StoreError,
+    Batch, CounterRow, CoverName, CoverRow, IntentRow, Reply, Representation, Row, RowSink, Store, StoreError,
 };
 use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
@@ -804,7 +804,7 @@ struct DiskState {
     writing: bool,
     counters: Vec<CounterRow>,
     covers: Vec<CoverRow>,
-    open: Vec<OpenRow>,
+    open: Vec<IntentRow>,
 }
 
 impl Disk {
@@ -873,7 +873,7 @@ impl Store for Disk {
             let state = self.0.lock().unwrap();
             state.counters.iter().cloned().for_each(|row| rows(Row::Counter(row)));
             state.covers.iter().cloned().for_each(|row| rows(Row::Cover(row)));
-            state.open.iter().cloned().for_each(|row| rows(Row::Open(row)));
+            state.open.iter().cloned().for_each(|row| rows(Row::Intent(row)));
         }
         Box::pin(async { opened })
     }
@@ -906,7 +906,7 @@ impl Disk {
         let changed = |name: &CoverName| batch.ended.contains(name) || batch.covers.iter().any(|row| row.name == *name);
         covers.retain(|row| !changed(&row.name));
         covers.extend(batch.covers.iter().cloned());
-        for row in &batch.open {
+        for row in &batch.intents {
             open.retain(|known| (&known.user, &known.what) != (&row.user, &row.what));
             open.extend(Some(row.clone()).filter(|row| row.charges > 0));
         }
