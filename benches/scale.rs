@@ -143,6 +143,7 @@ async fn charge(ledger: &Arc<Ledger>, user: u64, session: SessionUse) -> Admissi
         subject: Subject::user(user.clone()),
         anchor: None,
         cost: 1,
+        images: 1,
         limit: 1_000_000,
         on_exceed: OnExceed::Deny,
         shadow: false,

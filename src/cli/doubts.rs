@@ -140,10 +140,10 @@ fn of_meter(meter: &Meter, has_screen: bool, plans: &Plans) -> Vec<String> {
 fn of_designs(config: &Config) -> Vec<String> {
     let (designs, policy) = (&config.designs, &config.policy);
     let mut odd = Vec::new();
-    let asks = Platform::ALL.iter().any(|platform| policy.asks_for_features(*platform));
+    let asks = policy.meters.iter().any(|meter| meter.counts.ai.is_some());
     if designs.sources.is_empty() && designs.unknown_design == UnknownDesign::Refuse && asks {
         odd.push(
-            "no source says what is in a design, so each export that a meter asks it of is refused with 503".to_owned(),
+            "no source says what is in a design, so each export that is counted by that is refused with 503".to_owned(),
         );
     }
     let no_feature = designs.features.ai.is_empty() && designs.features.unknown == UnknownFeature::Plain;

@@ -109,10 +109,12 @@ impl Gate {
         let target = || Target::of(head, found);
         let key = idempotency_key(&head.headers)?;
 
-        let facts = self.parts.designs.facts(design, &caller, &head.headers, peer).await;
-        let facts = match facts {
+        let route = &*found.route;
+        let (action, delivers, who) = (route.action, route.delivers, &caller.who);
+        let export = Export { action, platform, ai: false, features: &[], who, plan, delivers };
+        let facts = match self.parts.designs.facts(design, &caller, &head.headers, peer).await {
             Ok(facts) => facts,
-            Err(unknown) if policy.asks_for_features(platform) => {
+            Err(unknown) if policy.asks_for_features(export) => {
                 witness.detail(&unknown);
                 return Err(Refusal::UnknownDesign);
             }
@@ -120,16 +122,7 @@ impl Gate {
             Err(_) => Facts::unknown(),
         };
         witness.found(&facts);
-        let route = &*found.route;
-        let export = Export {
-            action: route.action,
-            platform,
-            ai: facts.ai,
-            features: &facts.features,
-            who: &caller.who,
-            plan,
-            delivers: route.delivers,
-        };
+        let export = Export { ai: facts.ai, features: &facts.features, ..export };
         let text = match policy.needs_body(export) {
             NeedsBody::No => None,
             NeedsBody::IfItCan => match Box::pin(self.read_ahead(head, body)).await {

@@ -125,7 +125,7 @@ pub(super) fn file_of(head: &response::Parts, length: Option<u64>) -> Option<Rep
     }
     let length = match content_range(head) {
         Some((_, length)) => length,
-        None if head.status == StatusCode::OK => length?,
+        None if matches!(head.status, StatusCode::OK | StatusCode::NON_AUTHORITATIVE_INFORMATION) => length?,
         _ => return None,
     };
     Some(Representation { validator: validator(&head.headers)?, length })

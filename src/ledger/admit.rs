@@ -297,19 +297,25 @@ fn owed(covered_by: &[CoverUse]) -> Images {
     owed.flat_map(|by| by.meters.iter().map(|meter| (*meter, by.paid_for(*meter)))).collect()
 }
 
-/// The session that an export opens: for what it has booked on meters with sessions. What a crash has cut short was booked before it. If it
-/// is only degraded by such meters it opens none, and whoever enters the screen has left it before.
+/// The session that an export opens: for what it has booked on meters with sessions, and for what its key covers there. What a crash has
+/// cut short was booked before it. If it is only degraded by such meters it opens none, and whoever enters the screen has left it before;
+/// unless it is the same opening once more.
 fn opening(request: &ChargeRequest<'_>, own: &Reservation, covered_by: &[CoverUse]) -> Option<Opening> {
     let with_sessions = || request.demands.iter().filter(|demand| demand.session == SessionUse::Opens);
     let degraded: Meters =
         with_sessions().map(|demand| demand.meter).filter(|meter| own.degraded.contains(meter)).collect();
-    let is_booked = |meter: MeterId| {
-        let mut owed = covered_by.iter().filter(|by| by.name.kind == CoverKind::Redelivery);
-        own.booked.iter().any(|booked| booked.meter == meter) || owed.any(|by| by.meters.contains(&meter))
+    let is_covered = |kind: CoverKind, meter: MeterId| {
+        covered_by.iter().any(|by| by.name.kind == kind && by.meters.contains(&meter))
     };
-    let booked = with_sessions().filter(|demand| is_booked(demand.meter));
-    let meters: SmallVec<_> = booked.map(|demand| (demand.meter, demand.cost)).collect();
-    (!meters.is_empty() || !degraded.is_empty()).then(|| {
+    let is_booked = |meter: MeterId| {
+        own.booked.iter().any(|booked| booked.meter == meter) || is_covered(CoverKind::Redelivery, meter)
+    };
+    let is_repeat = covered_by.iter().any(|by| by.name.kind == CoverKind::Retry);
+    let is_new = with_sessions().any(|demand| is_booked(demand.meter)) || (!degraded.is_empty() && !is_repeat);
+    is_new.then(|| {
+        let paid =
+            with_sessions().filter(|demand| is_booked(demand.meter) || is_covered(CoverKind::Retry, demand.meter));
+        let meters = paid.map(|demand| (demand.meter, demand.cost)).collect();
         let session = cover(CoverKind::Session, request.user, request.session);
         Opening { session, version: request.version.cloned(), meters, degraded }
     })

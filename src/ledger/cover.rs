@@ -105,11 +105,12 @@ impl Cover {
 pub(super) struct Amount {
     pub(super) meter: MeterId,
     pub(super) cost: u32,
+    pub(super) images: u32,
 }
 
 impl Amount {
     pub(super) fn of(demand: &Demand) -> Self {
-        Self { meter: demand.meter, cost: demand.cost }
+        Self { meter: demand.meter, cost: demand.cost, images: demand.images }
     }
 }
 

@@ -101,7 +101,7 @@ impl Covers {
             wanted.asked.iter().filter(|asked| cover.holds_for(name.kind, asked)).copied().collect()
         };
         let files = |held: &[Amount]| match name.kind {
-            CoverKind::Session => held.iter().map(|asked| asked.cost).max().unwrap_or(0),
+            CoverKind::Session => held.iter().map(|asked| asked.images).max().unwrap_or(0),
             CoverKind::Redelivery if seeded::bug(Bug::RedeliveryNeverUsedUp) => 0,
             CoverKind::Retry if seeded::bug(Bug::KeyNeverUsedUp) => 0,
             CoverKind::Retry | CoverKind::Redelivery => 1,

@@ -32,7 +32,7 @@ impl Charge {
             CoverKind::Retry => self.ledger.covers.used_for(by, meter).unwrap_or_else(|| by.paid_for(meter)),
             CoverKind::Session => {
                 let held = self.covered.iter().filter(|demand| by.meters.contains(&demand.meter));
-                let brought = held.map(|demand| last_word(&self.reports, demand.meter).unwrap_or(demand.cost));
+                let brought = held.map(|demand| last_word(&self.reports, demand.meter).unwrap_or(demand.images));
                 let files = self.ledger.covers.take_in_all(by, brought.max().unwrap_or(by.files));
                 let takes_more = files > std::mem::replace(&mut by.files, files);
                 if takes_more && self.ledger.tells_of_charges() {

@@ -127,6 +127,11 @@ pub enum BadCost {
 }
 
 impl Cost {
+    /// Whether it is the number of images that the request says.
+    pub const fn is_said(&self) -> bool {
+        matches!(self, Self::Said(_))
+    }
+
     /// Whether the request's body must be read to know it.
     pub const fn needs_body(&self) -> bool {
         matches!(self, Self::Said(Number { from: NumberIn::Body(_), .. }))

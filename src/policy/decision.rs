@@ -87,6 +87,8 @@ pub struct Demand {
     pub anchor: Option<Anchor>,
     /// How much; at least 1.
     pub cost: u32,
+    /// How many images that is, as far as the request says: a price is no number of files.
+    pub images: u32,
     /// What the plan allows in a window.
     pub limit: u32,
     /// What happens over the limit.
@@ -198,8 +200,8 @@ impl Policy {
 
     /// Whether the request's body must be read before the table can be.
     pub fn needs_body(&self, export: Export<'_>) -> NeedsBody {
-        let limited = |meter: &Meter| meter.limit(export.plan).is_some_and(|limit| limit != Limit::Unlimited);
-        let asking = self.counting(export).filter(|(_, meter, ..)| meter.cost.needs_body() && limited(meter));
+        let asks = |meter: &Meter| meter.cost.needs_body() && meter.limits_plan(export.plan);
+        let asking = self.counting(export).filter(|(_, meter, ..)| asks(meter));
         asking.fold(NeedsBody::No, |needs, (_, meter, ..)| {
             if meter.is_enforced() || needs == NeedsBody::Yes { NeedsBody::Yes } else { NeedsBody::IfItCan }
         })
@@ -239,13 +241,16 @@ impl Policy {
         claims
     }
 
-    /// Whether it matters to any meter which AI features a design has that is exported from there.
-    pub fn asks_for_features(&self, platform: Platform) -> bool {
-        let asks = |meter: &Meter| {
-            let has_sessions = meter.sessions && platform.has_export_screen();
-            meter.counts.ai.is_some() || has_sessions || matches!(meter.cost, Cost::Features { .. })
+    /// Whether it matters which AI features the design of an export has: with some it would be counted otherwise than without, or for
+    /// another price.
+    pub fn asks_for_features(&self, export: Export<'_>) -> bool {
+        let counting = |ai| {
+            let counting = self.counting(Export { ai, ..export });
+            counting.filter(|(_, meter, ..)| meter.limits_plan(export.plan))
         };
-        self.meters.iter().any(asks)
+        let is_priced = |ai| counting(ai).any(|(_, meter, ..)| matches!(meter.cost, Cost::Features { .. }));
+        let sessions = |ai| counting(ai).map(|(id, _, session, _)| (id, session));
+        is_priced(true) || is_priced(false) || !sessions(true).eq(sessions(false))
     }
 
     /// Whether a meter counts by team.
@@ -296,7 +301,8 @@ fn demand(
     }
     let cost = meter.cost.of(request, export.features).map_err(Undecided::Cost)?;
     let (on_exceed, shadow) = (meter.on_exceed, meter.shadow);
-    Ok(Some(Demand { meter: id, subject, anchor, cost, limit, on_exceed, shadow, session }))
+    let images = if meter.cost.is_said() { cost } else { 1 };
+    Ok(Some(Demand { meter: id, subject, anchor, cost, images, limit, on_exceed, shadow, session }))
 }
 
 #[cfg(test)]
@@ -430,7 +436,24 @@ mod tests {
         assert_eq!(session(opening, PLAIN, Delivers::File), Some(SessionUse::None));
         assert_eq!(session(Action::Download, AI, Delivers::File), Some(SessionUse::Covered));
         assert_eq!(session(Action::Download, PLAIN, Delivers::File), Some(SessionUse::None));
-        assert!(policy.asks_for_features(Platform::Ios) && !policy.asks_for_features(Platform::Web));
+        let asks = |platform| policy.asks_for_features(Export { platform, ..of_anna() });
+        assert!(asks(Platform::Ios) && !asks(Platform::Web));
+    }
+
+    #[test]
+    fn features_matter_where_an_export_would_be_counted_otherwise() {
+        let policy = shipped();
+        let asks = |export| policy.asks_for_features(export);
+        let screen = Export { action: Action::OpenExportScreen, delivers: Delivers::Screen, ..of_anna() };
+        assert!(asks(of_anna()) && asks(Export { platform: Platform::Ios, ..screen }));
+        assert!(!asks(screen), "by the web, screen data is nothing that counts");
+        let unlimited = Meter { limits: vec![Some(Limit::Unlimited); 3], ..policy.meters[0].clone() };
+        let plain = Meter { counts: Counts::default(), ..policy.meters[1].clone() };
+        let both = Policy { meters: vec![unlimited.clone(), plain.clone()], ..shipped() };
+        assert!(!both.asks_for_features(of_anna()), "it is counted all the same");
+        let cost = Cost::Features { prices: [("logo".to_owned(), 3)].into(), combine: cost::Combine::Sum, other: 1 };
+        let priced = Policy { meters: vec![unlimited, Meter { cost, ..plain }], ..shipped() };
+        assert!(priced.asks_for_features(of_anna()));
     }
 
     #[test]

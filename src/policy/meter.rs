@@ -69,6 +69,11 @@ impl Meter {
         self.on_exceed.is_enforced(self.shadow)
     }
 
+    /// Whether it counts what a plan exports.
+    pub fn limits_plan(&self, plan: PlanId) -> bool {
+        self.limit(plan).is_some_and(|limit| limit != Limit::Unlimited)
+    }
+
     /// What the meter allows a plan; `None` if it does not count that plan.
     pub fn limit(&self, plan: PlanId) -> Option<Limit> {
         self.limits.get(usize::from(plan.0)).copied().flatten()

@@ -1,15 +1,15 @@
 //! The body of a request, as the client sends it.
 //!
 //! By HTTP/1.1 the next request comes behind it, wanted or not. What is left of one that nobody wants is read, if that is not much: a client
-//! that was refused an export shall not lose the save that it sends next. If it is more the connection is closed, and the answer says so
-//! (RFC 9112, section 9.6).
+//! that was refused an export shall not lose the save that it sends next. If it is more, or nobody can know how much, the connection is closed,
+//! and the answer says so (RFC 9112, section 9.6).
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::header::EXPECT;
 use http::{Request, Version};
 use http_body::{Body, Frame, SizeHint};
@@ -58,10 +58,11 @@ impl ClientBody {
         request
     }
 
-    /// Notes whether what there still is of it is more than would be read for nobody.
+    /// Notes whether what there still is of it is, or may be, more than would be read for nobody.
     fn note(&mut self) {
         if let (Some(body), Some(under_way)) = (&self.body, &mut self.under_way) {
-            under_way.is_long(self.waits_to_be_asked || body.size_hint().lower() > MOST_UNWANTED);
+            let may_be_long = body.size_hint().upper().is_none_or(|most| most > MOST_UNWANTED);
+            under_way.is_long(self.waits_to_be_asked || may_be_long && !under_way.has_ended());
         }
     }
 }
@@ -111,19 +112,13 @@ impl Drop for ClientBody {
     }
 }
 
-/// Reads what is left, if it is not too much.
+/// Reads what is left, which is not much.
 async fn read_for_nobody(mut body: Incoming, mut under_way: UploadUnderWay) {
-    let mut left = MOST_UNWANTED;
     loop {
-        let frame = match timeout(SILENCE, body.frame()).await {
-            Ok(Some(Ok(frame))) => frame,
+        match timeout(SILENCE, body.frame()).await {
+            Ok(Some(Ok(_))) => {}
             Ok(Some(Err(_))) | Err(_) => return,
             Ok(None) => return under_way.ended(),
-        };
-        let length = frame.data_ref().map_or(0, |data| data.remaining() as u64);
-        match left.checked_sub(length) {
-            Some(rest) => left = rest,
-            None => return,
         }
     }
 }

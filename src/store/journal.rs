@@ -115,7 +115,10 @@ impl Journal {
         self.fill_blocks(group);
         let end = self.end + self.blocks.len() as u64;
         while self.made < end {
-            self.file.write_all_at(&vec![0; SEGMENT as usize], self.made)?;
+            self.file.write_all_at(&vec![0; SEGMENT as usize], self.made).inspect_err(|_| {
+                // A disk that is full gets back what was of no use; if not even that works the journal is made anew.
+                let _ = self.file.set_len(self.made);
+            })?;
             self.made += SEGMENT;
             self.file.sync_all()?;
         }
@@ -169,10 +172,16 @@ impl Journal {
 fn make(path: &Path) -> io::Result<File> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
-    let file = File::options().read(true).write(true).create(true).truncate(true).open(&new)?;
-    file.write_all_at(&vec![0; SEGMENT as usize], 0)?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)?;
+    let made = File::options().read(true).write(true).create(true).truncate(true).open(&new).and_then(|file| {
+        file.write_all_at(&vec![0; SEGMENT as usize], 0)?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)?;
+        Ok(file)
+    });
+    let file = made.inspect_err(|_| {
+        // A disk that is full gets back what was of no use.
+        let _ = std::fs::remove_file(&new);
+    })?;
     sync_folder_of(path)?;
     Ok(file)
 }

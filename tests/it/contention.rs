@@ -56,6 +56,7 @@ fn charge(
         subject: counts.subject.subject(who).unwrap(),
         anchor: None,
         cost,
+        images: cost,
         limit: if meter.0 < 3 { pool } else { cap },
         on_exceed: OnExceed::Deny,
         shadow: false,

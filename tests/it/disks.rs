@@ -225,6 +225,8 @@ fn a_disk_that_fills_up_stops_nobody_until_the_journal_is_full_and_all_is_well_w
     let filler = disk.path(&gate).join("filler");
     let mut file = std::fs::File::create(&filler).unwrap();
     while std::io::Write::write_all(&mut file, &[0; 4_096]).is_ok() {}
+    // Something is left, and not enough for the journal to grow.
+    file.set_len(file.metadata().unwrap().len() - (1 << 20)).unwrap();
     drop(file);
     // Long names, so that it does not take too many.
     let user = Token::of(&"u".repeat(1_000)).line();
@@ -243,6 +245,11 @@ fn a_disk_that_fills_up_stops_nobody_until_the_journal_is_full_and_all_is_well_w
     gate.logs(&["charges are safe in its journal"]);
     assert_eq!(export(&gate, "u"), 503);
     all_else_flows(&gate);
+    eventually("what could not be used is given back", || {
+        let files = std::fs::read_dir(disk.path(&gate)).unwrap().map(Result::unwrap);
+        let mut journals = files.filter(|file| file.file_name().to_str().unwrap().contains("journal"));
+        journals.all(|journal| journal.metadata().is_ok_and(|found| found.len() % (4 << 20) == 0))
+    });
     disk.go_on();
     eventually("there is room again", || gate.admin("/readyz").0 == 200);
     assert_eq!(get(gate.address, DOWNLOAD, &[&user]).status, 200);

@@ -45,6 +45,7 @@ pub(super) fn demand(meter: u8, limit: u32) -> Demand {
         subject: Subject::user("u"),
         anchor: None,
         cost: 1,
+        images: 1,
         limit,
         on_exceed: OnExceed::Deny,
         shadow: false,
@@ -477,6 +478,53 @@ async fn an_opening_of_which_nothing_is_used_opens_no_session() {
 }
 
 #[tokio::test]
+async fn a_repeated_opening_leaves_the_session_open_whatever_else_it_is_degraded_by() {
+    for first_booked in [false, true] {
+        let (ledger, _) = ledger(2);
+        let meters = |session| {
+            let degrades = Demand { on_exceed: OnExceed::Degrade, session, ..demand(1, u32::from(first_booked)) };
+            [Demand { session, ..demand(0, 10) }, degrades]
+        };
+        let (user, design): (Arc<str>, Arc<str>) = ("u".into(), "d1".into());
+        let opening = meters(SessionUse::Opens);
+        for _ in 0..2 {
+            let request = ChargeRequest::new(&user, PLAN, &design, &opening);
+            assert!(delivered(ledger.charge(ChargeRequest { retry: Some("key".into()), ..request }).await));
+        }
+        for _ in 0..2 {
+            assert!(delivered(charge(&ledger, "u", &meters(SessionUse::Covered)).await));
+        }
+        assert_eq!(used(&ledger, "u"), [(1, 0), (u32::from(first_booked), 0)]);
+    }
+}
+
+#[tokio::test]
+async fn a_repeated_opening_that_books_on_another_meter_opens_the_session_for_both() {
+    let (ledger, _) = ledger(2);
+    let (user, design): (Arc<str>, Arc<str>) = ("u".into(), "d1".into());
+    let meters = |session| [0, 1].map(|meter| Demand { session, ..demand(meter, 10) });
+    let opening = meters(SessionUse::Opens);
+    for demands in [&opening[..1], &opening[..]] {
+        let request = ChargeRequest::new(&user, PLAN, &design, demands);
+        assert!(delivered(ledger.charge(ChargeRequest { retry: Some("key".into()), ..request }).await));
+    }
+    assert!(delivered(charge(&ledger, "u", &meters(SessionUse::Covered)).await));
+    assert_eq!(used(&ledger, "u"), [(1, 0), (1, 0)]);
+}
+
+#[tokio::test]
+async fn a_session_covers_files_whatever_they_cost() {
+    let (ledger, _) = ledger(1);
+    let dear = |session| Demand { cost: 60, session, ..demand(0, 60) };
+    assert!(delivered(charge(&ledger, "u", &[dear(SessionUse::Opens)]).await));
+    for file in 0..100 {
+        assert!(delivered(charge(&ledger, "u", &[dear(SessionUse::Covered)]).await), "{file}");
+    }
+    assert_eq!(used(&ledger, "u"), [(60, 0)]);
+    assert!(matches!(charge(&ledger, "u", &[dear(SessionUse::Covered)]).await, Admission::Refused(_)), "100 files");
+}
+
+#[tokio::test]
 async fn what_is_beyond_a_key_and_was_not_delivered_is_given_back() {
     let (ledger, _) = ledger(1);
     assert!(delivered(retried(&ledger, &demand(0, 10)).await));
@@ -496,7 +544,7 @@ async fn a_session_gives_as_many_files_as_a_backend_brings_and_what_it_has_not_i
     let sharing = Demand { session: SessionUse::Covered, ..demand(0, 10) };
     assert!(delivered(charge(&ledger, "u", std::slice::from_ref(&opening)).await));
     for (asked, brought, counted) in [(10, 0, 1), (1, 30, 1), (1, 60, 1), (2, 1, 1), (1, 15, 7), (1, 4, 11)] {
-        let demand = Demand { cost: asked, ..sharing.clone() };
+        let demand = Demand { cost: asked, images: asked, ..sharing.clone() };
         let (Admission::Charged(mut share) | Admission::Covered(_, mut share)) = charge(&ledger, "u", &[demand]).await
         else {
             panic!("{asked} {brought}")

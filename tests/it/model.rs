@@ -251,6 +251,8 @@ struct ModelCharge {
     user: usize,
     degraded: Vec<u8>,
     opens: Option<(usize, Option<u8>)>,
+    /// What an earlier opening with the same key has booked.
+    repeated: Vec<(u8, u32)>,
     key: Option<u8>,
     /// The key whose cover has covered some of the request, and shall cover the rest.
     extends: Option<u8>,
@@ -389,6 +391,7 @@ impl Model {
             subject: subject(ask.user, kind),
             anchor: who(ask.user).billing_anchor,
             cost: ask.cost,
+            images: ask.cost,
             limit: self.limits[usize::from(*meter)],
             on_exceed: *on_exceed,
             shadow: *shadow,
@@ -507,18 +510,27 @@ impl Model {
             let span = self.window(meter, &subject, anchor);
             self.bookings.push(Booking { charge, meter, subject, span, cost, used: None, kept: 0 });
         }
-        // Whoever is degraded has left the screen that was open, and opens none.
-        let opens = demands.iter().filter(|demand| demand.session == SessionUse::Opens).any(|demand| {
-            degraded.contains(&demand.meter.0) || booked.iter().any(|booked| booked.meter == demand.meter)
+        // Whoever is degraded has left the screen that was open, and opens none; unless it is the same opening once more.
+        let retries = covers.iter().any(|(cover, ..)| cover.name.0 == CoverKind::Retry);
+        let opening = || demands.iter().filter(|demand| demand.session == SessionUse::Opens);
+        let opens = opening().any(|demand| {
+            let is_degraded = degraded.contains(&demand.meter.0) && !retries;
+            is_degraded || booked.iter().any(|booked| booked.meter == demand.meter)
         });
+        let of_key = |demand: &Demand| {
+            let cover = held_by(demand).filter(|cover| cover.name.0 == CoverKind::Retry);
+            cover.is_some_and(|cover| !cover.degraded.contains(&demand.meter.0))
+        };
+        let repeated: Vec<_> =
+            opening().filter(|demand| of_key(demand)).map(|demand| (demand.meter.0, demand.cost)).collect();
         let has_covers = !booked.is_empty() || !degraded.is_empty() && covers.is_empty();
         let is_new = has_covers || opens;
         if is_new {
-            let retries = covers.iter().any(|(cover, ..)| cover.name.0 == CoverKind::Retry);
             self.charges.push(ModelCharge {
                 user: ask.user,
                 degraded: degraded.clone(),
                 opens: opens.then_some((ask.design, ask.version)),
+                repeated,
                 key: ask.key.filter(|_| has_covers && !retries),
                 extends: ask.key.filter(|_| has_covers && retries),
                 file: None,
@@ -758,15 +770,16 @@ impl Model {
             // Who has said nothing yet may bring what was booked.
             booking.kept = if others { booking.cost.saturating_sub(used) } else { 0 };
         }
-        let ModelCharge { user, opens, key, extends, file, .. } = self.charges[charge].clone();
+        let ModelCharge { user, opens, repeated, key, extends, file, .. } = self.charges[charge].clone();
         let booked = self.bookings.iter().filter(|booking| booking.charge == charge);
         let booked: Vec<_> = booked.map(|booking| (booking.meter, booking.cost, booking.used.unwrap())).collect();
         if let Some((design, version)) = opens {
             let idle_until = self.idle.map(|idle| self.monotonic + idle);
             let name = (CoverKind::Session, user, design as u8);
             let is_paid = |(meter, _, used): &(u8, u32, u32)| WITH_SESSIONS.contains(meter) && *used > 0;
-            if booked.iter().any(is_paid) {
+            if booked.iter().any(is_paid) || !repeated.is_empty() {
                 let session = self.open(name, charge, Some(self.monotonic + SESSION));
+                session.meters.extend(repeated);
                 (session.version, session.idle_until) = (version, idle_until);
             } else if self.covers.iter().any(|cover| cover.name == name && cover.charge < charge) {
                 self.forget(name);

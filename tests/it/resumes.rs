@@ -60,6 +60,17 @@ fn a_last_modified_date_does_where_there_is_no_entity_tag() {
 }
 
 #[test]
+fn a_file_that_a_proxy_on_the_way_has_changed_is_a_download_as_well() {
+    let head = ["content-type: image/png", TAG];
+    let (backend, gate) = stage(Reply::with("203 Non-Authoritative Information", &head, b"0123456789"));
+    let token = Token::of("u");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 203);
+    backend.will(part(TAG, "bytes 5-7/10"));
+    assert_eq!(range(&gate, &token).status, 206);
+    assert_eq!(gate.used("u", "exports"), 1);
+}
+
+#[test]
 fn an_answer_that_is_not_the_rest_of_that_file_is_another_export() {
     let (backend, gate) = stage(whole(TAG));
     let others = [

@@ -36,6 +36,7 @@ fn charge(ledger: &Arc<Ledger>, anchor: Option<Anchor>) -> Admission {
         subject: Subject::user("u"),
         anchor,
         cost: 1,
+        images: 1,
         limit: LIMIT,
         on_exceed: OnExceed::Deny,
         shadow: false,
