@@ -139,10 +139,8 @@ impl Server {
     ///
     /// [`StartError`].
     pub async fn bind(config: Config, clock: Arc<dyn Clock>, mut registry: Registry) -> Result<Self, StartError> {
-        let listen =
-            async |address| TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source });
-        let listener = listen(config.server.listen).await?;
-        let admin_listener = listen(config.admin.listen).await?;
+        let listen = |address| listener::listen(address).map_err(|source| StartError::Listen { address, source });
+        let (listener, admin_listener) = (listen(config.server.listen)?, listen(config.admin.listen)?);
 
         let store = Embedded::new(config.store.clone(), clock.clone()).map_err(StartError::Store)?;
         let ledger = Ledger::new(&config.policy, config.ledger.clone(), clock.clone());
@@ -221,7 +219,15 @@ impl Server {
         helpers.spawn(reloader.run(source));
 
         let ledger = self.ledger;
-        let places = Places::new(max_connections, max_connections_per_address);
+        let affordable = places::affordable(max_connections);
+        if affordable < max_connections {
+            tracing::warn!(
+                max_connections,
+                affordable,
+                "few files may be open (ulimit -n): more connections than each may have another to a backend for wait to be accepted"
+            );
+        }
+        let places = Places::new(affordable, max_connections_per_address);
         let common = Arc::new(Common {
             current: self.current,
             in_flight: InFlight::default(),

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -22,6 +23,7 @@ pub(super) fn run(file: config::File) -> Result<(), Failure> {
     config.variables.unread.iter().for_each(|unread| tracing::warn!(variable = unread.name, "{unread}"));
     let filter = log::filter(&config.log);
     doubts(&config, filter.as_deref()).iter().for_each(|doubt| tracing::warn!("{doubt}"));
+    allow_open_files();
     let runtime = runtime(config.server.worker_threads)?;
     runtime.block_on(async {
         let mut signals = EndSignals::listen()?;
@@ -52,6 +54,14 @@ pub(super) fn run(file: config::File) -> Result<(), Failure> {
         tracing::info!("ended: no charge is lost");
         Ok(())
     })
+}
+
+/// As many open files as may be: shells and init systems begin with few, for the sake of programs that use `select`.
+fn allow_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
 }
 
 /// How many tasks run before a worker looks for new events, if it does not run out of tasks. Four times tokio's own number: work of one

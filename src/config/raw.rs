@@ -367,7 +367,7 @@ impl Default for Ledger {
 pub(super) enum Durability {
     /// Before anything of the image leaves: the sync overlaps the render.
     Strict,
-    /// Within `flush_interval`: a crash loses the charges of that time.
+    /// Within `flush_interval` of when it has settled: a crash loses the charges of that time, and what is under way.
     Periodic,
 }
 

@@ -124,7 +124,7 @@ const KEEP_CLOSED_WINDOWS: Duration = Duration::from_hours(35 * 24);
 pub enum Durability {
     /// Before anything of the image leaves: see [`Charge::durable`].
     Strict,
-    /// Within a flush interval.
+    /// Within a flush interval of when it has settled: a crash loses the charges of that time, and what is under way.
     Periodic,
 }
 

@@ -64,13 +64,23 @@ impl<B> Connections<B> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection used last that is ready. One whose exchange is not quite over (a request body still on its way) is passed over.
-    pub(super) fn take_idle(self: &Arc<Self>) -> Option<Lent<B>> {
+    /// Closes those that were not used for too long.
+    pub(super) fn end_expired(&self) {
+        drop(self.without_expired());
+    }
+
+    fn without_expired(&self) -> MutexGuard<'_, VecDeque<Idle<B>>> {
         let expired = self.clock.coarse().checked_sub(self.idle_timeout);
         let mut idle = self.idle();
         while idle.front().is_some_and(|oldest| expired.is_some_and(|expired| oldest.since < expired)) {
             idle.pop_front();
         }
+        idle
+    }
+
+    /// The connection used last that is ready. One whose exchange is not quite over (a request body still on its way) is passed over.
+    pub(super) fn take_idle(self: &Arc<Self>) -> Option<Lent<B>> {
+        let mut idle = self.without_expired();
         let mut index = idle.len();
         while index > 0 {
             index -= 1;

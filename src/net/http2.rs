@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -76,14 +76,24 @@ impl<B> Connections<B> {
 
     /// A place on a connection that is open.
     pub(super) fn find(&self) -> Found<B> {
-        let expired = self.clock.coarse().checked_sub(self.idle_timeout);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|connection| connection.is_good(expired));
+        let open = self.without_expired();
         if let Some(connection) = open.iter().find(|connection| connection.enter()) {
             return Found::Place(self.stream(connection, Used::Before));
         }
         let unknown = open.iter().map(|connection| &connection.most).find(|most| most.borrow().is_none());
         unknown.map_or(Found::Nothing, |most| Found::Soon(most.clone()))
+    }
+
+    /// Closes those that were not used for too long, and forgets those that are no good.
+    pub(super) fn end_expired(&self) {
+        drop(self.without_expired());
+    }
+
+    fn without_expired(&self) -> MutexGuard<'_, Vec<Arc<Connection<B>>>> {
+        let expired = self.clock.coarse().checked_sub(self.idle_timeout);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|connection| connection.is_good(expired));
+        open
     }
 
     fn stream(&self, connection: &Arc<Connection<B>>, used: Used) -> Stream<B> {

@@ -1,8 +1,8 @@
 //! The connections to one endpoint.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -133,7 +133,10 @@ pub struct Pool<B> {
     protocol: Protocol,
     connect_timeout: Duration,
     http1: Arc<http1::Connections<B>>,
-    http2: http2::Connections<B>,
+    http2: Arc<http2::Connections<B>>,
+    idle_timeout: Duration,
+    /// Done once there is a connection that may be left unused.
+    sweeps: Once,
     /// Whether the server may choose, and has chosen HTTP/1.1: several connections may be made at once.
     chose_http1: AtomicBool,
     /// Held while a connection is made that others wait for.
@@ -188,7 +191,9 @@ where
             protocol,
             connect_timeout: options.connect_timeout,
             http1: Arc::new(http1::Connections::new(options, clock.clone())),
-            http2: http2::Connections::new(options, clock),
+            http2: Arc::new(http2::Connections::new(options, clock)),
+            idle_timeout: options.idle_timeout,
+            sweeps: Once::new(),
             chose_http1: AtomicBool::new(false),
             connecting: tokio::sync::Mutex::default(),
         }
@@ -361,6 +366,7 @@ where
     async fn reach(&self, protocol: Protocol) -> io::Result<Lease<B>> {
         let stream = self.resolver.connect(self.connect_timeout).await?;
         stream.set_nodelay(true)?;
+        self.sweeps.call_once(|| self.sweep());
         let stream = LastWords::new(stream);
         let Some(tls) = self.origin.tls() else {
             return match protocol {
@@ -381,6 +387,21 @@ where
             Protocol::Http1 => {}
         }
         self.begin_http1(stream).await
+    }
+
+    /// Closes connections that nobody has used for `idle_timeout`, for as long as there is this pool: while it is asked for connections
+    /// it finds them itself.
+    fn sweep(&self) {
+        let (http1, http2) = (Arc::downgrade(&self.http1), Arc::downgrade(&self.http2));
+        let pause = (self.idle_timeout / 4).max(Duration::from_millis(50));
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(pause).await;
+                let (Some(http1), Some(http2)) = (http1.upgrade(), http2.upgrade()) else { return };
+                http1.end_expired();
+                http2.end_expired();
+            }
+        });
     }
 
     async fn begin_http1<IO>(&self, stream: IO) -> io::Result<Lease<B>>

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{JoinError, JoinSet};
 
 use super::connection::{self, Common};
@@ -16,10 +16,26 @@ use super::places::{Place, Places};
 /// How long to wait before accepting again when the machine has no more file descriptors.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How many clients may wait to be accepted, if the system lets as many (`net.core.somaxconn`). Others are not heard, and ask again after a
+/// second: 128, as it is by default, are soon there when all come back at once.
+const BACKLOG: u32 = 4_096;
+
+/// How often it is told that no connection can be accepted.
+const TELL_INTERVAL: Duration = Duration::from_secs(10);
+
 /// How much of its answer the system may keep for a client, in bytes, beyond what is on its way. It says that there is room once half of
 /// that has gone: what a client has to take for it to be seen that it takes something. Otherwise that is a third of a buffer of megabytes,
 /// which takes a slow client longer than it is waited for.
 const UNSENT: u32 = 256 * 1024;
+
+/// Listens at an address.
+pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // One that has just ended does not stand in the way.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// Accepts and serves connections until `shutdown`; then lets requests end, for as long as `patience` lasts. With the last connection, every
 /// charge has ended.
@@ -32,6 +48,7 @@ pub(super) async fn serve(
 ) {
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
+    let mut told = None;
     loop {
         let accepted = tokio::select! {
             accepted = accept(&listener, &places) => accepted,
@@ -47,7 +64,11 @@ pub(super) async fn serve(
             }
             Ok((_, from, None)) => tracing::debug!(peer = %from.ip(), "too many connections from there"),
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                let now = common.clock.coarse();
+                if told.is_none_or(|told| now.saturating_sub(told) >= TELL_INTERVAL) {
+                    told = Some(now);
+                    tracing::warn!(%error, "cannot accept a connection");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

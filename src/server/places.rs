@@ -5,7 +5,19 @@ use std::sync::Arc;
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
+use rustix::process::{Resource, getrlimit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What the gate itself has open: its files, its listeners, and operators' connections.
+const OPEN_FILES: u64 = 128;
+
+/// So many connections, or as many as there are open files for (`ulimit -n`): each may need one to a backend as well.
+pub(super) fn affordable(wanted: usize) -> usize {
+    match getrlimit(Resource::Nofile).current {
+        Some(limit) if limit / 2 < wanted as u64 => (limit.saturating_sub(OPEN_FILES) / 2).max(1) as usize,
+        _ => wanted,
+    }
+}
 
 /// The places of all connections.
 #[derive(Debug, Clone)]

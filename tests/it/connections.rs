@@ -268,6 +268,42 @@ fn when_file_descriptors_run_out_the_gate_goes_on_once_there_are_some_again() {
 }
 
 #[test]
+fn a_gate_that_may_open_few_files_serves_whom_it_has_accepted_and_operators() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let setup = Setup::before(backend.address);
+    // As shells and containers have it; the hard limit is what counts.
+    let script = "ulimit -Sn 100; ulimit -Hn 400; exec \"$0\" \"$@\"";
+    let gate = setup.started_by(&["bash", "-c", script]).start();
+    gate.logs(&["few files may be open", "\"affordable\":136"]);
+    let mut first = TcpStream::connect(gate.address).unwrap();
+    let mut is_served = || {
+        first.write_all(b"PUT /v1/designs/d1 HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\nx").unwrap();
+        read_until(&mut first, b"{}")
+    };
+    assert!(is_served());
+    let flood: Vec<_> = (0..500).map(|_| TcpStream::connect(gate.address).unwrap()).collect();
+    // Some wait: what they send is read once there is a place.
+    eventually("as many as may be are there, the others wait", || open_files(&gate) > 136 && waiting(&gate) > 300);
+    assert!(is_served(), "a save");
+    assert_eq!(gate.admin("/healthz").0, 200);
+    assert!(open_files(&gate) < 350);
+    drop(flood);
+    eventually("it accepts again", || get(gate.address, "/page", &[]).status == 200);
+}
+
+/// How many connections wait to be accepted.
+fn waiting(gate: &Gate) -> u64 {
+    let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let listens = format!(":{:04X} 00000000:0000 0A ", gate.address.port());
+    let line = sockets.lines().find(|line| line.contains(&listens)).unwrap();
+    u64::from_str_radix(line.split_whitespace().nth(4).unwrap().split(':').nth(1).unwrap(), 16).unwrap()
+}
+
+fn open_files(gate: &Gate) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", gate.pid())).unwrap().count()
+}
+
+#[test]
 fn uploads_go_through_by_either_version() {
     let backend = Backend::start(Reply::json("200 OK"));
     let gate = Setup::before(backend.address).set("EXPORT_GATE__SERVER__H2C", "true").start();

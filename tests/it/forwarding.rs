@@ -1,7 +1,8 @@
 //! What is no export goes through as if the gate were not there.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
 
 use crate::support::{Backend, Reply, Setup, Token, get, read_until, request, send_raw};
 
@@ -118,7 +119,7 @@ fn a_slow_upload_is_not_a_slow_backend() {
         .unwrap();
     for byte in b"save" {
         // Four times the half of what a backend may take to answer.
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
         client.write_all(&[*byte]).unwrap();
     }
     let mut answer = String::new();
@@ -129,12 +130,12 @@ fn a_slow_upload_is_not_a_slow_backend() {
 
 #[test]
 fn a_backend_that_stops_reading_an_upload_is_given_up() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let gate = Setup::before(listener.local_addr().unwrap())
         .set("EXPORT_GATE__UPSTREAMS__RENDERER__RESPONSE_TIMEOUT", "200ms")
         .start();
     let mut client = TcpStream::connect(gate.address).unwrap();
-    client.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     client
         .write_all(b"PUT /v1/designs/d1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 50000000\r\n\r\n")
         .unwrap();
@@ -279,7 +280,7 @@ fn routes_choose_their_upstream() {
 
 #[test]
 fn by_ipv6_it_is_the_same() {
-    let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
+    let listener = TcpListener::bind("[::1]:0").unwrap();
     let backend = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
@@ -300,4 +301,20 @@ fn by_ipv6_it_is_the_same() {
         seen.contains("x-forwarded-for: ::1\r\n") && seen.contains("forwarded: for=\"[::1]\";proto=http\r\n"),
         "{seen}"
     );
+}
+
+#[test]
+fn a_connection_to_a_backend_that_nobody_uses_any_more_is_closed() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let backend = listener.local_addr().unwrap();
+    let gate = Setup::before(backend).set("EXPORT_GATE__UPSTREAMS__RENDERER__IDLE_TIMEOUT", "200ms").start();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        assert!(read_until(&mut stream, b"\r\n\r\n"));
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.read(&mut [0]).unwrap()
+    });
+    assert_eq!(get(gate.address, "/page", &[]).status, 200);
+    assert_eq!(serving.join().unwrap(), 0, "though nobody asks for another");
 }
