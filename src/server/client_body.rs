@@ -1,8 +1,8 @@
 //! The body of a request, as the client sends it.
 //!
 //! By HTTP/1.1 the next request comes behind it, wanted or not. What is left of one that nobody wants is read, if that is not much: a client
-//! that was refused an export shall not lose the save that it sends next. If it is more, or nobody can know how much, the connection is closed,
-//! and the answer says so (RFC 9112, section 9.6).
+//! that was refused an export shall not lose the save that it sends next. If it is more the connection is closed, and the answer says so
+//! (RFC 9112, section 9.6). Where nobody can know how much it is, the answer may have said nothing: then it is read while it comes.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::activity::{Activity, UploadUnderWay};
 
-/// How much is read of an upload that nobody wants, in bytes; for how long; and for how long while nothing comes.
+/// How much is read of an upload that nobody wants, in bytes, if it says how long it is; for how long; and for how long while nothing comes.
 const MOST_UNWANTED: u64 = 256 << 10;
 const LONGEST_UNWANTED: Duration = Duration::from_secs(15);
 const SILENCE: Duration = Duration::from_secs(5);
@@ -58,11 +58,10 @@ impl ClientBody {
         request
     }
 
-    /// Notes whether what there still is of it is, or may be, more than would be read for nobody.
+    /// Notes whether what there still is of it is more than would be read for nobody.
     fn note(&mut self) {
         if let (Some(body), Some(under_way)) = (&self.body, &mut self.under_way) {
-            let may_be_long = body.size_hint().upper().is_none_or(|most| most > MOST_UNWANTED);
-            under_way.is_long(self.waits_to_be_asked || may_be_long && !under_way.has_ended());
+            under_way.is_long(self.waits_to_be_asked || body.size_hint().lower() > MOST_UNWANTED);
         }
     }
 }
@@ -112,7 +111,7 @@ impl Drop for ClientBody {
     }
 }
 
-/// Reads what is left, which is not much.
+/// Reads what is left.
 async fn read_for_nobody(mut body: Incoming, mut under_way: UploadUnderWay) {
     loop {
         match timeout(SILENCE, body.frame()).await {

@@ -130,18 +130,20 @@ fn what_comes_behind_the_upload_of_a_refused_export_is_not_lost() {
         write!(client, "POST {EXPORT} HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n").unwrap();
         (head(&mut client), client)
     };
-    let (refused, mut client) = first_of("content-length: 12");
-    assert!(refused.starts_with("http/1.1 401") && !refused.contains("connection: close"), "{refused}");
-    // Its upload comes only now, and the save right behind it.
-    let save = "PUT /v1/designs/d1 HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\na save";
-    write!(client, "twelve bytes{save}").unwrap();
-    assert!(head(&mut client).starts_with("http/1.1 200"));
-    assert_eq!(backend.last().body, b"a save");
-    assert_eq!(backend.seen().len(), 1);
-    // Where it would be too much, or nobody knows how much, or the client may go on without it, it is told that the connection ends.
-    for framing in
-        ["content-length: 1000000", "transfer-encoding: chunked", "content-length: 12\r\nexpect: 100-continue"]
-    {
+    let chunked = "transfer-encoding: chunked";
+    let long = format!("{0:x}\r\n{1}\r\n", 50_000, "x".repeat(50_000)).repeat(20) + "0\r\n\r\n";
+    let uploads = [("content-length: 12", "twelve bytes"), (chunked, "3\r\nabc\r\n0\r\n\r\n"), (chunked, &long)];
+    for (framing, upload) in uploads {
+        let (refused, mut client) = first_of(framing);
+        assert!(refused.starts_with("http/1.1 401") && !refused.contains("connection: close"), "{refused}");
+        // Its upload comes only now, and the save right behind it.
+        write!(client, "{upload}PUT /v1/designs/d1 HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\na save").unwrap();
+        assert!(head(&mut client).starts_with("http/1.1 200"));
+        assert_eq!(backend.last().body, b"a save");
+    }
+    assert_eq!(backend.seen().len(), uploads.len());
+    // Where it would be too much, or the client may go on without it, it is told that the connection ends.
+    for framing in ["content-length: 1000000", "content-length: 12\r\nexpect: 100-continue"] {
         let (refused, mut client) = first_of(framing);
         assert!(refused.starts_with("http/1.1 401") && refused.contains("connection: close"), "{refused}");
         assert_eq!(client.read(&mut [0; 9]).unwrap_or(0), 0, "and does");
