@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::design::{UnknownDesign, UnknownFeature};
 use crate::gate::Access;
 use crate::net::Origin;
+use crate::policy::path::is_canonical;
 use crate::policy::{Action, Cost, Delivers, DesignFrom, Limit, Meter, OnExceed, Plans, Platform, Route};
 
 /// Each in a sentence. `log_filter` is what the log follows, whoever says so.
@@ -32,7 +33,9 @@ pub(super) fn doubts(config: &Config, log_filter: Option<&str>) -> Vec<String> {
         doubts.push("no meter has limits, so no plan is known, and each export is refused with 403".to_owned());
     }
     let has_screen = routes().any(|route| route.action == Action::OpenExportScreen);
-    doubts.extend(config.policy.meters.iter().flat_map(|meter| of_meter(meter, has_screen, &config.policy.plans)));
+    let in_shadow = config.gate.shadow;
+    let meters = config.policy.meters.iter();
+    doubts.extend(meters.flat_map(|meter| of_meter(meter, has_screen, in_shadow, &config.policy.plans)));
     doubts.extend(of_designs(config));
     doubts.extend(endless_loops(config));
     doubts.extend(routes().filter(|route| is_uncounted(route, &config.policy.meters)).map(|route| {
@@ -80,7 +83,12 @@ fn of_route(route: &Route) -> Vec<String> {
             "`{segment}` in the path of the route `{name}` is itself: what may be anything is `{{name}}`"
         ));
     }
-    if path.contains("//") {
+    let with_values: Vec<&str> = path.split('/').map(|part| if part.starts_with('{') { "x" } else { part }).collect();
+    if route.action.is_export() && !is_canonical(with_values.join("/").trim_end_matches('/')) {
+        odd.push(format!(
+            "the path of the route `{name}` is spelt in a way that servers read differently: requests for it are refused with 400"
+        ));
+    } else if path.contains("//") {
         odd.push(format!("the path of the route `{name}` has two slashes in a row, as hardly any request does"));
     }
     if path.len() > 1 && path.ends_with('/') && route.action.is_export() {
@@ -105,7 +113,7 @@ fn of_route(route: &Route) -> Vec<String> {
 }
 
 /// What is odd about a meter by itself.
-fn of_meter(meter: &Meter, has_screen: bool, plans: &Plans) -> Vec<String> {
+fn of_meter(meter: &Meter, has_screen: bool, in_shadow: bool, plans: &Plans) -> Vec<String> {
     let name = &meter.name;
     let mut odd: Vec<String> = Vec::new();
     for action in meter.counts.actions.iter().filter(|action| !action.is_export()) {
@@ -125,6 +133,8 @@ fn of_meter(meter: &Meter, has_screen: bool, plans: &Plans) -> Vec<String> {
     }
     if let Cost::Fixed(cost) = meter.cost
         && meter.on_exceed == OnExceed::Deny
+        && meter.is_enforced()
+        && !in_shadow
     {
         odd.extend(limits().filter_map(|(plan, limit)| match limit {
             Limit::AtMost(most @ 1..) if most < cost => Some(format!(
@@ -141,7 +151,8 @@ fn of_designs(config: &Config) -> Vec<String> {
     let (designs, policy) = (&config.designs, &config.policy);
     let mut odd = Vec::new();
     let asks = policy.meters.iter().any(|meter| meter.counts.ai.is_some());
-    if designs.sources.is_empty() && designs.unknown_design == UnknownDesign::Refuse && asks {
+    let refuses = designs.unknown_design == UnknownDesign::Refuse && !config.gate.shadow;
+    if designs.sources.is_empty() && refuses && asks {
         odd.push(
             "no source says what is in a design, so each export that is counted by that is refused with 503".to_owned(),
         );

@@ -413,7 +413,8 @@ fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
     if let Some(filter) = &raw.log.filter {
         log_filter(filter, problems);
     }
-    if raw.ledger.sync_interval.0 >= raw.ledger.sync_timeout.0 {
+    let waits = raw.ledger.durability == raw::Durability::Strict;
+    if waits && raw.ledger.sync_interval.0 >= raw.ledger.sync_timeout.0 {
         let message = "groups are further apart than exports wait for one (sync_timeout)";
         let problem = Problem::at(&["ledger", "sync_interval"], message);
         problems.add(problem.help("write e.g. \"1ms\": each export waits up to that long"));

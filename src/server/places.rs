@@ -11,10 +11,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// What the gate itself has open: its files, its listeners, and operators' connections.
 const OPEN_FILES: u64 = 128;
 
+/// Fewer connections than these would be no gate.
+const FEWEST: u64 = 16;
+
 /// So many connections, or as many as there are open files for (`ulimit -n`): each may need one to a backend as well.
 pub(super) fn affordable(wanted: usize) -> usize {
     match getrlimit(Resource::Nofile).current {
-        Some(limit) if limit / 2 < wanted as u64 => (limit.saturating_sub(OPEN_FILES) / 2).max(1) as usize,
+        Some(limit) if limit / 2 < wanted as u64 => (limit.saturating_sub(OPEN_FILES) / 2).max(FEWEST) as usize,
         _ => wanted,
     }
 }

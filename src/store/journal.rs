@@ -115,12 +115,13 @@ impl Journal {
         self.fill_blocks(group);
         let end = self.end + self.blocks.len() as u64;
         while self.made < end {
-            self.file.write_all_at(&vec![0; SEGMENT as usize], self.made).inspect_err(|_| {
+            let grown =
+                self.file.write_all_at(&vec![0; SEGMENT as usize], self.made).and_then(|()| self.file.sync_all());
+            grown.inspect_err(|_| {
                 // A disk that is full gets back what was of no use; if not even that works the journal is made anew.
                 let _ = self.file.set_len(self.made);
             })?;
             self.made += SEGMENT;
-            self.file.sync_all()?;
         }
         self.file.write_all_at(&self.blocks, self.end)?;
         self.file.sync_data()?;

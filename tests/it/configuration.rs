@@ -763,7 +763,9 @@ fn check_doubts_what_is_valid_and_hardly_meant() {
             "`pages`, which counts nothing, takes requests that `download` would count",
         ),
         ("{design}/download\"", "*/download\"\ndesign = { query = \"id\" }", "`*` in the path of the route `download`"),
-        ("{design}/download\"", "{design}//download\"", "two slashes in a row"),
+        ("{design}/download\"", "{design}//download\"", "servers read differently"),
+        ("{design}/download\"", "{design}/download;v=2\"", "servers read differently"),
+        ("{design}/preview\"", "{design}//preview\"", "two slashes in a row"),
         ("{design}/download\"", "{design}/download/\"", "a request for /v1/designs/{design}/download is refused"),
         (
             "action = \"download\"",
