@@ -223,7 +223,10 @@ impl BackendsShared {
             ProxyError::Overloaded => {
                 (StatusCode::SERVICE_UNAVAILABLE, None, "Too much is going on at once. Try again in a moment.")
             }
-            ProxyError::Unreachable(_) | ProxyError::LeftHttp => {
+            ProxyError::Unreachable(SendError::Broken { .. }) | ProxyError::LeftHttp => {
+                (StatusCode::BAD_GATEWAY, Some(UNREACHABLE), "The backend broke off before it had answered.")
+            }
+            ProxyError::Unreachable(_) => {
                 (StatusCode::BAD_GATEWAY, Some(UNREACHABLE), "The backend cannot be reached.")
             }
             ProxyError::StoodStill(_) => (StatusCode::REQUEST_TIMEOUT, None, "The body stood still for too long."),

@@ -184,6 +184,7 @@ fn a_request_is_sent_again_when_a_used_connection_turns_out_dead() {
     backend.will(Reply::RawThenClose(Vec::new()));
     let answer = get(gate.address, "/dead", &[]);
     assert_eq!(answer.status, 502, "a new connection died as well: that is not tried again");
+    assert!(String::from_utf8_lossy(&answer.body).contains("broke off before it had answered"));
     let lines: Vec<String> = backend.seen().into_iter().map(|seen| seen.line).collect();
     assert_eq!(lines.iter().filter(|line| line.contains("/dead")).count(), 2);
     backend.will(Reply::json("200 OK"));
