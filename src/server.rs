@@ -224,7 +224,7 @@ impl Server {
             tracing::warn!(
                 max_connections,
                 affordable,
-                "few files may be open (ulimit -n): more connections than each may have another to a backend for wait to be accepted"
+                "few files may be open (ulimit -n): fewer connections are accepted at once, so that each may have one to a backend"
             );
         }
         let places = Places::new(affordable, max_connections_per_address);

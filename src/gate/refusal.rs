@@ -9,7 +9,7 @@ use super::framing::Malformed;
 use super::when;
 use crate::identity::TokenError;
 use crate::ledger::{CoverKind, Denial, Why};
-use crate::policy::{BadCost, Misread, Policy};
+use crate::policy::{BadCost, Misread, OnExceed, Policy};
 
 /// Why the gate answers a request itself. Also found in the extensions of that answer, for layers outside to log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,6 +178,10 @@ fn quota_detail(denial: &Denial, plan: &str, policy: &Policy) -> String {
     let Some(standing) = denial.violated.first() else { return String::new() };
     let meter = policy.meter(standing.meter).map_or("", |meter| &*meter.name);
     let limit = standing.limit;
+    let only_degrades = denial.violated.iter().all(|standing| standing.on_exceed == OnExceed::Degrade);
+    if denial.why != Why::InFlight && only_degrades {
+        return "This is no rest of the file that was exported: ask for the whole of it.".to_owned();
+    }
     match denial.why {
         Why::AboveLimit if limit == 0 => format!("The {plan} plan has no {meter}."),
         Why::AboveLimit => format!("This takes {} {meter} at once, and the {plan} plan has {limit}.", standing.cost),

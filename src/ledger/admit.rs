@@ -348,8 +348,11 @@ fn rule(standing: &Standing, covered_by: &[CoverUse], made: Option<&[MeterId]>) 
 fn denial(mut violated: SmallVec<[Standing; 2]>, now: i64) -> Denial {
     violated.sort_by_key(|standing| std::cmp::Reverse((standing.why_not(), standing.resets_at)));
     let gravest = violated.first().and_then(|standing| Some((standing.why_not()?, standing.resets_at)));
+    // What would only have been degraded, had that been known before it was made, is to be had at once: asked for as a whole.
+    let only_degrades = violated.iter().all(|standing| standing.on_exceed == OnExceed::Degrade);
     let (why, retry_after) = match gravest {
         Some((Why::AboveLimit, _)) => (Why::AboveLimit, None),
+        Some((Why::Exhausted, _)) if only_degrades => (Why::Exhausted, None),
         Some((Why::Exhausted, resets_at)) => {
             let seconds = u64::try_from(resets_at - now).unwrap_or(0).max(1);
             (Why::Exhausted, Some(Duration::from_secs(seconds)))

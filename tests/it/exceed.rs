@@ -320,6 +320,26 @@ fn the_rest_of_a_download_that_was_charged_and_degraded_is_covered_and_degraded(
 }
 
 #[test]
+fn a_part_of_another_file_that_would_only_be_degraded_is_not_told_to_wait() {
+    let file = |tag| Reply::with("200 OK", &[tag], b"0123456789");
+    let backend = Backend::start(file("etag: \"a\""));
+    let degrade = "counts = { ai = true }\nwindow = { calendar = \"week\" }\non_exceed = \"degrade\"\n\
+                   degrade = { set_query = { watermark = \"1\" } }\nlimits = { free = 1, pro = 1, max = 1 }";
+    let gate = with_meter(&backend, "unmarked", degrade).start();
+    let token = Token::of("u").ai().line();
+    let send = |range: &str| get(gate.address, DOWNLOAD, &[&token, range]);
+    assert_eq!(send("x: 1").status, 200);
+    backend.will(Reply::with("206 Partial Content", &["etag: \"b\"", "content-range: bytes 5-9/10"], b"56789"));
+    let part = send("range: bytes=5-");
+    assert_eq!((part.status, part.header("retry-after")), (429, None));
+    assert!(part.json()["detail"].as_str().unwrap().contains("ask for the whole of it"), "{}", part.json());
+    backend.will(file("etag: \"b\""));
+    assert_eq!(send("x: 1").status, 200);
+    assert_eq!(backend.last().line, format!("GET {DOWNLOAD}?watermark=1 HTTP/1.1"));
+    assert_eq!((gate.used("u", "ai-exports"), gate.used("u", "unmarked")), (2, 1));
+}
+
+#[test]
 fn a_key_covers_no_more_than_what_was_charged_for_it() {
     let backend = backend();
     let gate = Setup::example("c-batches-of-a-team", backend.address).start();

@@ -493,9 +493,12 @@ impl Model {
         }
         if let Some((why, resets_at, _)) = refusing.iter().max() {
             let why = why.unwrap_or(Why::InFlight);
+            let is_of = |demand: &&Demand| refusing.iter().any(|(.., meter)| *meter == demand.meter.0);
+            let only_degrade = demands.iter().filter(is_of).all(|demand| demand.on_exceed == OnExceed::Degrade);
             let retry_after = match why {
                 Why::AboveLimit => None,
                 Why::InFlight => Some(5),
+                Why::Exhausted if only_degrade => None,
                 Why::Exhausted => Some(u64::try_from(resets_at - self.wall).unwrap()),
             };
             let mut meters: Vec<u8> = refusing.iter().map(|(.., meter)| *meter).collect();
