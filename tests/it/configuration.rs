@@ -735,15 +735,17 @@ fn nothing_is_doubted_of_what_is_shipped() {
     }
 }
 
+/// What `check` says of a configuration that is valid.
+fn doubts(setup: &Setup) -> String {
+    let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    said
+}
+
 #[test]
 fn check_doubts_what_is_valid_and_hardly_meant() {
-    let doubted = |old: &str, new: &str| {
-        let setup = Setup::before("127.0.0.1:9".parse().unwrap()).replacing(old, new);
-        let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success(), "{said}");
-        said
-    };
+    let doubted = |old: &str, new: &str| doubts(&Setup::before("127.0.0.1:9".parse().unwrap()).replacing(old, new));
     let sessions = "sessions = true";
     assert_eq!(doubted(sessions, sessions), "");
     for (old, new, told) in [
@@ -795,8 +797,7 @@ fn check_doubts_what_is_valid_and_hardly_meant() {
         .set("EXPORT_GATE__ADMIN__TOKEN_ENV", "EXPORT_GATE_ADMIN_TOKEN")
         .set("EXPORT_GATE_ADMIN_TOKEN", "0123456789abcdef")
         .set("EXPORT_GATE__UPSTREAMS__RENDERER__ENDPOINTS", "[\"http://localhost:9901\", \"http://10.0.0.1:9901\"]");
-    let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
+    let said = doubts(&setup);
     assert!(said.contains("`renderer` has the gate itself as an endpoint (localhost:9901)"), "{said}");
     assert!(!said.contains("10.0.0.1"), "{said}");
 
@@ -807,8 +808,7 @@ fn check_doubts_what_is_valid_and_hardly_meant() {
             "EXPORT_GATE__METERS__FAIR_USE__COUNTS",
             "{ ai = false, plans = [\"pro\", \"max\"], platforms = [\"web\"] }",
         );
-    let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
+    let said = doubts(&setup);
     assert!(said.contains("no meter counts what comes from the platform other"), "{said}");
 
     let mut setup = Setup::before("127.0.0.1:9".parse().unwrap());
@@ -816,8 +816,7 @@ fn check_doubts_what_is_valid_and_hardly_meant() {
         let counts = format!("{{ actions = [\"download\", \"autosave\"]{counts} }}");
         setup = setup.set(&format!("EXPORT_GATE__METERS__{meter}__COUNTS"), &counts);
     }
-    let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
+    let said = doubts(&setup);
     assert!(said.contains("no meter counts share-file: what the route `share-file` hands out is free"), "{said}");
     assert_eq!(said.matches("no meter counts").count(), 1, "{said}");
 }
