@@ -279,8 +279,7 @@ impl Ledger {
             self.covers.opening(&opening.session, own.serial);
         }
         // What a crash owes is owed once, and shared by nobody; its key may be there, and stays.
-        let is_owed_only = own.booked.is_empty() && !own.owed.is_empty();
-        if let Some(retry) = own.retry.as_ref().filter(|_| !is_owed_only) {
+        if let Some(retry) = own.retry.as_ref().filter(|_| !own.is_owed_only()) {
             self.covers.open(retry, Cover { files_left: self.options().retry_deliveries, ..Cover::of(&own) });
         }
         own

@@ -146,10 +146,12 @@ impl Covers {
         last.map(|cover| cover.degraded.clone())
     }
 
-    /// What was paid for under a name before the charge with this serial, or has been added to what it covers itself.
-    pub(super) fn paid_under(&self, name: &CoverName, serial: u64, now: Duration) -> Vec<Cover> {
+    /// What was paid for under a name before the charge with this serial, and has `files_left` or more; and what has been added to what
+    /// that charge covers itself.
+    pub(super) fn paid_under(&self, name: &CoverName, serial: u64, files_left: u32, now: Duration) -> Vec<Cover> {
         let Some(mut of_user) = self.by_user.get_mut(&name.user) else { return Vec::new() };
-        let paid = |cover: &&mut Cover| cover.serial == serial || (cover.under_way.is_none() && cover.ends() > now);
+        let is_open = |cover: &Cover| cover.under_way.is_none() && cover.ends() > now && cover.files_left >= files_left;
+        let paid = |cover: &&mut Cover| cover.serial == serial || is_open(cover);
         of_user.all(name.kind, &name.what).filter(paid).map(|cover| cover.clone()).collect()
     }
 

@@ -197,6 +197,11 @@ impl Reservation {
         !self.booked.is_empty() || !self.owed.is_empty()
     }
 
+    /// Whether it was all booked before a crash.
+    pub(super) fn is_owed_only(&self) -> bool {
+        self.booked.is_empty() && !self.owed.is_empty()
+    }
+
     pub(super) fn set_intent(&mut self, intent: Arc<Intent>) {
         self.state.get_mut().unwrap_or_else(PoisonError::into_inner).intent = Some(intent);
     }

@@ -80,7 +80,7 @@ impl Ledger {
             }
         }
         // What was delivered for a crash takes the place of no key that is there.
-        let may_open = |retry: &&CoverName| !charge.booked.is_empty() || self.covers.find(retry).is_none();
+        let may_open = |retry: &&CoverName| !charge.is_owed_only() || self.covers.find(retry).is_none();
         if let Some(retry) = charge.retry.as_ref().filter(may_open) {
             // The charge's own delivery and the further ones, but for those under way: they have their share already.
             let files_left = self.options().retry_deliveries.saturating_add(1).saturating_sub(delivered.by_key);
@@ -92,7 +92,8 @@ impl Ledger {
                 .filter(|used| !cover.meters.contains(used))
                 .for_each(|used| cover.delivered.push(*used));
             // What was paid for under the key before, and what has been booked for this charge's repeats while it was under way.
-            for paid in self.covers.paid_under(retry, charge.serial, self.clock.monotonic()) {
+            // A new charge makes what an earlier one has left no more: of that which has less nothing goes on.
+            for paid in self.covers.paid_under(retry, charge.serial, files_left, self.clock.monotonic()) {
                 let is_own = |meter| paid.serial == charge.serial && charge.booked.iter().any(|own| own.meter == meter);
                 let others: Images = paid.meters.iter().filter(|(meter, _)| !is_own(*meter)).copied().collect();
                 let used: Images = others.iter().map(|(meter, _)| (*meter, paid.used(*meter))).collect();
@@ -106,7 +107,7 @@ impl Ledger {
             let cover = Cover { file: Some(file.clone()), meters: with_owed(cover.meters), ..cover };
             open(&mut unflushed, name, self.options().resume_window, cover);
         }
-        if let Some(retry) = charge.retry.as_ref().filter(|_| charge.booked.is_empty()) {
+        if let Some(retry) = charge.retry.as_ref().filter(|_| charge.is_owed_only()) {
             self.covers.extend(retry, &delivered.owed, &delivered.owed);
             unflushed.changed(self.digests.of(retry), retry.clone());
         }

@@ -377,6 +377,50 @@ async fn whichever_of_two_charges_under_a_key_is_delivered_last_both_are_covered
 }
 
 #[tokio::test]
+async fn a_key_that_has_been_used_is_not_made_new_by_another_charge_under_it() {
+    let (ai, plain) = ([demand(0, 99)], [demand(1, 99)]);
+    for (repeats_before, covered_after) in [(0, 2), (1, 0), (2, 0)] {
+        let (ledger, _) = ledger(2);
+        let user: Arc<str> = "u".into();
+        let keyed = async |demands: &[Demand]| {
+            let request = ChargeRequest::new(&user, PLAN, &user, demands);
+            let admission = ledger.charge(ChargeRequest { retry: Some("key".into()), ..request }).await;
+            let is_covered = matches!(admission, Admission::Covered(..));
+            assert!(delivered(admission));
+            is_covered
+        };
+        assert!(!keyed(&ai).await);
+        for _ in 0..repeats_before {
+            assert!(keyed(&ai).await);
+        }
+        assert!(!keyed(&plain).await);
+        let mut covered = 0;
+        while keyed(&ai).await {
+            covered += 1;
+        }
+        assert_eq!(covered, covered_after, "after {repeats_before} repeats");
+        assert_eq!(used(&ledger, "u"), [(2, 0), (1, 0)]);
+        assert!(keyed(&ai).await, "of a new charge");
+    }
+}
+
+#[tokio::test]
+async fn what_was_only_degraded_under_a_key_is_repeated_no_longer_than_the_key_lasts() {
+    let (ledger, clock) = ledger(1);
+    let over = Demand { on_exceed: OnExceed::Degrade, ..demand(0, 0) };
+    for is_covered in [false, true, true, false, true, true, false] {
+        let admission = retried(&ledger, &over).await;
+        assert_eq!(matches!(admission, Admission::Covered(..)), is_covered);
+        assert!(delivered(admission));
+    }
+    clock.advance(Duration::from_mins(16));
+    let Admission::Charged(charge) = retried(&ledger, &Demand { limit: 9, ..over }).await else { panic!() };
+    assert!(charge.degraded().is_empty());
+    charge.settle(Settlement::Delivered);
+    assert_eq!(used(&ledger, "u"), [(1, 0)]);
+}
+
+#[tokio::test]
 async fn what_is_booked_for_the_repeat_of_a_charge_under_way_is_covered_once_that_is_delivered() {
     let (ledger, _) = ledger(2);
     let user: Arc<str> = "u".into();

@@ -794,7 +794,14 @@ impl Model {
                 .into_iter()
                 .filter(|cover| cover.charge == charge || cover.until.is_some_and(|_| self.is_open(cover)));
             let before: Vec<Cover> = before.collect();
-            let key = self.open(name, charge, Some(self.monotonic + RETRY));
+            let new = self.open(name, charge, Some(self.monotonic + RETRY)).clone();
+            // What has been used more often goes on no longer.
+            let left = self.files_left(&new);
+            let before: Vec<Cover> = before
+                .into_iter()
+                .filter(|earlier| earlier.charge == charge || self.files_left(earlier) >= left)
+                .collect();
+            let key = self.covers.last_mut().unwrap();
             booked.iter().for_each(|(meter, _, used)| key.note(*meter, *used));
             for earlier in before {
                 for (meter, cost) in &earlier.meters {
