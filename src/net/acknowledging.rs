@@ -30,7 +30,7 @@ impl Heard {
         heard
     }
 
-    fn now(&self) {
+    pub(super) fn now(&self) {
         self.at.store(milliseconds(self.clock.coarse()), Ordering::Relaxed);
     }
 

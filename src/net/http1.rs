@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::bell::{Bell, Belled};
@@ -52,6 +53,23 @@ struct Connection<B> {
     was_used: bool,
     /// Goes from exchange to exchange with the connection: its timer is made once.
     patience: Patience,
+    task: Task,
+}
+
+/// The task that drives a connection. One that is left in the midst of an exchange ends at once: else it would go on writing an upload
+/// for a server that reads nothing, for as long as that is there.
+#[derive(Debug)]
+struct Task {
+    handle: AbortHandle,
+    is_lent: bool,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if self.is_lent {
+            self.handle.abort();
+        }
+    }
 }
 
 impl<B> Connections<B> {
@@ -86,8 +104,9 @@ impl<B> Connections<B> {
             index -= 1;
             let sender = &idle[index].connection.sender;
             if sender.is_ready() || sender.is_closed() {
-                let taken = idle.remove(index)?.connection;
+                let mut taken = idle.remove(index)?.connection;
                 if taken.sender.is_ready() {
+                    taken.task.is_lent = true;
                     return Some(Lent { connection: taken, home: self.clone() });
                 }
             }
@@ -109,14 +128,16 @@ where
         let mut http = http1::Builder::new();
         http.max_buf_size(BUFFER);
         let (sender, connection) = http.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        // Lives exactly as long as its sender, the body of its last answer or its tunnel; all of them see its end as their own.
+        // Lives no longer than its sender, the body of its last answer or its tunnel; all of them see its end as their own.
         let (connection, bell) = Belled::new(connection.with_upgrades());
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to a backend ended");
             }
         });
-        let connection = Connection { sender, bell, was_used: false, patience: Patience::new(self.body_idle_timeout) };
+        let task = Task { handle: task.abort_handle(), is_lent: true };
+        let patience = Patience::new(self.body_idle_timeout);
+        let connection = Connection { sender, bell, was_used: false, patience, task };
         Ok(Lent { connection: Box::new(connection), home: self.clone() })
     }
 }
@@ -141,7 +162,13 @@ impl<B> Lent<B> {
         &mut self.connection.patience
     }
 
-    pub(super) fn give_back(self) {
+    /// Lets it go on without the pool.
+    pub(super) fn let_go(mut self) {
+        self.connection.task.is_lent = false;
+    }
+
+    pub(super) fn give_back(mut self) {
+        self.connection.task.is_lent = false;
         if self.connection.sender.is_closed() {
             return;
         }
@@ -187,6 +214,11 @@ where
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::task::Context;
+
+    use http_body::Frame;
     use http_body_util::Empty;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
@@ -220,6 +252,35 @@ mod tests {
         let (answer, ()) = tokio::join!(lent.exchange(None, &mut request), leaves);
         assert!(answer.is_err());
         assert!(request.is_none(), "the server may have looked at it");
+    }
+
+    /// A body without an end.
+    #[derive(Debug)]
+    struct Endless {
+        _held: Arc<()>,
+    }
+
+    impl Body for Endless {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[b'x'; 4096])))))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_that_its_server_does_not_read_is_let_go_with_its_connection() {
+        let connections = Arc::new(Connections::new(&Options::default(), Arc::new(SystemClock::new())));
+        let (ours, _theirs) = tokio::io::duplex(1024);
+        let mut lent = connections.begin(ours).await.unwrap();
+        let held = Arc::new(());
+        let (body, _) = RequestBody::of(Endless { _held: held.clone() });
+        let mut request = Some(Request::put("/").body(body).unwrap());
+        assert!(lent.exchange(Some(from_now(Duration::from_secs(1))), &mut request).await.is_err());
+        drop(lent);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(Arc::strong_count(&held), 1, "its client may want to know");
     }
 
     #[tokio::test(start_paused = true)]

@@ -43,11 +43,15 @@ pub(super) struct Connections<B> {
     idle_timeout: Duration,
     body_idle_timeout: Duration,
     sign_of_life: Duration,
+    /// In the order in which they were made.
     open: Mutex<Vec<Arc<Connection<B>>>>,
+    made: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Connection<B> {
+    /// How many were made before it.
+    number: u64,
     sender: SendRequest<RequestBody<B>>,
     streams: AtomicUsize,
     /// How many streams the server allows; `None` until it has said so.
@@ -71,17 +75,23 @@ pub(super) enum Found<B> {
 impl<B> Connections<B> {
     pub(super) fn new(options: &Options, clock: Arc<dyn Clock>) -> Self {
         let Options { idle_timeout, body_idle_timeout, sign_of_life, .. } = *options;
-        Self { clock, idle_timeout, body_idle_timeout, sign_of_life, open: Mutex::default() }
+        Self { clock, idle_timeout, body_idle_timeout, sign_of_life, open: Mutex::default(), made: AtomicU64::new(0) }
     }
 
-    /// A place on a connection that is open.
-    pub(super) fn find(&self) -> Found<B> {
+    /// A place on a connection that is open, of those made after the one of that number.
+    pub(super) fn find(&self, newer_than: Option<u64>) -> Found<B> {
         let open = self.without_expired();
-        if let Some(connection) = open.iter().find(|connection| connection.enter()) {
+        let newer = || open.iter().filter(|connection| newer_than.is_none_or(|old| connection.number > old));
+        if let Some(connection) = newer().find(|connection| connection.enter()) {
             return Found::Place(self.stream(connection, Used::Before));
         }
-        let unknown = open.iter().map(|connection| &connection.most).find(|most| most.borrow().is_none());
+        let unknown = newer().map(|connection| &connection.most).find(|most| most.borrow().is_none());
         unknown.map_or(Found::Nothing, |most| Found::Soon(most.clone()))
+    }
+
+    /// The number of the last one that was made.
+    pub(super) fn newest(&self) -> Option<u64> {
+        self.made.load(Ordering::Relaxed).checked_sub(1)
     }
 
     /// Closes those that were not used for too long, and forgets those that are no good.
@@ -146,8 +156,9 @@ where
             }
         });
         let (streams, unused_since) = (AtomicUsize::new(1), AtomicU64::new(0));
-        let clock = self.clock.clone();
-        let connection = Arc::new(Connection { sender, streams, most: most.clone(), clock, unused_since, heard });
+        let (clock, number) = (self.clock.clone(), self.made.fetch_add(1, Ordering::Relaxed));
+        let connection = Connection { number, sender, streams, most: most.clone(), clock, unused_since, heard };
+        let connection = Arc::new(connection);
         let stream = self.stream(&connection, Used::Never);
         self.open.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         match most.wait_for(Option::is_some).await {
@@ -173,7 +184,12 @@ impl<B> Connection<B> {
     fn enter(&self) -> bool {
         let Some(most) = *self.most.borrow() else { return false };
         let one_more = |streams| (streams < most.min(MOST_STREAMS)).then_some(streams + 1);
-        self.streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+        let before = self.streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        if before == Ok(0) {
+            // While nothing was expected of it, it was not asked for a sign of life.
+            self.heard.now();
+        }
+        before.is_ok()
     }
 }
 
@@ -273,9 +289,23 @@ mod tests {
         theirs.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
         let stream = connections.begin(ours).await.unwrap();
         clock.advance(SILENCE - Duration::from_secs(1));
-        assert!(matches!(connections.find(), Found::Place(_)));
+        assert!(matches!(connections.find(None), Found::Place(_)));
         clock.advance(Duration::from_secs(1));
-        assert!(matches!(connections.find(), Found::Nothing));
+        assert!(matches!(connections.find(None), Found::Nothing));
         assert!(!stream.sender().is_closed(), "what is under way may still be answered");
+    }
+
+    #[tokio::test]
+    async fn a_server_of_which_nothing_was_expected_was_not_silent() {
+        let clock = Arc::new(ManualClock::at(jiff::Timestamp::UNIX_EPOCH));
+        let options = Options { idle_timeout: 4 * SILENCE, ..Options::default() };
+        let connections = Connections::<Empty<Bytes>>::new(&options, clock.clone());
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        theirs.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        drop(connections.begin(ours).await.unwrap());
+        clock.advance(2 * SILENCE);
+        let Found::Place(_first) = connections.find(None) else { panic!("it is unused, and no more") };
+        assert!(matches!(connections.find(None), Found::Place(_)));
+        assert!(matches!(connections.find(connections.newest()), Found::Nothing), "it is the newest");
     }
 }

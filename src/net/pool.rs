@@ -201,8 +201,8 @@ where
 
     /// Takes a request in origin form, with a Host field, out of `request`, sends it, and waits for the head of its answer.
     ///
-    /// A request without a body, of a method that is safe, is sent once more if a connection that was used before died before any byte
-    /// of the answer (RFC 9110, section 9.2.2; RFC 9112, section 9.3.1). One that was not looked at is sent on another connection,
+    /// A request without a body, of a method that is safe, is sent once more if a connection that was used before died before the head of
+    /// the answer was there (RFC 9110, section 9.2.2; RFC 9112, section 9.3.1). One that was not looked at is sent on another connection,
     /// whatever its method, if it is still whole: it never left, or the server says so and of its body not much was sent (RFC 9113,
     /// section 8.7).
     ///
@@ -237,14 +237,14 @@ where
         request: &mut Option<Request<RequestBody<B>>>,
     ) -> Result<Response<PooledBody<B>>, SendError> {
         let mut refusals = 0;
-        let mut was_repeated = false;
+        let (mut was_repeated, mut newer_than) = (false, None);
         loop {
             let Some(whole) = request else { unreachable!("there is no request to send") };
             // Where one connection died the others may be as dead: the second and last try is on a new one.
             let idle = if was_repeated { None } else { self.take_idle() };
             let lease = match idle {
                 Some(lease) => lease,
-                None => in_time(until, Box::pin(self.connect(whole.headers(), may_connect))).await??,
+                None => in_time(until, Box::pin(self.connect(whole.headers(), newer_than, may_connect))).await??,
             };
             let was_used = lease.was_used_before();
             let upload = whole.body().watch();
@@ -269,7 +269,7 @@ where
                 }
                 Some(copy) if was_used && !was_repeated && copy.is_safe() && died_unanswered(&source) => {
                     *request = copy.request();
-                    was_repeated = true;
+                    (was_repeated, newer_than) = (true, self.http2.newest());
                     request.is_some()
                 }
                 _ => false,
@@ -299,7 +299,10 @@ where
             Lease::Http1(mut lent) => {
                 let answer = lent.exchange(until, request).await?;
                 Ok(match answer.status() {
-                    StatusCode::SWITCHING_PROTOCOLS => answer.map(PooledBody::last),
+                    StatusCode::SWITCHING_PROTOCOLS => {
+                        lent.let_go();
+                        answer.map(PooledBody::last)
+                    }
                     _ => answer.map(|body| PooledBody::new(body, Lease::Http1(lent))),
                 })
             }
@@ -327,15 +330,21 @@ where
         }
     }
 
-    /// A connection for a request with these fields: a place on one that others use, or a new one.
-    async fn connect(&self, headers: &HeaderMap, may_take: Duration) -> Result<Lease<B>, SendError> {
+    /// A connection for a request with these fields: a place on one that others use, if it is newer than all that are as dead as one was,
+    /// or a new one.
+    async fn connect(
+        &self,
+        headers: &HeaderMap,
+        newer_than: Option<u64>,
+        may_take: Duration,
+    ) -> Result<Lease<B>, SendError> {
         // HTTP/2 cannot be left for another protocol (RFC 9113, section 8.6).
         let protocol = if headers.contains_key(UPGRADE) { Protocol::Http1 } else { self.protocol };
         let found = async {
             match protocol {
                 Protocol::Http1 => self.reach(protocol).await,
                 Protocol::Auto if self.chose_http1.load(Ordering::Relaxed) => self.reach(protocol).await,
-                Protocol::Http2 | Protocol::Auto => self.share(protocol).await,
+                Protocol::Http2 | Protocol::Auto => self.share(protocol, newer_than).await,
             }
         };
         let found = tokio::time::timeout(self.connect_timeout.min(may_take), found).await;
@@ -344,10 +353,10 @@ where
     }
 
     /// A place on a connection that is there, or will be in a moment: one is made at a time, and all who wait for it get places on it.
-    async fn share(&self, protocol: Protocol) -> io::Result<Lease<B>> {
+    async fn share(&self, protocol: Protocol, newer_than: Option<u64>) -> io::Result<Lease<B>> {
         let mut turn = None;
         loop {
-            match (self.http2.find(), &turn) {
+            match (self.http2.find(newer_than), &turn) {
                 (Found::Place(stream), _) => return Ok(Lease::http2(stream)),
                 (Found::Soon(mut most), _) => {
                     turn = None;
@@ -429,7 +438,7 @@ impl From<Late> for Failed {
     }
 }
 
-/// Whether a connection ended before any byte of an answer to a request without a body.
+/// Whether a connection ended before the head of an answer to a request without a body was there.
 fn died_unanswered(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error);
     let io = source
