@@ -140,8 +140,9 @@ impl hyper::service::Service<Request<Incoming>> for Front {
         // Nothing on the way adds that field: without it there is no 101.
         let exit = request.headers().contains_key(UPGRADE).then(|| self.exit.clone());
         let Made { of: current, stack, .. } = &mut *self.made_of_latest();
+        let request = ClientBody::of(request, &self.activity);
         let state = if under_way.take_place(current.max_in_flight) {
-            State::Admitted { future: stack.call(ClientBody::of(request, &self.activity)) }
+            State::Admitted { future: stack.call(request) }
         } else {
             State::Shed { answer: Some(current.layer.overloaded(&request)) }
         };

@@ -77,9 +77,14 @@ pub(super) async fn serve(
     loop {
         tokio::select! {
             biased;
-            Ok((socket, from, Some(place))) = accept(&listener, &places) => {
-                connections.spawn(connection::serve(common.clone(), socket, from, place));
-            }
+            accepted = accept(&listener, &places) => match accepted {
+                Ok((socket, from, Some(place))) => {
+                    connections.spawn(connection::serve(common.clone(), socket, from, place));
+                }
+                // Others wait behind it.
+                Ok((_, _, None)) => {}
+                Err(_) => break,
+            },
             () = std::future::ready(()) => break,
         }
     }

@@ -246,6 +246,10 @@ fn one_request_too_many_is_answered_at_once_and_the_others_go_on() {
     assert_eq!(gate.used("u", "exports"), 0);
     let overloaded = "exportgate_requests_total{route=\"none\",decision=\"refused\",reason=\"overloaded\"}";
     assert!((gate.metric(overloaded) - 1.0).abs() < f64::EPSILON);
+    let mut save = slow(gate.address, b"PUT /v1/designs/d1 HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\nabc");
+    assert!(read_until(&mut save, b"Try again in a moment."));
+    save.write_all(b"defGET /page HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    assert!(read_until(&mut save, b"Try again in a moment."), "what comes behind an upload is read");
     backend.will(Reply::json("200 OK"));
     release.send(()).unwrap();
     assert!(read_until(&mut waiting, b"ok"));
