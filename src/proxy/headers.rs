@@ -38,6 +38,9 @@ pub(super) const OVERRIDES: [&str; 14] = [
 const CONNECTION_FIELDS: [HeaderName; 7] =
     [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE];
 
+/// How many names of such fields are looked at: as many as a message may have fields. Who lists more wants to keep somebody busy.
+const MOST_NAMED: usize = 100;
+
 /// Removes the fields that are meant for this connection only, by name and by every `Connection` line (RFC 9110, section 7.6.1).
 /// Returns the names that were found on such lines, but for those that every message may have there.
 pub(super) fn strip_connection_fields(headers: &mut HeaderMap) -> Vec<HeaderName> {
@@ -53,7 +56,7 @@ pub(super) fn strip_connection_fields(headers: &mut HeaderMap) -> Vec<HeaderName
     if headers.contains_key(CONNECTION) {
         let lines = headers.get_all(CONNECTION).iter().filter_map(|line| line.to_str().ok());
         let names = lines.flat_map(|line| line.split(',')).filter_map(|name| name.trim().parse::<HeaderName>().ok());
-        named.extend(names.filter(|name| *name != "close" && !CONNECTION_FIELDS.contains(name)));
+        named.extend(names.filter(|name| *name != "close" && !CONNECTION_FIELDS.contains(name)).take(MOST_NAMED));
         for name in &named {
             // A client must not talk the gate out of fields that the backend relies on.
             if *name != HOST && *name != CONTENT_LENGTH && *name != "x-request-id" {
@@ -260,6 +263,14 @@ mod tests {
         ]);
         strip_connection_fields(&mut sent);
         assert_eq!(names(&sent), ["x-three"]);
+    }
+
+    #[test]
+    fn a_connection_line_keeps_nobody_busy() {
+        let all: Vec<String> = (0..5_000).map(|number| format!("x-{number}")).collect();
+        let mut sent = headers(&[("connection", &all.join(",")), ("x-3", "3")]);
+        assert_eq!(strip_connection_fields(&mut sent).len(), MOST_NAMED);
+        assert_eq!(names(&sent), Vec::<&str>::new());
     }
 
     #[test]

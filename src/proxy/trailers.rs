@@ -3,6 +3,7 @@
 //! Some recipients merge trailers into the head. What frames a message, routes it, says who sends it, what it is or how long it may be
 //! kept, was looked at in the head, or never: it goes no further. All else does, for that is what trailers are for.
 
+use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -79,8 +80,8 @@ impl Sieve {
         Self { configured: configured.map(spelt).collect() }
     }
 
-    /// Drops what must not be passed on; `named` are fields that the message's head says are meant for one connection.
-    fn sift(&self, trailers: &mut HeaderMap, named: &[HeaderName]) {
+    /// Drops what must not be passed on; `named` are fields that the message's head says are meant for one connection, as [`spelt`].
+    fn sift(&self, trailers: &mut HeaderMap, named: &HashSet<String>) {
         let acts = |name: &str| {
             ACTED_ON.contains(&name)
                 || OVERRIDES.contains(&name)
@@ -88,7 +89,7 @@ impl Sieve {
                 // Those of a cache of one kind as well (RFC 9213).
                 || name.ends_with("cache-control")
                 || self.configured.iter().any(|configured| configured == name)
-                || named.iter().any(|named| spelt(named) == name)
+                || named.contains(name)
         };
         let dropped: Vec<HeaderName> = trailers.keys().filter(|name| acts(&spelt(name))).cloned().collect();
         for name in dropped {
@@ -117,8 +118,8 @@ pin_project! {
 #[derive(Debug)]
 struct OfMessage {
     sieve: Arc<Sieve>,
-    /// Fields that its head says are meant for one connection.
-    named: Vec<HeaderName>,
+    /// Fields that its head says are meant for one connection, as [`spelt`].
+    named: HashSet<String>,
 }
 
 impl<B: Body> Sifted<B> {
@@ -136,7 +137,8 @@ impl<B: Body> Sifted<B> {
     }
 
     fn new(body: B, may_have_trailers: bool, sieve: &Arc<Sieve>, named: Vec<HeaderName>) -> Self {
-        Self { body, sieve: may_have_trailers.then(|| Box::new(OfMessage { sieve: sieve.clone(), named })) }
+        let of_message = || OfMessage { sieve: sieve.clone(), named: named.iter().map(spelt).collect() };
+        Self { body, sieve: may_have_trailers.then(|| Box::new(of_message())) }
     }
 }
 
