@@ -10,7 +10,7 @@ use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visito
 use super::Misread;
 use super::feature_names;
 use super::path::decoded;
-use super::routes::{is_in_doubt, query_parameter};
+use super::routes::is_in_doubt;
 
 /// What one export costs on a meter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,7 +240,7 @@ fn is_sent_as_json(headers: &HeaderMap) -> bool {
 }
 
 fn query(name: &str, uri: &Uri) -> Result<Found, Misread> {
-    match query_parameter(uri, name)? {
+    match super::query::parameter(uri, name)? {
         None => Ok(Found::Absent),
         Some(sent) if !sent.plain => Err(Misread::Query(name.to_owned())),
         Some(sent) => Ok(Found::digits(&decoded(sent.value))),

@@ -4,7 +4,7 @@ use http::header::CONNECTION;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use super::path::{percent_encoded, with_query};
-use super::routes::is_named;
+use super::query::{is_named, pairs};
 
 /// Changes to a request before it is forwarded, e.g. `watermark=1`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,10 +45,11 @@ impl Degrade {
             let named = |known: &String| is_named(key, known);
             pair.is_empty() || self.remove_query.iter().chain(self.set_query.iter().map(|(name, _)| name)).any(named)
         };
-        let kept = uri.query().unwrap_or("").split(['&', ';']).filter(|pair| !goes(pair)).map(str::to_owned);
+        let kept = pairs(uri.query().unwrap_or("")).filter(|pair| !goes(pair)).map(str::to_owned);
         let set =
             self.set_query.iter().map(|(name, value)| format!("{}={}", percent_encoded(name), percent_encoded(value)));
-        let query: Vec<String> = kept.chain(set).collect();
+        // What is set comes first: behind very many others some backends do not see it.
+        let query: Vec<String> = set.chain(kept).collect();
         with_query(uri, &query.join("&"))
     }
 }
@@ -99,12 +100,13 @@ mod tests {
         let cases = [
             ("/d1", "/d1?watermark=1"),
             ("/d1?", "/d1?watermark=1"),
-            ("/d1?size=2", "/d1?size=2&watermark=1"),
-            ("/d1?watermark=0&size=2", "/d1?size=2&watermark=1"),
-            ("/d1?%77atermark=0&Watermark=0&a=%26&watermark", "/d1?a=%26&watermark=1"),
-            ("/d1?hd=1;size=2", "/d1?size=2&watermark=1"),
+            ("/d1?size=2", "/d1?watermark=1&size=2"),
+            ("/d1?watermark=0&size=2", "/d1?watermark=1&size=2"),
+            ("/d1?%77atermark=0&Watermark=0&a=%26&watermark", "/d1?watermark=1&a=%26"),
+            ("/d1?hd=1;size=2", "/d1?watermark=1&size=2"),
             ("/d1%2F?hd", "/d1%2F?watermark=1"),
             ("/d1?+hd=1&%20watermark+=0", "/d1?watermark=1"),
+            ("/d1?hd[]=1&hd%5B0%5D=1&watermark[]=0&hdr=1", "/d1?watermark=1&hdr=1"),
         ];
         for (sent, forwarded) in cases {
             let mut uri: Uri = sent.parse().unwrap();
@@ -113,7 +115,7 @@ mod tests {
         }
         let mut absolute: Uri = "http://a.test/d1?x=1".parse().unwrap();
         watermark().apply(&mut absolute, &mut HeaderMap::new()).unwrap();
-        assert_eq!(absolute.to_string(), "http://a.test/d1?x=1&watermark=1");
+        assert_eq!(absolute.to_string(), "http://a.test/d1?watermark=1&x=1");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod host;
 mod meter;
 pub mod path;
 mod pattern;
+mod query;
 mod routes;
 mod vocabulary;
 mod who;

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use super::host;
 use super::path::{decoded, decoded_text, is_canonical, lenient_readings};
 use super::pattern::Pattern;
-use super::{Action, Delivers};
+use super::{Action, Delivers, query};
 
 /// A route, as an index into [`Routes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -116,9 +116,12 @@ pub struct Found {
 pub enum Misread {
     /// The path is spelt so that a lenient backend would serve it as an export.
     Path,
-    /// A parameter that an export route asks for is repeated, or percent-encoded where it must have a certain value.
+    /// A parameter that an export route asks for is repeated, spelt in another way, or percent-encoded where it must have a certain value.
     Query(String),
-    /// The method is one of an export route's, in another case: methods are case-sensitive (RFC 9110, section 9.1), not all backends are.
+    /// There are more parameters than all backends read, on a route that asks for one.
+    TooManyParameters,
+    /// The method is one of an export route's, in another case (methods are case-sensitive, RFC 9110, section 9.1; not all backends are), or
+    /// said by a parameter.
     Method,
     /// A header that an export route asks for is repeated, named on a `Connection` line, or spelt with `_` or `.` for `-`.
     Header(HeaderName),
@@ -130,13 +133,14 @@ impl std::fmt::Display for Misread {
             Self::Path => {
                 f.write_str("The path is spelt in a way that servers read differently. Send it in its plain form.")
             }
-            Self::Method => {
-                f.write_str("The method is spelt in a way that servers read differently. Send it in capitals.")
-            }
+            Self::Method => f.write_str(
+                "The method can be read in more than one way. Send it in capitals, and no other in the query.",
+            ),
             Self::Query(name) => write!(
                 f,
-                "The query parameter \"{name}\" is repeated or percent-encoded. Send it once, in its plain form."
+                "The query parameter \"{name}\" can be read in more than one way. Send it once, in its plain form."
             ),
+            Self::TooManyParameters => write!(f, "The query has more than {} parameters. Send fewer.", query::MOST),
             Self::Header(name) => {
                 write!(f, "The header \"{name}\" can be read in more than one way. Send it once, in its plain form.")
             }
@@ -182,21 +186,23 @@ impl Routes {
     /// What a request is. Allocates nothing for an ordinary request that matches no route.
     pub fn find(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Match {
         let found = self.find_by(method, uri, headers);
-        match in_capitals(method).filter(|_| !found.may_be_export()) {
-            Some(capitals) if self.find_by(&capitals, uri, headers).may_be_export() => Match::Misread(Misread::Method),
-            _ => found,
+        let is_one_by = |other: &Method| self.find_by(other, uri, headers).may_be_export();
+        if !found.may_be_export() && other_readings(method, uri).any(|other| is_one_by(&other)) {
+            return Match::Misread(Misread::Method);
         }
+        found
     }
 
     /// The first export that a misread request may be meant for.
     pub fn nearly(&self, method: &Method, uri: &Uri) -> Option<RouteId> {
-        let capitals = in_capitals(method);
-        let (method, path) = (capitals.as_ref().unwrap_or(method), uri.path());
+        let path = uri.path();
+        let methods: Vec<Method> = other_readings(method, uri).chain([method.clone()]).collect();
         let fits = |route: &Route, lenient: &Pattern| {
             route.path.fits(path) || lenient_readings(path).any(|reading| lenient.fits(&reading))
         };
         let mut exports = self.iter().zip(&self.lenient).filter(|((_, route), _)| route.action.is_export());
-        let nearly = exports.find(|((_, route), lenient)| allows(route, method) && fits(route, lenient));
+        let allowed = |route: &Route| methods.iter().any(|method| allows(route, method));
+        let nearly = exports.find(|((_, route), lenient)| allowed(route) && fits(route, lenient));
         nearly.map(|((id, _), _)| id)
     }
 
@@ -267,10 +273,16 @@ impl Match {
     }
 }
 
-/// The method in capitals, if it is not spelt so.
-fn in_capitals(method: &Method) -> Option<Method> {
+/// What else some backends take the method for: the same in capitals, and with POST what a parameter `_method` says (Laravel, Symfony,
+/// Express with method-override).
+fn other_readings(method: &Method, uri: &Uri) -> impl Iterator<Item = Method> {
+    let capitals = |text: &str| text.to_ascii_uppercase().parse().ok();
     let is_plain = !method.as_str().bytes().any(|byte| byte.is_ascii_lowercase());
-    if is_plain { None } else { method.as_str().to_ascii_uppercase().parse().ok() }
+    let itself = if is_plain { None } else { capitals(method.as_str()) };
+    let query = uri.query().filter(|_| method.as_str().eq_ignore_ascii_case("POST"));
+    let parameters = query.into_iter().flat_map(query::pairs).filter_map(|pair| pair.split_once('='));
+    let said = parameters.filter(|(key, _)| query::is_named(key, "_method"));
+    itself.into_iter().chain(said.filter_map(move |(_, value)| capitals(decoded(value).trim())))
 }
 
 /// Whether the earlier route takes every request of the later one.
@@ -333,52 +345,13 @@ fn meets(conditions: &Conditions, uri: &Uri, headers: &HeaderMap) -> Result<bool
     }
     let mut all = true;
     for (name, value) in &conditions.query {
-        let sent = query_parameter(uri, name)?;
+        let sent = query::parameter(uri, name)?;
         if sent.is_some_and(|sent| !sent.plain || sent.value.contains(['%', '+'])) {
             return Err(Misread::Query(name.clone()));
         }
         all &= sent.is_some_and(|sent| sent.value == value);
     }
     Ok(all)
-}
-
-/// A query parameter as it was sent.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sent<'u> {
-    pub(super) value: &'u str,
-    /// Whether its name is spelt as the configuration has it.
-    pub(super) plain: bool,
-}
-
-/// A query parameter; `Err` if it is sent more than once, in whatever spelling, or if it is another for who lets a parameter end at `;` as
-/// well: some backends do, most do not.
-pub(super) fn query_parameter<'u>(uri: &'u Uri, name: &str) -> Result<Option<Sent<'u>>, Misread> {
-    let query = uri.query().unwrap_or("");
-    let found = only_one(query.split('&'), name)?;
-    if query.contains(';') && only_one(query.split(['&', ';']), name)? != found {
-        return Err(Misread::Query(name.to_owned()));
-    }
-    Ok(found)
-}
-
-fn only_one<'u>(pairs: impl Iterator<Item = &'u str>, name: &str) -> Result<Option<Sent<'u>>, Misread> {
-    let mut found = None;
-    for pair in pairs {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if key != name && !is_named(key, name) {
-            continue;
-        }
-        if found.is_some() {
-            return Err(Misread::Query(name.to_owned()));
-        }
-        found = Some(Sent { value, plain: key == name });
-    }
-    Ok(found)
-}
-
-/// Whether some backend may read a query parameter's name as `name`: percent-encoded, in another case, with blanks around it.
-pub(super) fn is_named(key: &str, name: &str) -> bool {
-    decoded(&key.replace('+', " ")).trim().eq_ignore_ascii_case(name)
 }
 
 /// The design's id; `Err` if the request names it in a way that could be read as another.
@@ -389,7 +362,7 @@ fn design(route: &Route, uri: &Uri, headers: &HeaderMap) -> Result<Option<Arc<st
             Some(None) => return Err(Misread::Path),
             text => text.flatten(),
         },
-        DesignFrom::Query(name) => match query_parameter(uri, name)? {
+        DesignFrom::Query(name) => match query::parameter(uri, name)? {
             // A form means a blank by `+`.
             Some(sent) if !sent.plain || sent.value.contains('+') => return Err(Misread::Query(name.clone())),
             sent => match sent.map(|sent| decoded_text(sent.value)) {
@@ -492,6 +465,26 @@ mod tests {
     }
 
     #[test]
+    fn a_method_that_a_parameter_says_is_no_way_around() {
+        let routes =
+            Routes::new(vec![route("download", &[Method::GET], "/v1/designs/{design}/file", Action::Download)]);
+        let routes = routes.unwrap();
+        let find = |method: Method, target: &str| routes.find(&method, &target.parse().unwrap(), &HeaderMap::new());
+        for query in ["_method=GET", "a=1&_method=get", "%5fmethod=G%45T", "_METHOD=PUT;_method=GET", "_method[]=GET"] {
+            let found = find(Method::POST, &format!("/v1/designs/x/file?{query}"));
+            assert!(matches!(found, Match::Misread(Misread::Method)), "{query}");
+        }
+        for (method, target) in [
+            (Method::POST, "/v1/designs/x/file?_method=DELETE"),
+            (Method::POST, "/v1/designs/x/other?_method=GET"),
+            (Method::POST, "/v1/designs/x/file?method=GET"),
+            (Method::PUT, "/v1/designs/x/file?_method=GET"),
+        ] {
+            assert!(matches!(find(method, target), Match::Unmatched), "{target}");
+        }
+    }
+
+    #[test]
     fn a_design_id_is_decoded() {
         assert_eq!(found(Method::GET, "/v1/designs/caf%C3%A9/download"), "download café");
     }
@@ -549,10 +542,35 @@ mod tests {
         assert_eq!(found(Method::GET, "/render?as=file&id=d1"), "by-query d1");
         assert_eq!(found(Method::GET, "/render?as=preview&id=d1"), "-");
         assert_eq!(found(Method::GET, "/render?id=d1"), "-");
-        for query in
-            ["as=preview&as=file", "as=fil%65", "%61s=file", "AS=file", "as=preview;as=file", "as=file&id=a&id=b"]
-        {
+        let very_many = format!("{}as=file", "a&".repeat(query::MOST));
+        for query in [
+            "as=preview&as=file",
+            "as=fil%65",
+            "%61s=file",
+            "AS=file",
+            "as[]=file",
+            "as=preview;as=file",
+            "as=file&id=a&id=b",
+            "as=file&id=a&id[]=b",
+            &very_many,
+        ] {
             assert_eq!(found(Method::GET, &format!("/render?{query}")), "400", "{query}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_export_for_a_parameter_is_one_if_a_backend_may_not_see_that() {
+        let mut preview = route("preview", &[], "/d/{design}", Action::View);
+        preview.conditions.query = vec![("preview".into(), "1".into())];
+        let routes = Routes::new(vec![preview, route("download", &[], "/d/{design}", Action::Download)]).unwrap();
+        let is_export = |query: &str| {
+            let target = format!("/d/x?{query}").parse().unwrap();
+            routes.find(&Method::GET, &target, &HeaderMap::new()).may_be_export()
+        };
+        let before = |others: usize| format!("{}preview=1", "a&".repeat(others));
+        assert!(!is_export("preview=1") && !is_export(&before(query::MOST - 1)));
+        for query in ["preview=1&preview[]=0", "preview[]=1", "preview=1&Preview=0", &before(query::MOST)] {
+            assert!(is_export(query), "{query}");
         }
     }
 

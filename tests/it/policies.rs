@@ -64,7 +64,7 @@ fn policy_b_puts_a_watermark_on_what_is_over_the_free_quota() {
     for target in ["?hd=1&size=2", "?size=2&watermark=0", "?size=2&Water%6Dark=0"] {
         let answer = get(gate.address, &format!("{DOWNLOAD}{target}"), &[&token]);
         assert_eq!((answer.status, answer.header("export-degraded")), (200, Some("\"exports\"")));
-        assert_eq!(backend.last().line, format!("GET {DOWNLOAD}?size=2&watermark=1 HTTP/1.1"), "{target}");
+        assert_eq!(backend.last().line, format!("GET {DOWNLOAD}?watermark=1&size=2 HTTP/1.1"), "{target}");
     }
     assert_eq!(gate.usage("anna?plan=free", "exports")["used"], 2, "what is degraded is not counted");
     assert_eq!(gate.metric("exportgate_degraded_total{meter=\"exports\"}"), 3.0);
