@@ -1,4 +1,4 @@
-//! What the configuration does not know of, and may be uncounted, or counted as something else, for it: files on paths that no route knows, or
+//! What the configuration does not know of, and may be uncounted, or counted as something else, for it: files that no route counts, or
 //! that leave in another way than their route says; plans. Each is logged once.
 
 use std::collections::BTreeSet;
@@ -35,9 +35,9 @@ impl Leaks {
             let pattern = pattern(path);
             let add = advice(method, &pattern);
             if has_left {
-                tracing::warn!(%method, pattern, add, "a file has left on a path that no route knows: it was not counted");
+                tracing::warn!(%method, pattern, add, "a file has left by a request that no route counts");
             } else {
-                tracing::warn!(%method, pattern, add, "a file was kept back: no route knows its path");
+                tracing::warn!(%method, pattern, add, "a file was kept back: no route counts such a request");
             }
         }
     }
@@ -86,7 +86,7 @@ impl Reported {
     }
 }
 
-/// A request that matches no route, until its answer says whether it carries a file.
+/// A request that matches no route, or is none that its export's route counts, until its answer says whether it carries a file.
 pub(super) struct Unclassified {
     gate: Arc<Gate>,
     method: Method,
@@ -126,6 +126,9 @@ impl Unclassified {
 
 /// What to write into the configuration.
 fn advice(method: &Method, pattern: &str) -> String {
+    if *method == Method::OPTIONS {
+        return "have the backend answer OPTIONS without a file: nothing can count it".to_owned();
+    }
     let words = pattern.split('/').filter(|segment| !segment.is_empty() && !segment.starts_with('{'));
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let name = words.map(|word| word.chars().map(plain).collect::<String>()).collect::<Vec<_>>().join("-");

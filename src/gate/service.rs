@@ -453,7 +453,12 @@ impl Gate {
             // Its backend sees none when it counts either. Those of other routes may ask for it themselves.
             self.parts.verifier.strip_token(request.uri_mut());
         }
-        let watched = Save::of(self, found, &request).map_or(Watched::Nothing, Watched::Save);
+        let watched = match Save::of(self, found, &request) {
+            Some(save) => Watched::Save(save),
+            // An answer to OPTIONS is none, whatever is in it.
+            None if action.is_export() => Watched::Unclassified(Unclassified::of(self, &request)),
+            None => Watched::Nothing,
+        };
         (request, watched)
     }
 

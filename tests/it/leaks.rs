@@ -17,7 +17,7 @@ fn a_file_on_a_path_that_no_route_knows_is_counted_and_reported_once_for_its_kin
     }
     assert_eq!(get(gate.address, "/thumbs/9", &[]).status, 200);
     assert_eq!(leaks(&gate), 4.0);
-    let reports = || gate.log().into_iter().filter(|line| line.contains("no route knows")).collect::<Vec<_>>();
+    let reports = || gate.log().into_iter().filter(|line| line.contains("no route counts")).collect::<Vec<_>>();
     eventually("both kinds are reported", || reports().len() == 2);
     // What to add is what the configuration takes, also where no part of the path looks like a design.
     assert_eq!(get(gate.address, "/poster.png", &[]).status, 200);
@@ -63,6 +63,23 @@ fn what_is_no_file_or_has_a_route_is_no_leak() {
     backend.will(Reply::with("206 Partial Content", &["content-type: multipart/byteranges; boundary=x"], b"--x--"));
     get(gate.address, "/elsewhere/1", &["range: bytes=0-0,1-"]);
     assert_eq!(leaks(&gate), 2.0);
+}
+
+#[test]
+fn a_file_that_comes_for_options_is_a_leak() {
+    let backend = Backend::start(Reply::image());
+    let setup = Setup::before(backend.address);
+    let gate = setup.start();
+    assert_eq!(request(gate.address, "OPTIONS", "/v1/designs/d1/download", &[], b"").status, 200);
+    assert_eq!(request(gate.address, "HEAD", "/v1/designs/d1/download", &[], b"").status, 200);
+    backend.will(Reply::with("204 No Content", &["access-control-allow-methods: GET"], b""));
+    assert_eq!(request(gate.address, "OPTIONS", "/v1/designs/d1/download", &[], b"").status, 204);
+    assert_eq!(leaks(&gate), 1.0);
+    gate.logs(&["no route counts", "OPTIONS without a file"]);
+    assert!(gate.stop().success());
+    backend.will(Reply::image());
+    let gate = setup.set("EXPORT_GATE__UNCLASSIFIED_FILES", "refuse").start();
+    assert_eq!(request(gate.address, "OPTIONS", "/v1/designs/d1/download", &[], b"").status, 403);
 }
 
 #[test]
