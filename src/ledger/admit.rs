@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use smallvec::SmallVec;
 
-use super::charge::{Admission, Charge, ChargeRequest, Denial, Standing, Why};
+use super::charge::{Admission, Charge, ChargeRequest, Denial, Standing, UnderWay, Why};
 use super::counters::{CounterKey, Look};
 use super::cover::{Amount, Cover, CoverUse, Wanted};
 use super::reservation::{Booked, Images, Meters, Opening, Place, Reservation};
@@ -59,10 +59,12 @@ impl Ledger {
         if request.demands.is_empty() {
             return Admission::Unlimited;
         }
+        // First: whoever closes the ledger looks at what is under way once nothing more begins.
+        let under_way = UnderWay::begin(self);
         if let Err(why) = self.availability() {
             return Admission::Unavailable(why);
         }
-        self.charge_now(&request)
+        self.charge_now(under_way, &request)
     }
 
     /// Whether an earlier charge of the user covers the rest of that download, should it turn out to be it; if so, the meters that
@@ -81,7 +83,7 @@ impl Ledger {
         self.covers.peek(&cover(CoverKind::Resume, user, what), validator, &asked, self.clock.monotonic())
     }
 
-    fn charge_now(self: &Arc<Self>, request: &ChargeRequest<'_>) -> Admission {
+    fn charge_now(&self, ledger: UnderWay, request: &ChargeRequest<'_>) -> Admission {
         let time = self.clock.now();
         let planned: SmallVec<[Planned<'_>; 2]> =
             request.demands.iter().filter_map(|demand| self.plan(demand, time)).collect();
@@ -103,7 +105,7 @@ impl Ledger {
         let refusing: SmallVec<[Standing; 2]> = with(Ruling::Refuse).map(|(standing, _)| *standing).collect();
         let covered = planned.iter().zip(&rulings).filter(|(_, ruling)| **ruling == Ruling::Covered);
         let mut charge = Box::new(Charge {
-            ledger: self.clone(),
+            ledger,
             own: None,
             covered_by,
             covered: covered.map(|(planned, _)| planned.demand.clone()).collect(),

@@ -1,6 +1,8 @@
 //! A charge: from the reservation to its one settlement.
 
+use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -171,12 +173,37 @@ pub enum Settlement {
     Void,
 }
 
+/// A ledger, for as long as something of it is under way.
+#[derive(Debug)]
+pub(super) struct UnderWay(Arc<Ledger>);
+
+impl UnderWay {
+    pub(super) fn begin(ledger: &Arc<Ledger>) -> Self {
+        ledger.begun.fetch_add(1, Ordering::SeqCst);
+        Self(ledger.clone())
+    }
+}
+
+impl Deref for UnderWay {
+    type Target = Ledger;
+
+    fn deref(&self) -> &Ledger {
+        &self.0
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.begun.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// An admitted export. Settles exactly once: by [`settle`](Self::settle), or when it is dropped, as void. Whoever hands a file
 /// out while holding one must settle it also when its own work is cut short.
 #[derive(Debug)]
 #[must_use = "dropping a charge gives it back"]
 pub struct Charge {
-    pub(super) ledger: Arc<Ledger>,
+    pub(super) ledger: UnderWay,
     /// What this request has booked itself.
     pub(super) own: Option<Arc<Reservation>>,
     /// Earlier charges that cover it, each on some meters.

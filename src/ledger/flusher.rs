@@ -210,7 +210,7 @@ impl Ledger {
         let mut written = self.written.subscribe();
         let failures = written.borrow().failures;
         let reached =
-            written.wait_for(|now| now.group >= group || now.failures > failures || self.availability().is_err());
+            written.wait_for(|now| now.group >= group || now.failures > failures || self.state().trouble.is_some());
         let now = *reached.await.map_err(|_| NotDurable)?;
         if now.group >= group { Ok(()) } else { Err(NotDurable) }
     }

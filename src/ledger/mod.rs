@@ -81,7 +81,7 @@ mod unflushed;
 mod usage;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -97,7 +97,7 @@ pub use flusher::{LastFlushFailed, run};
 pub use usage::Usage;
 
 use crate::clock::Clock;
-use crate::policy::{Anchor, MeterId, PlanId, Plans, Policy, Span, Window};
+use crate::policy::{Anchor, MeterId, PlanId, Plans, Policy, Span, Whose, Window};
 use counters::{Counters, Digests, MeterDigests};
 use covers::Covers;
 use history::Histories;
@@ -206,12 +206,23 @@ pub struct Ledger {
     serial: AtomicU64,
     /// Whether a crash has left charges behind that nobody knows the end of.
     owes_redeliveries: AtomicBool,
-    /// Mirrors `trouble.is_none()`, so that a charge reads no lock.
+    /// Charges that have begun, and not ended.
+    begun: AtomicUsize,
+    /// Mirrors `state`, so that a charge reads no lock.
     available: AtomicBool,
     /// Whether memory knows what the store knows.
     read: AtomicBool,
-    trouble: Mutex<Option<Arc<str>>>,
+    state: Mutex<State>,
     stats: Stats,
+}
+
+/// Whether there is anything in the way of charges.
+#[derive(Debug)]
+struct State {
+    /// What is wrong with the store.
+    trouble: Option<Arc<str>>,
+    /// Nothing new is charged; what is under way is written.
+    is_closed: bool,
 }
 
 #[derive(Debug)]
@@ -219,6 +230,7 @@ struct MeterState {
     name: Arc<str>,
     digests: MeterDigests,
     window: Window,
+    whose: Whose,
     /// The calendar window that was current last, as two packed `u32` seconds: calendar arithmetic is done once a window.
     current: AtomicU64,
     stats: MeterStats,
@@ -263,9 +275,10 @@ impl Ledger {
             written: watch::Sender::default(),
             serial: AtomicU64::new(0),
             owes_redeliveries: AtomicBool::new(false),
+            begun: AtomicUsize::new(0),
             available: AtomicBool::new(false),
             read: AtomicBool::new(false),
-            trouble: Mutex::new(Some("the ledger has not been read yet".into())),
+            state: Mutex::new(State { trouble: Some("the ledger has not been read yet".into()), is_closed: false }),
             stats: Stats::new(),
         };
         ledger.follow(policy);
@@ -296,6 +309,7 @@ impl Ledger {
                 name: meter.name.clone(),
                 digests: self.digests.of_meter(&meter.name),
                 window: meter.window.clone(),
+                whose: meter.subject.clone(),
                 current: AtomicU64::new(0),
                 stats: self.stats.of_meter(&meter.name),
             });
@@ -316,11 +330,12 @@ impl Ledger {
     ///
     /// Why they cannot, for people.
     pub fn availability(&self) -> Result<(), Arc<str>> {
-        if self.available.load(Ordering::Acquire) {
+        if self.available.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        trouble.map_or(Ok(()), Err)
+        let State { trouble, is_closed } = &*self.state();
+        let closed = is_closed.then(|| "this gate is ending, and another may have its ledger".into());
+        trouble.clone().or(closed).map_or(Ok(()), Err)
     }
 
     /// Adds the ledger's metrics to a registry.
@@ -336,25 +351,26 @@ impl Ledger {
         self.stats.refresh_age(self.clock.monotonic());
     }
 
-    /// Whether all that was admitted has settled.
+    /// Whether all that was admitted has settled; once it is [closed](Self::close), for good.
     pub fn is_at_rest(&self) -> bool {
-        let is_settled = |stats: &MeterStats| {
-            // Counted before the others: what begins meanwhile is seen as under way.
-            let settled = stats.delivered.get() + stats.voided.get();
-            settled == stats.reserved.get()
-        };
-        self.meters().all(|(_, meter)| is_settled(&meter.stats))
+        self.begun.load(Ordering::SeqCst) == 0
     }
 
     /// Charges nothing from now on, for this gate is to end. What was admitted settles, and is written.
     pub fn close(&self) {
-        self.set_trouble(Some("this gate is ending, and another may have its ledger".into()));
+        let mut state = self.state();
+        state.is_closed = true;
+        self.available.store(false, Ordering::SeqCst);
     }
 
     fn set_trouble(&self, trouble: Option<Arc<str>>) {
-        let mut current = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        self.available.store(trouble.is_none(), Ordering::Release);
-        *current = trouble;
+        let mut state = self.state();
+        state.trouble = trouble;
+        self.available.store(state.trouble.is_none() && !state.is_closed, Ordering::SeqCst);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn has_been_read(&self) -> bool {

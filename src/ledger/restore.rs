@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::cover::Cover;
 use super::reservation::{Images, Meters};
-use super::{Count, Ledger, Options, REDELIVERY};
+use super::{Count, Ledger, MeterState, Options, REDELIVERY};
 use crate::policy::Window;
 use crate::seeded::{self, Bug};
 use crate::store::{CounterName, CounterRow, CoverKind, CoverName, CoverRow, IntentRow, Row, RowSink};
@@ -22,7 +22,7 @@ pub(super) fn load_into(ledger: &Arc<Ledger>) -> RowSink {
     Box::new(move |row| match row {
         // Also of windows that have long closed, by a wall clock that may be wrong: what is not in memory would be counted anew.
         Row::Counter(row) => {
-            into.note_window(&row.name, wall, &mut seen);
+            into.note_whether_it_counts(&row.name, wall, &mut seen);
             if !into.restore_counter(&row) && seen.unknown.insert(row.name.meter.clone()) {
                 tracing::warn!(
                     meter = &*row.name.meter,
@@ -44,6 +44,8 @@ struct Seen {
     current: BTreeSet<Arc<str>>,
     /// With counts in another one that would be: it was changed meanwhile.
     stranded: BTreeSet<Arc<str>>,
+    /// With counts of subjects that they do not count by any more.
+    of_others: BTreeSet<Arc<str>>,
 }
 
 impl Drop for Seen {
@@ -56,16 +58,27 @@ impl Drop for Seen {
                  begin with nothing"
             );
         }
+        for meter in &self.of_others {
+            tracing::warn!(
+                meter = &**meter,
+                "the ledger has counts of this meter by a subject that the configuration does not have any more: they count for nobody"
+            );
+        }
     }
 }
 
 impl Ledger {
-    /// Whether a count is in the window of the calendar that is open now, or in another that is open.
-    fn note_window(&self, name: &CounterName, now: Timestamp, seen: &mut Seen) {
-        let window = self.meter_named(&name.meter).map(|(_, state)| &state.window);
-        let window = window.filter(|window| matches!(window, Window::Calendar(_)));
-        let Some(current) = window.and_then(|window| window.span(now, None)) else { return };
-        let meters = if current == name.span { &mut seen.current } else { &mut seen.stranded };
+    /// Whether a count whose window is open is of a subject that its meter counts by, and in the window of the calendar that is open now.
+    fn note_whether_it_counts(&self, name: &CounterName, now: Timestamp, seen: &mut Seen) {
+        let Some((_, MeterState { window, whose, .. })) = self.meter_named(&name.meter) else { return };
+        let is_calendar = matches!(window, Window::Calendar(_));
+        let meters = if !whose.0.contains(&name.subject.kind) {
+            &mut seen.of_others
+        } else if !is_calendar || window.span(now, None) == Some(name.span) {
+            &mut seen.current
+        } else {
+            &mut seen.stranded
+        };
         if name.span.contains(now.as_second()) && !meters.contains(&name.meter) {
             meters.insert(name.meter.clone());
         }

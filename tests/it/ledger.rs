@@ -405,6 +405,20 @@ async fn a_key_that_has_been_used_is_not_made_new_by_another_charge_under_it() {
 }
 
 #[tokio::test]
+async fn what_is_covered_is_under_way_as_well_and_nothing_begins_once_it_is_closed() {
+    let (ledger, _) = ledger(1);
+    let one = retried(&ledger, &demand(0, 1)).await;
+    assert!(!ledger.is_at_rest());
+    assert!(delivered(one) && ledger.is_at_rest());
+    let repeat = retried(&ledger, &demand(0, 1)).await;
+    assert!(matches!(repeat, Admission::Covered(..)) && !ledger.is_at_rest());
+    ledger.close();
+    assert!(matches!(retried(&ledger, &demand(0, 1)).await, Admission::Unavailable(_)));
+    assert!(!ledger.is_at_rest());
+    assert!(delivered(repeat) && ledger.is_at_rest());
+}
+
+#[tokio::test]
 async fn what_was_only_degraded_under_a_key_is_repeated_no_longer_than_the_key_lasts() {
     let (ledger, clock) = ledger(1);
     let over = Demand { on_exceed: OnExceed::Degrade, ..demand(0, 0) };

@@ -355,20 +355,23 @@ fn under_load_no_request_is_lost_however_often_the_configuration_changes() {
 }
 
 #[test]
-fn a_window_that_was_changed_between_two_starts_is_told_of() {
+fn a_window_or_subject_that_was_changed_between_two_starts_is_told_of() {
     let backend = Backend::start(Reply::image());
     let setup = Setup::before(backend.address);
     let gate = setup.start();
     assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").ai().line()]).status, 200);
     let gate = gate.restart();
-    let told =
-        |gate: &Gate| gate.log().iter().filter(|line| line.contains("in a window that the configuration")).count();
+    let told = |gate: &Gate| gate.log().iter().filter(|line| line.contains("does not have any more")).count();
     assert_eq!((gate.used("u", "ai-exports"), told(&gate)), (1, 0));
     assert!(gate.stop().success());
-    let gate = setup.replacing("time_zone = \"UTC\"", "time_zone = \"Europe/Berlin\"").start();
+    let setup = setup.replacing("time_zone = \"UTC\"", "time_zone = \"Europe/Berlin\"");
+    let gate = setup.start();
     eventually("it is told", || told(&gate) == 1);
     assert_eq!(gate.used("u", "ai-exports"), 0);
     assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").ai().line()]).status, 200);
     let gate = gate.restart();
     assert_eq!((gate.used("u", "ai-exports"), told(&gate)), (1, 0), "it has begun by then");
+    assert!(gate.stop().success());
+    let gate = setup.replacing("subject = \"user\"", "subject = \"team\"").start();
+    eventually("it is told", || told(&gate) == 1);
 }
