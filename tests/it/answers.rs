@@ -1,11 +1,9 @@
 //! What the gate itself says: problem details to programs, a page to people, readable by web apps of allowed origins, with the
 //! request's id.
 
-use std::net::TcpListener;
-
 use serde_json::json;
 
-use crate::support::{Answer, Backend, Gate, Reply, SECRET, Setup, Token, eventually, get, request};
+use crate::support::{Answer, Backend, Gate, Nobody, Reply, SECRET, Setup, Token, eventually, get, request};
 
 const DOWNLOAD: &str = "/v1/designs/d1/download";
 /// What a browser sends that navigates.
@@ -285,14 +283,14 @@ fn trace_context_passes_through_untouched() {
 
 #[test]
 fn a_failure_says_nothing_of_the_inside() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let gate = Setup::before(nobody).start();
+    let nobody = Nobody::bind();
+    let gate = Setup::before(nobody.address).start();
     for (path, lines) in [(DOWNLOAD, vec![Token::of("u").line()]), ("/elsewhere", vec![])] {
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         let answer = get(gate.address, path, &lines);
         let text = String::from_utf8(answer.body.clone()).unwrap();
         assert_eq!(answer.status, 502);
-        for secret in ["127.0.0.1", &nobody.port().to_string(), "refused", ".rs", "panic", SECRET] {
+        for secret in ["127.0.0.1", &nobody.address.port().to_string(), "refused", ".rs", "panic", SECRET] {
             assert!(!text.contains(secret), "{secret} in {text}");
         }
     }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::TcpStream;
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, read_until, request};
+use crate::support::{Backend, Gate, Nobody, Reply, Setup, Token, eventually, get, read_until, request};
 
 const DOWNLOAD: &str = "/v1/designs/d1/download";
 
@@ -116,8 +116,8 @@ fn a_backend_that_is_down_is_502_and_a_slow_one_504_and_neither_is_charged() {
         let of = |reason| format!(r#"exportgate_upstream_failures_total{{upstream="renderer",reason="{reason}"}}"#);
         ["unreachable", "timeout"].map(|reason| gate.metric(&of(reason)))
     };
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let gate = Setup::before(closed).start();
+    let closed = Nobody::bind();
+    let gate = Setup::before(closed.address).start();
     let answer = get(gate.address, DOWNLOAD, &[&Token::of("u").line()]);
     assert_eq!((answer.status, answer.header("content-type")), (502, Some("application/problem+json")));
     assert_eq!(failures(&gate), [1.0, 0.0]);

@@ -17,7 +17,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use tower::ServiceExt;
 
 use crate::support::{
-    Backend, Gate, Http2Backend, Http2Reply, Reply, Setup, Token, eventually, get, read_until, request,
+    Backend, Gate, Http2Backend, Http2Reply, Nobody, Reply, Setup, Token, eventually, get, read_until, request,
 };
 
 const EXPORT: &str = "/v1/designs/d1/download";
@@ -33,11 +33,6 @@ fn bounded(backend: &Backend, queue_limit: &str, queue_timeout: &str) -> Setup {
         .set("EXPORT_GATE__UPSTREAMS__RENDERER__MAX_IN_FLIGHT", "1")
         .set("EXPORT_GATE__UPSTREAMS__RENDERER__QUEUE_LIMIT", queue_limit)
         .set("EXPORT_GATE__UPSTREAMS__RENDERER__QUEUE_TIMEOUT", queue_timeout)
-}
-
-/// An address on which nobody listens.
-fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 fn ejected(gate: &Gate) -> f64 {
@@ -79,8 +74,9 @@ fn the_endpoint_that_is_slow_gets_no_more_than_what_it_is_slow_about() {
 #[test]
 fn nothing_is_lost_by_an_endpoint_that_is_not_there_and_it_is_left_out_until_it_answers() {
     let there = Backend::start(Reply::image());
-    let gone = nobody();
-    let gate = before(&[gone, there.address]).set("EXPORT_GATE__UPSTREAMS__RENDERER__EJECTION_TIME", "200ms").start();
+    let gone = Nobody::bind();
+    let gate =
+        before(&[gone.address, there.address]).set("EXPORT_GATE__UPSTREAMS__RENDERER__EJECTION_TIME", "200ms").start();
     let token = Token::of("u").plan("max").ai().line();
     let mut exports = 0;
     while ejected(&gate) < 1.0 {
@@ -95,9 +91,9 @@ fn nothing_is_lost_by_an_endpoint_that_is_not_there_and_it_is_left_out_until_it_
     }
     assert_eq!(gate.used("u", "ai-exports"), exports, "however often it was tried, it is one export");
     assert_eq!(gate.metric(r#"exportgate_ejections_total{upstream="renderer"}"#), 1.0);
-    gate.logs(&["left out", &gone.to_string()]);
+    gate.logs(&["left out", &gone.address.to_string()]);
     // Somebody listens there now.
-    let listener = TcpListener::bind(gone).unwrap();
+    let listener = gone.listen();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
             read_until(&mut stream, b"\r\n\r\n");
@@ -113,7 +109,9 @@ fn nothing_is_lost_by_an_endpoint_that_is_not_there_and_it_is_left_out_until_it_
 #[test]
 fn what_nobody_has_seen_goes_to_each_endpoint_in_turn() {
     let there = Backend::start(Reply::image());
-    let gate = before(&[nobody(), nobody(), nobody(), there.address, nobody()])
+    let gone = [(); 4].map(|()| Nobody::bind());
+    let [first, second, third, last] = gone.each_ref().map(|gone| gone.address);
+    let gate = before(&[first, second, third, there.address, last])
         .set("EXPORT_GATE__UPSTREAMS__RENDERER__MAX_FAILURES", "1000")
         .start();
     for sent in 1..=20 {
@@ -142,7 +140,8 @@ fn mute() -> (String, Arc<AtomicUsize>) {
 fn nobody_waits_for_more_than_two_connections_that_do_not_come_to_be() {
     let endpoints = [mute(), mute(), mute(), mute()];
     let urls = endpoints.each_ref().map(|(url, _)| url.as_str()).join(", ");
-    let gate = before(&[nobody()])
+    let gone = Nobody::bind();
+    let gate = before(&[gone.address])
         .set("EXPORT_GATE__UPSTREAMS__RENDERER__ENDPOINTS", &format!("[{urls}]"))
         .set("EXPORT_GATE__UPSTREAMS__RENDERER__CONNECT_TIMEOUT", "100ms")
         .set("EXPORT_GATE__UPSTREAMS__RENDERER__MAX_FAILURES", "1")
@@ -459,13 +458,14 @@ async fn a_client_that_stops_sending_by_http2_does_not_have_an_endpoint_left_out
 
 #[test]
 fn when_none_is_there_it_is_said_and_the_first_that_comes_back_is_found() {
-    let (one, other) = (nobody(), nobody());
-    let gate = before(&[one, other]).set("EXPORT_GATE__UPSTREAMS__RENDERER__EJECTION_TIME", "1h").start();
+    let (one, other) = (Nobody::bind(), Nobody::bind());
+    let gate =
+        before(&[one.address, other.address]).set("EXPORT_GATE__UPSTREAMS__RENDERER__EJECTION_TIME", "1h").start();
     eventually("both are left out", || {
         assert_eq!(get(gate.address, "/page", &[]).status, 502);
         ejected(&gate) == 2.0
     });
-    let listener = TcpListener::bind(other).unwrap();
+    let listener = other.listen();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
             read_until(&mut stream, b"\r\n\r\n");
@@ -479,7 +479,9 @@ fn when_none_is_there_it_is_said_and_the_first_that_comes_back_is_found() {
 #[test]
 fn a_reload_that_does_not_touch_the_upstream_keeps_who_is_left_out() {
     let there = Backend::start(Reply::image());
-    let gate = before(&[nobody(), there.address]).set("EXPORT_GATE__UPSTREAMS__RENDERER__EJECTION_TIME", "1h").start();
+    let gone = Nobody::bind();
+    let gate =
+        before(&[gone.address, there.address]).set("EXPORT_GATE__UPSTREAMS__RENDERER__EJECTION_TIME", "1h").start();
     eventually("one is left out", || {
         assert_eq!(get(gate.address, "/page", &[]).status, 200);
         ejected(&gate) == 1.0

@@ -4,6 +4,7 @@ mod backend;
 mod client;
 mod gate;
 mod http2;
+mod nobody;
 mod token;
 mod web;
 
@@ -11,6 +12,7 @@ pub(crate) use backend::{Backend, Reply, Seen};
 pub(crate) use client::{Answer, get, post, read_until, request, send_raw};
 pub(crate) use gate::{Folder, Gate, Setup, listening, shipped_config};
 pub(crate) use http2::{Http2Backend, Http2Reply, by_http2, fields};
+pub(crate) use nobody::Nobody;
 pub(crate) use token::{SECRET, Token};
 pub(crate) use web::{WebServer, certify, nginx};
 
