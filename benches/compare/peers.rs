@@ -11,7 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tempfile::TempDir;
 
-use crate::child::Child;
+use crate::child::{self, Child};
 use crate::contenders::Kind;
 use crate::cores::Cores;
 use crate::gate::{self, Durability, FREE_LIMIT, Gate, Setup, free_addresses};
@@ -77,7 +77,7 @@ impl Peer {
 
     fn haproxy(template: &str, place: Place<'_>) -> anyhow::Result<Self> {
         let desk = Desk::new(place)?;
-        let mut command = Command::new(install::HAPROXY);
+        let mut command = child::foreign(install::HAPROXY);
         command.args(["-db", "-f"]).arg(desk.write("haproxy.cfg", template)?);
         desk.start(command, None)
     }
@@ -87,7 +87,7 @@ impl Peer {
         let port = redis.as_ref().map_or("nil".to_owned(), |redis| redis.port.to_string());
         desk.values.extend([("@REDIS@", port), ("@WEEK_STARTS@", half_a_week_ago().to_string())]);
         desk.write("count.lua", include_str!("peers/count.lua"))?;
-        let mut command = Command::new(install::NGINX);
+        let mut command = child::foreign(install::NGINX);
         command.arg("-c").arg(desk.write("nginx.conf", template)?);
         desk.start(command, redis)
     }
@@ -95,7 +95,7 @@ impl Peer {
     fn envoy(template: &str, place: Place<'_>) -> anyhow::Result<Self> {
         let mut desk = Desk::new(place)?;
         desk.values.push(("@JWKS@", jwks(place.signed)?));
-        let mut command = Command::new(install::envoy().context("Envoy is not installed")?);
+        let mut command = child::foreign(install::envoy().context("Envoy is not installed")?);
         command.args(["--concurrency", "1", "--log-level", "error", "--use-dynamic-base-id", "-c"]);
         command.arg(desk.write("envoy.yaml", template)?);
         desk.start(command, None)
@@ -156,7 +156,7 @@ impl Redis {
         let folder = tempfile::tempdir()?;
         let [address, _] = free_addresses()?;
         let port = address.port();
-        let mut command = Command::new(install::REDIS);
+        let mut command = child::foreign(install::REDIS);
         command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(folder.path());
         command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]);
         let process = Child::start(command.stdout(Stdio::null())).context("cannot start Redis")?;

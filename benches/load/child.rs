@@ -1,5 +1,6 @@
 //! Child processes: none outlives the bench.
 
+use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{self, Command, Stdio};
@@ -13,11 +14,20 @@ use tokio::net::TcpListener;
 /// All that were started, so that they end when this process is told to. While somebody has the lock, nobody starts another.
 static STARTED: Mutex<Vec<Weak<Mutex<process::Child>>>> = Mutex::new(Vec::new());
 
+/// A foreign program, which is asked to end when this process does, however that ends; by util-linux. Parts of this binary see to it
+/// themselves: [`announce`].
+pub(crate) fn foreign(program: impl AsRef<OsStr>) -> Command {
+    let mut bound = Command::new("setpriv");
+    // Not killed: nginx ends its workers only if it is let.
+    bound.args(["--pdeathsig", "TERM", "--"]).arg(program);
+    bound
+}
+
 /// A running child process, killed when dropped.
 pub(crate) struct Child(Arc<Mutex<process::Child>>);
 
 impl Child {
-    /// Starts a foreign program.
+    /// Starts a [`foreign`] program.
     pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
         Self::spawn(command.stdin(Stdio::null()))
     }

@@ -14,7 +14,7 @@ use clap::ValueEnum;
 use tempfile::TempDir;
 
 use crate::charges::{Charges, Had};
-use crate::child::Child;
+use crate::child::{self, Child};
 use crate::once::once;
 use crate::token::{self, Signed};
 
@@ -77,7 +77,7 @@ pub(crate) struct Gate {
 impl Gate {
     /// Starts it and waits until it is ready to charge.
     pub(crate) fn start(upstream: SocketAddr, setup: &Setup) -> anyhow::Result<Self> {
-        Self::start_by(Command::new(&setup.program), upstream, setup)
+        Self::start_by(child::foreign(&setup.program), upstream, setup)
     }
 
     /// The same by a command that runs the program.
@@ -99,7 +99,7 @@ impl Gate {
             Durability::Periodic => process.end()?,
             Durability::Strict => process.kill()?,
         }
-        let process = serve(Command::new(&setup.program), admin, directory.path(), &setup)?;
+        let process = serve(child::foreign(&setup.program), admin, directory.path(), &setup)?;
         Ok(Self { address, admin, process, directory, setup })
     }
 

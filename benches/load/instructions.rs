@@ -20,7 +20,7 @@ use comfy_table::{CellAlignment, Table};
 use tempfile::TempDir;
 
 use crate::cases::{Case, Kind, Settings};
-use crate::child::Child;
+use crate::child::{self, Child};
 use crate::contender::{Contender, Who};
 use crate::driver::{Driver, Load};
 use crate::gate::{self, FREE_LIMIT, Gate, Setup};
@@ -177,7 +177,7 @@ fn log(folder: &TempDir) -> std::path::PathBuf {
 
 /// Runs a program on a processor that counts instructions, and looks each of them and what it asks for up in caches.
 fn valgrind(folder: &TempDir, program: &Path) -> Command {
-    let mut valgrind = Command::new("valgrind");
+    let mut valgrind = child::foreign("valgrind");
     valgrind.args(["--tool=cachegrind", "--cache-sim=yes", "--cachegrind-out-file=/dev/null"]).args(CACHES);
     valgrind.arg(format!("--log-file={}", log(folder).display())).arg(program);
     valgrind
