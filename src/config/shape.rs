@@ -54,9 +54,14 @@ impl Kind {
     }
 }
 
-/// All keys that are not in the schema, all that have to be there and are not, and all values that it does not allow.
-pub(super) fn problems(value: &Spanned<DeValue<'_>>, schema: &Value) -> Vec<Problem> {
-    let mut walk = Walk { root: schema, problems: Vec::new() };
+/// All keys that are not in the schema, all that have to be there and are not, and all values that it does not allow. Where any name may be
+/// a key, `is_guessed` tells by its place and name whether another may be meant.
+pub(super) fn problems(
+    value: &Spanned<DeValue<'_>>,
+    schema: &Value,
+    is_guessed: &dyn Fn(&Range<usize>, &str) -> bool,
+) -> Vec<Problem> {
+    let mut walk = Walk { root: schema, is_guessed, problems: Vec::new() };
     walk.check("", value, schema);
     let mut problems = walk.problems;
     problems.sort_by_key(|problem| match &problem.place {
@@ -68,6 +73,7 @@ pub(super) fn problems(value: &Spanned<DeValue<'_>>, schema: &Value) -> Vec<Prob
 
 struct Walk<'s> {
     root: &'s Value,
+    is_guessed: &'s dyn Fn(&Range<usize>, &str) -> bool,
     problems: Vec<Problem>,
 }
 
@@ -114,7 +120,15 @@ impl<'s> Walk<'s> {
         let mut missing: Vec<&str> = required(form).filter(|key| !table.contains_key(*key)).collect();
         for (key, value) in table {
             let written = key.get_ref().as_ref();
-            match known.and_then(|known| known.get(written)).or_else(|| form.get("additionalProperties")) {
+            let property = known.and_then(|known| known.get(written));
+            if property.is_none() && (self.is_guessed)(&key.span(), written) {
+                let help =
+                    Some(format!("write {name} = {{ … }} as a whole, or this name as it is meant, in small letters"));
+                let message = format!("nothing here is called `{written}`, and another spelling may be meant");
+                self.problems.push(Problem { place: Place::Span(key.span()), message, help });
+                continue;
+            }
+            match property.or_else(|| form.get("additionalProperties")) {
                 Some(Value::Bool(false)) => {
                     let known: Vec<&str> = known.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
                     self.problems.push(told(key.span(), format!("unknown key `{written}`"), written, &known));
@@ -181,6 +195,10 @@ fn told(at: Range<usize>, message: String, written: &str, known: &[&str]) -> Pro
 
 fn of_the_wrong_kind(key: &str, value: &Spanned<DeValue<'_>>, kind: Kind, wanted: Kind, form: &Value) -> Problem {
     let help = match (wanted, value.get_ref()) {
+        (Kind::List | Kind::Table, DeValue::String(text)) if text.starts_with(['[', '{']) => Some(
+            "it is none as TOML writes them: texts in it need quotation marks, which a shell keeps in single ones"
+                .to_owned(),
+        ),
         (Kind::List, DeValue::String(text)) => Some(format!("write {key} = [\"{text}\"]")),
         (Kind::List, DeValue::Table(_)) => Some(format!("write [[{key}]], with double brackets, before each of them")),
         (Kind::Table, DeValue::Array(items)) if items.iter().any(|item| Kind::of(item.get_ref()) == Kind::Table) => {
@@ -222,7 +240,7 @@ mod tests {
         let table = DeTable::parse(text).unwrap();
         let span = table.span();
         let table = Spanned::new(span, DeValue::Table(table.into_inner()));
-        problems(&table, &schema())
+        problems(&table, &schema(), &|_, _| false)
     }
 
     /// The first that is not that something is missing.

@@ -36,9 +36,6 @@ impl Source {
         let mut overrides = Vec::new();
         for (variable, value) in environment {
             let Some(keys) = variable.strip_prefix(PREFIX) else { continue };
-            // A secret has no place in a variable of this kind, and none in an error message.
-            let is_secret = ["SECRET", "TOKEN"].iter().any(|word| keys.ends_with(word));
-            let value = if is_secret { "..." } else { value.as_str() };
             let name = text.len()..text.len() + variable.len();
             text.push_str(variable);
             text.push('=');
@@ -61,7 +58,7 @@ impl Source {
         }
         let span = table.span();
         let table = Spanned::new(span, DeValue::Table(table.into_inner()));
-        let problems = shape::problems(&table, &schema());
+        let problems = shape::problems(&table, &schema(), &|at, name| self.is_guessed(at, name));
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -81,6 +78,13 @@ impl Source {
         Ok((table, misplaced))
     }
 
+    /// Whether a key of that name at a place in the text is an override's, and its variable may mean another: `X_CLIENT` is `x_client` or
+    /// `x-client`.
+    fn is_guessed(&self, at: &Range<usize>, name: &str) -> bool {
+        let is_spelt = |change: &Override| self.text[change.name.clone()].contains(name);
+        name.contains('_') && self.overrides.iter().any(|change| change.name == *at && !is_spelt(change))
+    }
+
     /// An override's value: TOML if it reads as such (`5`, `true`, `["a"]`), else a string (`127.0.0.1:80`, `5s`).
     fn value(&self, at: Range<usize>) -> Spanned<DeValue<'_>> {
         let text = &self.text[at.clone()];
@@ -97,10 +101,12 @@ impl Source {
     fn show(&self, problem: &Problem) -> String {
         let span = self.locate(&problem.place);
         // An override is shown as its own one-line source.
+        let environment;
         let (path, text, offset) = if span.start < self.file_length {
             (self.name.as_str(), &self.text[..self.file_length], 0)
         } else {
-            ("environment", &self.text[self.file_length..], self.file_length)
+            environment = self.shown_overrides();
+            ("environment", environment.as_str(), self.file_length)
         };
         let span = span.start - offset..span.end.max(span.start) - offset;
         let snippet = Snippet::source(text).path(path).annotation(AnnotationKind::Primary.span(span));
@@ -109,6 +115,18 @@ impl Source {
             group = group.element(Level::HELP.message(help));
         }
         Renderer::plain().render(&[group]).clone()
+    }
+
+    /// The overrides without what may be secret: that has no place in a variable of this kind, and none in an error message.
+    fn shown_overrides(&self) -> String {
+        let mut text = self.text.clone();
+        for Override { name, value, .. } in &self.overrides {
+            if ["SECRET", "TOKEN"].iter().any(|word| self.text[name.clone()].ends_with(word)) {
+                // As many bytes: what is behind it stays where it is.
+                text.replace_range(value.clone(), &"*".repeat(value.len()));
+            }
+        }
+        text.split_off(self.file_length)
     }
 
     fn locate(&self, place: &Place) -> Range<usize> {
@@ -160,12 +178,14 @@ fn moved(value: DeValue<'_>, by: usize) -> DeValue<'_> {
 }
 
 /// Puts a value under keys from a variable's name; `None` if there is no place for it. Names in the file win over the variable's
-/// spelling: `AI_EXPORTS` is `ai-exports` if that is there.
+/// spelling: `AI_EXPORTS` is `ai-exports` if that is there. What is not there is in small letters, unless the variable has some itself.
 fn put<'t>(table: &mut DeTable<'t>, keys: &[String], name: &Range<usize>, value: Spanned<DeValue<'t>>) -> Option<()> {
     let (first, rest) = keys.split_first()?;
     let same = |key: &str| key.replace('-', "_").eq_ignore_ascii_case(&first.replace('-', "_"));
     let key = table.keys().find(|key| same(key.get_ref())).cloned();
-    let key = key.unwrap_or_else(|| Spanned::new(name.clone(), first.to_ascii_lowercase().into()));
+    let is_spelt = first.bytes().any(|byte| byte.is_ascii_lowercase());
+    let new = || if is_spelt { first.clone() } else { first.to_ascii_lowercase() };
+    let key = key.unwrap_or_else(|| Spanned::new(name.clone(), new().into()));
     if rest.is_empty() {
         table.insert(key, value);
         return Some(());

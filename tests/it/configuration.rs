@@ -6,6 +6,7 @@ use std::process::Command;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use export_gate::config;
 
 use crate::support::{SECRET, Setup, Token, shipped_config};
 
@@ -625,6 +626,41 @@ fn an_override_that_is_wrong_is_shown_as_one() {
 }
 
 #[test]
+fn an_override_means_what_it_says_or_is_refused() {
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap());
+    let check = |name: &str, value: &str| {
+        let setup = setup.clone().set(name, value);
+        let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    // A condition on `x_client` would be met by nobody, and exports leave uncounted.
+    let (valid, text) = check("EXPORT_GATE__ROUTES__0__HEADERS__X_CLIENT", "web");
+    assert!(!valid && text.contains("`x_client`, and another spelling may be meant"), "{text}");
+    assert!(check("EXPORT_GATE__ROUTES__0__HEADERS", "{ x-client = \"web\" }").0);
+    assert!(check("EXPORT_GATE__ROUTES__0__HEADERS__x_client", "web").0, "as it is meant");
+    // As a shell leaves it of ["logo"].
+    let (valid, text) = check("EXPORT_GATE__DESIGNS__AI_FEATURES", "[logo]");
+    assert!(!valid && text.contains("quotation marks, which a shell keeps in single ones"), "{text}");
+
+    let environment = [
+        ("EXPORT_GATE__IDENTITY__PLANS__price_1MoBy", "pro"),
+        ("EXPORT_GATE__METERS__AI_EXPORTS__ON_EXCEED", "degrade"),
+        ("EXPORT_GATE__METERS__AI_EXPORTS__DEGRADE", "{ set_headers = { x-render-token = \"none\" } }"),
+        ("EXPORT_GATE__METERS__AI_EXPORTS__DEGRADE__SET_HEADERS__X_RENDER_TOKEN", "abc"),
+        ("EXPORT_GATE_JWT_SECRET", SECRET),
+    ];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let shipped = std::fs::read_to_string(shipped_config()).unwrap();
+    let config = config::parse("gate.toml", &shipped, Path::new("."), &environment).unwrap();
+    assert_eq!(config.identity.claims.plans.get("price_1MoBy").map(|plan| &**plan), Some("pro"));
+    let mut set = config.policy.meters.iter().flat_map(|meter| &meter.degrade.set_headers);
+    assert_eq!(
+        set.next().map(|(name, value)| (name.as_str(), value.to_str().unwrap())),
+        Some(("x-render-token", "abc"))
+    );
+}
+
+#[test]
 fn check_shows_the_upstreams() {
     let other = r#"
 [upstreams.other]
@@ -1044,7 +1080,7 @@ fn secrets_from_a_file_lose_one_newline_at_their_end() {
 #[test]
 fn the_schema_in_the_repository_is_the_one_of_the_code() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/gate.schema.json");
-    let current = format!("{:#}\n", export_gate::config::schema());
+    let current = format!("{:#}\n", config::schema());
     let committed = std::fs::read_to_string(&path).unwrap();
     assert!(committed == current, "run `cargo run -- schema > config/gate.schema.json`");
 }
