@@ -153,8 +153,9 @@ impl Ledger {
         own.owed = owed(&charge.covered_by);
         let has_covers = own.is_paid() || (!charge.degraded.is_empty() && covered.is_none());
         if has_covers {
-            let is_retry = charge.covered_by.iter().any(|by| by.name.kind == CoverKind::Retry);
-            (own.retry, own.extends) = if is_retry { (None, retry) } else { (retry, None) };
+            let covering = charge.covered_by.iter().find(|by| by.name.kind == CoverKind::Retry);
+            own.extends = covering.map(|by| (by.name.clone(), by.serial));
+            own.retry = retry.filter(|_| own.extends.is_none());
         }
         if let Some(marks) = marks.as_mut().filter(|_| !own.booked.is_empty()) {
             self.announce(&mut own, request.design, marks);

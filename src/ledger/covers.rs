@@ -146,8 +146,8 @@ impl Covers {
         last.map(|cover| cover.degraded.clone())
     }
 
-    /// What was paid for under a name before the charge with this serial, and has `files_left` or more; and what has been added to what
-    /// that charge covers itself.
+    /// What was paid for under a name before the charge with this serial, and has `files_left`; and what has been added to what that charge
+    /// covers itself.
     pub(super) fn paid_under(&self, name: &CoverName, serial: u64, files_left: u32, now: Duration) -> Vec<Cover> {
         let Some(mut of_user) = self.by_user.get_mut(&name.user) else { return Vec::new() };
         let is_open = |cover: &Cover| cover.under_way.is_none() && cover.ends() > now && cover.files_left >= files_left;
@@ -155,21 +155,17 @@ impl Covers {
         of_user.all(name.kind, &name.what).filter(paid).map(|cover| cover.clone()).collect()
     }
 
-    /// A charge under the name of this cover was delivered: it covers that as well from now on.
-    pub(super) fn extend(&self, name: &CoverName, booked: &[(MeterId, u32)], used: &[(MeterId, u32)]) {
-        if let Some(mut of_user) = self.by_user.get_mut(&name.user) {
-            of_user.all(name.kind, &name.what).for_each(|cover| cover.extend(booked, used));
+    /// What the cover by the charge with this serial did not hold for was delivered under its name: it covers that as well from now on.
+    pub(super) fn extend(&self, name: &CoverName, serial: u64, booked: &[(MeterId, u32)], used: &[(MeterId, u32)]) {
+        if let Some(mut of_user) = self.by_user.get_mut(&name.user)
+            && let Some(cover) = of_user.of(name.kind, &name.what, serial)
+        {
+            cover.extend(booked, used);
         }
     }
 
-    /// So many images are used for whatever has a name, if they were not more.
-    pub(super) fn all_use(&self, name: &CoverName, meter: MeterId, images: u32) {
-        if let Some(mut of_user) = self.by_user.get_mut(&name.user) {
-            of_user.all(name.kind, &name.what).for_each(|cover| cover.uses(meter, images));
-        }
-    }
-
-    /// The same for the cover by one charge. How many were before; `None` if it is no more.
+    /// So many images are used for the cover by the charge with this serial, if they were not more. How many were before; `None` if it is no
+    /// more.
     pub(super) fn uses(&self, name: &CoverName, serial: u64, meter: MeterId, images: u32) -> Option<u32> {
         let mut of_user = self.by_user.get_mut(&name.user)?;
         let cover = of_user.of(name.kind, &name.what, serial)?;

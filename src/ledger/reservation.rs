@@ -29,8 +29,8 @@ pub(super) struct Reservation {
     pub(super) opens: Option<Opening>,
     /// The retries to cover.
     pub(super) retry: Option<CoverName>,
-    /// The cover of retries that has covered some of it: from now on it covers the rest as well.
-    pub(super) extends: Option<CoverName>,
+    /// The cover of retries that has covered some of it, with its serial: once it is delivered that covers the rest as well.
+    pub(super) extends: Option<(CoverName, u64)>,
     /// The group that tells the store of it; 0 if none does before it is delivered.
     pub(super) group: u64,
     state: Mutex<State>,

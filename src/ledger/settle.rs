@@ -92,10 +92,16 @@ impl Ledger {
                 .filter(|used| !cover.meters.contains(used))
                 .for_each(|used| cover.delivered.push(*used));
             // What was paid for under the key before, and what has been booked for this charge's repeats while it was under way.
-            // A new charge makes what an earlier one has left no more: of that which has less nothing goes on.
-            for paid in self.covers.paid_under(retry, charge.serial, files_left, self.clock.monotonic()) {
-                let is_own = |meter| paid.serial == charge.serial && charge.booked.iter().any(|own| own.meter == meter);
-                let others: Images = paid.meters.iter().filter(|(meter, _)| !is_own(*meter)).copied().collect();
+            // A new charge makes what an earlier one has left no more, whatever those under way give back of it: of that which has been used
+            // nothing goes on.
+            let whole = self.options().retry_deliveries;
+            for paid in self.covers.paid_under(retry, charge.serial, whole, now) {
+                let is_own = |meter, cost| {
+                    let own = charge.booked.iter().find(|own| own.meter == meter);
+                    paid.serial == charge.serial && own.is_some_and(|own| cost <= own.cost)
+                };
+                let others: Images =
+                    paid.meters.iter().filter(|(meter, cost)| !is_own(*meter, *cost)).copied().collect();
                 let used: Images = others.iter().map(|(meter, _)| (*meter, paid.used(*meter))).collect();
                 cover.extend(&others, &used);
             }
@@ -104,16 +110,25 @@ impl Ledger {
         let covers_much = charge.opens.is_some() || charge.retry.is_some();
         if let Some((name, file)) = &delivered.resume {
             let cover = Cover::of_settled(charge);
-            let cover = Cover { file: Some(file.clone()), meters: with_owed(cover.meters), ..cover };
+            let mut cover = Cover { file: Some(file.clone()), meters: with_owed(cover.meters), ..cover };
+            // It may be the rest of a file that others were booked for.
+            let before =
+                self.covers.find(name).filter(|before| before.file.as_ref() == Some(file) && before.ends() > now);
+            if let Some(before) = before {
+                let used: Images = before.meters.iter().map(|(meter, _)| (*meter, before.used(*meter))).collect();
+                cover.extend(&before.meters, &used);
+            }
             open(&mut unflushed, name, self.options().resume_window, cover);
         }
         if let Some(retry) = charge.retry.as_ref().filter(|_| charge.is_owed_only()) {
-            self.covers.extend(retry, &delivered.owed, &delivered.owed);
+            if let Some(known) = self.covers.find(retry) {
+                self.covers.extend(retry, known.serial, &delivered.owed, &delivered.owed);
+            }
             unflushed.changed(self.digests.of(retry), retry.clone());
         }
-        if let Some(retry) = &charge.extends {
+        if let Some((retry, serial)) = &charge.extends {
             let booked = charge.booked.iter().map(|booked| (booked.meter, booked.cost)).collect();
-            self.covers.extend(retry, &with_owed(booked), &with_owed(delivered.used.clone()));
+            self.covers.extend(retry, *serial, &with_owed(booked), &with_owed(delivered.used.clone()));
             unflushed.changed(self.digests.of(retry), retry.clone());
         }
         if covers_much && self.is_strict() {
@@ -134,13 +149,11 @@ impl Ledger {
             }
             unflushed.delivered(std::slice::from_ref(booked), false);
             // Or the next repeat would bring them once more.
-            if let Some(own) = &charge.retry {
-                self.covers.uses(own, charge.serial, more.meter, more.used);
-                unflushed.changed(self.digests.of(own), own.clone());
-            }
-            if let Some(others) = &charge.extends {
-                self.covers.all_use(others, more.meter, more.used);
-                unflushed.changed(self.digests.of(others), others.clone());
+            let own = charge.retry.as_ref().map(|own| (own, charge.serial));
+            let other = charge.extends.as_ref().map(|(other, serial)| (other, *serial));
+            for (key, serial) in own.into_iter().chain(other) {
+                self.covers.uses(key, serial, more.meter, more.used);
+                unflushed.changed(self.digests.of(key), key.clone());
             }
         }
         if self.is_strict() {

@@ -404,6 +404,85 @@ async fn a_key_that_has_been_used_is_not_made_new_by_another_charge_under_it() {
     }
 }
 
+async fn keyed(ledger: &Arc<Ledger>, demands: &[Demand]) -> Admission {
+    let user: Arc<str> = "u".into();
+    let request = ChargeRequest::new(&user, PLAN, &user, demands);
+    ledger.charge(ChargeRequest { retry: Some("key".into()), ..request }).await
+}
+
+#[tokio::test]
+async fn a_key_that_is_used_up_is_not_made_new_by_what_others_give_back() {
+    let (ledger, _) = ledger(2);
+    let (ai, plain) = ([demand(0, 99)], [demand(1, 99)]);
+    for _ in 0..3 {
+        assert!(delivered(keyed(&ledger, &ai).await));
+    }
+    let charged = keyed(&ledger, &plain).await;
+    let shared = [keyed(&ledger, &plain).await, keyed(&ledger, &plain).await];
+    assert!(shared.iter().all(|shared| matches!(shared, Admission::Covered(..))) && delivered(charged));
+    drop(shared);
+    assert!(matches!(keyed(&ledger, &ai).await, Admission::Charged(_)));
+}
+
+#[tokio::test]
+async fn what_is_booked_for_a_repeat_is_covered_by_the_charge_that_it_repeats_and_no_other() {
+    let (ledger, _) = ledger(2);
+    let both = [demand(0, 99), demand(1, 99)];
+    let (mut under_way, mut sharing) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        under_way.push(keyed(&ledger, &both[..1]).await);
+        for _ in 0..2 {
+            sharing.push(keyed(&ledger, &both[..1]).await);
+        }
+    }
+    assert!(under_way.iter().all(|charge| matches!(charge, Admission::Charged(_))));
+    drop(sharing);
+    assert!(delivered(keyed(&ledger, &both).await));
+    let mut covered = 0;
+    for first in under_way {
+        assert!(delivered(first));
+        while let Admission::Covered(_, charge) = keyed(&ledger, &both).await {
+            charge.settle(Settlement::Delivered);
+            covered += 1;
+        }
+    }
+    assert!(covered <= 2, "{covered}");
+}
+
+#[tokio::test]
+async fn a_larger_repeat_of_what_is_under_way_is_covered_once_that_is_delivered() {
+    let (ledger, _) = ledger(2);
+    let first = [demand(0, 99), demand(1, 99)];
+    let larger = [demand(0, 99), Demand { cost: 5, ..demand(1, 99) }];
+    let charged = keyed(&ledger, &first).await;
+    assert!(delivered(keyed(&ledger, &larger).await) && delivered(charged));
+    assert!(matches!(keyed(&ledger, &larger).await, Admission::Covered(..)));
+}
+
+#[tokio::test]
+async fn what_the_rest_of_a_download_is_charged_on_takes_nothing_from_what_was_paid_for_it() {
+    let (ledger, _) = ledger(2);
+    let (user, what): (Arc<str>, Arc<str>) = ("u".into(), "download".into());
+    let file = Representation { validator: "e".into(), length: 10 };
+    let mut limit = 0;
+    for booked in [[(1, 0), (0, 0)], [(1, 0), (1, 0)], [(1, 0), (1, 0)]] {
+        let demands = [demand(0, 9), Demand { shadow: true, ..demand(1, limit) }];
+        let request = ChargeRequest {
+            resume: Some((what.clone(), file.clone())),
+            ..ChargeRequest::new(&user, PLAN, &user, &demands)
+        };
+        match ledger.charge(request).await {
+            Admission::Charged(charge) | Admission::Covered(_, charge) => {
+                charge.resumable(&what, &file);
+                charge.settle(Settlement::Delivered);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(used(&ledger, "u"), booked);
+        limit = 9;
+    }
+}
+
 #[tokio::test]
 async fn what_is_covered_is_under_way_as_well_and_nothing_begins_once_it_is_closed() {
     let (ledger, _) = ledger(1);

@@ -255,7 +255,7 @@ struct ModelCharge {
     repeated: Vec<(u8, u32)>,
     key: Option<u8>,
     /// The key whose cover has covered some of the request, and shall cover the rest.
-    extends: Option<u8>,
+    extends: Option<(u8, usize)>,
     /// The download that can be resumed.
     file: Option<u8>,
     state: State,
@@ -535,7 +535,10 @@ impl Model {
                 opens: opens.then_some((ask.design, ask.version)),
                 repeated,
                 key: ask.key.filter(|_| has_covers && !retries),
-                extends: ask.key.filter(|_| has_covers && retries),
+                extends: ask.key.filter(|_| has_covers).and_then(|key| {
+                    let by = covers.iter().find(|(cover, ..)| cover.name.0 == CoverKind::Retry)?;
+                    Some((key, by.0.charge))
+                }),
                 file: None,
                 state: State::UnderWay,
             });
@@ -794,18 +797,15 @@ impl Model {
                 .into_iter()
                 .filter(|cover| cover.charge == charge || cover.until.is_some_and(|_| self.is_open(cover)));
             let before: Vec<Cover> = before.collect();
-            let new = self.open(name, charge, Some(self.monotonic + RETRY)).clone();
-            // What has been used more often goes on no longer.
-            let left = self.files_left(&new);
-            let before: Vec<Cover> = before
-                .into_iter()
-                .filter(|earlier| earlier.charge == charge || self.files_left(earlier) >= left)
-                .collect();
-            let key = self.covers.last_mut().unwrap();
+            // What has been used goes on no longer.
+            let is_whole = |cover: &Cover| self.files_left(cover) == DELIVERIES_OF_A_KEY - 1;
+            let before: Vec<Cover> =
+                before.into_iter().filter(|earlier| earlier.charge == charge || is_whole(earlier)).collect();
+            let key = self.open(name, charge, Some(self.monotonic + RETRY));
             booked.iter().for_each(|(meter, _, used)| key.note(*meter, *used));
             for earlier in before {
                 for (meter, cost) in &earlier.meters {
-                    let is_own = booked.iter().any(|(own, ..)| own == meter);
+                    let is_own = booked.iter().any(|(own, own_cost, _)| own == meter && cost <= own_cost);
                     if earlier.charge != charge || !is_own {
                         key.extend(*meter, *cost, earlier.used(*meter));
                     }
@@ -813,12 +813,19 @@ impl Model {
             }
         }
         if let Some(number) = file {
-            let rest = self.open((CoverKind::Resume, user, number), charge, Some(self.monotonic + RESUME));
+            let name = (CoverKind::Resume, user, number);
+            let before =
+                self.covers.iter().find(|cover| cover.name == name && cover.until.is_some() && self.is_open(cover));
+            let before = before.cloned();
+            let rest = self.open(name, charge, Some(self.monotonic + RESUME));
             rest.file = Some(number);
+            for (meter, cost) in before.iter().flat_map(|before| &before.meters) {
+                rest.extend(*meter, *cost, before.as_ref().map_or(0, |before| before.used(*meter)));
+            }
         }
-        if let Some(name) = extends.map(|key| (CoverKind::Retry, user, key)) {
+        if let Some((name, by)) = extends.map(|(key, by)| ((CoverKind::Retry, user, key), by)) {
             self.marked.push(name);
-            for cover in self.covers.iter_mut().filter(|cover| cover.name == name) {
+            for cover in self.covers.iter_mut().filter(|cover| (cover.name, cover.charge) == (name, by)) {
                 booked.iter().for_each(|(meter, cost, used)| cover.extend(*meter, *cost, *used));
             }
         }
@@ -845,11 +852,10 @@ impl Model {
         self.empty();
         let ModelCharge { user, key, extends, .. } = self.charges[charge];
         for (meter, used) in more {
-            for (key, of) in [(key, Some(charge)), (extends, None)] {
-                let Some(name) = key.map(|key| (CoverKind::Retry, user, key)) else { continue };
+            for (key, of) in key.map(|key| (key, charge)).into_iter().chain(extends) {
+                let name = (CoverKind::Retry, user, key);
                 self.marked.push(name);
-                let is_it = |cover: &&mut Cover| cover.name == name && of.is_none_or(|charge| cover.charge == charge);
-                for cover in self.covers.iter_mut().filter(is_it) {
+                for cover in self.covers.iter_mut().filter(|cover| (cover.name, cover.charge) == (name, of)) {
                     cover.note(meter, used.max(cover.used(meter)));
                 }
             }
