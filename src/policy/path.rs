@@ -108,8 +108,44 @@ pub fn with_query(uri: &Uri, query: &str) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
+/// Whether some servers read a path otherwise than it is written, though it is canonical: up to a decoded `?` or `#`, or behind the name of a
+/// script.
+pub fn is_read_alike(path: &str) -> bool {
+    let ends = |escaped: &[u8]| matches!(escaped.get(..2).and_then(hex_pair), Some(b'?' | b'#'));
+    let may_end = path.contains('%') && path.as_bytes().split(|byte| *byte == b'%').skip(1).any(ends);
+    !may_end && without_front_controller(path.as_bytes()).is_none()
+}
+
+/// What comes after the name of a script that frameworks route behind: `/index.php/a` is `/a` (Laravel, Symfony).
+fn without_front_controller(path: &[u8]) -> Option<&[u8]> {
+    let end = 1 + path.get(1..)?.iter().position(|byte| *byte == b'/')?;
+    path[..end].to_ascii_lowercase().ends_with(b".php").then_some(&path[end..])
+}
+
+/// With `%uXXXX` decoded, as some do (IIS), where it is ASCII.
+fn by_code_units(text: &[u8]) -> Option<Vec<u8>> {
+    let mut pieces = text.split(|byte| *byte == b'%');
+    let mut read = pieces.next()?.to_vec();
+    let mut has_some = false;
+    for piece in pieces {
+        match (piece.first(), piece.get(1..3), piece.get(3..5).and_then(hex_pair)) {
+            (Some(b'u' | b'U'), Some(b"00"), Some(byte)) => {
+                has_some = true;
+                read.push(byte);
+                read.extend_from_slice(&piece[5..]);
+            }
+            _ => {
+                read.push(b'%');
+                read.extend_from_slice(piece);
+            }
+        }
+    }
+    has_some.then_some(read)
+}
+
 /// All that a lenient backend might take the path for, in lower case: decoded not at all, once or twice, with `\` as `/`,
-/// without `;params`, empty and dot segments, trailing dots and blanks, and up to a NUL or beyond it, in whatever order it does so.
+/// without `;params`, empty and dot segments, trailing dots and blanks, up to a NUL, `?` or `#` or beyond it, behind the name of a script,
+/// in whatever order it does so.
 pub fn lenient_readings(path: &str) -> impl Iterator<Item = String> {
     let mut texts = vec![path.as_bytes().to_vec()];
     also(&mut texts, 0, without_params);
@@ -117,6 +153,7 @@ pub fn lenient_readings(path: &str) -> impl Iterator<Item = String> {
     for _ in 0..2 {
         let before = texts.len();
         also(&mut texts, decoded, |text| text.contains(&b'%').then(|| percent_decode(text).collect()));
+        also(&mut texts, decoded, by_code_units);
         also(&mut texts, before, without_params);
         decoded = before;
     }
@@ -127,6 +164,9 @@ pub fn lenient_readings(path: &str) -> impl Iterator<Item = String> {
     });
     also(&mut texts, 0, without_params);
     also(&mut texts, 0, |text| text.iter().position(|byte| *byte == 0).map(|nul| text[..nul].to_vec()));
+    // Who hands on what it has decoded hands on a path that ends here.
+    also(&mut texts, 0, |text| text.iter().position(|byte| b"?#".contains(byte)).map(|end| text[..end].to_vec()));
+    also(&mut texts, 0, |text| without_front_controller(text).map(<[u8]>::to_vec));
     texts.into_iter().flat_map(|bytes| {
         let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase();
         // A step back leads over an empty segment (RFC 3986, section 5.2.4), unless that was dropped before.

@@ -51,7 +51,8 @@ fn only_one<'u>(pairs: impl Iterator<Item = &'u str>, name: &str) -> Result<Opti
 }
 
 /// Whether some backend may take what is sent as `key` for the parameter `name`, or for a part of it: percent-encoded, in another case,
-/// with blanks around it; as a list or a table (`name[]`, `name[0]`: Express, Rails, PHP); with what PHP makes `_` of, up to a NUL.
+/// with blanks around it; as a list or a table (`name[]`, `name[0]`: Express, Rails, PHP), or in brackets (Rails, Express); with what PHP
+/// makes `_` of, up to a NUL.
 pub(super) fn is_named(key: &str, name: &str) -> bool {
     // As nearly all are sent, and compared without a copy.
     if is_word(key) && is_word(name) {
@@ -59,16 +60,18 @@ pub(super) fn is_named(key: &str, name: &str) -> bool {
     }
     let key = decoded(&key.replace('+', " ")).into_owned();
     let key = key.split('\0').next().unwrap_or_default().trim();
-    tables(key).any(|table| is_like(table, name)) || tables(name).any(|table| is_like(key, table))
+    let mut parts = parts(key).zip(parts(name)).map(|(sent, known)| is_like(sent, known)).peekable();
+    // What is shorter is what the other is a part of.
+    is_like(key, name) || parts.peek().is_some() && parts.all(|is_like| is_like)
 }
 
 fn is_word(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
-/// A name, and what it is a part of: `a[b][c]`, `a` and `a[b]`.
-fn tables(name: &str) -> impl Iterator<Item = &str> {
-    std::iter::once(name).chain(name.match_indices('[').filter_map(|(at, _)| name.get(..at)))
+/// `a`, `b` and `c` of `a[b][c]`.
+fn parts(name: &str) -> impl Iterator<Item = &str> {
+    name.split(['[', ']']).filter(|part| !part.is_empty())
 }
 
 fn is_like(one: &str, other: &str) -> bool {
@@ -101,12 +104,18 @@ mod tests {
             ("opts%5Bq%5D", "opts[q]"),
             ("opts[q][]", "opts[q]"),
             ("opts", "opts[q]"),
+            ("[hd]", "hd"),
+            ("]hd", "hd"),
+            ("hd]", "hd"),
+            ("%5Bhd%5D", "hd"),
+            ("[hd][0]", "hd"),
+            ("[opts][q]", "opts[q]"),
         ];
         for (key, name) in alike {
             assert!(is_named(key, name), "{key} {name}");
         }
-        let others = [("", "hd"), ("h", "hd"), ("hdr", "hd"), ("hd-x", "hd"), ("x[hd]", "hd"), ("[hd]", "hd")];
-        for (key, name) in others.into_iter().chain([("opts[size]", "opts[q]"), ("hd]", "hd"), ("%2568d", "hd")]) {
+        let others = [("", "hd"), ("h", "hd"), ("hdr", "hd"), ("hd-x", "hd"), ("x[hd]", "hd"), ("[x]hd", "hd")];
+        for (key, name) in others.into_iter().chain([("opts[size]", "opts[q]"), ("%2568d", "hd")]) {
             assert!(!is_named(key, name), "{key} {name}");
         }
     }

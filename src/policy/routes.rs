@@ -7,7 +7,7 @@ use http::header::{CONNECTION, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::host;
-use super::path::{decoded, decoded_text, is_canonical, lenient_readings};
+use super::path::{decoded, decoded_text, is_canonical, is_read_alike, lenient_readings};
 use super::pattern::Pattern;
 use super::{Action, Delivers, query};
 
@@ -75,6 +75,8 @@ pub struct Routes {
     has_odd_export: bool,
     /// Whether an export's own path has what may be percent-encoded, and need not be.
     has_encodable_export: bool,
+    /// The methods of exports that a POST may be taken for.
+    export_methods: Vec<Method>,
 }
 
 /// A route that is never reached: every request of it is taken by an earlier one.
@@ -164,7 +166,14 @@ impl Routes {
         let has_odd_export =
             routes.iter().zip(&lenient).any(|(route, lenient)| route.action.is_export() && route.path != *lenient);
         let has_encodable_export = routes.iter().any(|route| route.action.is_export() && route.path.may_be_encoded());
-        Ok(Self { lenient, has_odd_export, has_encodable_export, routes: routes.into_iter().map(Arc::new).collect() })
+        let mut export_methods: Vec<Method> = Vec::new();
+        for method in routes.iter().filter(|route| route.action.is_export()).flat_map(|route| &route.methods) {
+            if *method != Method::POST && !export_methods.contains(method) {
+                export_methods.push(method.clone());
+            }
+        }
+        let routes = routes.into_iter().map(Arc::new).collect();
+        Ok(Self { lenient, has_odd_export, has_encodable_export, export_methods, routes })
     }
 
     /// All routes with their ids.
@@ -187,7 +196,7 @@ impl Routes {
     pub fn find(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Match {
         let found = self.find_by(method, uri, headers);
         let is_one_by = |other: &Method| self.find_by(other, uri, headers).may_be_export();
-        if !found.may_be_export() && other_readings(method, uri).any(|other| is_one_by(&other)) {
+        if !found.may_be_export() && self.other_methods(method, uri).any(|other| is_one_by(&other)) {
             return Match::Misread(Misread::Method);
         }
         found
@@ -196,7 +205,7 @@ impl Routes {
     /// The first export that a misread request may be meant for.
     pub fn nearly(&self, method: &Method, uri: &Uri) -> Option<RouteId> {
         let path = uri.path();
-        let methods: Vec<Method> = other_readings(method, uri).chain([method.clone()]).collect();
+        let methods: Vec<Cow<'_, Method>> = self.other_methods(method, uri).chain([Cow::Borrowed(method)]).collect();
         let fits = |route: &Route, lenient: &Pattern| {
             route.path.fits(path) || lenient_readings(path).any(|reading| lenient.fits(&reading))
         };
@@ -204,6 +213,22 @@ impl Routes {
         let allowed = |route: &Route| methods.iter().any(|method| allows(route, method));
         let nearly = exports.find(|((_, route), lenient)| allowed(route) && fits(route, lenient));
         nearly.map(|((id, _), _)| id)
+    }
+
+    /// What else some backends take the method for: the same in capitals, and with POST what a parameter `_method` says (Laravel, Symfony,
+    /// Express with method-override), if exports have it. However many parameters there are, each once.
+    fn other_methods<'r>(&'r self, method: &Method, uri: &Uri) -> impl Iterator<Item = Cow<'r, Method>> {
+        let is_plain = !method.as_str().bytes().any(|byte| byte.is_ascii_lowercase());
+        let capitals = || method.as_str().to_ascii_uppercase().parse().ok();
+        let itself = if is_plain { None } else { capitals() };
+        let query = uri.query().filter(|_| method.as_str().eq_ignore_ascii_case("POST")).unwrap_or_default();
+        let parameters = query::pairs(query).filter_map(|pair| pair.split_once('='));
+        let said: Vec<_> = parameters.filter(|(key, _)| query::is_named(key, "_method")).collect();
+        let is_said = move |method: &&Method| {
+            said.iter().any(|(_, value)| decoded(value).trim().eq_ignore_ascii_case(method.as_str()))
+        };
+        let by_parameter = self.export_methods.iter().filter(|method| is_said(method)).map(Cow::Borrowed);
+        itself.map(Cow::Owned).into_iter().chain(by_parameter.collect::<Vec<_>>())
     }
 
     fn find_by(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Match {
@@ -250,6 +275,7 @@ impl Routes {
     fn is_disguised_export(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
         let path = uri.path();
         let is_plain = is_canonical(path)
+            && is_read_alike(path)
             && !path.bytes().any(|byte| byte.is_ascii_uppercase())
             && !(self.has_encodable_export && path.contains('%'));
         (self.has_odd_export || !is_plain)
@@ -271,18 +297,6 @@ impl Match {
             Self::Misread(_) => true,
         }
     }
-}
-
-/// What else some backends take the method for: the same in capitals, and with POST what a parameter `_method` says (Laravel, Symfony,
-/// Express with method-override).
-fn other_readings(method: &Method, uri: &Uri) -> impl Iterator<Item = Method> {
-    let capitals = |text: &str| text.to_ascii_uppercase().parse().ok();
-    let is_plain = !method.as_str().bytes().any(|byte| byte.is_ascii_lowercase());
-    let itself = if is_plain { None } else { capitals(method.as_str()) };
-    let query = uri.query().filter(|_| method.as_str().eq_ignore_ascii_case("POST"));
-    let parameters = query.into_iter().flat_map(query::pairs).filter_map(|pair| pair.split_once('='));
-    let said = parameters.filter(|(key, _)| query::is_named(key, "_method"));
-    itself.into_iter().chain(said.filter_map(move |(_, value)| capitals(decoded(value).trim())))
 }
 
 /// Whether the earlier route takes every request of the later one.
@@ -479,6 +493,7 @@ mod tests {
             (Method::POST, "/v1/designs/x/other?_method=GET"),
             (Method::POST, "/v1/designs/x/file?method=GET"),
             (Method::PUT, "/v1/designs/x/file?_method=GET"),
+            (Method::POST, "/v1/designs/x/file?_method=OPTIONS"),
         ] {
             assert!(matches!(find(method, target), Match::Unmatched), "{target}");
         }
@@ -500,6 +515,11 @@ mod tests {
             "/v1/designs/x/preview/../download",
             "/v1/designs/x/download;a=b",
             "/v1/designs/x;a/download",
+            "/v1/designs/x/download%3Fa=b",
+            "/v1/designs/x/download%23a",
+            "/v1/designs/x/%u0064ownload",
+            "/index.php/v1/designs/x/download",
+            "/App.PHP/v1/designs/x/download",
         ] {
             assert_eq!(found(Method::GET, path), "400", "{path}");
         }

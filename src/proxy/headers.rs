@@ -17,22 +17,23 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// By these a backend may let the sender choose another method, path or origin than the gate has classified.
-pub(super) const OVERRIDES: [&str; 14] = [
+/// Besides all that begin with [`X_FORWARDED`].
+pub(super) const OVERRIDES: [&str; 11] = [
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
     "x-original-method",
-    "x-forwarded-method",
     "x-original-url",
     "x-original-uri",
     "x-rewrite-url",
     "x-envoy-original-path",
-    "x-forwarded-uri",
-    "x-forwarded-path",
-    "x-forwarded-prefix",
-    "x-forwarded-server",
-    "x-forwarded-port",
+    // gunicorn takes the one from the path, and the other for it.
+    "script-name",
+    "path-info",
+    "x-script-name",
 ];
+
+const X_FORWARDED: &str = "x-forwarded-";
 
 /// Fields that are meant for one connection.
 const CONNECTION_FIELDS: [HeaderName; 7] =
@@ -186,9 +187,8 @@ impl Hop {
 fn drop_claims(headers: &mut HeaderMap, trusted_headers: &[HeaderName]) {
     let is_claim = |name: &str| {
         // All names of these lists begin so.
-        let is_listed = name.starts_with(['x', 'f'])
-            && (matches!(name, "forwarded" | "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto")
-                || OVERRIDES.contains(&name));
+        let is_listed = name.starts_with(['x', 'f', 's', 'p'])
+            && (name == "forwarded" || name.starts_with(X_FORWARDED) || OVERRIDES.contains(&name));
         is_listed || trusted_headers.iter().any(|trusted| are_alike(trusted.as_str(), name))
     };
     // Nearly all requests have none: look before collecting, at bytes.
