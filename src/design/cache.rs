@@ -130,7 +130,8 @@ impl Entry {
         let Some((Said::Known(described), asked)) = &self.said else { return None };
         let age = now.saturating_sub(*asked);
         let counts = described.fits(wanted) && age < times.ttl + times.stale_if_error;
-        counts.then(|| described.answer(age, age >= times.ttl))
+        // What a save may have changed is not fresh, however young it is.
+        counts.then(|| described.answer(age, self.doubted || age >= times.ttl))
     }
 
     fn has_tried(&self, wanted: Option<&Arc<str>>, now: Duration, times: &Times) -> bool {

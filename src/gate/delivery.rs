@@ -34,6 +34,17 @@ pub(super) fn promise(delivers: Delivers, head: &response::Parts, body_is_empty:
     if by_head { Promise::Head } else { Promise::Nothing }
 }
 
+/// Whether an answer to OPTIONS tells where a file is, as its route tells when it counts: by a redirect, or in a JSON text. Other messages are
+/// answers to OPTIONS.
+pub(super) fn tells_where(delivers: Delivers, head: &response::Parts, body_is_empty: bool) -> bool {
+    let is_json = || media_types(&head.headers).any(|media_type| ends_with(media_type, b"json"));
+    match delivers {
+        Delivers::Redirect => promise(delivers, head, body_is_empty) != Promise::Nothing,
+        Delivers::Success => head.status.is_success() && !body_is_empty && is_json(),
+        Delivers::File | Delivers::Screen => false,
+    }
+}
+
 /// Whether an answer may hand a file out in a way that its route does not count: it sends the client to another place for it.
 pub(super) fn leads_elsewhere(delivers: Delivers, head: &response::Parts) -> bool {
     matches!(delivers, Delivers::File | Delivers::Success)
@@ -178,6 +189,12 @@ impl Delivery {
     /// It was charged only now that the backend has answered.
     pub(super) fn charged(&mut self, charge: Option<Box<Charge>>) {
         self.charge = charge;
+    }
+
+    /// It goes on without the charge, which cannot be made safe.
+    pub(super) fn uncharged(&mut self) {
+        self.charge = None;
+        self.record.uncharged();
     }
 
     /// The backend has said how many images it brings.

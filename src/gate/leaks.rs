@@ -11,9 +11,10 @@ use http_body::Body;
 
 use super::answers::Asker;
 use super::body::GateBody;
-use super::delivery::looks_like_an_export;
+use super::delivery::{looks_like_an_export, tells_where};
 use super::layer::{Gate, UnclassifiedFiles};
 use super::refusal::Refusal;
+use crate::policy::Delivers;
 
 /// How many of a kind are remembered; what comes after them is only counted.
 const MOST_OF_A_KIND: usize = 256;
@@ -91,12 +92,14 @@ pub(super) struct Unclassified {
     gate: Arc<Gate>,
     method: Method,
     target: Option<PathAndQuery>,
+    /// How its route hands files out, if it has one.
+    delivers: Option<Delivers>,
     /// Who would be refused a file; nobody is where it may leave.
     refused: Option<Asker>,
 }
 
 impl Unclassified {
-    pub(super) fn of<B>(gate: &Arc<Gate>, request: &Request<B>) -> Self {
+    pub(super) fn of<B>(gate: &Arc<Gate>, request: &Request<B>, delivers: Option<Delivers>) -> Self {
         let options = &gate.parts.options;
         let refuses = options.unclassified_files == UnclassifiedFiles::Refuse && !options.shadow;
         let refused = refuses.then(|| Asker::of(request.method(), request.headers()));
@@ -104,6 +107,7 @@ impl Unclassified {
             gate: gate.clone(),
             method: request.method().clone(),
             target: request.uri().path_and_query().cloned(),
+            delivers,
             refused,
         }
     }
@@ -111,7 +115,10 @@ impl Unclassified {
     /// Reports a file, and keeps it back if that is wanted.
     pub(super) fn look_at<R: Body>(self, answer: Response<R>) -> Response<GateBody<R>> {
         let (head, body) = answer.into_parts();
-        if self.method == Method::HEAD || !looks_like_an_export(&head, body.is_end_stream()) {
+        let is_empty = body.is_end_stream();
+        let hands_out =
+            looks_like_an_export(&head, is_empty) || self.delivers.is_some_and(|by| tells_where(by, &head, is_empty));
+        if self.method == Method::HEAD || !hands_out {
             return Response::from_parts(head, GateBody::forwarded(body));
         }
         self.gate.metrics.unclassified_files.inc();

@@ -183,6 +183,14 @@ impl Record {
         }
     }
 
+    /// It is not counted after all.
+    pub(super) fn uncharged(&mut self) {
+        self.decided(Outcome::Uncharged);
+        if let Some(fields) = self.fields() {
+            fields.meters.clear();
+        }
+    }
+
     pub(super) fn answered(&mut self, status: StatusCode) {
         if let Some(fields) = self.fields() {
             fields.status = Some(status.as_u16());

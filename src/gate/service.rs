@@ -92,7 +92,7 @@ where
             Match::Unmatched => {
                 gate.metrics.count(None, Outcome::Unmatched);
                 let entry = Entry::of(&gate.parts, &request, None);
-                let watched = Watched::Unclassified(Unclassified::of(gate, &request));
+                let watched = Watched::Unclassified(Unclassified::of(gate, &request, None));
                 return ResponseFuture::forwarded(self.inner.call(passed_on(request, None)), watched).logged(entry);
             }
             Match::Misread(_) if gate.parts.options.shadow => {
@@ -407,7 +407,7 @@ impl Gate {
         if charge.standings().iter().any(Standing::is_enforced) {
             return Err(Refusal::LedgerUnavailable);
         }
-        delivery.charged(None);
+        delivery.uncharged();
         Ok(())
     }
 
@@ -456,7 +456,9 @@ impl Gate {
         let watched = match Save::of(self, found, &request) {
             Some(save) => Watched::Save(save),
             // An answer to OPTIONS is none, whatever is in it.
-            None if action.is_export() => Watched::Unclassified(Unclassified::of(self, &request)),
+            None if action.is_export() => {
+                Watched::Unclassified(Unclassified::of(self, &request, Some(found.route.delivers)))
+            }
             None => Watched::Nothing,
         };
         (request, watched)

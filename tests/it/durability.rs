@@ -37,6 +37,19 @@ fn is_suspended(gate: &Gate, why: &str) {
 }
 
 #[test]
+fn what_leaves_uncharged_because_the_ledger_has_failed_meanwhile_is_recorded_so() {
+    let (_backend, setup) = stage();
+    let gate = setup.start();
+    // It is missed as the next group is written.
+    for journal in ["export-gate.db.journal-0", "export-gate.db.journal-1"] {
+        std::fs::remove_file(setup.folder.path(journal)).unwrap();
+    }
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("p").plan("pro").line()]).status, 200);
+    let is_recorded = |line: &String| line.contains("\"reason\":\"uncharged\"") && line.contains("\"meters\":\"\"");
+    eventually("it is recorded", || gate.log().iter().any(is_recorded));
+}
+
+#[test]
 fn a_restart_keeps_the_counts() {
     let (_backend, setup) = stage();
     let gate = setup.start();

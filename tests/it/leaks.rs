@@ -83,6 +83,25 @@ fn a_file_that_comes_for_options_is_a_leak() {
 }
 
 #[test]
+fn an_answer_to_options_that_tells_where_a_file_is_is_a_leak() {
+    let backend = Backend::start(Reply::with("302 Found", &["location: https://cdn.example/x"], b""));
+    let by = |delivers: &str| {
+        let route = format!("action = \"download\"\ndelivers = \"{delivers}\"");
+        Setup::before(backend.address).replacing("action = \"download\"", &route).start()
+    };
+    let gate = by("redirect");
+    request(gate.address, "OPTIONS", "/v1/designs/d1/download", &[], b"");
+    assert_eq!(leaks(&gate), 1.0);
+    let gate = by("success");
+    backend.will(Reply::with("200 OK", &["content-type: text/plain"], b"GET,HEAD"));
+    request(gate.address, "OPTIONS", "/v1/designs/d1/download", &[], b"");
+    assert_eq!(leaks(&gate), 0.0, "as many servers answer it");
+    backend.will(Reply::json("200 OK"));
+    request(gate.address, "OPTIONS", "/v1/designs/d1/download", &[], b"");
+    assert_eq!(leaks(&gate), 1.0);
+}
+
+#[test]
 fn such_files_can_be_kept_back() {
     let backend = Backend::start(Reply::image());
     let refusing = Setup::before(backend.address).set("EXPORT_GATE__UNCLASSIFIED_FILES", "refuse");

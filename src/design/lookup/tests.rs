@@ -158,7 +158,7 @@ async fn what_is_said_of_a_design_that_is_saved_is_remembered_for_when_nobody_ca
     lookup.doubt("d");
     assert_eq!(saving().await, "sticker 0s");
     fake.says("no answer");
-    assert_eq!(find(&lookup, None).await, "sticker 0s");
+    assert_eq!(find(&lookup, None).await, "sticker 0s stale");
 }
 
 #[tokio::test]
@@ -294,8 +294,8 @@ async fn what_is_doubted_is_asked_for_again_and_counts_if_that_fails() {
     assert_eq!(find(&lookup, None).await, "logo 0s");
     lookup.doubt("d");
     fake.answers("500 Internal Server Error", "");
-    assert_eq!((find(&lookup, None).await.as_str(), fake.seen()), ("logo 0s", 2));
-    assert_eq!((find(&lookup, None).await.as_str(), fake.seen()), ("logo 0s", 2), "not by every request");
+    assert_eq!((find(&lookup, None).await.as_str(), fake.seen()), ("logo 0s stale", 2));
+    assert_eq!((find(&lookup, None).await.as_str(), fake.seen()), ("logo 0s stale", 2), "not by every request");
     clock.advance(Duration::from_secs(1));
     fake.says(r#"{"ai_features":["crop"]}"#);
     assert_eq!((find(&lookup, None).await.as_str(), fake.seen()), ("crop 0s", 3));
