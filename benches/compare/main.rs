@@ -11,7 +11,7 @@
 //! | --- | --- | --- |
 //! | bare hyper | forwards, over hyper-util's `Client`: the yardstick | everything else |
 //! | export-gate | all of it, with `durability` periodic or strict; with `--program` also as cargo builds it | |
-//! | HAProxy | `jwt_verify`, a stick table | give back what was not delivered; sessions, retries, resumes; counts survive no restart |
+//! | HAProxy | `jwt_verify`, a table of tokens that it knows again, a stick table of users | give back what was not delivered; sessions, retries, resumes; counts survive no restart |
 //! | nginx + Lua | the same by a script that knows tokens again, in a shared dict or in Redis | the same; with Redis counts survive but for the last second, and each request waits for it |
 //! | Envoy | `jwt_authn` with its token cache, `local_ratelimit` with a bucket for each user | the same as HAProxy; buckets fill up slowly, not at the end of a week |
 //!
@@ -265,7 +265,7 @@ fn run_cases(args: &Args, settings: &Settings) -> anyhow::Result<()> {
         let kinds: Vec<Kind> = case.contenders.iter().copied().filter(|kind| !args.leaves_out(*kind)).collect();
         lines.extend(turns::run(case, &kinds, settings).with_context(|| format!("case {}", case.name))?);
     }
-    println!("{settings}\n{}\n\n{}\n", gate::ledgers_are_on()?, report::markdown(&lines));
+    println!("{settings}\n{}\n{}\n\n{}\n", gate::ledgers_are_on()?, install::versions(), report::markdown(&lines));
     write(&args.out, &lines)?;
     // So short a run says nothing about them.
     if args.extent() == Extent::Smoke {

@@ -183,9 +183,14 @@ impl<'r> Runner<'r> {
         let Some(gate) = peer.into_gate() else { return Ok(()) };
         let had = accounts.had();
         gate.check_charges(Had { images: had.images + had_by_others, ..had }).await?;
-        accounts.check_left(&mut driver, mix).await?;
+        let groups_before = gate.groups()?;
+        let exports = accounts.check_left(&mut driver, mix).await?;
+        if kind == Kind::GateStrict {
+            gate::group_size(exports, gate.groups()?.saturating_sub(groups_before), 1)?;
+        }
         let gate = gate.restart()?;
-        accounts.check_left(&mut Driver::connect(gate.address, 1).await?, mix).await.context("started anew")
+        accounts.check_left(&mut Driver::connect(gate.address, 1).await?, mix).await.context("started anew")?;
+        Ok(())
     }
 
     fn line(&mut self, case: &Case, settings: &Settings) -> anyhow::Result<Line> {

@@ -9,7 +9,7 @@ use crate::driver::Driver;
 use crate::mix::{Leaves, Mix};
 use crate::tally::Tally;
 
-/// So many users of each kind are asked what they have left.
+/// About so many users of each kind are asked what they have left.
 const ASKED: usize = 50;
 
 /// What clients had from a contender, of each kind of a mix.
@@ -78,14 +78,18 @@ impl Accounts {
 
     /// Fails unless the gate says that users have left what they may have less what they had: what was given back is as if it had never been
     /// asked for. They are asked by one more export of each, of another design than the last time: a gate that was killed owes the design that
-    /// it may have been about to deliver, and lets it go for nothing.
-    pub(crate) async fn check_left(&mut self, driver: &mut Driver, mix: &Mix) -> anyhow::Result<()> {
+    /// it may have been about to deliver, and lets it go for nothing. And others are asked than the last time, from all over: whoever asked
+    /// last is remembered best. How many exports were had, one after the other.
+    pub(crate) async fn check_left(&mut self, driver: &mut Driver, mix: &Mix) -> anyhow::Result<u64> {
+        let mut exports = 0;
         for (kind, requests) in mix.kinds().iter().enumerate().filter(|(_, kind)| kind.leaves == Leaves::Never) {
             let Some(limit) = requests.limit else { continue };
-            for user in 0..requests.users().min(ASKED) {
+            let apart = requests.users().div_ceil(ASKED).max(1);
+            let first = usize::try_from(self.asked)? % apart;
+            for user in (first..requests.users()).step_by(apart) {
                 let (status, fields) = self.ask(driver, mix, mix.index(kind, user, self.asked)).await?;
                 match status {
-                    StatusCode::OK => {}
+                    StatusCode::OK => exports += 1,
                     StatusCode::TOO_MANY_REQUESTS => check_refusal(&fields).context("a refusal")?,
                     other => anyhow::bail!("user {user} of kind {kind} is answered with {other}"),
                 }
@@ -97,7 +101,7 @@ impl Accounts {
             }
         }
         self.asked += 1;
-        Ok(())
+        Ok(exports)
     }
 
     /// What a user had of all kinds: those that have the same limit have the same users.

@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 static STARTED: Mutex<Vec<Weak<Mutex<process::Child>>>> = Mutex::new(Vec::new());
 
 /// A foreign program, which is asked to end when this process does, however that ends; by util-linux. Parts of this binary see to it
-/// themselves: [`announce`].
+/// themselves: [`announce`]. If there is no such program, what is started ends at once, and says so on standard error.
 pub(crate) fn foreign(program: impl AsRef<OsStr>) -> Command {
     let mut bound = Command::new("setpriv");
     // Not killed: nginx ends its workers only if it is let.

@@ -122,8 +122,8 @@ impl Contender {
         self.accounts.had()
     }
 
-    /// Fails unless the gate says that all else is left.
-    pub(crate) async fn check_left(&mut self) -> anyhow::Result<()> {
+    /// Fails unless the gate says that all else is left. How many exports that took, one after the other.
+    pub(crate) async fn check_left(&mut self) -> anyhow::Result<u64> {
         self.accounts.check_left(&mut self.driver, &self.mix).await
     }
 

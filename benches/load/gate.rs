@@ -32,7 +32,7 @@ const METER: &str = "ai-exports";
 pub(crate) const MAX_LIMIT: u64 = 1_000_000_000;
 
 /// `durability` in the gate's configuration.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Durability {
     Periodic,
     Strict,

@@ -127,7 +127,11 @@ impl Turns<'_> {
         }
 
         self.check_charges().await?;
-        self.gate_contender().check_left().await?;
+        let groups_before = self.gate.groups()?;
+        let exports = self.gate_contender().check_left().await?;
+        if self.settings.gate.durability == Durability::Strict {
+            gate::group_size(exports, self.gate.groups()?.saturating_sub(groups_before), 1)?;
+        }
         self.gate_contender().refuse_strangers().await.context("when all are known")?;
         let figures = self.sides.iter().map(|side| side.contender.figures()).collect::<anyhow::Result<_>>()?;
 

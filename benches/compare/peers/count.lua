@@ -119,7 +119,12 @@ function _M.check()
     local caller = sent and caller_of(sent)
     if not caller then return ngx.exit(401) end
     local key = caller.user .. math.floor((ngx.time() - options.week_starts) / SECONDS_OF_A_WEEK)
-    local count = options.redis and incremented_by_redis(key) or ngx.shared.counts:incr(key, 1, 0)
+    local count
+    if options.redis then
+        count = incremented_by_redis(key)
+    else
+        count = ngx.shared.counts:incr(key, 1, 0)
+    end
     if not count then return ngx.exit(503) end
     if caller.is_free and count > options.free_limit then return ngx.exit(429) end
 end
