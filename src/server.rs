@@ -90,6 +90,7 @@ pub struct Server {
     store: Embedded,
     counts: reload::Counts,
     tunnels: Gauge,
+    connections: Gauge,
 }
 
 /// What a gate is made of: what the configuration says, and what outlives it.
@@ -159,10 +160,25 @@ impl Server {
         counts.takes(&config);
         let tunnels = Gauge::default();
         registry.register("exportgate_tunnels", "Connections that have left HTTP, e.g. WebSockets", tunnels.clone());
+        let connections = Gauge::default();
+        registry.register("exportgate_connections", "Connections of clients", connections.clone());
         let shown = Shown { policy: config.policy.clone(), shadow: config.gate.shadow, verifier, designs };
         let admin = Arc::new(Admin::new(&config.admin, ledger.clone(), registry, shown.clone()));
         let current = Arc::new(ArcSwap::from_pointee(current));
-        Ok(Self { config, listener, admin_listener, current, clock, admin, shown, ledger, store, counts, tunnels })
+        Ok(Self {
+            config,
+            listener,
+            admin_listener,
+            current,
+            clock,
+            admin,
+            shown,
+            ledger,
+            store,
+            counts,
+            tunnels,
+            connections,
+        })
     }
 
     /// Where clients connect.
@@ -227,7 +243,7 @@ impl Server {
                 "few files may be open (ulimit -n): fewer connections are accepted at once, so that each may have one to a backend"
             );
         }
-        let places = Places::new(affordable, max_connections_per_address);
+        let places = Places::new(affordable, max_connections_per_address, self.connections);
         let common = Arc::new(Common {
             current: self.current,
             in_flight: InFlight::default(),

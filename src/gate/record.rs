@@ -22,6 +22,9 @@ use crate::policy::{Action, Found, MeterId, PlanId, Platform, Policy, Rule, Verd
 /// The target of decision records: `RUST_LOG=decision=off` silences them, `decision=info` shows them alone.
 const TARGET: &str = "decision";
 
+/// How many bytes of a design's id are written: anybody can send a long one.
+const MOST_DESIGN: usize = 256;
+
 /// How many bytes of the names of features are written.
 const MOST_FEATURES: usize = 1_024;
 
@@ -242,7 +245,7 @@ impl Record {
             method = fields.method.as_str(),
             route = &*fields.route,
             action = fields.action.map(Action::as_str),
-            design = fields.design.as_deref(),
+            design = fields.design.as_deref().map(|design| &design[..design.floor_char_boundary(MOST_DESIGN)]),
             design_version = facts.and_then(|facts| facts.version.as_deref()),
             user = fields.user.as_deref(),
             team = fields.team.as_deref(),

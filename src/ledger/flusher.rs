@@ -56,13 +56,24 @@ pub struct LastFlushFailed {
 /// [`LastFlushFailed`] if charges were delivered that the store does not know in the end.
 pub async fn run(
     ledger: Arc<Ledger>,
-    store: Box<dyn Store>,
+    mut store: Box<dyn Store>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), LastFlushFailed> {
     // However this ends, by a panic too: nothing is charged that nobody writes.
     let _charging_ends = ChargingEnds(ledger.clone());
+    let ended = write_until(&ledger, store.as_mut(), shutdown).await;
+    // It waits for its disk: not on a worker, which others may have requests on that are to end.
+    let _ = tokio::task::spawn_blocking(move || drop(store)).await;
+    ended
+}
+
+async fn write_until(
+    ledger: &Arc<Ledger>,
+    store: &mut dyn Store,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), LastFlushFailed> {
     let (end, ending) = oneshot::channel();
-    let mut writing = pin!(keep_writing(&ledger, store, ending));
+    let mut writing = pin!(keep_writing(ledger, store, ending));
     tokio::select! {
         ended = &mut writing => return ended,
         () = shutdown => {}
@@ -70,12 +81,12 @@ pub async fn run(
     // It listens to its end, unless it has ended.
     let _ = end.send(());
     let ended = tokio::time::timeout(LAST_FLUSH, writing).await;
-    ended.unwrap_or_else(|_| last_words(&ledger, StoreError::Unavailable("the store does not answer".to_owned())))
+    ended.unwrap_or_else(|_| last_words(ledger, StoreError::Unavailable("the store does not answer".to_owned())))
 }
 
 async fn keep_writing(
     ledger: &Arc<Ledger>,
-    mut store: Box<dyn Store>,
+    store: &mut dyn Store,
     mut shutdown: oneshot::Receiver<()>,
 ) -> Result<(), LastFlushFailed> {
     // Not at once: the wall clock may be far ahead until somebody sets it, as that of a machine that has just begun.
@@ -87,7 +98,7 @@ async fn keep_writing(
         let mut opened = store.open(rows).await;
         if loaded && opened.is_ok() {
             // It can be read, and perhaps not written: what was delivered meanwhile comes first, and nothing is added to it.
-            opened = flush(ledger, store.as_mut(), None).await;
+            opened = flush(ledger, store, None).await;
         }
         if let Err(error) = opened {
             ledger.suspend(&error);
@@ -115,7 +126,7 @@ async fn keep_writing(
                 _ = &mut shutdown => true,
             };
             let forget = forget_before(ledger, &mut forget_at);
-            if let Err(error) = flush(ledger, store.as_mut(), forget).await {
+            if let Err(error) = flush(ledger, store, forget).await {
                 ledger.suspend(&error);
                 continue 'open;
             }

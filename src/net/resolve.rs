@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,7 +29,10 @@ const USABLE: Duration = Duration::from_hours(1);
 /// For how long a name server is waited for while there are addresses that may be used.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-type Answer = Option<Arc<Result<Vec<SocketAddr>, String>>>;
+type Addresses = Vec<SocketAddr>;
+
+/// Addresses, or why there are none; and when they came.
+type Answer = Option<Arc<(Result<Addresses, String>, Duration)>>;
 
 /// The addresses of one origin.
 #[derive(Debug)]
@@ -36,12 +40,14 @@ pub(super) struct Resolver {
     host: String,
     port: u16,
     clock: Arc<dyn Clock>,
-    /// The last resolution, under way or done, and when it began.
-    last: Mutex<Option<(watch::Receiver<Answer>, Duration)>>,
+    /// The last resolution, under way or done.
+    last: Mutex<Option<watch::Receiver<Answer>>>,
     /// The last addresses that there were, and when.
-    known: Mutex<Option<(Vec<SocketAddr>, Duration)>>,
-    /// Which of the addresses took a connection last.
-    good: Mutex<Option<SocketAddr>>,
+    known: Arc<Mutex<Option<(Addresses, Duration)>>>,
+    /// Addresses that did not take the last connection that was tried.
+    failed: Mutex<Addresses>,
+    /// How many connections were made.
+    turn: AtomicUsize,
 }
 
 impl Resolver {
@@ -51,8 +57,9 @@ impl Resolver {
             port: origin.port(),
             clock,
             last: Mutex::default(),
-            known: Mutex::default(),
-            good: Mutex::default(),
+            known: Arc::default(),
+            failed: Mutex::default(),
+            turn: AtomicUsize::new(0),
         }
     }
 
@@ -62,33 +69,43 @@ impl Resolver {
     }
 
     /// An address that swallows packets must not keep those after it from being tried: it has no more than a part of the time that is
-    /// left. The one that was good last is the first.
+    /// left. Each in turn is the first, so that all get their share of connections; those that failed last are the last.
     async fn connect_to_any(&self, addresses: &[SocketAddr], within: Duration) -> io::Result<TcpStream> {
         const PARTS: usize = 3;
-        let good = self.good().filter(|good| addresses.contains(good));
-        let others = addresses.iter().copied().filter(|address| Some(*address) != good);
         let until = from_now(within);
         let mut failure = io::Error::from(io::ErrorKind::NotFound);
-        for (turn, address) in good.into_iter().chain(others).enumerate() {
+        for (turn, address) in self.in_turn(addresses).into_iter().enumerate() {
             let left = until.saturating_duration_since(from_now(Duration::ZERO));
             let share = left / u32::try_from((addresses.len() - turn).min(PARTS)).unwrap_or(1);
             match tokio::time::timeout(share, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
-                    *self.good() = Some(address);
+                    self.failed().retain(|failed| *failed != address);
                     return Ok(stream);
                 }
                 Ok(Err(error)) => failure = error,
                 Err(_) => failure = io::ErrorKind::TimedOut.into(),
             }
+            let mut failed = self.failed();
+            failed.retain(|failed| *failed != address && addresses.contains(failed));
+            failed.push(address);
         }
         Err(failure)
     }
 
-    fn good(&self) -> MutexGuard<'_, Option<SocketAddr>> {
-        self.good.lock().unwrap_or_else(PoisonError::into_inner)
+    fn in_turn(&self, addresses: &[SocketAddr]) -> Addresses {
+        let first = self.turn.fetch_add(1, Ordering::Relaxed) % addresses.len().max(1);
+        let (before, from) = addresses.split_at(first);
+        let mut all = [from, before].concat();
+        let failed = self.failed();
+        all.sort_by_key(|address| failed.contains(address));
+        all
     }
 
-    async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+    fn failed(&self) -> MutexGuard<'_, Addresses> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn addresses(&self) -> io::Result<Addresses> {
         if let Ok(address) = self.host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(address, self.port)]);
         }
@@ -109,23 +126,16 @@ impl Resolver {
         };
         let answer = answer.map_err(|_| io::Error::other("the resolver has died"))?;
         match answer.as_deref() {
-            Some(Ok(addresses)) => {
-                *self.known() = Some((addresses.clone(), self.clock.monotonic()));
-                Ok(addresses.clone())
-            }
-            Some(Err(why)) => self.known_for(USABLE).ok_or_else(|| io::Error::other(why.clone())),
+            Some((Ok(addresses), _)) => Ok(addresses.clone()),
+            Some((Err(why), _)) => self.known_for(USABLE).ok_or_else(|| io::Error::other(why.clone())),
             None => Err(io::ErrorKind::NotFound.into()),
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, Option<(Vec<SocketAddr>, Duration)>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The last addresses that there were, if they are not older than this.
-    fn known_for(&self, time: Duration) -> Option<Vec<SocketAddr>> {
+    fn known_for(&self, time: Duration) -> Option<Addresses> {
         let now = self.clock.monotonic();
-        let known = self.known();
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let (addresses, since) = known.as_ref()?;
         (now.saturating_sub(*since) < time).then(|| addresses.clone())
     }
@@ -134,22 +144,27 @@ impl Resolver {
     fn resolution(&self) -> io::Result<watch::Receiver<Answer>> {
         let now = self.clock.monotonic();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((answers, began)) = &*last {
+        if let Some(answers) = &*last {
             let is_good = match answers.borrow().as_deref() {
                 None => answers.has_changed().is_ok(),
-                Some(answer) => answer.is_ok() && now.saturating_sub(*began) < FRESH,
+                Some((answer, came)) => answer.is_ok() && now.saturating_sub(*came) < FRESH,
             };
             if is_good {
                 return Ok(answers.clone());
             }
         }
         let (answered, answers) = watch::channel(None);
-        let name = (self.host.clone(), self.port);
+        let (name, clock, known) = ((self.host.clone(), self.port), self.clock.clone(), self.known.clone());
         std::thread::Builder::new().name("resolve".into()).spawn(move || {
-            let found = name.to_socket_addrs().map(Iterator::collect).map_err(|error| error.to_string());
-            answered.send_replace(Some(Arc::new(found)));
+            let found = name.to_socket_addrs().map(Addresses::from_iter).map_err(|error| error.to_string());
+            let now = clock.monotonic();
+            if let Ok(addresses) = &found {
+                // Also if all who have asked had to go on without them.
+                *known.lock().unwrap_or_else(PoisonError::into_inner) = Some((addresses.clone(), now));
+            }
+            answered.send_replace(Some(Arc::new((found, now))));
         })?;
-        *last = Some((answers.clone(), now));
+        *last = Some(answers.clone());
         Ok(answers)
     }
 }
@@ -197,7 +212,7 @@ mod tests {
         };
         for _ in 0..2 {
             assert_eq!(connect(&addresses).await.unwrap().peer_addr().unwrap(), addresses[1]);
-            assert_eq!(*resolver.good(), Some(addresses[1]));
+            assert_eq!(*resolver.failed(), [swallows]);
         }
         drop(good);
         assert!(connect(&addresses).await.is_err());
@@ -205,15 +220,35 @@ mod tests {
     }
 
     #[test]
+    fn all_addresses_have_their_turn_and_those_that_failed_are_the_last() {
+        let (resolver, _) = resolver("http://name.example/");
+        let addresses: Addresses =
+            ["192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80"].iter().map(|address| address.parse().unwrap()).collect();
+        let first = || resolver.in_turn(&addresses)[0];
+        assert_eq!([first(), first(), first(), first()], [addresses[0], addresses[1], addresses[2], addresses[0]]);
+        resolver.failed().push(addresses[1]);
+        let turns: Vec<_> = (0..3).map(|_| resolver.in_turn(&addresses)).collect();
+        assert!(turns.iter().all(|turn| turn.len() == 3 && turn[2] == addresses[1]));
+        assert!(resolver.in_turn(&[]).is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_comes_when_nobody_waits_any_more_is_known() {
+        let (resolver, _) = resolver("http://localhost:7/");
+        let mut answers = resolver.resolution().unwrap();
+        answers.wait_for(Option::is_some).await.unwrap();
+        assert!(resolver.known_for(GOOD).is_some());
+    }
+
+    #[test]
     fn one_resolution_at_a_time_and_none_while_the_last_is_fresh() {
         let (resolver, clock) = resolver("http://name.example/");
         let (answered, answers) = watch::channel(None);
-        *resolver.last.lock().unwrap() = Some((answers.clone(), Duration::ZERO));
+        *resolver.last.lock().unwrap() = Some(answers.clone());
         // However long it takes.
         clock.advance(Duration::from_secs(60));
         assert!(resolver.resolution().unwrap().same_channel(&answers), "under way");
-        answered.send_replace(Some(Arc::new(Ok(vec!["192.0.2.1:80".parse().unwrap()]))));
-        *resolver.last.lock().unwrap() = Some((answers.clone(), clock.monotonic()));
+        answered.send_replace(Some(Arc::new((Ok(vec!["192.0.2.1:80".parse().unwrap()]), clock.monotonic()))));
         clock.advance(FRESH - Duration::from_millis(1));
         assert!(resolver.resolution().unwrap().same_channel(&answers), "fresh");
         clock.advance(Duration::from_millis(1));
@@ -226,18 +261,19 @@ mod tests {
         let address: SocketAddr = "192.0.2.1:80".parse().unwrap();
         let says = |answer: Answer| {
             let (answered, answers) = watch::channel(answer);
-            *resolver.last.lock().unwrap() = Some((answers, clock.monotonic()));
+            *resolver.last.lock().unwrap() = Some(answers);
             answered
         };
-        let _known = says(Some(Arc::new(Ok(vec![address]))));
+        let _known = says(Some(Arc::new((Ok(vec![address]), clock.monotonic()))));
         assert_eq!(resolver.addresses().await.unwrap(), [address]);
+        *resolver.known.lock().unwrap() = Some((vec![address], clock.monotonic()));
         clock.advance(GOOD - Duration::from_secs(1));
         let slow = says(None);
         assert_eq!(resolver.addresses().await.unwrap(), [address], "nobody waits");
         clock.advance(Duration::from_secs(1));
         assert_eq!(resolver.addresses().await.unwrap(), [address], "it is waited for, but not for ever");
         let waiting = async { resolver.addresses().await };
-        let fails = async { slow.send_replace(Some(Arc::new(Err("no name server".to_owned())))) };
+        let fails = async { slow.send_replace(Some(Arc::new((Err("no name server".to_owned()), clock.monotonic())))) };
         assert_eq!(tokio::join!(waiting, fails).0.unwrap(), [address], "it is waited for, and there is none");
         clock.advance(USABLE);
         assert_eq!(resolver.known_for(USABLE), None, "not for ever");
@@ -246,8 +282,8 @@ mod tests {
     #[test]
     fn a_failure_is_tried_again_at_once() {
         let (resolver, _) = resolver("http://name.example/");
-        let (_answered, answers) = watch::channel(Some(Arc::new(Err("no".to_owned()))));
-        *resolver.last.lock().unwrap() = Some((answers.clone(), Duration::ZERO));
+        let (_answered, answers) = watch::channel(Some(Arc::new((Err("no".to_owned()), Duration::ZERO))));
+        *resolver.last.lock().unwrap() = Some(answers.clone());
         assert!(!resolver.resolution().unwrap().same_channel(&answers));
     }
 }

@@ -239,9 +239,13 @@ impl BackendsShared {
             let labels = FailureLabels { upstream: upstream.name.clone(), reason };
             self.metrics.failures.get_or_create(&labels).inc();
         }
-        // A flood of requests must not become one of lines: those that are too many are counted, and no more.
-        if !matches!(error, ProxyError::Overloaded) {
-            tracing::warn!(%error, request_id = asker.request_id().to_str().ok(), "not forwarded");
+        // A flood of requests must not become one of lines: those that are too many are counted, and no more. What anybody can send is told to
+        // who looks for it.
+        let request_id = asker.request_id().to_str().ok();
+        match error {
+            ProxyError::Overloaded => {}
+            _ if failure.is_none() => tracing::debug!(%error, request_id, "not forwarded"),
+            _ => tracing::warn!(%error, request_id, "not forwarded"),
         }
         let mut answer = self.answers.bad_backend(status, detail, asker);
         match error {

@@ -48,8 +48,13 @@ pub(super) async fn serve(
 ) {
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
-    let mut told = None;
+    let (mut told, mut told_of_places) = (None, None);
     loop {
+        if places.are_taken() && is_time(&mut told_of_places, &common) {
+            tracing::warn!(
+                "as many connections as may be are open: who connects waits for a place (server.max_connections)"
+            );
+        }
         let accepted = tokio::select! {
             accepted = accept(&listener, &places) => accepted,
             Some(ended) = connections.join_next() => {
@@ -64,9 +69,7 @@ pub(super) async fn serve(
             }
             Ok((_, from, None)) => tracing::debug!(peer = %from.ip(), "too many connections from there"),
             Err(error) => {
-                let now = common.clock.coarse();
-                if told.is_none_or(|told| now.saturating_sub(told) >= TELL_INTERVAL) {
-                    told = Some(now);
+                if is_time(&mut told, &common) {
                     tracing::warn!(%error, "cannot accept a connection");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -106,6 +109,16 @@ pub(super) async fn serve(
     // Cutting a connection off drops its charges, which settles them; those of HTTP/2 are its streams'.
     connections.shutdown().await;
     common.streams.ended().await;
+}
+
+/// Whether something was not told for a while.
+fn is_time(told: &mut Option<Duration>, common: &Common) -> bool {
+    let now = common.clock.coarse();
+    let is_time = told.is_none_or(|told| now.saturating_sub(told) >= TELL_INTERVAL);
+    if is_time {
+        *told = Some(now);
+    }
+    is_time
 }
 
 /// The next connection, once there is a place for one; its place is `None` if its address has too many.

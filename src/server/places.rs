@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
+use prometheus_client::metrics::gauge::Gauge;
 use rustix::process::{Resource, getrlimit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -28,6 +29,8 @@ pub(super) struct Places {
     all: Arc<Semaphore>,
     by_address: Arc<DashMap<IpAddr, u32>>,
     most_per_address: Option<u32>,
+    /// How many are taken.
+    taken: Gauge,
 }
 
 /// The place of one connection, until it is dropped.
@@ -36,12 +39,18 @@ pub(super) struct Place {
     _one_of_all: OwnedSemaphorePermit,
     /// Where it is counted by address.
     counted: Option<(Arc<DashMap<IpAddr, u32>>, IpAddr)>,
+    taken: Gauge,
 }
 
 impl Places {
-    pub(super) fn new(most: usize, most_per_address: Option<u32>) -> Self {
+    pub(super) fn new(most: usize, most_per_address: Option<u32>, taken: Gauge) -> Self {
         let all = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
-        Self { all, by_address: Arc::default(), most_per_address }
+        Self { all, by_address: Arc::default(), most_per_address, taken }
+    }
+
+    /// Whether whoever comes has to wait.
+    pub(super) fn are_taken(&self) -> bool {
+        self.all.available_permits() == 0
     }
 
     /// Waits until there is a free place. Nobody is turned away for others' connections: whoever comes waits in the listener's backlog.
@@ -52,7 +61,11 @@ impl Places {
 
     /// Gives a free place to a client; `None` if its address has too many.
     pub(super) fn take(&self, free: OwnedSemaphorePermit, peer: IpAddr) -> Option<Place> {
-        let Some(most) = self.most_per_address else { return Some(Place { _one_of_all: free, counted: None }) };
+        let place = |counted| {
+            self.taken.inc();
+            Some(Place { _one_of_all: free, counted, taken: self.taken.clone() })
+        };
+        let Some(most) = self.most_per_address else { return place(None) };
         let network = network(peer);
         let mut count = self.by_address.entry(network).or_insert(0);
         if *count >= most {
@@ -60,12 +73,13 @@ impl Places {
         }
         *count += 1;
         drop(count);
-        Some(Place { _one_of_all: free, counted: Some((self.by_address.clone(), network)) })
+        place(Some((self.by_address.clone(), network)))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.taken.dec();
         let Some((counts, network)) = self.counted.take() else { return };
         if let Entry::Occupied(mut count) = counts.entry(network) {
             *count.get_mut() -= 1;
@@ -98,7 +112,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_has_so_many_places_and_nobody_is_remembered_who_has_none() {
-        let places = Places::new(10, Some(2));
+        let places = Places::new(10, Some(2), Gauge::default());
         let take = async |from: &str| places.take(places.free().await, address(from));
         let first = take("192.0.2.1").await.unwrap();
         let second = take("::ffff:192.0.2.1").await.unwrap();
@@ -116,7 +130,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_comes_when_all_places_are_taken_waits() {
-        let places = Places::new(1, None);
+        let places = Places::new(1, None, Gauge::default());
         let place = places.take(places.free().await, address("192.0.2.1")).unwrap();
         let mut free = Box::pin(places.free());
         assert!(futures_pending(&mut free).await);

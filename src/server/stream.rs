@@ -143,6 +143,7 @@ impl<T: AsyncRead + AsyncWrite> AsyncWrite for ClientStream<T> {
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
     use jiff::Timestamp;
+    use prometheus_client::metrics::gauge::Gauge;
     use tokio::io::{AsyncWriteExt, DuplexStream};
     use tokio::time::timeout;
 
@@ -154,7 +155,7 @@ mod tests {
     async fn begins(sent: &'static [&'static [u8]]) -> (bool, Vec<u8>) {
         let mut stream = in_pieces(sent);
         let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
-        let places = Places::new(1, None);
+        let places = Places::new(1, None, Gauge::default());
         let place = places.take(places.free().await, [127, 0, 0, 1].into()).unwrap();
         let mut stream = ClientStream::new(&mut stream, Arc::new(Activity::new(clock, InFlight::default())), place);
         let is_preface = stream.begins_with_preface().await.unwrap();
@@ -171,7 +172,7 @@ mod tests {
             upload.ended();
         }
         drop(upload);
-        let places = Places::new(1, None);
+        let places = Places::new(1, None, Gauge::default());
         let place = places.take(places.free().await, [127, 0, 0, 1].into()).unwrap();
         let (ours, theirs) = tokio::io::duplex(16);
         (ClientStream::new(ours, activity, place), theirs)

@@ -225,6 +225,8 @@ fn more_connections_than_may_be_wait_for_a_place() {
     let mut first = slow(gate.address, b"GET /first HTTP/1.1\r\nhost: a\r\n\r\n");
     assert!(read_until(&mut first, b"{}"));
     let mut second = slow(gate.address, b"GET /second HTTP/1.1\r\nhost: a\r\n\r\n");
+    gate.logs(&["as many connections as may be are open"]);
+    assert_eq!(gate.metric("exportgate_connections"), 1.0);
     first.write_all(b"GET /third HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
     assert!(read_until(&mut first, b"{}"));
     drop(first);

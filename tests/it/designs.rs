@@ -59,6 +59,15 @@ fn recorded(gate: &Gate, count: usize, field: &str) -> Value {
 }
 
 #[test]
+fn of_a_long_id_the_record_has_the_beginning() {
+    let (renderer, service) = (Backend::start(Reply::image()), Backend::start(features(&[])));
+    let gate = setup(&renderer, &service).start();
+    let id = "d".repeat(20_000);
+    assert_eq!(get(gate.address, &format!("/v1/designs/{id}/download"), &[]).status, 401);
+    assert_eq!(recorded(&gate, 1, "design"), id[..256]);
+}
+
+#[test]
 fn sources_are_asked_in_order_and_the_first_that_knows_decides() {
     let (renderer, service) = (Backend::start(Reply::image()), Backend::start(features(&["sticker"])));
     let from = |sources: &str, token: &Token, lines: &[&str]| {
