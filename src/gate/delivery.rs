@@ -34,15 +34,9 @@ pub(super) fn promise(delivers: Delivers, head: &response::Parts, body_is_empty:
     if by_head { Promise::Head } else { Promise::Nothing }
 }
 
-/// Whether an answer to OPTIONS tells where a file is, as its route tells when it counts: by a redirect, or in a JSON text. Other messages are
-/// answers to OPTIONS.
-pub(super) fn tells_where(delivers: Delivers, head: &response::Parts, body_is_empty: bool) -> bool {
-    let is_json = || media_types(&head.headers).any(|media_type| ends_with(media_type, b"json"));
-    match delivers {
-        Delivers::Redirect => promise(delivers, head, body_is_empty) != Promise::Nothing,
-        Delivers::Success => head.status.is_success() && !body_is_empty && is_json(),
-        Delivers::File | Delivers::Screen => false,
-    }
+/// Whether an answer to OPTIONS tells where a file is, as its route does when it counts. Messages are answers to OPTIONS, whatever they tell.
+pub(super) fn tells_where(delivers: Delivers, head: &response::Parts) -> bool {
+    delivers == Delivers::Redirect && redirects(head.status) && head.headers.contains_key(LOCATION)
 }
 
 /// Whether an answer may hand a file out in a way that its route does not count: it sends the client to another place for it.

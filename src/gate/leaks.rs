@@ -115,9 +115,8 @@ impl Unclassified {
     /// Reports a file, and keeps it back if that is wanted.
     pub(super) fn look_at<R: Body>(self, answer: Response<R>) -> Response<GateBody<R>> {
         let (head, body) = answer.into_parts();
-        let is_empty = body.is_end_stream();
         let hands_out =
-            looks_like_an_export(&head, is_empty) || self.delivers.is_some_and(|by| tells_where(by, &head, is_empty));
+            looks_like_an_export(&head, body.is_end_stream()) || self.delivers.is_some_and(|by| tells_where(by, &head));
         if self.method == Method::HEAD || !hands_out {
             return Response::from_parts(head, GateBody::forwarded(body));
         }

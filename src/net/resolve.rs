@@ -26,6 +26,9 @@ const GOOD: Duration = Duration::from_mins(1);
 /// For how long they are used if nobody can be asked: whoever moves a host does not take its name away first.
 const USABLE: Duration = Duration::from_hours(1);
 
+/// For how long an address that did not take a connection is tried after the others.
+const FAILED: Duration = Duration::from_secs(5);
+
 /// For how long a name server is waited for while there are addresses that may be used.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -44,8 +47,8 @@ pub(super) struct Resolver {
     last: Mutex<Option<watch::Receiver<Answer>>>,
     /// The last addresses that there were, and when.
     known: Arc<Mutex<Option<(Addresses, Duration)>>>,
-    /// Addresses that did not take the last connection that was tried.
-    failed: Mutex<Addresses>,
+    /// Addresses that did not take the last connection that was tried, and when.
+    failed: Mutex<Vec<(SocketAddr, Duration)>>,
     /// How many connections were made.
     turn: AtomicUsize,
 }
@@ -69,7 +72,7 @@ impl Resolver {
     }
 
     /// An address that swallows packets must not keep those after it from being tried: it has no more than a part of the time that is
-    /// left. Each in turn is the first, so that all get their share of connections; those that failed last are the last.
+    /// left. Each in turn is the first, so that all get their share of connections; those that have failed lately are the last.
     async fn connect_to_any(&self, addresses: &[SocketAddr], within: Duration) -> io::Result<TcpStream> {
         const PARTS: usize = 3;
         let until = from_now(within);
@@ -79,15 +82,15 @@ impl Resolver {
             let share = left / u32::try_from((addresses.len() - turn).min(PARTS)).unwrap_or(1);
             match tokio::time::timeout(share, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
-                    self.failed().retain(|failed| *failed != address);
+                    self.failed().retain(|(failed, _)| *failed != address);
                     return Ok(stream);
                 }
                 Ok(Err(error)) => failure = error,
                 Err(_) => failure = io::ErrorKind::TimedOut.into(),
             }
             let mut failed = self.failed();
-            failed.retain(|failed| *failed != address && addresses.contains(failed));
-            failed.push(address);
+            failed.retain(|(failed, _)| *failed != address && addresses.contains(failed));
+            failed.push((address, self.clock.monotonic()));
         }
         Err(failure)
     }
@@ -96,12 +99,13 @@ impl Resolver {
         let first = self.turn.fetch_add(1, Ordering::Relaxed) % addresses.len().max(1);
         let (before, from) = addresses.split_at(first);
         let mut all = [from, before].concat();
-        let failed = self.failed();
-        all.sort_by_key(|address| failed.contains(address));
+        let (failed, now) = (self.failed(), self.clock.monotonic());
+        let lately = |at: Duration| now.saturating_sub(at) < FAILED;
+        all.sort_by_key(|address| failed.iter().any(|(failed, at)| failed == address && lately(*at)));
         all
     }
 
-    fn failed(&self) -> MutexGuard<'_, Addresses> {
+    fn failed(&self) -> MutexGuard<'_, Vec<(SocketAddr, Duration)>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -212,7 +216,7 @@ mod tests {
         };
         for _ in 0..2 {
             assert_eq!(connect(&addresses).await.unwrap().peer_addr().unwrap(), addresses[1]);
-            assert_eq!(*resolver.failed(), [swallows]);
+            assert_eq!(*resolver.failed(), [(swallows, Duration::ZERO)]);
         }
         drop(good);
         assert!(connect(&addresses).await.is_err());
@@ -221,14 +225,16 @@ mod tests {
 
     #[test]
     fn all_addresses_have_their_turn_and_those_that_failed_are_the_last() {
-        let (resolver, _) = resolver("http://name.example/");
+        let (resolver, clock) = resolver("http://name.example/");
         let addresses: Addresses =
             ["192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80"].iter().map(|address| address.parse().unwrap()).collect();
         let first = || resolver.in_turn(&addresses)[0];
         assert_eq!([first(), first(), first(), first()], [addresses[0], addresses[1], addresses[2], addresses[0]]);
-        resolver.failed().push(addresses[1]);
-        let turns: Vec<_> = (0..3).map(|_| resolver.in_turn(&addresses)).collect();
-        assert!(turns.iter().all(|turn| turn.len() == 3 && turn[2] == addresses[1]));
+        resolver.failed().push((addresses[1], clock.monotonic()));
+        let turns = || (0..3).map(|_| resolver.in_turn(&addresses)).collect::<Vec<_>>();
+        assert!(turns().iter().all(|turn| turn.len() == 3 && turn[2] == addresses[1]));
+        clock.advance(FAILED);
+        assert!(turns().iter().any(|turn| turn[0] == addresses[1]), "it may be back");
         assert!(resolver.in_turn(&[]).is_empty());
     }
 

@@ -166,12 +166,16 @@ impl Routes {
         let has_odd_export =
             routes.iter().zip(&lenient).any(|(route, lenient)| route.action.is_export() && route.path != *lenient);
         let has_encodable_export = routes.iter().any(|route| route.action.is_export() && route.path.may_be_encoded());
-        let mut export_methods: Vec<Method> = Vec::new();
-        for method in routes.iter().filter(|route| route.action.is_export()).flat_map(|route| &route.methods) {
-            if *method != Method::POST && !export_methods.contains(method) {
-                export_methods.push(method.clone());
-            }
-        }
+        let exports = || routes.iter().filter(|route| route.action.is_export());
+        let takes_any = exports().any(|route| route.methods.is_empty());
+        let usual = [Method::GET, Method::HEAD, Method::PUT, Method::PATCH, Method::DELETE];
+        let listed = exports().flat_map(|route| &route.methods).filter(|method| !usual.contains(method)).cloned();
+        let mut export_methods: Vec<Method> = listed.collect();
+        export_methods
+            .extend(usual.into_iter().filter(|method| takes_any || exports().any(|route| allows(route, method))));
+        export_methods.retain(|method| *method != Method::POST);
+        export_methods.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+        export_methods.dedup();
         let routes = routes.into_iter().map(Arc::new).collect();
         Ok(Self { lenient, has_odd_export, has_encodable_export, export_methods, routes })
     }
@@ -205,9 +209,10 @@ impl Routes {
     /// The first export that a misread request may be meant for.
     pub fn nearly(&self, method: &Method, uri: &Uri) -> Option<RouteId> {
         let path = uri.path();
+        let readings: Option<Vec<String>> = lenient_readings(path).map(Iterator::collect);
         let methods: Vec<Cow<'_, Method>> = self.other_methods(method, uri).chain([Cow::Borrowed(method)]).collect();
         let fits = |route: &Route, lenient: &Pattern| {
-            route.path.fits(path) || lenient_readings(path).any(|reading| lenient.fits(&reading))
+            route.path.fits(path) || readings.as_ref().is_none_or(|all| all.iter().any(|reading| lenient.fits(reading)))
         };
         let mut exports = self.iter().zip(&self.lenient).filter(|((_, route), _)| route.action.is_export());
         let allowed = |route: &Route| methods.iter().any(|method| allows(route, method));
@@ -278,14 +283,19 @@ impl Routes {
             && is_read_alike(path)
             && !path.bytes().any(|byte| byte.is_ascii_uppercase())
             && !(self.has_encodable_export && path.contains('%'));
-        (self.has_odd_export || !is_plain)
-            && lenient_readings(path).any(|reading| {
-                let mut fitting = self.routes.iter().zip(&self.lenient).filter(|(route, pattern)| {
-                    let may_meet = || meets(&route.conditions, uri, headers).unwrap_or(route.action.is_export());
-                    allows(route, method) && pattern.fits(&reading) && may_meet()
-                });
-                fitting.next().is_some_and(|(route, _)| route.action.is_export())
-            })
+        if is_plain && !self.has_odd_export {
+            return false;
+        }
+        let Some(mut readings) = lenient_readings(path) else {
+            return self.routes.iter().any(|route| route.action.is_export() && allows(route, method));
+        };
+        readings.any(|reading| {
+            let mut fitting = self.routes.iter().zip(&self.lenient).filter(|(route, pattern)| {
+                let may_meet = || meets(&route.conditions, uri, headers).unwrap_or(route.action.is_export());
+                allows(route, method) && pattern.fits(&reading) && may_meet()
+            });
+            fitting.next().is_some_and(|(route, _)| route.action.is_export())
+        })
     }
 }
 
@@ -484,7 +494,14 @@ mod tests {
             Routes::new(vec![route("download", &[Method::GET], "/v1/designs/{design}/file", Action::Download)]);
         let routes = routes.unwrap();
         let find = |method: Method, target: &str| routes.find(&method, &target.parse().unwrap(), &HeaderMap::new());
-        for query in ["_method=GET", "a=1&_method=get", "%5fmethod=G%45T", "_METHOD=PUT;_method=GET", "_method[]=GET"] {
+        for query in [
+            "_method=GET",
+            "a=1&_method=get",
+            "%5fmethod=G%45T",
+            "_METHOD=PUT;_method=GET",
+            "_method[]=GET",
+            "_method=Head",
+        ] {
             let found = find(Method::POST, &format!("/v1/designs/x/file?{query}"));
             assert!(matches!(found, Match::Misread(Misread::Method)), "{query}");
         }
@@ -497,6 +514,17 @@ mod tests {
         ] {
             assert!(matches!(find(method, target), Match::Unmatched), "{target}");
         }
+        let save = route("save", &[Method::POST], "/d/{design}", Action::SaveDesign);
+        let routes = Routes::new(vec![save, route("download", &[], "/d/{design}", Action::Download)]).unwrap();
+        let target = "/d/x?_method=GET".parse().unwrap();
+        assert!(matches!(routes.find(&Method::POST, &target, &HeaderMap::new()), Match::Misread(Misread::Method)));
+    }
+
+    #[test]
+    fn a_path_that_could_be_read_in_very_many_ways_is_read_in_none() {
+        let odd = "/.php/a%u0025u003b%253b%25u005c;x%5c%u003f%3f%23%00%2500b\\c%u0023;y%u002fd%252f";
+        assert_eq!(found(Method::GET, odd), "400");
+        assert_eq!(found(Method::DELETE, odd), "-", "no export has that method");
     }
 
     #[test]
