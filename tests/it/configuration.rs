@@ -589,21 +589,22 @@ fn the_query_parameter_of_tokens_is_nobody_elses() {
     assert!(!output.status.success() && text.contains("`id` is read by a route or a meter as well"), "{text}");
 }
 
+/// Whether `check` is content with an override, and what it says on standard error.
+fn check_with(name: &str, value: &str) -> (bool, String) {
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap()).set(name, value);
+    let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+    (output.status.success(), String::from_utf8(output.stderr).unwrap())
+}
+
 #[test]
 fn an_override_that_is_wrong_is_shown_as_one() {
-    let setup = Setup::before("127.0.0.1:9".parse().unwrap());
-    let check = |name: &str, value: &str| {
-        let setup = setup.clone().set(name, value);
-        let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
-        (output.status.success(), String::from_utf8(output.stderr).unwrap())
-    };
-    let (valid, text) = check("EXPORT_GATE__LEDGER__DURABLITY", "periodic");
+    let (valid, text) = check_with("EXPORT_GATE__LEDGER__DURABLITY", "periodic");
     assert!(!valid && text.contains("--> environment:") && text.contains("did you mean `durability`?"), "{text}");
-    let (valid, text) = check("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "-5");
+    let (valid, text) = check_with("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "-5");
     assert!(!valid && text.contains("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE=-5"), "{text}");
-    assert!(check("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "5").0);
-    assert!(check("EXPORT_GATE__ROUTES__0__NAME", "first").0, "an element of a list");
-    let (valid, text) = check("EXPORT_GATE__IDENTITY__KEYS__0__SECRET", "hunter2-hunter2");
+    assert!(check_with("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "5").0);
+    assert!(check_with("EXPORT_GATE__ROUTES__0__NAME", "first").0, "an element of a list");
+    let (valid, text) = check_with("EXPORT_GATE__IDENTITY__KEYS__0__SECRET", "hunter2-hunter2");
     assert!(!valid && text.contains("unknown key `secret`") && !text.contains("hunter2"), "{text}");
     for (name, value, wrong) in [
         ("EXPORT_GATE__METERS__AI_EXPORTS__WINDOW", "{ calendar = \"weak\" }", "\"weak\""),
@@ -611,7 +612,7 @@ fn an_override_that_is_wrong_is_shown_as_one() {
         ("EXPORT_GATE__SERVER__TLS", "{ cert_file = \"a.pem\", key_file = \"b.pem\" }", "\"a.pem\""),
         ("EXPORT_GATE__ROUTES", "[{ nmae = \"download\", path = \"/a\", action = \"view\" }]", "nmae"),
     ] {
-        let (valid, text) = check(name, value);
+        let (valid, text) = check_with(name, value);
         assert!(!valid && text.contains("--> environment:"), "{text}");
         // What is wrong is underlined.
         let mut lines = text.lines().skip_while(|line| !line.contains(name));
@@ -620,26 +621,20 @@ fn an_override_that_is_wrong_is_shown_as_one() {
         assert_eq!(line[from..until], *wrong, "{text}");
     }
     for nowhere in ["EXPORT_GATE__ROUTES__99__NAME", "EXPORT_GATE__DEFAULT_UPSTREAM__NAME"] {
-        let (valid, text) = check(nowhere, "x");
+        let (valid, text) = check_with(nowhere, "x");
         assert!(!valid && text.contains("this override has no place") && text.contains(nowhere), "{text}");
     }
 }
 
 #[test]
 fn an_override_means_what_it_says_or_is_refused() {
-    let setup = Setup::before("127.0.0.1:9".parse().unwrap());
-    let check = |name: &str, value: &str| {
-        let setup = setup.clone().set(name, value);
-        let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
-        (output.status.success(), String::from_utf8(output.stderr).unwrap())
-    };
     // A condition on `x_client` would be met by nobody, and exports leave uncounted.
-    let (valid, text) = check("EXPORT_GATE__ROUTES__0__HEADERS__X_CLIENT", "web");
+    let (valid, text) = check_with("EXPORT_GATE__ROUTES__0__HEADERS__X_CLIENT", "web");
     assert!(!valid && text.contains("`x_client`, and another spelling may be meant"), "{text}");
-    assert!(check("EXPORT_GATE__ROUTES__0__HEADERS", "{ x-client = \"web\" }").0);
-    assert!(check("EXPORT_GATE__ROUTES__0__HEADERS__x_client", "web").0, "as it is meant");
+    assert!(check_with("EXPORT_GATE__ROUTES__0__HEADERS", "{ x-client = \"web\" }").0);
+    assert!(check_with("EXPORT_GATE__ROUTES__0__HEADERS__x_client", "web").0, "as it is meant");
     // As a shell leaves it of ["logo"].
-    let (valid, text) = check("EXPORT_GATE__DESIGNS__AI_FEATURES", "[logo]");
+    let (valid, text) = check_with("EXPORT_GATE__DESIGNS__AI_FEATURES", "[logo]");
     assert!(!valid && text.contains("quotation marks, which a shell keeps in single ones"), "{text}");
 
     let environment = [
