@@ -119,7 +119,7 @@ pub fn is_read_alike(path: &str) -> bool {
 /// What comes after the name of a script that frameworks route behind: `/index.php/a` is `/a` (Laravel, Symfony).
 fn without_front_controller(path: &[u8]) -> Option<&[u8]> {
     let end = 1 + path.get(1..)?.iter().position(|byte| *byte == b'/')?;
-    path[..end].to_ascii_lowercase().ends_with(b".php").then_some(&path[end..])
+    path[..end].last_chunk::<4>().is_some_and(|last| last.eq_ignore_ascii_case(b".php")).then_some(&path[end..])
 }
 
 /// With `%uXXXX` decoded, as some do (IIS), where it is ASCII.
