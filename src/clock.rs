@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rustix::time::{ClockId, clock_gettime};
 
-/// A source of wall and monotonic time. Tests use [`ManualClock`] and never sleep.
+/// A source of wall and monotonic time. Tests use [`ManualClock`].
 pub trait Clock: Send + Sync + std::fmt::Debug {
     /// Wall time. May step back when an operator sets the clock.
     fn now(&self) -> Timestamp;
@@ -64,7 +64,7 @@ fn read(clock: ClockId) -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// A clock that stands still until a test (or the demo) moves it.
+/// A clock that stands still until a test moves it.
 #[derive(Debug)]
 pub struct ManualClock {
     hands: Mutex<Hands>,

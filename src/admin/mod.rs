@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use prometheus_client::registry::Registry;
@@ -93,7 +93,9 @@ impl Admin {
         let path = request.uri().path();
         let facts = facts_of(path).filter(|_| *request.method() == Method::DELETE);
         if facts.is_none() && !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Ok(json_page(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": "only GET is answered here" })));
+            let mut page = json_page(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": "this is for GET" }));
+            page.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return Ok(page);
         }
         Ok(match path {
             // Load balancers and probes carry no token.
@@ -207,7 +209,9 @@ impl Admin {
                 let error = match &*name {
                     "plan" => format!("there is no plan `{value}`: there are {}", plans()),
                     "billing_anchor" => {
-                        format!("`{value}` is no time: write e.g. 2026-11-30T12:00:00Z, or seconds since 1970")
+                        format!(
+                            "`{value}` is no time: write a day of the month, 2026-11-30, 2026-11-30T12:00:00Z, or seconds since 1970"
+                        )
                     }
                     _ => format!("`{name}={value}` is not understood"),
                 };

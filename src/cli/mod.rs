@@ -41,7 +41,7 @@ enum Command {
     Check(ConfigFile),
     /// Say what would happen to a request, step by step, and which rule decides.
     Explain(explain::Arguments),
-    /// Mint a development token (HS256 keys only).
+    /// Mint a development token (keys with a secret only: HS256, HS384, HS512).
     Token(token::Arguments),
     /// Ask a running gate what a user has used and has left.
     Usage(usage::Arguments),

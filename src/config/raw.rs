@@ -96,7 +96,8 @@ pub(super) struct Server {
     pub(super) max_streams: u32,
     /// The longest head of a request, in bytes; a longer one is answered with 431. More than 100 fields are, too.
     pub(super) max_header_bytes: u32,
-    /// How long requests may go on after SIGTERM.
+    /// How long requests may go on when the gate is to end, after `shutdown_delay`. Whoever supervises it waits for both, and 65 s more for a
+    /// slow disk.
     pub(super) drain_timeout: DurationText,
     /// How long a gate that is to end goes on as before, but for `/healthz` and `/readyz`, which say so: as long as whoever sends clients to it
     /// needs to notice.

@@ -156,7 +156,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            durability: Durability::Periodic,
+            durability: Durability::Strict,
             sync_interval: Duration::from_millis(1),
             flush_interval: Duration::from_secs(1),
             sync_timeout: Duration::from_secs(5),

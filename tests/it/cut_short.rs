@@ -13,7 +13,7 @@ use export_gate::policy::{Anchored, Calendar, CalendarUnit, Demand, MeterId, Per
 use export_gate::store::{Batch, Reply, RowSink, Store};
 use jiff::tz::TimeZone;
 
-use crate::ledger::{Disk, PLAN, charge, clock, demand, policy, retried, settled, used};
+use crate::ledger::{Disk, PLAN, charge, clock, demand, periodic, policy, retried, settled, used};
 
 /// A ledger that has read a disk.
 async fn start(disk: &Disk) -> Arc<Ledger> {
@@ -447,7 +447,7 @@ async fn a_store_that_hangs_is_waited_for_by_nobody_but_the_ledger() {
 #[tokio::test(start_paused = true)]
 async fn a_store_that_hangs_does_not_keep_the_gate_from_ending() {
     let disk = Disk::default();
-    let ledger = Ledger::new(&policy(1), Options::default(), clock());
+    let ledger = Ledger::new(&policy(1), periodic(), clock());
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let flusher = tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
     settled(|| ledger.availability().is_ok()).await;

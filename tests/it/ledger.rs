@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use export_gate::clock::{Clock, ManualClock};
-use export_gate::ledger::{Admission, ChargeRequest, Ledger, Options, Settlement, Why, run};
+use export_gate::ledger::{Admission, ChargeRequest, Durability, Ledger, Options, Settlement, Why, run};
 use export_gate::policy::{
     Calendar, CalendarUnit, Demand, Limit, Meter, MeterId, OnExceed, PlanId, Plans, Policy, SessionUse, Subject, Who,
     Window,
@@ -37,6 +37,11 @@ pub(super) fn clock() -> Arc<ManualClock> {
 fn ledger(meters: usize) -> (Arc<Ledger>, Arc<ManualClock>) {
     let clock = clock();
     (Ledger::in_memory(&policy(meters), Options::default(), clock.clone()), clock)
+}
+
+/// Writes when it is told to, or after a while: nobody waits for it.
+pub(super) fn periodic() -> Options {
+    Options { durability: Durability::Periodic, ..Options::default() }
 }
 
 pub(super) fn demand(meter: u8, limit: u32) -> Demand {
@@ -762,7 +767,7 @@ async fn a_key_covers_no_more_deliveries_because_another_charge_has_used_it_mean
 #[tokio::test(start_paused = true)]
 async fn a_user_has_so_many_covers_of_a_kind_and_the_one_that_ends_first_makes_room() {
     let (clock, disk) = (clock(), Disk::default());
-    let ledger = Ledger::new(&policy(1), Options::default(), clock.clone());
+    let ledger = Ledger::new(&policy(1), periodic(), clock.clone());
     tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), std::future::pending()));
     settled(|| ledger.availability().is_ok()).await;
     let opening = [Demand { session: SessionUse::Opens, ..demand(0, 1_000) }];
@@ -787,7 +792,7 @@ async fn a_user_has_so_many_covers_of_a_kind_and_the_one_that_ends_first_makes_r
 #[tokio::test(start_paused = true)]
 async fn a_file_that_was_given_back_to_its_cover_is_there_after_a_restart() {
     let (clock, disk) = (clock(), Disk::default());
-    let start = || Ledger::new(&policy(1), Options::default(), clock.clone());
+    let start = || Ledger::new(&policy(1), periodic(), clock.clone());
     let ledger = start();
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let flusher = tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
@@ -808,7 +813,7 @@ async fn a_file_that_was_given_back_to_its_cover_is_there_after_a_restart() {
 
 #[tokio::test(start_paused = true)]
 async fn a_group_is_written_every_interval_and_a_failed_one_is_written_again() {
-    let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock()), Disk::default());
+    let (ledger, disk) = (Ledger::new(&policy(1), periodic(), clock()), Disk::default());
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let flusher = tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
     settled(|| ledger.availability().is_ok()).await;
@@ -832,7 +837,7 @@ async fn a_group_is_written_every_interval_and_a_failed_one_is_written_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_charge_counts_as_unflushed_until_its_group_is_written() {
-    let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock()), Disk::default());
+    let (ledger, disk) = (Ledger::new(&policy(1), periodic(), clock()), Disk::default());
     let (_end, ended) = tokio::sync::oneshot::channel::<()>();
     tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
     settled(|| ledger.availability().is_ok()).await;
@@ -847,7 +852,7 @@ async fn a_charge_counts_as_unflushed_until_its_group_is_written() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_can_be_read_but_not_written_keeps_the_ledger_from_charging() {
-    let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock()), Disk::default());
+    let (ledger, disk) = (Ledger::new(&policy(1), periodic(), clock()), Disk::default());
     let (_end, ended) = tokio::sync::oneshot::channel::<()>();
     tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
     settled(|| ledger.availability().is_ok()).await;
@@ -866,7 +871,7 @@ async fn a_store_that_can_be_read_but_not_written_keeps_the_ledger_from_charging
 #[tokio::test(start_paused = true)]
 async fn a_session_that_was_left_stays_left_whatever_the_store_did_meanwhile() {
     let clock = clock();
-    let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock.clone()), Disk::default());
+    let (ledger, disk) = (Ledger::new(&policy(1), periodic(), clock.clone()), Disk::default());
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let flusher = tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
     settled(|| ledger.availability().is_ok()).await;
@@ -880,7 +885,7 @@ async fn a_session_that_was_left_stays_left_whatever_the_store_did_meanwhile() {
     assert!(is_covered(&ledger).await);
 
     // Another gate waits for the store; the user leaves through it.
-    let waiting = Ledger::new(&policy(1), Options::default(), clock.clone());
+    let waiting = Ledger::new(&policy(1), periodic(), clock.clone());
     disk.breaks(true);
     waiting.leave(&"u".into(), &"d1".into());
     settled(|| ledger.availability().is_ok()).await;
@@ -903,7 +908,7 @@ async fn a_session_that_was_left_stays_left_whatever_the_store_did_meanwhile() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_comes_back_in_the_last_moment_gets_the_last_group() {
-    let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock()), Disk::default());
+    let (ledger, disk) = (Ledger::new(&policy(1), periodic(), clock()), Disk::default());
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let flusher = tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
     settled(|| ledger.availability().is_ok()).await;
@@ -918,7 +923,7 @@ async fn a_store_that_comes_back_in_the_last_moment_gets_the_last_group() {
 
 #[tokio::test(start_paused = true)]
 async fn a_last_group_that_cannot_be_written_is_an_error_that_counts_what_is_lost() {
-    let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock()), Disk::default());
+    let (ledger, disk) = (Ledger::new(&policy(1), periodic(), clock()), Disk::default());
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let flusher = tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
     settled(|| ledger.availability().is_ok()).await;
@@ -933,7 +938,7 @@ async fn a_last_group_that_cannot_be_written_is_an_error_that_counts_what_is_los
 #[tokio::test(start_paused = true)]
 async fn windows_that_closed_long_ago_are_forgotten() {
     let clock = clock();
-    let (ledger, disk) = (Ledger::new(&policy(1), Options::default(), clock.clone()), Disk::default());
+    let (ledger, disk) = (Ledger::new(&policy(1), periodic(), clock.clone()), Disk::default());
     let (_end, ended) = tokio::sync::oneshot::channel::<()>();
     tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
     settled(|| ledger.availability().is_ok()).await;
