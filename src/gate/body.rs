@@ -71,13 +71,16 @@ where
                 match &frame {
                     Some(Ok(frame)) => match length(frame) {
                         0 => {}
-                        bytes => delivery.due(bytes),
+                        bytes => delivery.handed(bytes),
                     },
                     Some(Err(_)) => delivery.broken_off(),
                     None => delivery.complete(),
                 }
-                // A server that knows the length does not ask again after the last byte.
-                if body.is_end_stream() && matches!(frame, Some(Ok(_))) {
+                // A server that knows that this was the last of it does not ask again.
+                if let Some(Ok(frame)) = &frame
+                    && (frame.is_trailers() || body.is_end_stream())
+                    && !delivery.is_offered()
+                {
                     delivery.complete();
                 }
                 frame
@@ -94,7 +97,9 @@ where
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Forwarded { body } | Kind::Export { body, .. } => body.is_end_stream(),
+            Kind::Forwarded { body } => body.is_end_stream(),
+            // It is to ask once more: that it does tells that it has sent what it was handed.
+            Kind::Export { body, delivery } => body.is_end_stream() && !delivery.is_offered(),
             Kind::Own { body } => body.is_end_stream(),
         }
     }

@@ -71,9 +71,14 @@ pub(super) fn looks_like_an_export(head: &response::Parts, body_is_empty: bool) 
         b"application/postscript",
     ];
     let is_one = |sent: &[u8]| kinds.iter().any(|kind| starts_with(sent, kind)) && !is_message(sent);
-    !body_is_empty
-        && may_hand_out(head.status)
-        && (media_types(&head.headers).any(is_one) || is_attachment(&head.headers))
+    let carries_one = !body_is_empty && (media_types(&head.headers).any(is_one) || is_attachment(&head.headers));
+    carries_one && (may_hand_out(head.status) || head.status == StatusCode::CREATED)
+}
+
+/// Whether an answer carries a file and says that it was made (RFC 9110, section 15.3.2), as some frameworks answer each POST: the rule does
+/// not count it.
+pub(super) fn is_made(head: &response::Parts, body_is_empty: bool) -> bool {
+    head.status == StatusCode::CREATED && looks_like_an_export(head, body_is_empty)
 }
 
 fn may_hand_out(status: StatusCode) -> bool {
@@ -95,10 +100,11 @@ fn is_attachment(headers: &HeaderMap) -> bool {
     headers.get_all(CONTENT_DISPOSITION).iter().any(is_one)
 }
 
-/// The media types that are said, one nearly always, without their parameters.
+/// The media types that are said, one nearly always, without their parameters. Of several lines some hops make one. What a `,` inside a
+/// parameter leaves is none, and so no message.
 fn media_types(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
-    let lines = headers.get_all(CONTENT_TYPE).iter();
-    lines.map(|sent| sent.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii())
+    let said = headers.get_all(CONTENT_TYPE).iter().flat_map(|sent| sent.as_bytes().split(|byte| *byte == b','));
+    said.map(|sent| sent.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii())
 }
 
 fn starts_with(text: &[u8], start: &[u8]) -> bool {
@@ -114,6 +120,8 @@ fn ends_with(text: &[u8], end: &[u8]) -> bool {
 enum Progress {
     /// The client has nothing yet.
     Nothing,
+    /// The server has the first byte at hand, and waits for room on the client's connection.
+    Offered,
     /// The server has taken what makes the charge due: the first byte, or the head where that is what counts.
     Due,
 }
@@ -137,7 +145,7 @@ impl Ending {
     const fn settlement(self, progress: Progress) -> Settlement {
         match (self, progress) {
             (Self::Complete | Self::Dropped, Progress::Due) => Settlement::Delivered,
-            (Self::BrokenOff | Self::NotDelivered, _) | (_, Progress::Nothing) => Settlement::Void,
+            (Self::BrokenOff | Self::NotDelivered, _) | (_, Progress::Nothing | Progress::Offered) => Settlement::Void,
         }
     }
 
@@ -213,15 +221,31 @@ impl Delivery {
         self.record.answered(status);
     }
 
-    /// The client is given something to receive: so many bytes, or the head.
-    pub(super) fn due(&mut self, bytes: usize) {
+    /// The client is given the head to receive, which is all that counts.
+    pub(super) fn due(&mut self) {
         self.progress = Progress::Due;
+        self.client.taking.handed();
+    }
+
+    /// The client is given so many bytes to receive.
+    pub(super) fn handed(&mut self, bytes: usize) {
+        if self.progress != Progress::Due {
+            self.progress = if self.client.taking.is_behind() { Progress::Offered } else { Progress::Due };
+        }
         self.record.sent(bytes);
         self.client.taking.handed();
     }
 
+    /// Whether what was handed over may not be with the client's connection yet: it is once more is asked for.
+    pub(super) fn is_offered(&self) -> bool {
+        self.progress == Progress::Offered
+    }
+
     /// The client can take more, and there may be more or not: see [`Taking`].
     pub(super) fn asked(&mut self) {
+        if self.is_offered() {
+            self.progress = Progress::Due;
+        }
         self.client.taking.asked();
     }
 
@@ -345,6 +369,8 @@ mod tests {
             (Ending::Dropped, Progress::Due, Delivered),
             (Ending::BrokenOff, Progress::Due, Void),
             (Ending::NotDelivered, Progress::Due, Void),
+            (Ending::Dropped, Progress::Offered, Void),
+            (Ending::BrokenOff, Progress::Offered, Void),
             (Ending::Complete, Progress::Nothing, Void),
             (Ending::Dropped, Progress::Nothing, Void),
             (Ending::BrokenOff, Progress::Nothing, Void),

@@ -16,7 +16,7 @@ use super::body::GateBody;
 use super::leaks::Leaks;
 use super::log::LogOptions;
 use super::metrics::Metrics;
-use super::pace::Pace;
+use super::pace::Carrier;
 use super::refusal::Refusal;
 use super::service::ExportGate;
 use super::upload::Upload;
@@ -120,14 +120,14 @@ pub(super) struct Gate {
 pub struct ExportGateLayer {
     gate: Arc<Gate>,
     peer: Option<IpAddr>,
-    pace: Option<Pace>,
+    carrier: Option<Carrier>,
 }
 
 impl ExportGateLayer {
     /// A gate made of `parts`.
     pub fn new(parts: Parts) -> Self {
         let metrics = Metrics::new(&parts.routes, &parts.policy);
-        Self { gate: Arc::new(Gate { parts, metrics, leaks: Arc::default() }), peer: None, pace: None }
+        Self { gate: Arc::new(Gate { parts, metrics, leaks: Arc::default() }), peer: None, carrier: None }
     }
 
     /// Another gate in place of this one, which goes on with its metrics.
@@ -135,15 +135,15 @@ impl ExportGateLayer {
     pub fn succeed(&self, parts: Parts) -> Self {
         let metrics = self.gate.metrics.succeed(&parts.routes, &parts.policy);
         let leaks = self.gate.leaks.clone();
-        Self { gate: Arc::new(Gate { parts, metrics, leaks }), peer: None, pace: None }
+        Self { gate: Arc::new(Gate { parts, metrics, leaks }), peer: None, carrier: None }
     }
 
     /// The same gate for requests of one connection. Headers of [trusted hops](crate::design) are believed by `peer`; without a
-    /// peer nobody is trusted. `pace` tells a client that takes nothing from a backend that sends nothing, on a connection with one
-    /// answer at a time. What comes by a connection must name a host (RFC 9112, section 3.2).
+    /// peer nobody is trusted. `carrier` tells when a client has taken something, and who takes nothing from a backend that sends nothing.
+    /// What comes by a connection must name a host (RFC 9112, section 3.2).
     #[must_use]
-    pub fn for_client(&self, peer: IpAddr, pace: Option<Pace>) -> Self {
-        Self { gate: self.gate.clone(), peer: Some(peer), pace }
+    pub fn for_client(&self, peer: IpAddr, carrier: Carrier) -> Self {
+        Self { gate: self.gate.clone(), peer: Some(peer), carrier: Some(carrier) }
     }
 
     /// The answer to a request that is one too many: for a server that bounds how many are under way.
@@ -181,6 +181,6 @@ impl<S> Layer<S> for ExportGateLayer {
     type Service = ExportGate<S>;
 
     fn layer(&self, inner: S) -> ExportGate<S> {
-        ExportGate::new(self.gate.clone(), self.peer, self.pace.clone(), inner)
+        ExportGate::new(self.gate.clone(), self.peer, self.carrier.clone(), inner)
     }
 }

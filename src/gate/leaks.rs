@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 
 use super::answers::Asker;
@@ -26,6 +26,7 @@ const LONGEST_NAME: usize = 64;
 pub(super) struct Leaks {
     paths: Reported,
     redirects: Reported,
+    made: Reported,
     plans: Reported,
 }
 
@@ -49,6 +50,18 @@ impl Leaks {
             tracing::warn!(
                 route,
                 "an export was answered by a redirect, and not counted: if that leads to the file, the route needs `delivers = \"redirect\"`"
+            );
+        }
+    }
+
+    /// Logs that an export was answered by a file with a status that is not counted, once for each route.
+    pub(super) fn report_made(&self, route: &str, status: StatusCode) {
+        if self.made.is_news(with(OFFSET_BASIS, route.as_bytes())) {
+            let status = status.as_u16();
+            tracing::warn!(
+                route,
+                status,
+                "a file has left that is not counted: files are answers of 200, 203 and 206; have the backend send it as 200"
             );
         }
     }

@@ -40,7 +40,7 @@ pub use future::ResponseFuture;
 pub use layer::{ExportGateLayer, Options, Parts, UnclassifiedFiles};
 pub use log::{Access, HashKey, LogOptions, Subjects};
 pub use own::OWN_PATH;
-pub use pace::{Pace, Paced};
+pub use pace::{Carrier, Pace, Paced};
 pub use refusal::{Outcome, Refusal};
 pub use request_id::REQUEST_ID;
 pub use service::ExportGate;

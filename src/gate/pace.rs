@@ -23,12 +23,21 @@ const HOLDS_UP: Duration = Duration::from_secs(1);
 /// less time also what has come already may be waited for, until its connection's turn.
 const WAITED_FOR: Duration = Duration::from_millis(500);
 
+/// How a connection carries answers to its client.
+#[derive(Debug, Clone)]
+pub enum Carrier {
+    /// One after the other: what it is handed it takes, or it keeps the rest waiting.
+    InTurn(Pace),
+    /// Several at once, each when there is room for it (RFC 9113, section 5.2): a server has the first piece of a body at hand before there is.
+    AtOnce,
+}
+
 /// Whether a client takes what it is handed. Told by its connection, where that carries one answer at a time, and by time: a server does
-/// not ask for more before there is room for it.
+/// not ask for more before there was room for some of the piece before.
 #[derive(Debug)]
 pub(super) struct Taking {
     clock: Arc<dyn Clock>,
-    pace: Option<Pace>,
+    carrier: Option<Carrier>,
     /// How often its connection had stalled when the last piece was handed over.
     stalls: u64,
     /// When a piece was handed over that no more was asked for after.
@@ -40,8 +49,20 @@ pub(super) struct Taking {
 }
 
 impl Taking {
-    pub(super) fn new(pace: Option<Pace>, clock: &Arc<dyn Clock>) -> Self {
-        Self { clock: clock.clone(), pace, stalls: 0, handed: None, held: Duration::ZERO, waits: None }
+    pub(super) fn new(carrier: Option<Carrier>, clock: &Arc<dyn Clock>) -> Self {
+        Self { clock: clock.clone(), carrier, stalls: 0, handed: None, held: Duration::ZERO, waits: None }
+    }
+
+    /// Whether a piece is with the client's connection only once the next one is asked for.
+    pub(super) fn is_behind(&self) -> bool {
+        matches!(self.carrier, Some(Carrier::AtOnce))
+    }
+
+    fn pace(&self) -> Option<&Pace> {
+        match &self.carrier {
+            Some(Carrier::InTurn(pace)) => Some(pace),
+            Some(Carrier::AtOnce) | None => None,
+        }
     }
 
     /// More is asked for.
@@ -64,14 +85,14 @@ impl Taking {
         }
         self.waits = None;
         self.handed = Some(now);
-        self.stalls = self.pace.as_ref().map_or(0, Pace::stalls);
+        self.stalls = self.pace().map_or(0, Pace::stalls);
     }
 
     /// Whether it has not taken what it was handed, or only after it had let us wait for long: the backend may have given up meanwhile,
     /// though that shows only behind all that has come before it.
     pub(super) fn held_up(&self) -> bool {
-        let stalls = self.pace.as_ref().map_or(0, Pace::stalls) != self.stalls;
-        let is_stalled = self.pace.as_ref().is_some_and(Pace::is_stalled);
+        let stalls = self.pace().map_or(0, Pace::stalls) != self.stalls;
+        let is_stalled = self.pace().is_some_and(Pace::is_stalled);
         is_stalled || !self.has_waited(self.clock.coarse()) && (stalls || self.held >= HOLDS_UP)
     }
 
@@ -119,7 +140,7 @@ impl<T> Paced<T> {
         Self { stream, pace: Pace::default() }
     }
 
-    /// Its pace, for [`ExportGateLayer::for_client`](super::ExportGateLayer::for_client).
+    /// Its pace, for [`Carrier::InTurn`].
     pub fn pace(&self) -> Pace {
         self.pace.clone()
     }
@@ -171,7 +192,7 @@ mod tests {
 
     fn answer(pace: Option<Pace>) -> (Arc<ManualClock>, Taking) {
         let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
-        let taking = Taking::new(pace, &(clock.clone() as Arc<dyn Clock>));
+        let taking = Taking::new(pace.map(Carrier::InTurn), &(clock.clone() as Arc<dyn Clock>));
         (clock, taking)
     }
 

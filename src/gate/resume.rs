@@ -12,7 +12,7 @@ use super::layer::Gate;
 use super::log::hex;
 use super::record::Record;
 use super::refusal::{Outcome, Refusal};
-use crate::ledger::{Charge, Representation};
+use crate::ledger::{Charge, Representation, UnderWay};
 use crate::policy::{Delivers, Found, MeterId, RouteId};
 
 /// The address of a download, kept while the request itself goes on to the backend.
@@ -50,13 +50,16 @@ pub(super) struct Pending {
     route: RouteId,
     asked: Box<Asked>,
     degraded: SmallVec<[MeterId; 2]>,
+    /// A gate that ends keeps it until it is known whether there is something to charge.
+    ledger: Option<UnderWay>,
     is_counted: bool,
 }
 
 impl Pending {
     /// A request that is to be degraded by these meters, as the download was.
     pub(super) fn new(gate: Arc<Gate>, route: RouteId, asked: Box<Asked>, degraded: SmallVec<[MeterId; 2]>) -> Self {
-        Self { gate, route, asked, degraded, is_counted: false }
+        let ledger = gate.parts.ledger.begin().ok();
+        Self { gate, route, asked, degraded, ledger, is_counted: false }
     }
 
     pub(super) fn degraded(&self) -> &[MeterId] {
@@ -70,7 +73,7 @@ impl Pending {
         record: &mut Record,
     ) -> Result<Option<Box<Charge>>, Refusal> {
         let request = self.asked.answered(rest_of(head), &self.degraded);
-        let decided = self.gate.charge(&self.asked, request, record).await;
+        let decided = self.gate.charge(&self.asked, request, self.ledger.take(), record).await;
         let decided = decided.or_else(|refusal| self.gate.in_shadow(refusal));
         let outcome = decided.as_ref().map_or_else(Refusal::outcome, |admitted| admitted.outcome);
         self.gate.note(self.route, outcome, record);

@@ -18,14 +18,14 @@ use super::access::Entry;
 use super::answers::Asker;
 use super::asked::Asked;
 use super::body::GateBody;
-use super::delivery::{Client, Delivery, Promise, leads_elsewhere, promise};
+use super::delivery::{Client, Delivery, Promise, is_made, leads_elsewhere, promise};
 use super::fields;
 use super::framing;
 use super::future::{ResponseFuture, Watched};
 use super::layer::{Gate, Parts};
 use super::leaks::Unclassified;
 use super::own::OWN_PATH;
-use super::pace::{Pace, Taking};
+use super::pace::{Carrier, Taking};
 use super::record::{Phase, Record};
 use super::refusal::{Outcome, Refusal};
 use super::request_id::{self, REQUEST_ID};
@@ -34,7 +34,7 @@ use super::saves::Save;
 use super::trace_context::TraceParent;
 use super::upload::Upload;
 use super::witness::Witness;
-use crate::ledger::{Admission, Charge, ChargeRequest, Standing, Why};
+use crate::ledger::{Admission, Charge, ChargeRequest, Standing, UnderWay, Why};
 use crate::policy::{Action, Delivers, Found, Match, MeterId, OnExceed, Route, RouteId, TooLong};
 use crate::seeded::{self, Bug};
 
@@ -46,13 +46,13 @@ const MOST_IMAGES: u32 = 1_000_000;
 pub struct ExportGate<S> {
     gate: Arc<Gate>,
     peer: Option<IpAddr>,
-    pace: Option<Pace>,
+    carrier: Option<Carrier>,
     inner: S,
 }
 
 impl<S> ExportGate<S> {
-    pub(super) fn new(gate: Arc<Gate>, peer: Option<IpAddr>, pace: Option<Pace>, inner: S) -> Self {
-        Self { gate, peer, pace, inner }
+    pub(super) fn new(gate: Arc<Gate>, peer: Option<IpAddr>, carrier: Option<Carrier>, inner: S) -> Self {
+        Self { gate, peer, carrier, inner }
     }
 }
 
@@ -125,8 +125,8 @@ where
         // The clone takes the place of the service that was polled ready: that one serves this request.
         let clone = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, clone);
-        let (peer, pace) = (self.peer, self.pace.clone());
-        let export = export(self.gate.clone(), peer, pace, ready, passed_on(request, Some(found.id)), found, asker);
+        let (peer, carrier) = (self.peer, self.carrier.clone());
+        let export = export(self.gate.clone(), peer, carrier, ready, passed_on(request, Some(found.id)), found, asker);
         ResponseFuture::boxed(export, span)
     }
 }
@@ -154,7 +154,7 @@ fn span(asker: &Asker, headers: &HeaderMap) -> Span {
 fn export<S, B, R>(
     gate: Arc<Gate>,
     peer: Option<IpAddr>,
-    pace: Option<Pace>,
+    carrier: Option<Carrier>,
     mut inner: S,
     request: Request<Upload<B>>,
     found: Found,
@@ -177,7 +177,7 @@ where
         let decided = match gate.ask(&head, token, &mut body, &found, peer, &mut record).await {
             Ok(asked) => match asked.may_resume(&gate) {
                 Some(degraded) => Ok(Decided::OnceAnswered(asked, degraded)),
-                None => gate.charge(&asked, asked.request(), &mut record).await.map(Decided::Now),
+                None => gate.charge(&asked, asked.request(), None, &mut record).await.map(Decided::Now),
             },
             Err(refusal) => Err(refusal),
         };
@@ -210,7 +210,7 @@ where
 
         // From here on every way out settles: an error, a client that hangs up and a panic all drop the delivery.
         asker.mark(&mut head.headers);
-        let client = Client { upload: body.watch(), taking: Taking::new(pace, &gate.parts.clock) };
+        let client = Client { upload: body.watch(), taking: Taking::new(carrier, &gate.parts.clock) };
         let delivery = Delivery::new(charge, record, client);
         let answer = inner.call(Request::from_parts(head, body)).await?;
         Ok(gate.settle(answer, &found.route, delivery, pending, &target, &asker).await)
@@ -265,15 +265,19 @@ pub(super) struct Admitted {
 }
 
 impl Gate {
-    /// Charges what an export asks for.
+    /// Charges what an export asks for, to a ledger that was held for it if there is one.
     pub(super) async fn charge(
         &self,
         asked: &Asked,
         request: ChargeRequest<'_>,
+        held: Option<UnderWay>,
         record: &mut Record,
     ) -> Result<Admitted, Refusal> {
         let policy = &self.parts.policy;
-        let admission = self.parts.ledger.charge(request).await;
+        let admission = match held {
+            Some(ledger) => ledger.charge(request).await,
+            None => self.parts.ledger.charge(request).await,
+        };
         record.counted(policy, admission.standings());
         if let Admission::Charged(charge) | Admission::Covered(_, charge) = &admission {
             record.ruled(policy, charge.degraded(), charge.would_deny());
@@ -350,6 +354,8 @@ impl Gate {
         if promise == Promise::Nothing {
             if leads_elsewhere(route.delivers, &head) {
                 self.leaks.report_redirect(&route.name);
+            } else if is_made(&head, body.is_end_stream()) {
+                self.leaks.report_made(&route.name, head.status);
             }
             delivery.nothing();
             return Response::from_parts(head, GateBody::forwarded(body));
@@ -390,7 +396,10 @@ impl Gate {
         }
         self.parts.answers.expose_fields(&mut head.headers, asker);
         if promise == Promise::Head {
-            delivery.due(0);
+            // Unless the backend breaks off behind it: then the client may not have seen it.
+            delivery.due();
+        }
+        if body.is_end_stream() {
             delivery.complete();
             return Response::from_parts(head, GateBody::forwarded(body));
         }

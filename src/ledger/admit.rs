@@ -59,12 +59,21 @@ impl Ledger {
         if request.demands.is_empty() {
             return Admission::Unlimited;
         }
-        // First: whoever closes the ledger looks at what is under way once nothing more begins.
-        let under_way = UnderWay::begin(self);
-        if let Err(why) = self.availability() {
-            return Admission::Unavailable(why);
+        match self.begin() {
+            Ok(under_way) => self.charge_now(under_way, &request),
+            Err(why) => Admission::Unavailable(why),
         }
-        self.charge_now(under_way, &request)
+    }
+
+    /// Holds the ledger for what may be charged later.
+    ///
+    /// # Errors
+    ///
+    /// Why nothing can be charged, for people.
+    pub fn begin(self: &Arc<Self>) -> Result<UnderWay, Arc<str>> {
+        // First: whoever closes the ledger looks at what is under way once nothing more begins.
+        let under_way = UnderWay::begun(self);
+        self.availability().map(|()| under_way)
     }
 
     /// Whether an earlier charge of the user covers the rest of that download, should it turn out to be it; if so, the meters that
@@ -83,7 +92,7 @@ impl Ledger {
         self.covers.peek(&cover(CoverKind::Resume, user, what), validator, &asked, self.clock.monotonic())
     }
 
-    fn charge_now(&self, ledger: UnderWay, request: &ChargeRequest<'_>) -> Admission {
+    pub(super) fn charge_now(&self, ledger: UnderWay, request: &ChargeRequest<'_>) -> Admission {
         let time = self.clock.now();
         let planned: SmallVec<[Planned<'_>; 2]> =
             request.demands.iter().filter_map(|demand| self.plan(demand, time)).collect();

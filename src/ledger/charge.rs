@@ -173,14 +173,23 @@ pub enum Settlement {
     Void,
 }
 
-/// A ledger, for as long as something of it is under way.
+/// A ledger, for as long as something of it is under way: until then it is [not at rest](Ledger::is_at_rest).
 #[derive(Debug)]
-pub(super) struct UnderWay(Arc<Ledger>);
+pub struct UnderWay(Arc<Ledger>);
 
 impl UnderWay {
-    pub(super) fn begin(ledger: &Arc<Ledger>) -> Self {
+    pub(super) fn begun(ledger: &Arc<Ledger>) -> Self {
         ledger.begun.fetch_add(1, Ordering::SeqCst);
         Self(ledger.clone())
+    }
+
+    /// As [`Ledger::charge`], also if the ledger was closed meanwhile.
+    pub async fn charge(self, request: ChargeRequest<'_>) -> Admission {
+        match self.trouble() {
+            _ if request.demands.is_empty() => Admission::Unlimited,
+            Some(why) => Admission::Unavailable(why),
+            None => self.0.clone().charge_now(self, &request),
+        }
     }
 }
 

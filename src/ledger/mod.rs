@@ -91,7 +91,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 
 pub use crate::store::{CoverKind, Representation};
-pub use charge::{Admission, Charge, ChargeRequest, Denial, NotDurable, Settlement, Standing, Why};
+pub use charge::{Admission, Charge, ChargeRequest, Denial, NotDurable, Settlement, Standing, UnderWay, Why};
 pub use count::Count;
 pub use flusher::{LastFlushFailed, run};
 pub use usage::Usage;
@@ -361,6 +361,11 @@ impl Ledger {
         let mut state = self.state();
         state.is_closed = true;
         self.available.store(false, Ordering::SeqCst);
+    }
+
+    /// Why it could not charge even if it were not to end.
+    fn trouble(&self) -> Option<Arc<str>> {
+        self.state().trouble.clone()
     }
 
     fn set_trouble(&self, trouble: Option<Arc<str>>) {

@@ -244,8 +244,8 @@ impl<B> Body for PooledBody<B> {
         };
         let ended = match &frame {
             None => true,
-            // A reader that knows the length does not ask again after the last byte.
-            Some(Ok(_)) => this.body.is_end_stream(),
+            // Nobody asks again after the last byte of a known length, nor after trailers.
+            Some(Ok(frame)) => frame.is_trailers() || this.body.is_end_stream(),
             Some(Err(_)) => {
                 *this.lease = None;
                 false

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -51,6 +51,9 @@ struct Connection<B> {
     bell: Arc<Bell>,
     /// Whether it has carried an exchange.
     was_used: bool,
+    /// Whether its server speaks HTTP/1.0. Then hyper leaves the body of unknown length that comes next out, and says nothing of it: no
+    /// request comes after the one that told.
+    is_old: bool,
     /// Goes from exchange to exchange with the connection: its timer is made once.
     patience: Patience,
     task: Task,
@@ -137,7 +140,7 @@ where
         });
         let task = Task { handle: task.abort_handle(), is_lent: true };
         let patience = Patience::new(self.body_idle_timeout);
-        let connection = Connection { sender, bell, was_used: false, patience, task };
+        let connection = Connection { sender, bell, was_used: false, is_old: false, patience, task };
         Ok(Lent { connection: Box::new(connection), home: self.clone() })
     }
 }
@@ -169,7 +172,7 @@ impl<B> Lent<B> {
 
     pub(super) fn give_back(mut self) {
         self.connection.task.is_lent = false;
-        if self.connection.sender.is_closed() {
+        if self.connection.sender.is_closed() || self.connection.is_old {
             return;
         }
         let since = self.home.clock.coarse();
@@ -194,7 +197,7 @@ where
         request: &mut Option<Request<RequestBody<B>>>,
     ) -> Result<Response<Incoming>, Failed> {
         let Some(whole) = request.take() else { unreachable!("there is no request to send") };
-        let Connection { sender, was_used, patience, .. } = &mut *self.connection;
+        let Connection { sender, was_used, is_old, patience, .. } = &mut *self.connection;
         *was_used = true;
         let mut exchange = pin!(sender.try_send_request(whole));
         let answer = poll_fn(|cx| match (exchange.as_mut().poll(cx), until) {
@@ -204,6 +207,7 @@ where
         });
         let answer = answer.await.ok_or(Late)?;
         patience.restore();
+        *is_old = answer.as_ref().is_ok_and(|answer| answer.version() < Version::HTTP_11);
         answer.map_err(|mut failed| {
             *request = failed.take_message();
             Failed::Broken(failed.into_error())

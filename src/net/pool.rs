@@ -444,8 +444,9 @@ fn died_unanswered(error: &hyper::Error) -> bool {
     let io = source
         .and_then(|source| source.downcast_ref::<io::Error>().or_else(|| source.downcast_ref::<h2::Error>()?.get_io()));
     let reset = |io: &io::Error| {
-        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
-        matches!(io.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        // The last: TLS that ends without saying so.
+        matches!(io.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
     };
     // With no body to be wrong, a "user" is the connection's own task, which has ended.
     error.is_incomplete_message() || error.is_user() || io.is_some_and(reset)

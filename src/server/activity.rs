@@ -65,6 +65,8 @@ pub(super) struct Activity {
     upload_is_long: AtomicBool,
     /// Whether frames are read that are no request: then a read begins no head.
     multiplexed: AtomicBool,
+    /// Whether a request has asked to leave HTTP.
+    may_leave_http: AtomicBool,
 }
 
 impl Activity {
@@ -86,6 +88,7 @@ impl Activity {
             left_an_upload: AtomicBool::new(false),
             upload_is_long: AtomicBool::new(false),
             multiplexed: AtomicBool::new(false),
+            may_leave_http: AtomicBool::new(false),
         }
     }
 
@@ -101,6 +104,11 @@ impl Activity {
     /// HTTP/2 is spoken.
     pub(super) fn multiplexed(&self) {
         self.multiplexed.store(true, Relaxed);
+    }
+
+    /// A request asks to leave HTTP. From then on hyper does not say good-bye to a client that is still sending when its answer has ended.
+    pub(super) fn may_leave_http(&self) {
+        self.may_leave_http.store(true, Relaxed);
     }
 
     /// The connection is a tunnel from now on: what the client sends is for the backend.
@@ -286,8 +294,9 @@ impl UploadUnderWay {
         self.activity.upload_is_long.store(is_long, Relaxed);
     }
 
+    /// Whether it is, and the client can be told good-bye instead.
     pub(super) fn is_too_long(&self) -> bool {
-        self.activity.upload_is_long.load(Relaxed)
+        self.activity.upload_is_long.load(Relaxed) && !self.activity.may_leave_http.load(Relaxed)
     }
 
     /// Whether the client is waited for.

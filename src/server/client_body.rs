@@ -100,7 +100,7 @@ impl Body for ClientBody {
 impl Drop for ClientBody {
     fn drop(&mut self) {
         let (Some(body), Some(under_way)) = (self.body.take(), self.under_way.take()) else { return };
-        if self.is_http2 || under_way.has_ended() || under_way.is_too_long() {
+        if self.is_http2 || under_way.has_ended() || self.waits_to_be_asked || under_way.is_too_long() {
             // The connection goes on without it, and has to know.
             drop((under_way, body));
             return;

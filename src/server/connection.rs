@@ -22,7 +22,7 @@ use super::front::{Client, Current, Exit, Front};
 use super::places::Place;
 use super::stream::ClientStream;
 use crate::clock::Clock;
-use crate::gate::{Pace, Paced};
+use crate::gate::{Carrier, Paced};
 use crate::net::Seldom;
 use crate::proxy::Tunnel;
 
@@ -124,7 +124,7 @@ pub(super) async fn serve(common: Arc<Common>, socket: TcpStream, from: SocketAd
     };
     let activity = Arc::new(Activity::new(common.clock.clone(), common.in_flight.clone()));
     let stream = ClientStream::new(socket, activity.clone(), place);
-    let client = Client { peer, is_secure: tls.is_some(), pace: None };
+    let client = Client { peer, is_secure: tls.is_some(), carrier: Carrier::AtOnce };
     let connection = Connection { options, activity, client, common };
     match tls {
         // In a box, as HTTP/2 below: connections that do without need not have room for it.
@@ -177,7 +177,7 @@ impl Connection {
                 .max_send_buf_size(SEND_BUFFER)
                 .max_pending_accept_reset_streams(MAX_RESETS)
                 .max_local_error_reset_streams(MAX_FAULTS);
-            let connection = http.serve_connection(TokioIo::new(stream), self.front(None, Exit::default()));
+            let connection = http.serve_connection(TokioIo::new(stream), self.front(Carrier::AtOnce, Exit::default()));
             Box::pin(self.watch(connection, http2::Connection::graceful_shutdown)).await;
         } else {
             let mut http = http1::Builder::new();
@@ -186,9 +186,9 @@ impl Connection {
                 .max_header_size(options.max_header_bytes)
                 .max_buf_size(BUFFER.max(options.max_header_bytes));
             let stream = Paced::new(stream);
-            let pace = stream.pace();
+            let carrier = Carrier::InTurn(stream.pace());
             let exit = Exit::default();
-            let front = self.front(Some(pace), exit.clone());
+            let front = self.front(carrier, exit.clone());
             let connection = http.serve_connection(TokioIo::new(stream), front).with_upgrades();
             self.watch(connection, http1::UpgradeableConnection::graceful_shutdown).await;
             if let Some(tunnel) = exit.tunnel() {
@@ -197,8 +197,8 @@ impl Connection {
         }
     }
 
-    fn front(&self, pace: Option<Pace>, exit: Exit) -> Front {
-        let client = Client { pace, ..self.client.clone() };
+    fn front(&self, carrier: Carrier, exit: Exit) -> Front {
+        let client = Client { carrier, ..self.client.clone() };
         Front::new(self.common.current.clone(), self.activity.clone(), client, exit)
     }
 

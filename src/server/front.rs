@@ -25,7 +25,7 @@ use super::connection::Options as ConnectionOptions;
 use super::tls::Certificate;
 use super::{Options, tls};
 use crate::config::Config;
-use crate::gate::{ExportGate, ExportGateLayer, GateBody, Pace};
+use crate::gate::{Carrier, ExportGate, ExportGateLayer, GateBody};
 use crate::proxy::Tunnel;
 
 type Stack = ExportGate<Backends>;
@@ -81,7 +81,7 @@ pub(super) struct Client {
     pub(super) peer: IpAddr,
     pub(super) is_secure: bool,
     /// How fast it takes its answer; `None` if it may take several at once.
-    pub(super) pace: Option<Pace>,
+    pub(super) carrier: Carrier,
 }
 
 /// The service of one connection.
@@ -126,7 +126,7 @@ impl Front {
 impl Client {
     fn stack(&self, current: &Current) -> Stack {
         let backends = current.backends.for_client(self.peer, self.is_secure);
-        current.layer.for_client(self.peer, self.pace.clone()).layer(backends)
+        current.layer.for_client(self.peer, self.carrier.clone()).layer(backends)
     }
 }
 
@@ -139,6 +139,9 @@ impl hyper::service::Service<Request<Incoming>> for Front {
         let mut under_way = UnderWay::new(self.activity.clone());
         // Nothing on the way adds that field: without it there is no 101.
         let exit = request.headers().contains_key(UPGRADE).then(|| self.exit.clone());
+        if exit.is_some() {
+            self.activity.may_leave_http();
+        }
         let Made { of: current, stack, .. } = &mut *self.made_of_latest();
         let request = ClientBody::of(request, &self.activity);
         let state = if under_way.take_place(current.max_in_flight) {

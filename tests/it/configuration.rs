@@ -3,10 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use export_gate::config;
+use export_gate::ledger::{Durability, Options};
+use export_gate::policy::{Anchored, Calendar, CalendarUnit, Period, Rolling, Window};
+use jiff::civil::Weekday;
+use jiff::tz::TimeZone;
 
 use crate::support::{SECRET, Setup, Token, shipped_config};
 
@@ -1095,4 +1100,109 @@ fn the_shipped_configuration_names_everything_that_can_be_set() {
     let words: BTreeSet<&str> = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
     let missing: Vec<_> = all.iter().filter(|name| !words.contains(name.as_str())).collect();
     assert!(all.len() > 100 && missing.is_empty(), "{missing:?}");
+}
+
+/// What a text comes to, with overrides.
+fn parsed(text: &str, overrides: &[(&str, &str)]) -> config::Config {
+    let environment = overrides.iter().chain(&[("EXPORT_GATE_JWT_SECRET", SECRET)]);
+    let environment = environment.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    config::parse("gate.toml", text, Path::new("."), &environment).unwrap()
+}
+
+/// The ledger and the model are tested with `Options`: this is how they come about.
+#[test]
+fn what_an_earlier_charge_covers_and_for_how_long_is_as_configured_and_by_default_as_documented() {
+    let shipped = std::fs::read_to_string(shipped_config()).unwrap();
+    let documented = Options {
+        durability: Durability::Strict,
+        sync_interval: Duration::from_millis(1),
+        flush_interval: Duration::from_secs(1),
+        sync_timeout: Duration::from_secs(5),
+        session_max: Duration::from_hours(24),
+        session_idle: None,
+        session_files: 100,
+        retry_window: Duration::from_mins(15),
+        retry_deliveries: 2,
+        resume_window: Duration::from_mins(15),
+    };
+    assert_eq!(parsed(&shipped, &[]).ledger, documented);
+    let least = r#"
+        default_upstream = "a"
+        upstreams.a.endpoints = ["https://one.example"]
+        identity = { issuer = "i", audience = "a", keys = [{ kid = "dev", alg = "HS256", secret_env = "EXPORT_GATE_JWT_SECRET" }] }
+        routes = [{ name = "download", path = "/{design}", action = "download" }]
+        meters.exports = { window = { calendar = "week" }, limits = { free = 1 } }
+    "#;
+    assert_eq!(parsed(least, &[]).ledger, documented, "where nothing is said");
+    // Each is another number, so that none is taken for another.
+    let others = [
+        ("EXPORT_GATE__LEDGER__DURABILITY", "periodic"),
+        ("EXPORT_GATE__LEDGER__SYNC_INTERVAL", "2ms"),
+        ("EXPORT_GATE__LEDGER__FLUSH_INTERVAL", "3s"),
+        ("EXPORT_GATE__LEDGER__SYNC_TIMEOUT", "4s"),
+        ("EXPORT_GATE__SESSIONS__MAX", "5h"),
+        ("EXPORT_GATE__SESSIONS__IDLE", "6m"),
+        ("EXPORT_GATE__SESSIONS__MAX_FILES", "7"),
+        ("EXPORT_GATE__RETRIES__WINDOW", "8m"),
+        ("EXPORT_GATE__RETRIES__DELIVERIES", "9"),
+        ("EXPORT_GATE__RESUMES__WINDOW", "10m"),
+        ("EXPORT_GATE__RESPONSES__WARN_AT_PERCENT", "11"),
+    ];
+    let config = parsed(&shipped, &others);
+    let expected = Options {
+        durability: Durability::Periodic,
+        sync_interval: Duration::from_millis(2),
+        flush_interval: Duration::from_secs(3),
+        sync_timeout: Duration::from_secs(4),
+        session_max: Duration::from_hours(5),
+        session_idle: Some(Duration::from_mins(6)),
+        session_files: 7,
+        retry_window: Duration::from_mins(8),
+        retry_deliveries: 9,
+        resume_window: Duration::from_mins(10),
+    };
+    assert_eq!((config.ledger, config.gate.warn_at_percent), (expected, 11));
+}
+
+/// Policies B and C stand and fall by this: 250 a month are not 250 a week.
+#[test]
+fn each_window_is_the_one_that_its_words_say() {
+    let shipped = std::fs::read_to_string(shipped_config()).unwrap();
+    let written = "window = { calendar = \"day\" }";
+    assert_eq!(shipped.matches(written).count(), 1, "that of fair-use");
+    let window = |words: &str| {
+        let policy = parsed(&shipped.replace(written, &format!("window = {{ {words} }}")), &[]).policy;
+        policy.meters.into_iter().find(|meter| &*meter.name == "fair-use").unwrap().window
+    };
+    let calendar = |unit, zone: &str| Window::Calendar(Calendar { unit, zone: TimeZone::get(zone).unwrap() });
+    let in_utc = |unit| Window::Calendar(Calendar { unit, zone: TimeZone::UTC });
+    assert_eq!(window("calendar = \"day\""), in_utc(CalendarUnit::Day));
+    assert_eq!(window("calendar = \"month\""), in_utc(CalendarUnit::Month));
+    assert_eq!(
+        window("calendar = \"month\", time_zone = \"Europe/Paris\""),
+        calendar(CalendarUnit::Month, "Europe/Paris")
+    );
+    assert_eq!(window("calendar = \"week\""), in_utc(CalendarUnit::Week { starts: Weekday::Monday }), "by default");
+    for (name, starts) in [
+        ("monday", Weekday::Monday),
+        ("tuesday", Weekday::Tuesday),
+        ("wednesday", Weekday::Wednesday),
+        ("thursday", Weekday::Thursday),
+        ("friday", Weekday::Friday),
+        ("saturday", Weekday::Saturday),
+        ("sunday", Weekday::Sunday),
+    ] {
+        let words = format!("calendar = \"week\", starts = \"{name}\"");
+        assert_eq!(window(&words), in_utc(CalendarUnit::Week { starts }), "{name}");
+    }
+    let zone = || TimeZone::UTC;
+    assert_eq!(window("rolling = \"24h\""), Window::Rolling(Rolling { lasts: 86_400 }));
+    let day = Anchored { period: Period::Seconds(86_400), zone: zone() };
+    assert_eq!(window("anchored = \"24h\""), Window::FirstCharge(day));
+    for (name, months) in [("month", 1), ("year", 12)] {
+        let anchored = || Anchored { period: Period::Months(months), zone: zone() };
+        assert_eq!(window(&format!("anchored = \"{name}\"")), Window::FirstCharge(anchored()), "{name}");
+        let billed = format!("anchored = \"{name}\", from = \"billing-anchor\"");
+        assert_eq!(window(&billed), Window::Billing(anchored()), "{name}");
+    }
 }

@@ -129,6 +129,44 @@ async fn what_is_owed_is_owed_from_when_the_gate_is_there_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_crash_owes_is_owed_for_a_quarter_of_an_hour_and_no_longer() {
+    for (minutes, is_owed) in [(14, true), (16, false)] {
+        let disk = Disk::default();
+        let ledger = start(&disk).await;
+        let first = charged(&ledger, costing(1, 1)).await;
+        first.durable().await.unwrap();
+        let clock = clock();
+        let ledger = start_at(&disk.as_it_is(), clock.clone()).await;
+        clock.advance(Duration::from_mins(minutes));
+        assert_eq!(is_redelivered(&ledger, costing(1, 1)).await, is_owed, "after {minutes} minutes");
+        assert_eq!(used(&ledger, "u"), [(1, 0)]);
+    }
+}
+
+/// The crash harness cannot tell: whatever came last before a kill may be free once more (`books.rs`, `ever_owed`).
+#[tokio::test(start_paused = true)]
+async fn a_repeat_under_a_key_leaves_only_once_the_store_knows_that_it_was_taken() {
+    let disk = Disk::default();
+    let ledger = start(&disk).await;
+    let first = with_key(&ledger).await;
+    first.durable().await.unwrap();
+    first.settle(Settlement::Delivered);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let left = |disk: &Disk| {
+        let (_, covers) = disk.rows();
+        covers.iter().find(|row| row.name.kind == CoverKind::Retry).map(|row| row.files_left)
+    };
+    assert_eq!(left(&disk), Some(2));
+    let mut under_way = Vec::new();
+    for files_left in [1, 0] {
+        let repeat = with_key(&ledger).await;
+        repeat.durable().await.unwrap();
+        assert_eq!(left(&disk), Some(files_left), "it may leave from here on");
+        under_way.push(repeat);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn images_that_only_the_answer_tells_of_are_safe_before_they_leave() {
     let disk = Disk::default();
     let ledger = start(&disk).await;

@@ -56,8 +56,15 @@ fn only_files_are_charged() {
     assert_eq!((charges(&gate, "reserved"), charges(&gate, "delivered")), (15.0, 5.0));
     // Of two media types nobody knows which one a client believes.
     let json = "content-type: application/json";
-    for (lines, counted) in [([json, png], 6), ([png, json], 7), ([json, "content-type: text/plain"], 7)] {
-        backend.will(Reply::with("200 OK", &lines, b"an image"));
+    let cases = [
+        (&[json, png][..], 6),
+        (&[png, json], 7),
+        (&[json, "content-type: text/plain"], 7),
+        (&["content-type: text/plain, image/png"], 8),
+        (&["content-type: text/plain;charset=\"utf-8\""], 8),
+    ];
+    for (lines, counted) in cases {
+        backend.will(Reply::with("200 OK", lines, b"an image"));
         assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
         assert_eq!(gate.used("u", "exports"), counted, "{lines:?}");
     }
@@ -108,6 +115,45 @@ fn a_redirect_where_files_are_to_be_delivered_is_not_charged_and_reported_once()
     assert_eq!(gate.used("u", "exports"), 0);
     let reports = || gate.log().iter().filter(|line| line.contains("needs `delivers = \\\"redirect\\\"`")).count();
     eventually("both routes are reported", || reports() == 2);
+}
+
+#[test]
+fn a_head_that_its_backend_breaks_off_behind_is_given_back_and_opens_no_session() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address)
+        .replacing(
+            "name = \"share-file\"\nmethods = [\"POST\"]",
+            "name = \"share-file\"\nmethods = [\"POST\"]\ndelivers = \"success\"",
+        )
+        .start();
+    let broken = |body: &str| {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n";
+        Reply::RawThenClose([head, body].concat().into_bytes())
+    };
+    let token = Token::of("u").line();
+    let mut voids = 0.0;
+    for body in ["", "{\"url\":"] {
+        backend.will(broken(body));
+        let mut client = TcpStream::connect(gate.address).unwrap();
+        let request = format!("POST /v1/designs/d1/share HTTP/1.1\r\nhost: g\r\n{token}\r\ncontent-length: 0\r\n\r\n");
+        client.write_all(request.as_bytes()).unwrap();
+        voids += 1.0;
+        eventually("it is given back", || charges(&gate, "void") == voids);
+    }
+    assert_eq!(gate.used("u", "exports"), 0);
+}
+
+#[test]
+fn a_file_that_was_made_is_not_counted_and_reported_once() {
+    let backend = Backend::start(Reply::with("201 Created", &["content-type: image/png"], b"an image"));
+    let gate = Setup::before(backend.address).start();
+    for _ in 0..2 {
+        let answer = request(gate.address, "POST", "/v1/designs/d1/share", &[&Token::of("u").line()], b"");
+        assert_eq!((answer.status, answer.body), (201, b"an image".to_vec()));
+    }
+    assert_eq!(gate.used("u", "exports"), 0);
+    let reports = || gate.log().iter().filter(|line| line.contains("have the backend send it as 200")).count();
+    eventually("its route is reported", || reports() == 1);
 }
 
 #[test]
@@ -252,4 +298,71 @@ fn a_chunked_answer_without_a_byte_in_it_is_no_file() {
     assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
     eventually("the charge is void", || charges(&gate, "void") == 1.0);
     assert_eq!(gate.used("u", "exports"), 0);
+}
+
+#[test]
+fn shared_caches_may_not_keep_what_a_head_hands_out_and_head_is_charged_like_get() {
+    const SHARE: &str = "/v1/designs/d1/share";
+    let public = "cache-control: public, max-age=600";
+    let redirect = ["location: https://cdn.example/signed", public, "cdn-cache-control: max-age=600"];
+    let backend = Backend::start(Reply::with("301 Moved Permanently", &redirect, b""));
+    let gate = Setup::before(backend.address)
+        .replacing(
+            "name = \"share-file\"\nmethods = [\"POST\"]",
+            "name = \"share-file\"\nmethods = [\"GET\", \"POST\"]\ndelivers = \"success\"",
+        )
+        .replacing("action = \"download\"\n", "action = \"download\"\ndelivers = \"redirect\"\n")
+        .start();
+    let token = Token::of("u").line();
+    let answer = get(gate.address, DOWNLOAD, &[&token]);
+    assert_eq!((answer.status, answer.header("cache-control")), (301, Some("private, max-age=600")));
+    assert_eq!(answer.header("cdn-cache-control"), None);
+    backend.will(Reply::with(
+        "200 OK",
+        &["content-type: application/json", public],
+        b"{\"url\":\"https://cdn.example\"}",
+    ));
+    let answer = get(gate.address, SHARE, &[&token]);
+    assert_eq!((answer.status, answer.header("cache-control")), (200, Some("private, max-age=600")));
+    assert_eq!(gate.used("u", "exports"), 2);
+
+    let head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\nx-signed: /s\r\n\r\n";
+    backend.will(Reply::RawThenClose(head.to_vec()));
+    assert_eq!(
+        request(gate.address, "HEAD", SHARE, &[], b"").status,
+        401,
+        "of a success the head is what is delivered"
+    );
+    assert_eq!(request(gate.address, "HEAD", SHARE, &[&token], b"").status, 200);
+    assert_eq!(gate.used("u", "exports"), 3);
+}
+
+#[test]
+fn a_backend_that_stands_still_amid_a_file_is_given_up_and_not_charged() {
+    let (reply, _release) = Reply::held(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabc", b"def");
+    let backend = Backend::start(reply);
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__UPSTREAMS__RENDERER__BODY_TIMEOUT", "300ms").start();
+    let mut client = TcpStream::connect(gate.address).unwrap();
+    write!(client, "GET {DOWNLOAD} HTTP/1.1\r\nhost: a\r\n{}\r\n\r\n", Token::of("u").line()).unwrap();
+    assert!(read_until(&mut client, b"abc"));
+    // The client stays: it is the gate that ends it.
+    eventually("the charge is void", || charges(&gate, "void") == 1.0);
+    assert!(!read_until(&mut client, b"def"), "it is cut off");
+    assert_eq!((gate.used("u", "exports"), charges(&gate, "delivered")), (0, 0.0));
+}
+
+/// The neighbour above sends its nonsense with the head, and takes whatever comes of that race. Here the file has begun.
+#[test]
+fn a_client_that_breaks_its_upload_off_amid_the_file_keeps_the_charge() {
+    let (reply, release) = Reply::held(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabcde", b"f");
+    let (_backend, gate) = stage(reply);
+    let mut client = TcpStream::connect(gate.address).unwrap();
+    let framing = "transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    write!(client, "POST {DOWNLOAD} HTTP/1.1\r\nhost: a\r\n{}\r\n{framing}", Token::of("u").line()).unwrap();
+    assert!(read_until(&mut client, b"abcde"));
+    write!(client, "nonsense\r\n").unwrap();
+    eventually("it settles", || charges(&gate, "delivered") + charges(&gate, "void") == 1.0);
+    // The backend's thread may have ended with its connection.
+    let _ = release.send(());
+    assert_eq!((gate.used("u", "exports"), charges(&gate, "delivered")), (1, 1.0));
 }

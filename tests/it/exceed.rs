@@ -521,3 +521,42 @@ fn a_body_that_stands_still_is_not_waited_for() {
     assert_eq!(crate::support::send_raw(gate.address, head.as_bytes()).unwrap().status, 408);
     assert!(backend.seen().is_empty());
 }
+
+/// What a meter cannot place in a window it drops (`Ledger::plan`): then nothing is booked, and all are admitted.
+#[test]
+fn a_billing_period_is_a_limit_like_any_other() {
+    let backend = backend();
+    let billed =
+        "window = { anchored = \"month\", from = \"billing-anchor\" }\nlimits = { free = 2, pro = 2, max = 2 }";
+    let gate = with_meter(&backend, "billed", billed).start();
+    // Half a period ago: none ends while this runs.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let anchor = now - 14 * 86_400;
+    let of = |user: &str| Token::of(user).plan("pro");
+    let token = of("u").with("billing_anchor", json!(anchor)).line();
+    let export = |gate: &Gate, token: &str| get(gate.address, DOWNLOAD, &[token]).status;
+    let used = |gate: &Gate| gate.usage(&format!("u?plan=pro&billing_anchor={anchor}"), "billed")["used"].clone();
+    assert_eq!([1, 2, 3].map(|_| export(&gate, &token)), [200, 200, 429]);
+    assert_eq!((backend.seen().len(), used(&gate)), (2, json!(2)));
+    assert_eq!(export(&gate, &of("v").line()), 403, "nobody can tell which period it is");
+    let gate = gate.restart();
+    assert_eq!((export(&gate, &token), used(&gate)), (429, json!(2)), "after a restart as well");
+}
+
+#[test]
+fn a_route_has_its_own_price_and_of_several_features_the_dearest_counts() {
+    let backend = backend();
+    let by_feature = "counts = { ai = true }\nwindow = { rolling = \"7d\" }\nlimits = { free = 99, pro = 99, max = 99 }\n\
+                      cost = { features = { virtual-model = 3, logo = 2 } }";
+    let gate = with_meter(&backend, "credits", by_feature)
+        .replacing("[meters.exports]\n", "[meters.exports]\ncost = { routes = { share-file = 4 }, default = 2 }\n")
+        .start();
+    let plain = Token::of("u").line();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&plain]).status, 200);
+    assert_eq!(gate.used("u", "exports"), 2, "the default");
+    assert_eq!(request(gate.address, "POST", "/v1/designs/d1/share", &[&plain], b"").status, 200);
+    assert_eq!(gate.used("u", "exports"), 2 + 4);
+    let both = Token::of("v").with("ai_features", json!(["logo", "virtual-model"])).line();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&both]).status, 200);
+    assert_eq!((gate.used("v", "credits"), gate.used("v", "ai-exports")), (3, 1), "where nothing else is said");
+}

@@ -264,6 +264,30 @@ fn an_early_file_that_is_large_is_whole_though_its_backend_takes_no_more() {
 }
 
 /// An upload by HTTP/2 that goes on until it is not wanted any more: status and body of its answer.
+/// Sends an upload of this length, for as long as somebody takes it.
+fn long_upload(gate: &Gate, lines: &str) -> TcpStream {
+    const LENGTH: usize = 1 << 30;
+    let mut stream = TcpStream::connect(gate.address).unwrap();
+    write!(stream, "POST {EXPORT} HTTP/1.1\r\nhost: gate.test\r\ncontent-length: {LENGTH}\r\n{lines}\r\n").unwrap();
+    let mut sender = stream.try_clone().unwrap();
+    std::thread::spawn(move || while sender.write_all(&[b'x'; 0x4000]).is_ok() {});
+    stream
+}
+
+#[test]
+fn who_would_leave_http_and_still_sends_gets_early_answers_whole() {
+    const LARGE: usize = 4 << 20;
+    let gate = before(answering(answer("200 OK", "image/png", &"i".repeat(LARGE)), End::Closes));
+    for offer in ["", "connection: upgrade\r\nupgrade: h2c\r\n"] {
+        let mut client = long_upload(&gate, &format!("{}\r\n{offer}", token()));
+        assert!(read_until(&mut client, b"\r\n\r\n"), "{offer}");
+        // More slowly than the gate writes: its last piece waits for room.
+        let read = (0..LARGE / 16).try_for_each(|_| client.read_exact(&mut [0; 16]));
+        assert!(read.is_ok(), "{offer}: {read:?} {:?}", gate.log().last());
+        leave(&client);
+    }
+}
+
 fn upload_by_http2(address: SocketAddr, target: &str, token: &str) -> Result<(u16, Vec<u8>), h2::Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

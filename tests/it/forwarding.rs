@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use crate::support::{Backend, Reply, Setup, Token, get, read_until, request, send_raw};
+use crate::support::{Backend, Reply, Setup, Token, eventually, get, read_until, request, send_raw};
 
 #[test]
 fn a_request_arrives_as_it_was_sent_but_for_what_belongs_to_the_connection() {
@@ -219,6 +219,33 @@ fn a_backend_that_speaks_http_1_0_does_not_make_the_gate_speak_it() {
     let mut answer = String::new();
     client.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("old"), "{answer}");
+}
+
+#[test]
+fn an_upload_of_unknown_length_reaches_a_backend_that_keeps_connections_by_http_1_0() {
+    let kept = b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\n{}";
+    let backend = Backend::start(Reply::Raw(kept.to_vec()));
+    let gate = Setup::before(backend.address).start();
+    assert_eq!(get(gate.address, "/x", &[]).status, 200);
+    let chunked = b"PUT /v1/designs/d1 HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n\
+                    8\r\na design\r\n0\r\n\r\n";
+    assert_eq!(send_raw(gate.address, chunked).unwrap().status, 200);
+    assert_eq!(backend.last().body, b"a design");
+}
+
+#[test]
+fn an_answer_with_trailers_gives_its_connection_back_and_is_complete() {
+    let trailed = b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ntransfer-encoding: chunked\r\n\r\n\
+                    8\r\nan image\r\n0\r\nserver-timing: render;dur=5\r\n\r\n";
+    let backend = Backend::start(Reply::Raw(trailed.to_vec()));
+    let gate = Setup::before(backend.address).start();
+    for _ in 0..3 {
+        let answer = get(gate.address, "/v1/designs/d1/download", &[&Token::of("u").line(), "te: trailers"]);
+        assert_eq!(answer.status, 200);
+    }
+    assert_eq!(backend.connections(), 1);
+    let records = || gate.log().iter().filter(|line| line.contains("\"ended\":\"complete\"")).count();
+    eventually("each is complete", || records() == 3);
 }
 
 #[test]

@@ -420,6 +420,28 @@ fn whatever_a_client_does_the_gate_serves_and_counts_what_it_has_delivered() {
 }
 
 #[test]
+fn an_export_is_due_once_there_is_room_for_a_byte_of_it() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__SERVER__H2C", "true").start();
+    for (user, room, due) in [("none", 0, 0), ("one", 1, 1)] {
+        let line = Token::of(user).plan("max").ai().line();
+        let export = fields("GET", EXPORT, &[("authorization", line.split_once(": ").unwrap().1)]);
+        let mut stream = TcpStream::connect(gate.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        // SETTINGS_INITIAL_WINDOW_SIZE.
+        let settings = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, room]);
+        stream.write_all(&[PREFACE, &settings, &headers(END_STREAM, 1, &export)].concat()).unwrap();
+        let mut seen = Seen::default();
+        let has_come = |seen: &Seen| !seen.answers.is_empty() && seen.export.len() == usize::from(room);
+        assert!(seen.until(&mut stream, has_come), "{seen:?}");
+        stream.write_all(&[frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]), page(3)].concat()).unwrap();
+        assert!(seen.until(&mut stream, |seen| seen.answers.len() == 2), "{seen:?}");
+        assert!(settles(&gate));
+        assert_eq!(gate.used(user, "ai-exports"), due, "room for {room}");
+    }
+}
+
+#[test]
 fn an_upload_that_is_reset_without_an_error_is_broken_off_all_the_same() {
     let backend = Http2Backend::start(10, Http2Reply::Answer);
     let by_http1 = Backend::start(Reply::By(|seen| match seen.body.is_empty() {

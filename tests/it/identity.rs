@@ -283,3 +283,41 @@ fn users_who_come_back_are_known_without_a_signature() {
     }
     assert_eq!(gate.metric("exportgate_tokens_total{outcome=\"verified\"}"), 2.0);
 }
+
+/// No other test sets [identity.claims] to anything but its defaults.
+#[test]
+fn claims_are_read_where_the_configuration_says_that_they_are() {
+    let backend = Backend::start(Reply::json("200 OK"));
+    let elsewhere = [
+        ("USER", "/account/id"),
+        ("PLAN", "/account/tier"),
+        ("PLATFORM", "/app"),
+        ("AI_FEATURES", "/made_with"),
+        ("DESIGN", "/file"),
+    ];
+    let gate = elsewhere
+        .into_iter()
+        .fold(Setup::before(backend.address), |setup, (name, pointer)| {
+            setup.set(&format!("EXPORT_GATE__IDENTITY__CLAIMS__{name}"), pointer)
+        })
+        .start();
+    // In the usual places are others: one subject for all, another plan, platform and design.
+    let of = |user: &str| {
+        Token::of("everybody")
+            .with("platform", json!("web"))
+            .with("design", json!("d2"))
+            .with("account", json!({ "id": user, "tier": "pro" }))
+            .with("app", json!("ios"))
+            .with("made_with", json!(["logo"]))
+            .with("file", json!("d1"))
+            .line()
+    };
+    for user in ["anna", "ben"] {
+        // Screen data: counted of an AI design on a phone only.
+        let opened = crate::support::post(gate.address, "/v1/designs/d1/export-screen", &[&of(user)]);
+        assert_eq!(opened.status, 200, "{user}");
+        assert_eq!(gate.used(user, "ai-exports"), 1, "{user}");
+    }
+    assert_eq!(gate.used("everybody", "ai-exports"), 0);
+    assert_eq!(gate.usage("anna", "ai-exports")["limit"], 30, "by the plan of the last charge");
+}

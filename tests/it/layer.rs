@@ -11,7 +11,7 @@ use axum::routing::get;
 use bytes::Bytes;
 use export_gate::clock::{Clock, ManualClock};
 use export_gate::design::Designs;
-use export_gate::gate::{ExportGateLayer, Paced, Parts, Refusal, Upload};
+use export_gate::gate::{Carrier, ExportGateLayer, Paced, Parts, Refusal, Upload};
 use export_gate::identity::Verifier;
 use export_gate::ledger::Ledger;
 use export_gate::policy::Who;
@@ -214,7 +214,7 @@ async fn a_backend_that_breaks_off_is_not_charged_unless_the_client_held_it_up()
         // A connection whose client reads nothing: four bytes fit.
         let (connection, _client) = tokio::io::duplex(4);
         let mut connection = Paced::new(connection);
-        let layer = layer.for_client([127, 0, 0, 1].into(), Some(connection.pace()));
+        let layer = layer.for_client([127, 0, 0, 1].into(), Carrier::InTurn(connection.pace()));
         let (pieces, body) = tokio::sync::mpsc::unbounded_channel();
         let body = Arc::new(std::sync::Mutex::new(Some(Scripted(body))));
         let service = layer.layer(service_fn(move |_: Request<Upload<Empty<Bytes>>>| {
@@ -265,4 +265,36 @@ async fn where_answers_share_a_connection_a_client_that_asks_for_more_late_has_h
         assert!(answer.frame().await.unwrap().is_err());
         assert_eq!(count(&ledger), (counted, 0), "{before_more:?} {waited:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_is_kept_for_the_rest_of_a_download_that_may_yet_be_charged() {
+    let (layer, ledger) = gate();
+    let released = Arc::new(tokio::sync::Notify::new());
+    let release = released.clone();
+    let service = layer.layer(service_fn(move |request: Request<Upload<Empty<Bytes>>>| {
+        let released = released.clone();
+        async move {
+            let answer = Response::builder().header("etag", "\"v1\"");
+            if !request.headers().contains_key("range") {
+                return Ok::<_, Infallible>(answer.body(Full::<Bytes>::from("an image")).unwrap());
+            }
+            released.notified().await;
+            let part = answer.status(206).header("content-range", "bytes 3-7/8");
+            Ok(part.body(Full::from("image")).unwrap())
+        }
+    }));
+    let first = service.clone().oneshot(download(Empty::new())).await.unwrap();
+    assert_eq!(first.into_body().collect().await.unwrap().to_bytes(), "an image");
+    assert!(ledger.is_at_rest());
+    let mut rest = download(Empty::new());
+    rest.headers_mut().insert("range", "bytes=3-".parse().unwrap());
+    let rest = tokio::spawn(service.oneshot(rest));
+    crate::ledger::settled(|| !ledger.is_at_rest()).await;
+    ledger.close();
+    release.notify_one();
+    let rest = rest.await.unwrap().unwrap();
+    assert_eq!(rest.status(), StatusCode::PARTIAL_CONTENT);
+    assert_eq!(rest.into_body().collect().await.unwrap().to_bytes(), "image");
+    assert_eq!((count(&ledger), ledger.is_at_rest()), ((1, 0), true));
 }

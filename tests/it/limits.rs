@@ -154,3 +154,28 @@ fn an_export_that_is_bound_to_a_host_is_one_in_any_spelling_of_it() {
     let without = send_raw(gate.address, b"GET /v1/designs/d1/download HTTP/1.0\r\n\r\n").unwrap();
     assert_eq!((without.status, backend.seen().len()), (400, 1), "whose it is would be the backend's guess");
 }
+
+#[test]
+fn while_all_that_is_left_is_being_rendered_nobody_else_is_admitted_however_many_ask() {
+    const LEFT: usize = 20;
+    const CLIENTS: usize = 400;
+    let (reply, release) = Reply::held(b"", b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc");
+    let backend = Backend::start(reply);
+    let limit = LEFT.to_string();
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__METERS__EXPORTS__LIMITS__FREE", &limit).start();
+    let ask = |_| {
+        let (address, token) = (gate.address, Token::of("u").line());
+        std::thread::spawn(move || get(address, DOWNLOAD, &[&token]))
+    };
+    let clients: Vec<_> = (0..CLIENTS).map(ask).collect();
+    let refused = "exportgate_requests_total{route=\"download\",decision=\"refused\",reason=\"export-under-way\"}";
+    crate::support::eventually("all others were told to wait", || gate.metric(refused) == (CLIENTS - LEFT) as f64);
+    crate::support::eventually("the others are rendered", || backend.seen().len() == LEFT);
+    let usage = gate.usage("u?plan=free", "exports");
+    assert_eq!((&usage["used"], &usage["in_flight"]), (&0.into(), &LEFT.into()));
+    (0..LEFT).for_each(|_| release.send(()).unwrap());
+    let answers: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+    assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), LEFT);
+    assert!(answers.iter().all(|answer| answer.status == 200 || answer.header("retry-after") == Some("5")));
+    assert_eq!((backend.seen().len(), gate.used("u", "exports")), (LEFT, LEFT as u64));
+}

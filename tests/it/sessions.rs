@@ -376,3 +376,18 @@ fn what_covers_later_requests_is_known_after_a_kill_without_waiting_for_a_flush(
         assert_eq!(gate.used("u", "ai-exports"), used, "{first}");
     }
 }
+
+#[test]
+fn screen_data_that_reports_no_images_is_one_opening_all_the_same() {
+    let screen = Reply::with("200 OK", &["content-type: application/json", "x-images: 0"], b"{}");
+    let backend = Backend::start(screen);
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__METERS__AI_EXPORTS__REPORTED_BY", "x-images").start();
+    let token = Token::of("u").ai().on("ios");
+    assert_eq!(send(&gate, &token, "POST", "d1/export-screen", None), 200);
+    assert_eq!(gate.used("u", "ai-exports"), 1, "of a screen no image leaves, and it counts");
+    backend.will(Reply::image());
+    for _ in 0..3 {
+        assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
+    }
+    assert_eq!(gate.used("u", "ai-exports"), 1, "it is open");
+}

@@ -1,9 +1,16 @@
 //! What the gate is to its backends: TLS, HTTP/2, which of several endpoints, how much at once, how long.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::support::{Folder, Gate, Http2Backend, Http2Reply, Setup, WebServer, eventually, get, request, send_raw};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::support::{
+    Folder, Gate, Http2Backend, Http2Reply, Setup, WebServer, certify, eventually, get, request, send_raw,
+};
 
 /// A gate whose only upstream has this endpoint.
 fn before(endpoint: &str) -> Setup {
@@ -38,6 +45,58 @@ fn a_backend_by_tls_is_known_by_its_name_and_its_root() {
         eventually("it says why", || gate.log().iter().any(|line| line.contains("certificate")));
     }
     assert!(!server.log().iter().any(|line| line.contains("/other.txt")));
+}
+
+/// Answers the first request on each connection, and drops the connection as the next one has come, without the good-bye of TLS.
+fn forgetful(folder: &Folder) -> (SocketAddr, Arc<AtomicUsize>) {
+    certify(folder);
+    let chain = CertificateDer::pem_file_iter(folder.path("server.pem")).unwrap().map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_file(folder.path("server.key")).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counted = seen.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let tls = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut stream = rustls::StreamOwned::new(tls, stream);
+            while has_asked(&mut stream) {
+                if counted.fetch_add(1, Ordering::SeqCst) % 2 == 1 {
+                    break;
+                }
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").unwrap();
+            }
+        }
+    });
+    (address, seen)
+}
+
+/// Reads the head of a request.
+fn has_asked(stream: &mut impl Read) -> bool {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if !stream.read(&mut byte).is_ok_and(|count| count == 1) {
+            return false;
+        }
+        head.push(byte[0]);
+    }
+    true
+}
+
+#[test]
+fn a_safe_request_is_sent_again_also_if_tls_ended_without_a_good_bye() {
+    let folder = Folder::new();
+    let (address, seen) = forgetful(&folder);
+    let gate = before(&format!("https://localhost:{}", address.port()))
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__CA_FILE", &folder.path("ca.pem").display().to_string())
+        .start();
+    assert_eq!(get(gate.address, "/first", &[]).status, 200);
+    assert_eq!(get(gate.address, "/again", &[]).status, 200);
+    assert_eq!(seen.load(Ordering::SeqCst), 3, "the second was sent twice");
 }
 
 #[test]
