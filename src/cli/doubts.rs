@@ -1,4 +1,4 @@
-//! What is valid, and hardly meant: said by `check` and at the start.
+//! What is valid, and hardly meant: said by `check`, at the start, and when a configuration is taken over that has more of it.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -21,13 +21,13 @@ pub(super) fn run(file: config::File) -> Result<(), Failure> {
     let config = file.load(None)?;
     let log = log::start(&config.log)?;
     config.variables.unread.iter().for_each(|unread| tracing::warn!(variable = unread.name, "{unread}"));
-    let filter = log::filter(&config.log);
-    doubts(&config, filter.as_deref()).iter().for_each(|doubt| tracing::warn!("{doubt}"));
+    let doubts: fn(&config::Config) -> Vec<String> = |config| doubts(config, log::filter(&config.log).as_deref());
+    doubts(&config).iter().for_each(|doubt| tracing::warn!("{doubt}"));
     allow_open_files();
     let runtime = runtime(config.server.worker_threads)?;
     runtime.block_on(async {
         let mut signals = EndSignals::listen()?;
-        let source = Source { file, hangups: signal(SignalKind::hangup())? };
+        let source = Source { file, hangups: signal(SignalKind::hangup())?, doubts };
         let mut metrics = Registry::default();
         log.register_metrics(&mut metrics);
         let server = Server::bind(config, Arc::new(SystemClock::new()), metrics).await?;

@@ -23,7 +23,6 @@ use super::problem::{Problem, closest};
 use super::raw;
 use super::seen::Seen;
 use super::variables::Variables;
-use crate::identity::Counted;
 use crate::net::Trust;
 use crate::policy::{Policy, RouteId, Routes};
 use crate::{admin, design, gate, ledger, proxy, store};
@@ -170,13 +169,7 @@ pub(super) fn build(
     let upstreams =
         raw.upstreams.iter().map(|(name, raw)| upstreams::upstream(name, raw, surroundings, &mut problems)).collect();
     let mut identity = identity::options(&raw.identity, surroundings, &mut problems);
-    identity.claims.others = policy.claims();
-    identity.claims.counted = Counted {
-        team: policy.counts_by_team(),
-        seats: policy.counts_by_seat(),
-        billing_anchor: policy.counts_by_billing_period(),
-        ai_features: designs.sources.contains(&design::Source::Claim),
-    };
+    identity::count_by(&policy, &designs, &mut identity.claims);
     identity::token_query(&raw, &mut problems);
     identity.claims.plans = identity::plans(&raw.identity, &policy.plans, &mut problems);
     let config = Config {
@@ -325,6 +318,12 @@ fn admin_options(raw: &raw::Admin, surroundings: Surroundings<'_>, problems: &mu
     let (env, file) = (raw.token_env.as_deref(), raw.token_file.as_deref());
     let token = (env.is_some() || file.is_some())
         .then(|| surroundings.long_secret(&["admin"], env, file, "token", "it can be guessed", problems));
+    let can_be_sent = |token: &[u8]| http::HeaderValue::from_bytes(token).is_ok() && token == token.trim_ascii();
+    if token.as_ref().is_some_and(|token| !can_be_sent(token)) {
+        let named = if env.is_some() { "token_env" } else { "token_file" };
+        let problem = Problem::at(&["admin", named], "no Authorization field can hold this token");
+        problems.add(problem.help("it has blanks at its ends, or line ends in it"));
+    }
     if token.is_none() && !listen.ip().is_loopback() {
         let message = "the admin listener is reachable from other machines, and has no token";
         let problem = Problem::at(&["admin", "listen"], message);

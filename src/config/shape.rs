@@ -121,7 +121,8 @@ impl<'s> Walk<'s> {
         for (key, value) in table {
             let written = key.get_ref().as_ref();
             let property = known.and_then(|known| known.get(written));
-            if property.is_none() && (self.is_guessed)(&key.span(), written) {
+            let takes_any = form.get("additionalProperties") != Some(&Value::Bool(false));
+            if property.is_none() && takes_any && (self.is_guessed)(&key.span(), written) {
                 let help =
                     Some(format!("write {name} = {{ … }} as a whole, or this name as it is meant, in small letters"));
                 let message = format!("nothing here is called `{written}`, and another spelling may be meant");

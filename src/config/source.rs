@@ -121,7 +121,7 @@ impl Source {
     fn shown_overrides(&self) -> String {
         let mut text = self.text.clone();
         for Override { name, value, .. } in &self.overrides {
-            if ["SECRET", "TOKEN"].iter().any(|word| self.text[name.clone()].ends_with(word)) {
+            if ["SECRET", "TOKEN", "KEY", "PASSWORD"].iter().any(|word| self.text[name.clone()].ends_with(word)) {
                 // As many bytes: what is behind it stays where it is.
                 text.replace_range(value.clone(), &"*".repeat(value.len()));
             }

@@ -94,7 +94,7 @@ impl Options {
         caller.platform.or_else(sent).unwrap_or(Platform::Web)
     }
 
-    /// What names a session of the export screen: the design, and what the app calls it.
+    /// What names a session of the export screen: the design, and what the app calls it, if it does.
     ///
     /// # Errors
     ///
@@ -103,7 +103,7 @@ impl Options {
         let Some(name) = &self.session_header else { return Ok(design.clone()) };
         let sent = only(headers, name).map_err(|()| Refusal::Misread(Misread::Header(name.clone())))?;
         // The last line break ends the design's id, whatever is in it.
-        Ok(format!("{design}\n{}", sent.unwrap_or_default()).into())
+        Ok(sent.map_or_else(|| design.clone(), |sent| format!("{design}\n{sent}").into()))
     }
 }
 

@@ -42,7 +42,8 @@ impl Places {
         let in_header = headers.contains_key(AUTHORIZATION);
         match (sent.len(), in_header) {
             (0, true) => authorization(headers).map(Cow::Borrowed),
-            (1, false) => Ok(Cow::Owned(sent.into_iter().collect())),
+            // Some clients encode what need not be: `.` as `%2E`.
+            (1, false) => Ok(Cow::Owned(sent.iter().map(|value| decoded(value)).collect())),
             (0, false) => match &self.cookie {
                 Some(name) => cookie(headers, name).map(Cow::Borrowed),
                 None => Err(TokenError::Missing),
@@ -156,6 +157,7 @@ mod tests {
             ("/a?access_token=t", Ok("t"), "/a"),
             ("/a?x=%41&access_token=t&&y", Ok("t"), "/a?x=%41&&y"),
             ("/a?access%5Ftoken=t", Ok("t"), "/a"),
+            ("/a?access_token=a%2Eb%2dc", Ok("a.b-c"), "/a"),
             ("/a?%61ccess_token=t&access_token=u&x=1", Err(TokenError::Repeated), "/a?x=1"),
             ("/a?access_token", Ok(""), "/a"),
             ("/a?ACCESS_TOKEN=t", Err(TokenError::Missing), "/a?ACCESS_TOKEN=t"),

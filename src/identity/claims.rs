@@ -67,16 +67,37 @@ pub struct ClaimPointers {
     /// Which of these meters count by: another's `seats` may mean anything.
     pub counted: Counted,
     /// Other claims that meters count by.
-    pub others: Vec<Arc<str>>,
+    pub others: Vec<(Arc<str>, Reading)>,
     /// The plans that values of the plan claim stand for, e.g. the price ids of a payment provider; others are plans' names themselves.
     pub plans: BTreeMap<String, Arc<str>>,
+}
+
+/// How a claim is read that meters count by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// None does: it may be anything.
+    Not,
+    /// Only such do that enforce nothing, and to watch is no reason to refuse: what is of the wrong type is as good as absent.
+    Lenient,
+    /// What is of the wrong type is an error.
+    Strict,
+}
+
+impl Reading {
+    fn of<T, E>(self, read: impl FnOnce() -> Result<Option<T>, E>) -> Result<Option<T>, E> {
+        match self {
+            Self::Not => Ok(None),
+            Self::Lenient => Ok(read().unwrap_or_default()),
+            Self::Strict => read(),
+        }
+    }
 }
 
 /// Claims that are read only if something is counted by them, or asked of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counted {
-    /// Whether a meter counts by team.
-    pub team: bool,
+    /// Whether meters count by team.
+    pub team: Reading,
     /// Whether a limit is one per seat.
     pub seats: bool,
     /// Whether a window is a billing period.
@@ -88,7 +109,7 @@ pub struct Counted {
 impl Default for Counted {
     /// All of them.
     fn default() -> Self {
-        Self { team: true, seats: true, billing_anchor: true, ai_features: true }
+        Self { team: Reading::Strict, seats: true, billing_anchor: true, ai_features: true }
     }
 }
 
@@ -113,18 +134,19 @@ impl Default for ClaimPointers {
 
 impl ClaimPointers {
     /// Reads the caller out of verified claims. A claim of the wrong type is an error, never read as absent, but where what is absent is
-    /// refused by whatever needs it: seats and billing periods are only some plans' business.
+    /// refused by whatever needs it (seats and billing periods are only some plans' business), or where nothing is enforced by it.
     pub(super) fn caller(&self, claims: &Value, signed_by: &SignedBy) -> Result<Caller, TokenError> {
         let user = name(claims, &self.user, "user")?.ok_or(TokenError::ClaimMissing("user"))?;
         let counted = self.counted;
         let mut others = Vec::new();
-        for pointer in &self.others {
-            let value = name(claims, pointer, "subject").map_err(|_| TokenError::SubjectType(pointer.clone()))?;
+        for (pointer, reading) in &self.others {
+            let value = reading.of(|| name(claims, pointer, "subject"));
+            let value = value.map_err(|_| TokenError::SubjectType(pointer.clone()))?;
             others.extend(value.map(|value| (pointer.clone(), value)));
         }
         let who = Who {
             user,
-            team: if counted.team { name(claims, &self.team, "team")? } else { None },
+            team: counted.team.of(|| name(claims, &self.team, "team"))?,
             seats: if counted.seats { seats(claims, &self.seats) } else { None },
             billing_anchor: if counted.billing_anchor { anchor(claims, &self.billing_anchor) } else { None },
             claims: others.into(),
@@ -162,16 +184,21 @@ fn design(claims: &Value, pointer: &str) -> Result<Option<Arc<str>>, TokenError>
 }
 
 fn seats(claims: &Value, pointer: &str) -> Option<u32> {
-    let seats = json::find(claims, pointer).ok()??;
-    // 3.0 is 3 (RFC 8259, section 6, knows one kind of number).
-    let whole = seats.as_f64().filter(|seats| seats.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(seats));
-    whole.map(|seats| seats as u32)
+    whole(json::find(claims, pointer).ok()??).and_then(|seats| seats.try_into().ok())
+}
+
+/// A whole number: 3.0 is 3 (RFC 8259, section 6, knows one kind of number).
+fn whole(number: &Value) -> Option<i64> {
+    /// Up to here each whole number has a floating-point one of its own.
+    const LARGEST: f64 = 9_007_199_254_740_992.0;
+    let whole = |number: &f64| number.fract() == 0.0 && number.abs() <= LARGEST;
+    number.as_i64().or_else(|| number.as_f64().filter(whole).map(|number| number as i64))
 }
 
 fn anchor(claims: &Value, pointer: &str) -> Option<Anchor> {
     match json::find(claims, pointer).ok()?? {
         Value::String(text) => Anchor::from_text(text),
-        other => other.as_i64().and_then(Anchor::from_number),
+        other => whole(other).and_then(Anchor::from_number),
     }
 }
 
@@ -198,7 +225,8 @@ mod tests {
 
     fn caller(claims: &Value) -> Result<Caller, TokenError> {
         let plans = [("price_123".to_owned(), "pro".into())].into();
-        let pointers = ClaimPointers { others: vec!["/org/id".into()], plans, ..ClaimPointers::default() };
+        let pointers =
+            ClaimPointers { others: vec![("/org/id".into(), Reading::Strict)], plans, ..ClaimPointers::default() };
         pointers.caller(claims, &SignedBy { kid: None, algorithm: Algorithm::Hs256 })
     }
 
@@ -216,10 +244,10 @@ mod tests {
 
     #[test]
     fn what_meters_count_by_is_read_from_the_claims() {
-        let claims = json!({ "sub": "anna", "team": "acme", "seats": 5, "billing_anchor": 31, "org": { "id": 7 } });
+        let claims = json!({ "sub": "anna", "team": "acme", "seats": 5, "billing_anchor": 1_769_817_600.0, "org": { "id": 7 } });
         let who = caller(&claims).unwrap().who;
         assert_eq!((who.team.as_deref(), who.seats), (Some("acme"), Some(5)));
-        assert!(who.billing_anchor.is_some());
+        assert_eq!(who.billing_anchor, Anchor::from_number(1_769_817_600));
         assert_eq!(*who.claims, [("/org/id".into(), "7".into())]);
         for bare in
             [json!({ "team": null, "org": {} }), json!({ "org": null }), json!({ "org": { "id": null } }), json!({})]
@@ -234,7 +262,7 @@ mod tests {
     fn what_nothing_is_counted_by_may_be_anything() {
         let claims = json!({ "sub": "anna", "team": ["acme"], "seats": "5", "billing_anchor": "", "ai_features": 5 });
         assert!(caller(&claims).is_err());
-        let counted = Counted { team: false, seats: false, billing_anchor: false, ai_features: false };
+        let counted = Counted { team: Reading::Not, seats: false, billing_anchor: false, ai_features: false };
         let pointers = ClaimPointers { counted, ..ClaimPointers::default() };
         let read = pointers.caller(&claims, &SignedBy { kid: None, algorithm: Algorithm::Hs256 }).unwrap();
         assert_eq!(read.who, Who::user("anna"));

@@ -26,7 +26,7 @@ mod verifier;
 
 pub use algorithm::Algorithm;
 pub use bearer::Places;
-pub use claims::{Caller, ClaimPointers, Counted};
+pub use claims::{Caller, ClaimPointers, Counted, Reading};
 pub use error::TokenError;
 pub use keys::{BadKey, Key, SignedBy};
 pub use remote::{Location, Options as RemoteOptions};

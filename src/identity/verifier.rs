@@ -334,9 +334,9 @@ impl Verifier {
         if header.contains_key("crit") {
             return Err(TokenError::Critical);
         }
-        // Keys come from the configuration and from nowhere else; payloads are encoded, and no tokens themselves. What only
-        // describes the key (x5c, x5t) is not looked at.
-        for name in ["jwk", "jku", "x5u", "b64", "cty", "zip", "enc"] {
+        // Keys come from the configuration and from nowhere else; payloads are encoded, and no tokens themselves. What only describes the
+        // key (x5c, x5t), or says where its issuer publishes it (jku, x5u: some say so in each token), is not looked at.
+        for name in ["jwk", "b64", "cty", "zip", "enc"] {
             if header.contains_key(name) {
                 return Err(TokenError::Header(name));
             }

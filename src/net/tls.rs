@@ -101,6 +101,10 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
+    pub(super) fn trusts_nobody(&self) -> bool {
+        self.roots.is_empty()
+    }
+
     pub(super) async fn connect<IO>(&self, stream: IO, protocol: Protocol) -> io::Result<TlsStream<IO>>
     where
         IO: AsyncRead + AsyncWrite + Unpin,

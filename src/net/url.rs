@@ -39,6 +39,11 @@ impl Origin {
         self.tls.is_some()
     }
 
+    /// Whether it is to be spoken with by TLS, and there is nobody who could vouch for it.
+    pub fn trusts_nobody(&self) -> bool {
+        self.tls.as_ref().is_some_and(Tls::trusts_nobody)
+    }
+
     pub(super) const fn tls(&self) -> Option<&Tls> {
         self.tls.as_ref()
     }

@@ -1,6 +1,6 @@
 //! The table of the counting rules (section 2) as one pure function.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use smallvec::SmallVec;
 
@@ -227,18 +227,20 @@ impl Policy {
         })
     }
 
-    /// JSON pointers of the claims that meters count by.
-    pub fn claims(&self) -> Vec<Arc<str>> {
-        let kinds = self.meters.iter().flat_map(|meter| &meter.subject.0);
-        let mut claims: Vec<Arc<str>> = kinds
-            .filter_map(|kind| match kind {
-                SubjectKind::Claim(pointer) => Some(pointer.clone()),
-                SubjectKind::User | SubjectKind::Team => None,
-            })
-            .collect();
-        claims.sort_unstable();
-        claims.dedup();
-        claims
+    /// Whom meters count by, and whether one does whose limits may stop or change an export.
+    pub fn subjects(&self) -> BTreeMap<SubjectKind, bool> {
+        let mut subjects = BTreeMap::new();
+        for meter in self.in_use() {
+            for kind in &meter.subject.0 {
+                *subjects.entry(kind.clone()).or_default() |= meter.is_enforced();
+            }
+        }
+        subjects
+    }
+
+    /// The meters that are not [gone](Meter::gone).
+    fn in_use(&self) -> impl Iterator<Item = &Meter> {
+        self.meters.iter().filter(|meter| !meter.limits.is_empty())
     }
 
     /// Whether it matters which AI features the design of an export has: with some it would be counted otherwise than without, or for
@@ -253,20 +255,15 @@ impl Policy {
         is_priced(true) || is_priced(false) || !sessions(true).eq(sessions(false))
     }
 
-    /// Whether a meter counts by team.
-    pub fn counts_by_team(&self) -> bool {
-        self.meters.iter().any(|meter| meter.subject.0.contains(&SubjectKind::Team))
-    }
-
     /// Whether a limit is one per seat.
     pub fn counts_by_seat(&self) -> bool {
-        let mut limits = self.meters.iter().flat_map(|meter| &meter.limits);
+        let mut limits = self.in_use().flat_map(|meter| &meter.limits);
         limits.any(|limit| matches!(limit, Some(Limit::PerSeat(_))))
     }
 
     /// Whether a window is a billing period.
     pub fn counts_by_billing_period(&self) -> bool {
-        self.meters.iter().any(|meter| meter.window.needs_anchor())
+        self.in_use().any(|meter| meter.window.needs_anchor())
     }
 
     /// The meters with their ids.
@@ -308,7 +305,7 @@ fn demand(
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
-    use std::sync::LazyLock;
+    use std::sync::{Arc, LazyLock};
 
     use http::{HeaderMap, Uri};
     use jiff::civil::Weekday;

@@ -54,6 +54,22 @@ impl Window {
         }
     }
 
+    /// Whether counts of the other are counts of this one. A zone is what it is called: its rules may be updated while the gate runs.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let is_same = |one: &TimeZone, other: &TimeZone| match (one.iana_name(), other.iana_name()) {
+            (Some(one), Some(other)) => one == other,
+            _ => one == other,
+        };
+        match (self, other) {
+            (Self::Calendar(one), Self::Calendar(other)) => one.unit == other.unit && is_same(&one.zone, &other.zone),
+            (Self::Billing(one), Self::Billing(other)) | (Self::FirstCharge(one), Self::FirstCharge(other)) => {
+                one.period == other.period && is_same(&one.zone, &other.zone)
+            }
+            (Self::Rolling(one), Self::Rolling(other)) => one == other,
+            _ => false,
+        }
+    }
+
     /// Whether a subject's windows depend on when it was charged.
     pub const fn starts_with_subject(&self) -> bool {
         matches!(self, Self::FirstCharge(_) | Self::Rolling(_))
@@ -414,5 +430,26 @@ mod tests {
         assert_eq!(Window::Rolling(Rolling { lasts: 90 }).to_string(), "90s, rolling");
         assert_eq!(Window::Rolling(Rolling { lasts: 60 }).to_string(), "1m, rolling");
         assert_eq!(billing(Period::Months(1), "UTC").to_string(), "month from the billing anchor");
+    }
+
+    /// A zone that is always so many seconds ahead (RFC 9636, section 3).
+    fn zone(name: &str, ahead: i32) -> TimeZone {
+        let counts = [0_u32, 0, 0, 0, 1, 4].map(u32::to_be_bytes).concat();
+        let kind = [&ahead.to_be_bytes()[..], &[0, 0], b"LMT\0"].concat();
+        TimeZone::tzif(name, &[b"TZif", &[0; 16][..], &counts, &kind].concat()).unwrap()
+    }
+
+    #[test]
+    fn a_zone_whose_rules_are_updated_is_the_same_zone() {
+        let week = |zone| Window::Calendar(Calendar { unit: CalendarUnit::Week { starts: Weekday::Monday }, zone });
+        let (before, updated) = (week(zone("A/B", 0)), week(zone("A/B", 3_600)));
+        assert_ne!(before, updated);
+        assert!(before.is_like(&updated));
+        assert!(!before.is_like(&week(zone("A/C", 0))));
+        assert!(!before.is_like(&Window::Calendar(Calendar { unit: CalendarUnit::Day, zone: zone("A/B", 0) })));
+        assert!(!before.is_like(&Window::Rolling(Rolling { lasts: 604_800 })));
+        let anchored = |zone| Anchored { period: Period::Months(1), zone };
+        assert!(Window::Billing(anchored(zone("A/B", 0))).is_like(&Window::Billing(anchored(zone("A/B", 1)))));
+        assert!(!Window::Billing(anchored(zone("A/B", 0))).is_like(&Window::FirstCharge(anchored(zone("A/B", 0)))));
     }
 }

@@ -30,6 +30,8 @@ pub struct Source {
     pub file: File,
     /// Whoever sends SIGHUP wants it to be read at once.
     pub hangups: Signal,
+    /// What is valid in a configuration, and hardly meant.
+    pub doubts: fn(&Config) -> Vec<String>,
 }
 
 /// How often it went well, and how often not; and whether limits are enforced now.
@@ -82,7 +84,7 @@ impl Reloader {
     pub(super) async fn run(mut self, source: Option<Source>) {
         let mut fetching = JoinSet::new();
         self.keep_keys_fresh(&mut fetching);
-        let Some(Source { file, mut hangups }) = source else { return std::future::pending().await };
+        let Some(Source { file, mut hangups, doubts }) = source else { return std::future::pending().await };
         // As they were when they were read: what changes while they are is seen next time.
         let mut taken = self.config.files.clone();
         let mut before = taken.clone();
@@ -95,6 +97,7 @@ impl Reloader {
             // A file that is being written is left alone until it has been the same for a while.
             if is_asked || (now != taken && now == before) {
                 let (file, policy) = (file.clone(), self.config.policy.clone());
+                let known = doubts(&self.config);
                 let (files, result) = match tokio::task::spawn_blocking(move || file.load(Some(&policy))).await {
                     Ok(Ok(config)) => (config.files.clone(), self.take_over(config)),
                     // What it lacks may come.
@@ -110,6 +113,8 @@ impl Reloader {
                         // Whoever has replaced a file that is mounted by itself finds out here.
                         let said = if files == taken { ": its files are as they were" } else { "" };
                         tracing::info!(generation, "the configuration was taken over{said}");
+                        let news = doubts(&self.config).into_iter().filter(|doubt| !known.contains(doubt));
+                        news.for_each(|doubt| tracing::warn!("{doubt}"));
                     }
                     Err(why) => {
                         tracing::error!(%why, "the configuration was not taken over: the one before it goes on");

@@ -281,6 +281,7 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "",
         ),
         ("kid = \"dev\"", "kid = \"\"", "\"\"", "this name is empty", "leave it out"),
+        ("[meters.exports]\n", "[meters.exports]\nsubject = \"/org~2\"\n", "\"/org~2\"", "no JSON pointer", "~0"),
         ("plan = \"/plan\"", "plan = \"/a~2b\"", "\"/a~2b\"", "no JSON pointer", "~0"),
         (
             "keys = [\n",
@@ -605,6 +606,12 @@ fn check_with(name: &str, value: &str) -> (bool, String) {
 fn an_override_that_is_wrong_is_shown_as_one() {
     let (valid, text) = check_with("EXPORT_GATE__LEDGER__DURABLITY", "periodic");
     assert!(!valid && text.contains("--> environment:") && text.contains("did you mean `durability`?"), "{text}");
+    for (name, meant) in [("SERVER__MAX_CONECTIONS", "max_connections"), ("DEFALT_UPSTREAM", "default_upstream")] {
+        let (valid, text) = check_with(&format!("EXPORT_GATE__{name}"), "5");
+        assert!(!valid && text.contains(&format!("did you mean `{meant}`?")), "{text}");
+    }
+    let (valid, text) = check_with("EXPORT_GATE__LOG__HASH_KEY", "hunter2-hunter2");
+    assert!(!valid && text.contains("unknown key `hash_key`") && !text.contains("hunter2"), "{text}");
     let (valid, text) = check_with("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "-5");
     assert!(!valid && text.contains("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE=-5"), "{text}");
     assert!(check_with("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "5").0);
@@ -629,6 +636,17 @@ fn an_override_that_is_wrong_is_shown_as_one() {
         let (valid, text) = check_with(nowhere, "x");
         assert!(!valid && text.contains("this override has no place") && text.contains(nowhere), "{text}");
     }
+}
+
+#[test]
+fn a_server_that_nobody_can_vouch_for_is_told_at_once() {
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap())
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__ENDPOINTS", "[\"https://localhost\"]")
+        .set("SSL_CERT_FILE", "/dev/null")
+        .set("SSL_CERT_DIR", "/nonexistent");
+    let output = setup.command("check").arg("--config").arg(setup.config()).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && text.contains("there are no root certificates"), "{text}");
 }
 
 #[test]

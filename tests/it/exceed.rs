@@ -427,11 +427,14 @@ fn a_meter_that_only_watches_refuses_nobody_for_what_it_cannot_tell() {
     let gate = with_meter(&backend, "what-if", watching).start();
     let of = |user: &str| Token::of(user).ai().plan("pro");
     assert_eq!(get(gate.address, DOWNLOAD, &[&of("u").line()]).status, 200, "no team, no body");
+    // Teams, and not one.
+    let teams = of("w").with("team", json!(["acme"])).line();
+    assert_eq!(get(gate.address, DOWNLOAD, &[&teams]).status, 200);
     let long = "x".repeat(70_000);
     let member = of("v").with("team", json!("acme")).line();
     assert_eq!(request(gate.address, "POST", DOWNLOAD, &[&member], long.as_bytes()).status, 200);
     assert_eq!(backend.last().body.len(), 70_000);
-    assert_eq!(gate.metric("exportgate_untold_total{meter=\"what-if\"}"), 2.0);
+    assert_eq!(gate.metric("exportgate_untold_total{meter=\"what-if\"}"), 3.0);
     assert_eq!(request(gate.address, "POST", DOWNLOAD, &[&member, JSON], br#"{"images":3}"#).status, 200);
     assert_eq!(gate.usage("v?team=acme&plan=pro", "what-if")["used"], 3);
 }

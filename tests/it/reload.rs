@@ -207,11 +207,40 @@ fn meters_and_plans_come_and_go_and_come_back_as_they_were() {
 }
 
 #[test]
+fn a_meter_that_is_gone_asks_nothing_of_tokens() {
+    let (_backend, gate) = gate();
+    let token = Token::of("u").with("team", serde_json::json!(["a", "b"])).line();
+    let export = || get(gate.address, DOWNLOAD, &[&token]).status;
+    assert_eq!(export(), 200);
+    let more = "[meters.teams]\nsubject = \"team\"\nwindow = { rolling = \"24h\" }\nlimits = { free = 3, pro = 3, max = 3 }\n\n";
+    let (without, with) = ("[meters.exports]", format!("{more}[meters.exports]"));
+    change(&gate, without, &with);
+    assert_eq!(export(), 401, "nobody can tell which team");
+    change(&gate, &with, without);
+    assert_eq!(export(), 200);
+}
+
+#[test]
+fn what_is_hardly_meant_is_said_when_it_is_taken_over_and_not_again() {
+    let (_backend, gate) = gate();
+    let doubts = || gate.log().iter().filter(|line| line.contains("everybody is a trusted hop")).count();
+    change(&gate, "# trusted_hops = [\"10.0.0.0/8\"]", "trusted_hops = [\"0.0.0.0/0\"]");
+    eventually("it is said", || doubts() == 1);
+    change(&gate, LIMITS, "limits = { free = 1, pro = 30, max = 120 }");
+    gate.logs(&["the configuration was taken over", "the configuration was taken over"]);
+    assert_eq!(doubts(), 1);
+}
+
+#[test]
 fn a_session_goes_on_under_another_configuration() {
     let (_backend, gate) = gate();
     let token = Token::of("u").on("ios").ai().line();
     assert_eq!(post(gate.address, "/v1/designs/d1/export-screen", &[&token]).status, 200);
     change(&gate, LIMITS, "limits = { free = 1, pro = 30, max = 120 }");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
+    assert_eq!(gate.used("u", "ai-exports"), 1);
+    // Also if apps that are newer than this one are to name theirs.
+    change(&gate, "[sessions]\n", "[sessions]\nheader = \"x-export-session\"\n");
     assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
     assert_eq!(gate.used("u", "ai-exports"), 1);
 }

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use crate::config::problem::Problem;
 use crate::config::raw;
+use crate::design;
 use crate::identity::{
-    Algorithm, ClaimPointers, Counted, Key, Location, Options, Places, RemoteOptions, Verifier, short_type,
+    Algorithm, ClaimPointers, Counted, Key, Location, Options, Places, Reading, RemoteOptions, Verifier, short_type,
 };
-use crate::policy::{PlanId, Plans};
+use crate::policy::{PlanId, Plans, Policy, SubjectKind};
 
 use super::{Problems, Surroundings};
 
@@ -244,6 +245,24 @@ fn claims(raw: &raw::Claims, problems: &mut Problems) -> ClaimPointers {
         others: Vec::new(),
         // And so are plans.
         plans: BTreeMap::new(),
+    }
+}
+
+/// Which claims are read, and how: a claim that nobody counts by may be anything.
+pub(super) fn count_by(policy: &Policy, designs: &design::Options, claims: &mut ClaimPointers) {
+    claims.counted = Counted {
+        team: Reading::Not,
+        seats: policy.counts_by_seat(),
+        billing_anchor: policy.counts_by_billing_period(),
+        ai_features: designs.sources.contains(&design::Source::Claim),
+    };
+    for (kind, is_enforced) in policy.subjects() {
+        let reading = if is_enforced { Reading::Strict } else { Reading::Lenient };
+        match kind {
+            SubjectKind::User => {}
+            SubjectKind::Team => claims.counted.team = reading,
+            SubjectKind::Claim(pointer) => claims.others.push((pointer, reading)),
+        }
     }
 }
 

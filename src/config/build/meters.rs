@@ -25,20 +25,23 @@ pub(super) fn policy(all: &raw::Raw, running: Option<&Policy>, problems: &mut Pr
     if raw.len() > Plans::MOST {
         problems.add(Problem::at(&["meters"], format!("there are more than {} meters", Plans::MOST)));
     }
-    let names = names.into_iter().map(Arc::from);
+    let names: Vec<Arc<str>> = names.into_iter().map(Arc::from).collect();
     let none = Policy::default();
     let running = running.unwrap_or(&none);
-    let plans = running.plans.followed_by(names);
+    let plans = running.plans.followed_by(names.iter().cloned());
     let mut meters: Vec<Meter> = Vec::new();
     for known in &running.meters {
         let stays = raw.get(&*known.name).map(|raw| meter(&known.name, raw, all, &plans, problems));
         problems.found.extend(stays.as_ref().into_iter().flat_map(|stays| counts_otherwise(known, stays)));
+        // Its zone's rules stay as well, until the gate is started anew.
+        let stays = stays.map(|stays| Meter { window: known.window.clone(), ..stays });
         meters.push(stays.unwrap_or_else(|| known.gone()));
     }
     for (name, raw) in raw.iter().filter(|(name, _)| running.meters.iter().all(|known| *known.name != ***name)) {
         meters.push(meter(name, raw, all, &plans, problems));
     }
-    if meters.len() > raw.len().max(Plans::MOST) || plans.ids() > Plans::MOST {
+    let is_known = |name: &Arc<str>| plans.find(name).is_some();
+    if meters.len() > raw.len().max(Plans::MOST) || names.len() <= Plans::MOST && !names.iter().all(is_known) {
         let problem = Problem::at(&["meters"], "there have been too many meters or plans since the gate was started");
         problems.add(problem.help("restart it"));
     }
@@ -48,7 +51,7 @@ pub(super) fn policy(all: &raw::Raw, running: Option<&Policy>, problems: &mut Pr
 /// What a meter counted so far would mean something else (counting rules, section 4 rule 8).
 fn counts_otherwise(known: &Meter, new: &Meter) -> impl Iterator<Item = Problem> {
     let name = &*known.name;
-    let changed = [("window", known.window != new.window), ("subject", known.subject != new.subject)];
+    let changed = [("window", !known.window.is_like(&new.window)), ("subject", known.subject != new.subject)];
     changed.into_iter().filter(|(_, changed)| *changed).map(move |(what, _)| {
         let message =
             format!("the {what} of `{name}` cannot change while the gate runs: its counts would mean something else");
@@ -128,6 +131,9 @@ fn subject(meter: &str, raw: &raw::Subject, problems: &mut Problems) -> Whose {
     }
     let kinds = names.iter().filter_map(|name| {
         let kind = SubjectKind::named(name);
+        if let Some(SubjectKind::Claim(pointer)) = &kind {
+            super::check_pointer(pointer, &["meters", meter, "subject"], problems);
+        }
         if kind.is_none() {
             let message = format!("`{name}` is nothing that exports are counted by");
             let problem = Problem::at(&["meters", meter, "subject"], message);

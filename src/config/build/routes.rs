@@ -123,7 +123,12 @@ fn design(index: &str, raw: &raw::Route, pattern: &Pattern, action: Action, prob
             }
             DesignFrom::Nowhere
         }
-        Some(raw::DesignFrom { query: Some(name), header: None }) if !in_path => DesignFrom::Query(name.clone()),
+        Some(raw::DesignFrom { query: Some(name), header: None }) if !in_path => {
+            if name.is_empty() {
+                problems.add(Problem::at(&["routes", index, DESIGN, "query"], "a parameter has a name"));
+            }
+            DesignFrom::Query(name.clone())
+        }
         Some(raw::DesignFrom { query: None, header: Some(name) }) if !in_path => {
             let name = header(name, &["routes", index, DESIGN, "header"], problems);
             name.map_or(DesignFrom::Nowhere, DesignFrom::Header)
