@@ -202,7 +202,7 @@ fn a_request_is_sent_again_once_however_many_used_connections_are_dead() {
     let gate = Setup::before(backend.address).start();
     let address = gate.address;
     let clients: Vec<_> = (0..5).map(|_| std::thread::spawn(move || get(address, "/x", &[]).status)).collect();
-    crate::support::eventually("five connections", || backend.seen().len() == 5);
+    eventually("five connections", || backend.seen().len() == 5);
     (0..5).for_each(|_| release.send(()).unwrap());
     assert!(clients.into_iter().all(|client| client.join().unwrap() == 200));
     backend.will(Reply::RawThenClose(Vec::new()));
