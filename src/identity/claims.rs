@@ -244,7 +244,8 @@ mod tests {
 
     #[test]
     fn what_meters_count_by_is_read_from_the_claims() {
-        let claims = json!({ "sub": "anna", "team": "acme", "seats": 5, "billing_anchor": 1_769_817_600.0, "org": { "id": 7 } });
+        let claims =
+            json!({ "sub": "anna", "team": "acme", "seats": 5, "billing_anchor": 1_769_817_600.0, "org": { "id": 7 } });
         let who = caller(&claims).unwrap().who;
         assert_eq!((who.team.as_deref(), who.seats), (Some("acme"), Some(5)));
         assert_eq!(who.billing_anchor, Anchor::from_number(1_769_817_600));

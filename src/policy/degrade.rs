@@ -4,7 +4,7 @@ use http::header::CONNECTION;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use super::path::{percent_encoded, with_query};
-use super::query::{is_named, pairs};
+use super::query::is_named;
 
 /// Changes to a request before it is forwarded, e.g. `watermark=1`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,12 +40,15 @@ impl Degrade {
     }
 
     fn changed(&self, uri: &Uri) -> Option<Uri> {
-        let goes = |pair: &&str| {
-            let key = pair.split('=').next().unwrap_or_default();
-            let named = |known: &String| is_named(key, known);
-            pair.is_empty() || self.remove_query.iter().chain(self.set_query.iter().map(|(name, _)| name)).any(named)
+        let stays = |piece: &&str| {
+            let key = piece.split('=').next().unwrap_or_default();
+            let mut named = self.remove_query.iter().chain(self.set_query.iter().map(|(name, _)| name));
+            !named.any(|known| is_named(key, known))
         };
-        let kept = pairs(uri.query().unwrap_or("")).filter(|pair| !goes(pair)).map(str::to_owned);
+        // For most a `;` is part of a value, for some it ends a parameter: whoever reads it, nothing named stays, and nothing else goes.
+        let pairs = uri.query().unwrap_or("").split('&');
+        let kept = pairs.map(|pair| pair.split(';').filter(stays).collect::<Vec<_>>().join(";"));
+        let kept = kept.filter(|pair| !pair.is_empty());
         let set =
             self.set_query.iter().map(|(name, value)| format!("{}={}", percent_encoded(name), percent_encoded(value)));
         // What is set comes first: behind very many others some backends do not see it.
@@ -104,6 +107,8 @@ mod tests {
             ("/d1?watermark=0&size=2", "/d1?watermark=1&size=2"),
             ("/d1?%77atermark=0&Watermark=0&a=%26&watermark", "/d1?watermark=1&a=%26"),
             ("/d1?hd=1;size=2", "/d1?watermark=1&size=2"),
+            ("/d1?a=x;y&b=data:image/png;base64,AA==", "/d1?watermark=1&a=x;y&b=data:image/png;base64,AA=="),
+            ("/d1?a=x;hd=1;;y&hd=2;Watermark=0", "/d1?watermark=1&a=x;;y"),
             ("/d1%2F?hd", "/d1%2F?watermark=1"),
             ("/d1?+hd=1&%20watermark+=0", "/d1?watermark=1"),
             ("/d1?hd[]=1&hd%5B0%5D=1&watermark[]=0&hdr=1", "/d1?watermark=1&hdr=1"),

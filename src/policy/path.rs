@@ -116,6 +116,14 @@ pub fn is_read_alike(path: &str) -> bool {
     !may_end && without_front_controller(path.as_bytes()).is_none()
 }
 
+/// Whether some server takes a part of a path that is not plain for a query: behind a `?` that it has decoded.
+pub fn may_hold_a_query(path: &str) -> bool {
+    let ends = |text: &[u8]| text.iter().any(|byte| b"?#".contains(byte));
+    let decoded = |text: &[u8]| percent_decode(text).collect::<Vec<u8>>();
+    let once = decoded(path.as_bytes());
+    ends(&once) || ends(&decoded(&once)) || by_code_units(path.as_bytes()).is_some_and(|text| ends(&text))
+}
+
 /// What comes after the name of a script that frameworks route behind: `/index.php/a` is `/a` (Laravel, Symfony).
 fn without_front_controller(path: &[u8]) -> Option<&[u8]> {
     let end = 1 + path.get(1..)?.iter().position(|byte| *byte == b'/')?;

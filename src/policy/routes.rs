@@ -7,7 +7,7 @@ use http::header::{CONNECTION, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::host;
-use super::path::{decoded, decoded_text, is_canonical, is_read_alike, lenient_readings};
+use super::path::{decoded, decoded_text, is_canonical, is_read_alike, lenient_readings, may_hold_a_query};
 use super::pattern::Pattern;
 use super::{Action, Delivers, query};
 
@@ -288,9 +288,12 @@ impl Routes {
         let Some(mut readings) = lenient_readings(path) else {
             return self.routes.iter().any(|route| route.action.is_export() && allows(route, method));
         };
+        // Then nobody knows what the query is: it may be all that an export asks for.
+        let has_query = may_hold_a_query(path);
         readings.any(|reading| {
             let mut fitting = self.routes.iter().zip(&self.lenient).filter(|(route, pattern)| {
-                let may_meet = || meets(&route.conditions, uri, headers).unwrap_or(route.action.is_export());
+                let is_export = route.action.is_export();
+                let may_meet = || is_export && has_query || meets(&route.conditions, uri, headers).unwrap_or(is_export);
                 allows(route, method) && pattern.fits(&reading) && may_meet()
             });
             fitting.next().is_some_and(|(route, _)| route.action.is_export())

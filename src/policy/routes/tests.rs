@@ -120,6 +120,12 @@ fn a_path_that_a_lenient_backend_would_serve_as_an_export_is_refused() {
         "/v1/designs/x/download;a=b",
         "/v1/designs/x;a/download",
         "/v1/designs/x/download%3Fa=b",
+        // The export by query.
+        "/render%3Fas=file&id=x",
+        "/render%3fas=file",
+        "/render%253Fas=file?id=x",
+        "/render%u003Fas=file",
+        "/render%23",
         "/v1/designs/x/download%23a",
         "/v1/designs/x/%u0064ownload",
         "/index.php/v1/designs/x/download",
