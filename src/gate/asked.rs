@@ -72,7 +72,7 @@ impl Asked {
     /// degraded by.
     pub(super) fn may_resume(&self, gate: &Gate) -> Option<SmallVec<[MeterId; 2]>> {
         let PartOf { what, validator } = &**self.part_of.as_ref()?;
-        gate.parts.ledger.may_resume(&self.user, what, validator.as_deref(), &self.demands)
+        gate.parts.ledger.may_resume(&self.request(), what, validator.as_deref())
     }
 }
 

@@ -35,10 +35,20 @@ enum Spot {
 
 impl Planned<'_> {
     /// The index of the lock that serialises charges on this count.
-    const fn stripe(&self) -> usize {
+    pub(super) const fn stripe(&self) -> usize {
         match self.spot {
             Spot::Counter { key, .. } => key.digest as usize % STRIPES,
             Spot::History { digest } => digest as usize % STRIPES,
+        }
+    }
+}
+
+impl Place {
+    /// The same, of what is booked.
+    pub(super) const fn stripe(&self) -> usize {
+        match self {
+            Self::Counter(key) => key.digest as usize % STRIPES,
+            Self::Slot { digest, .. } => *digest as usize % STRIPES,
         }
     }
 }
@@ -77,25 +87,33 @@ impl Ledger {
     }
 
     /// Whether an earlier charge of the user covers the rest of that download, should it turn out to be it; if so, the meters that
-    /// it must be degraded by; of several downloads those of the one with this validator, else of the last. Meters that enforce nothing are
-    /// not asked: they book little, and cover less.
+    /// it must be degraded by, as far as they still degrade; of several downloads those of the one with this validator, else of the last.
+    /// Meters that enforce nothing are not asked: they book little, and cover less.
     pub fn may_resume(
         &self,
-        user: &Arc<str>,
+        request: &ChargeRequest<'_>,
         what: &Arc<str>,
         validator: Option<&str>,
-        demands: &[Demand],
     ) -> Option<SmallVec<[MeterId; 2]>> {
+        let ChargeRequest { user, demands, shadow, .. } = *request;
         let is_limited = demands.iter().any(Demand::is_enforced);
         let asked = demands.iter().filter(|demand| demand.is_enforced() || !is_limited);
         let asked: SmallVec<[Amount; 2]> = asked.map(Amount::of).collect();
-        self.covers.peek(&cover(CoverKind::Resume, user, what), validator, &asked, self.clock.monotonic())
+        let name = cover(CoverKind::Resume, user, what);
+        let mut degraded = self.covers.peek(&name, validator, &asked, self.clock.monotonic())?;
+        degraded.retain(|meter| {
+            let of_meter = demands.iter().find(|demand| demand.meter == *meter);
+            of_meter.is_none_or(|demand| demand.on_exceed == OnExceed::Degrade && !demand.shadow && !shadow)
+        });
+        Some(degraded)
     }
 
     pub(super) fn charge_now(&self, ledger: UnderWay, request: &ChargeRequest<'_>) -> Admission {
         let time = self.clock.now();
-        let planned: SmallVec<[Planned<'_>; 2]> =
-            request.demands.iter().filter_map(|demand| self.plan(demand, time)).collect();
+        let planned = request.demands.iter().map(|demand| self.plan(demand, time));
+        let Some(planned) = planned.collect::<Option<SmallVec<[Planned<'_>; 2]>>>() else {
+            return Admission::Unavailable("a meter cannot count this export: nobody can tell in which window".into());
+        };
         let retry = request.retry.as_ref().map(|retry| cover(CoverKind::Retry, request.user, retry));
         // Check all and reserve all while nobody else can charge these counts: what is reserved here is never taken back because
         // another meter is full, so it cannot have refused a bystander. Two requests with one key come one after the other.
@@ -145,7 +163,9 @@ impl Ledger {
                     own.booked.push(booked);
                     charge.standings[index].count = count;
                 }
-                // Millions under way on one counter: what was reserved so far is given back by the guard.
+                // Millions under way on one counter. Where nothing is enforced nobody is refused for it.
+                Err(_) if !charge.standings[index].is_enforced() => {}
+                // What was reserved so far is given back by the guard.
                 Err(count) => {
                     let violated = SmallVec::from_iter([Standing { count, ..charge.standings[index] }]);
                     charge.own = Some(Arc::new(own));
@@ -338,11 +358,12 @@ fn rule(standing: &Standing, covered_by: &[CoverUse], made: Option<&[MeterId]>) 
     if covered_by.iter().any(|by| by.meters.contains(meter)) {
         return Ruling::Covered;
     }
+    let degrades = standing.on_exceed == OnExceed::Degrade && !standing.shadow;
     match (made, covered_by.iter().any(|by| by.degraded.contains(meter))) {
+        // The meter may have become another: what was degraded is not covered by it.
+        _ if !degrades => {}
         (Some(degraded), _) if degraded.contains(meter) => return Ruling::Degrade,
-        (None, true) if standing.on_exceed == OnExceed::Degrade => return Ruling::Degrade,
-        // The meter has become another: what was degraded is not covered by it.
-        (None, true) => {}
+        (None, true) => return Ruling::Degrade,
         // It should have been degraded before it was made.
         (Some(_), true) => return Ruling::Refuse,
         (_, false) => {}

@@ -94,9 +94,13 @@ impl Cover {
     /// Whether it holds for a demand. A retry or the rest of a download is no more than what was charged; within a session each
     /// file is taken from those that are left.
     pub(super) fn holds_for(&self, kind: CoverKind, asked: &Amount) -> bool {
+        self.is_paid_for(kind, asked) || self.degraded.contains(&asked.meter)
+    }
+
+    /// Whether as much was booked as is asked for.
+    pub(super) fn is_paid_for(&self, kind: CoverKind, asked: &Amount) -> bool {
         let enough = |cost: u32| kind == CoverKind::Session || asked.cost <= cost;
         self.meters.iter().any(|(meter, cost)| *meter == asked.meter && enough(*cost))
-            || self.degraded.contains(&asked.meter)
     }
 }
 

@@ -116,7 +116,11 @@ impl Covers {
         })?;
         let held = held_by(cover);
         let files = files(&held);
-        let (degraded, meters) = held.iter().map(|asked| asked.meter).partition(|meter| cover.degraded.contains(meter));
+        // What was paid for is not degraded, though more of it was.
+        let is_paid = |asked: &&Amount| cover.is_paid_for(name.kind, asked);
+        let of = |asked: &Amount| asked.meter;
+        let meters = held.iter().filter(is_paid).map(of).collect();
+        let degraded = held.iter().filter(|asked| !is_paid(asked)).map(of).collect();
         // A charge that came to nothing covers nothing.
         if cover.under_way.as_ref().is_some_and(|charge| !charge.join(name.kind)) {
             return None;

@@ -65,6 +65,8 @@ impl Ledger {
     fn book_excess(&self, demand: &Demand, plan: PlanId, by: &mut CoverUse, images: u32) -> Option<Excess> {
         let time = self.clock.now();
         let planned = self.plan(demand, time)?;
+        // As for a report.
+        let _stripe = self.lock_stripe(planned.stripe());
         let mut marks = self.tells_of_charges().then(|| self.unflushed());
         let (booked, _) = self.book(&self.counters.look(), &planned, time.as_second(), plan, &mut marks).ok()?;
         let group = marks.map_or(0, |mut marks| {

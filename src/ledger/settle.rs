@@ -79,9 +79,16 @@ impl Ledger {
                 open(&mut unflushed, &opening.session, self.options().session_max, cover);
             }
         }
-        // What was delivered for a crash takes the place of no key that is there.
-        let may_open = |retry: &&CoverName| !charge.is_owed_only() || self.covers.find(retry).is_none();
-        if let Some(retry) = charge.retry.as_ref().filter(may_open) {
+        // What was delivered for a crash, or degraded, takes nothing from what was paid for under the key.
+        let is_left = |known: &Cover| known.ends() > now && known.files_left > 0 && !known.meters.is_empty();
+        let may_open = |retry: &&CoverName| {
+            !charge.booked.is_empty() || !self.covers.find(retry).is_some_and(|known| is_left(&known))
+        };
+        let opened = charge.retry.as_ref().filter(may_open);
+        if let Some(kept) = charge.retry.as_ref().filter(|_| opened.is_none()) {
+            self.covers.drop_under_way(kept, charge.serial);
+        }
+        if let Some(retry) = opened {
             // The charge's own delivery and the further ones, but for those under way: they have their share already.
             let files_left = self.options().retry_deliveries.saturating_add(1).saturating_sub(delivered.by_key);
             let cover = Cover::of_settled(charge);
@@ -236,6 +243,8 @@ impl Ledger {
         is_first: bool,
     ) -> Option<(u32, u32, u64)> {
         let booked = charge.booked.iter().find(|booked| booked.meter == meter)?;
+        // Who is being admitted has looked at the count, and is to find it so when it books.
+        let _stripe = self.lock_stripe(booked.place.stripe());
         // A group has what is reserved, and what a crash would owe for it, or neither.
         let mut marks = (charge.group > 0).then(|| self.unflushed());
         let (has_more, before, now) = charge.report(booked, delivered, is_first, |more| match booked.place {

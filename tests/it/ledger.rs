@@ -15,6 +15,7 @@ use export_gate::store::{
 };
 use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 pub(super) const PLAN: PlanId = PlanId(0);
@@ -564,11 +565,61 @@ async fn the_rest_of_a_download_is_degraded_as_the_one_was_that_it_is_the_rest_o
     full.settle(Settlement::Delivered);
     let Admission::Charged(marked) = charge(&ledger, "u", &demands).await else { panic!() };
     marked.resumable(&what, &file("marked"));
-    let degraded = |validator| ledger.may_resume(&user, &what, validator, &demands).map(|meters| meters.to_vec());
+    let design = Arc::from("d");
+    let degraded = |validator| {
+        let request = ChargeRequest::new(&user, PLAN, &design, &demands);
+        ledger.may_resume(&request, &what, validator).map(|meters| meters.to_vec())
+    };
     assert_eq!(degraded(Some("full")), Some(vec![]));
     assert_eq!(degraded(Some("marked")), Some(vec![MeterId(0)]));
     assert_eq!(degraded(Some("another")), Some(vec![MeterId(0)]), "as the last was");
     assert_eq!(degraded(None), Some(vec![MeterId(0)]));
+    // The meter becomes one that does not degrade.
+    for now in
+        [Demand { shadow: true, ..demands[0].clone() }, Demand { on_exceed: OnExceed::Deny, ..demands[0].clone() }]
+    {
+        let demands = [now, demands[1].clone()];
+        let request = ChargeRequest::new(&user, PLAN, &design, &demands);
+        assert_eq!(ledger.may_resume(&request, &what, Some("marked")), Some(SmallVec::new()));
+        let made = ChargeRequest { made: Some(&[MeterId(0)]), ..request };
+        match ledger.charge(made).await {
+            Admission::Charged(charge) => {
+                assert_eq!((charge.degraded(), charge.would_deny()), (&[][..], &[MeterId(0)][..]))
+            }
+            Admission::Refused(denial) => assert_eq!(denial.violated[0].on_exceed, OnExceed::Deny),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_only_degraded_takes_nothing_from_what_was_paid_for_under_its_key() {
+    let (ledger, _) = ledger(1);
+    let of = |cost| Demand { cost, on_exceed: OnExceed::Degrade, ..demand(0, 3) };
+    let degraded = async |cost| {
+        let (Admission::Charged(charge) | Admission::Covered(_, charge)) = retried(&ledger, &of(cost)).await else {
+            panic!()
+        };
+        let degraded = !charge.degraded().is_empty();
+        charge.settle(Settlement::Delivered);
+        degraded
+    };
+    assert!(!degraded(1).await);
+    assert!(degraded(5).await, "it is over the limit");
+    assert!(!degraded(1).await, "it was paid for");
+    assert!(degraded(5).await);
+    assert!(!degraded(1).await, "twice");
+    assert_eq!(used(&ledger, "u"), [(1, 0)]);
+}
+
+#[tokio::test]
+async fn however_much_is_under_way_nobody_is_refused_by_what_enforces_nothing() {
+    let (ledger, _) = ledger(1);
+    let watched = |cost| [Demand { cost, on_exceed: OnExceed::Observe, ..demand(0, 9) }];
+    let Admission::Charged(most) = charge(&ledger, "u", &watched((1 << 24) - 1)).await else { panic!() };
+    assert!(matches!(charge(&ledger, "u", &watched(1)).await, Admission::Charged(_)), "though it cannot be counted");
+    drop(most);
+    assert_eq!(used(&ledger, "u")[0], (0, 0));
 }
 
 #[tokio::test]

@@ -10,7 +10,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use export_gate::clock::{Clock, ManualClock};
-use export_gate::ledger::{Admission, Charge, ChargeRequest, CoverKind, Ledger, Options, Representation, Settlement};
+use export_gate::ledger::{
+    Admission, Charge, ChargeRequest, CoverKind, Durability, Ledger, Options, Representation, Settlement,
+};
 use export_gate::ledger::{Why, run};
 use export_gate::policy::{
     Anchor, Anchored, Calendar, CalendarUnit, Demand, Limit, Meter, MeterId, OnExceed, Period, PlanId, Plans, Policy,
@@ -84,7 +86,8 @@ struct Ask {
     version: Option<u8>,
     rest_of: Option<u8>,
     shadow: bool,
-    made: bool,
+    /// It was made before it was charged, degraded by these meters, a bit each.
+    made: Option<u8>,
 }
 
 #[derive(Debug, Clone)]
@@ -127,7 +130,7 @@ fn ask() -> impl Strategy<Value = Ask> {
     let maybe = |share: f64, of: std::ops::Range<u8>| prop::option::weighted(share, of);
     let what = (user(), design(), screen, prop_oneof![3 => Just(1_u32), 1 => 2_u32..=3]);
     let how =
-        (maybe(0.4, 0..2), maybe(0.2, 0..2), maybe(0.2, 0..2), prop::bool::weighted(0.1), prop::bool::weighted(0.1));
+        (maybe(0.4, 0..2), maybe(0.2, 0..2), maybe(0.2, 0..2), prop::bool::weighted(0.1), maybe(0.1, 0..1 << METERS));
     (what, how).prop_map(|((user, design, screen, cost), (key, version, rest_of, shadow, made))| Ask {
         user,
         design,
@@ -221,7 +224,7 @@ fn policy(kind: &SubjectKind) -> Policy {
 }
 
 fn options(idle: Option<Duration>) -> Options {
-    Options { session_idle: idle, session_files: 3, ..Options::default() }
+    Options { durability: Durability::Periodic, session_idle: idle, session_files: 3, ..Options::default() }
 }
 
 const SESSION: i64 = 86_400;
@@ -474,20 +477,24 @@ impl Model {
         for demand in &demands {
             let meter = demand.meter.0;
             let held = held_by(demand);
-            let is_degraded = held.is_some_and(|cover| cover.degraded.contains(&meter));
+            let is_degraded = held.is_some_and(|cover| degrades(cover, demand));
+            let in_shadow = demand.shadow || ask.shadow;
             match (self.why_not(demand), demand.on_exceed) {
+                _ if held.is_some() && !is_degraded => {}
+                (_, OnExceed::Degrade) if !in_shadow && ask.made.is_some_and(|made| made & 1 << meter != 0) => {
+                    degraded.push(meter);
+                }
                 // Unless the meter has become one that does not degrade.
-                (why, now) if is_degraded && (ask.made || now == OnExceed::Degrade) => {
-                    if ask.made {
+                (why, OnExceed::Degrade) if is_degraded && !in_shadow => {
+                    if ask.made.is_some() {
                         refusing.push((why, resets_at(demand), meter));
                     } else {
                         degraded.push(meter);
                     }
                 }
-                _ if held.is_some() && !is_degraded => {}
                 (None, _) | (Some(_), OnExceed::Observe) => booked.push(demand),
-                _ if demand.shadow || ask.shadow => would_deny.push(meter),
-                (Some(_), OnExceed::Degrade) if !ask.made => degraded.push(meter),
+                _ if in_shadow => would_deny.push(meter),
+                (Some(_), OnExceed::Degrade) if ask.made.is_none() => degraded.push(meter),
                 (why, _) => refusing.push((why, resets_at(demand), meter)),
             }
         }
@@ -522,7 +529,7 @@ impl Model {
         });
         let of_key = |demand: &Demand| {
             let cover = held_by(demand).filter(|cover| cover.name.0 == CoverKind::Retry);
-            cover.is_some_and(|cover| !cover.degraded.contains(&demand.meter.0))
+            cover.is_some_and(|cover| !degrades(cover, demand))
         };
         let repeated: Vec<_> =
             opening().filter(|demand| of_key(demand)).map(|demand| (demand.meter.0, demand.cost)).collect();
@@ -553,7 +560,7 @@ impl Model {
         let held = demands.iter().filter_map(|demand| {
             let cover = held_by(demand).filter(|cover| cover.until.is_some() && cover.name.0 != CoverKind::Resume)?;
             let (meter, paid) = *cover.meters.iter().find(|(meter, _)| *meter == demand.meter.0)?;
-            let held = !cover.degraded.contains(&meter);
+            let held = !degrades(cover, demand);
             let (subject, anchor) = (demand.subject.clone(), demand.anchor);
             held.then_some(Held { by: (cover.name, cover.charge), meter, subject, anchor, paid })
         });
@@ -791,7 +798,15 @@ impl Model {
                 self.forget(name);
             }
         }
-        if let Some(name) = key.map(|key| (CoverKind::Retry, user, key)) {
+        // What is only degraded takes the place of nothing that was paid for.
+        let is_paid = |name: &Name| {
+            let mut delivered = self.covers.iter().filter(|cover| cover.name == *name && cover.until.is_some());
+            delivered.any(|cover| self.is_open(cover) && self.files_left(cover) > 0 && !cover.meters.is_empty())
+        };
+        let key = key.map(|key| (CoverKind::Retry, user, key));
+        if let Some(name) = key.filter(|name| booked.is_empty() && is_paid(name)) {
+            self.covers.retain(|cover| cover.name != name || cover.charge != charge);
+        } else if let Some(name) = key {
             let before: Vec<Cover> = self.covers.iter().filter(|cover| cover.name == name).cloned().collect();
             let before = before
                 .into_iter()
@@ -918,7 +933,7 @@ impl Model {
                 version: version.map(|version| format!("v{version}").into()),
                 file: file.map(self::file),
             };
-            format!("{row:?}")
+            shown(row)
         });
         (counters, covers.collect())
     }
@@ -950,8 +965,19 @@ impl Model {
         let holds_some = |cover: &&Cover| demands.iter().filter(asked).any(|demand| holds(cover, demand));
         let of_file = self.covers.iter().filter(|cover| cover.name == (CoverKind::Resume, user, number));
         let last = of_file.filter(|cover| self.is_open(cover)).filter(holds_some).max_by_key(|cover| cover.charge);
-        last.map(|cover| cover.degraded.clone())
+        // As far as they still degrade.
+        let stays = |meter: &u8| {
+            let demand = demands.iter().find(|demand| demand.meter.0 == *meter);
+            demand.is_none_or(|demand| demand.on_exceed == OnExceed::Degrade && !demand.shadow)
+        };
+        last.map(|cover| cover.degraded.iter().copied().filter(stays).collect())
     }
+}
+
+/// A cover as the store has it: meters in their own order, but what of a meter comes first does so.
+fn shown(mut row: CoverRow) -> String {
+    row.meters.sort_by(|(one, _), (other, _)| one.cmp(other));
+    format!("{row:?}")
 }
 
 /// A session has to do with meters that have sessions.
@@ -961,9 +987,17 @@ fn of_session(cover: &Cover, demand: &Demand) -> bool {
 
 /// Whether a cover decides about a demand: a retry or the rest of a download may not cost more than what was charged.
 fn holds(cover: &Cover, demand: &Demand) -> bool {
+    is_paid(cover, demand) || cover.degraded.contains(&demand.meter.0)
+}
+
+fn is_paid(cover: &Cover, demand: &Demand) -> bool {
     let enough = |cost: u32| cover.name.0 == CoverKind::Session || demand.cost <= cost;
-    let booked = cover.meters.iter().any(|(meter, cost)| *meter == demand.meter.0 && enough(*cost));
-    booked || cover.degraded.contains(&demand.meter.0)
+    cover.meters.iter().any(|(meter, cost)| *meter == demand.meter.0 && enough(*cost))
+}
+
+/// Whether what it covers is degraded: not what was paid for.
+fn degrades(cover: &Cover, demand: &Demand) -> bool {
+    !is_paid(cover, demand) && cover.degraded.contains(&demand.meter.0)
 }
 
 // ---- The ledger ---------------------------------------------------------------------------------------------------------------
@@ -1002,7 +1036,7 @@ impl Real {
             .into_iter()
             .filter(|row| row.name.span.end > since && row.used > 0)
             .map(|row| (row.name, row.used));
-        (counters.collect(), covers.iter().map(|row| format!("{row:?}")).collect())
+        (counters.collect(), covers.into_iter().map(shown).collect())
     }
 
     async fn crash(self) -> Self {
@@ -1015,12 +1049,14 @@ impl Real {
     async fn charge(&mut self, ask: &Ask, demands: &[Demand]) -> Answer {
         let (user, session) = (who(ask.user).user, Arc::from(format!("design-{}", ask.design)));
         let version = ask.version.map(|version| Arc::from(format!("v{version}")));
+        let made = |made: u8| (0..METERS as u8).filter(|meter| made & 1 << meter != 0).map(MeterId).collect::<Vec<_>>();
+        let made = ask.made.map(made);
         let request = ChargeRequest {
             version: version.as_ref(),
             retry: ask.key.map(|key| format!("key-{key}").into()),
             resume: ask.rest_of.map(|number| (format!("file-{number}").into(), file(number))),
             shadow: ask.shadow,
-            made: ask.made.then_some(&[]),
+            made: made.as_deref(),
             ..ChargeRequest::new(&user, PLAN, &session, demands)
         };
         let numbers = |meters: &[MeterId]| meters.iter().map(|meter| meter.0).collect::<Vec<_>>();
@@ -1142,12 +1178,14 @@ async fn compare(idle: Option<Duration>, operations: Vec<Operation>) -> Result<(
                 version: None,
                 rest_of: None,
                 shadow: false,
-                made: false,
+                made: None,
             };
             let demands = model.demands(&asks);
             for number in 0..2 {
                 let what = format!("file-{number}").into();
-                let may_resume = real.ledger.may_resume(&who(user).user, &what, None, &demands);
+                let (user_name, design) = (who(user).user, Arc::from("design-0"));
+                let request = ChargeRequest::new(&user_name, PLAN, &design, &demands);
+                let may_resume = real.ledger.may_resume(&request, &what, None);
                 let degraded = |meters: SmallVec<[MeterId; 2]>| meters.iter().map(|meter| meter.0).collect::<Vec<_>>();
                 prop_assert_eq!(
                     may_resume.map(degraded),
