@@ -246,6 +246,14 @@ impl Covers {
         }
     }
 
+    /// All that is owed is owed until then.
+    pub(super) fn owed_until(&self, until: Duration) {
+        for mut of_user in self.by_user.iter_mut() {
+            let owed = of_user.covers.iter_mut().filter(|(kind, ..)| *kind == CoverKind::Redelivery);
+            owed.for_each(|(.., cover)| cover.until = until);
+        }
+    }
+
     /// The charge of a session is under way.
     pub(super) fn opening(&self, session: &CoverName, serial: u64) {
         self.by_user.entry(session.user.clone()).or_default().opening.push((session.what.clone(), serial));

@@ -116,7 +116,9 @@ async fn keep_writing(
         if ending {
             return Ok(());
         }
-        loaded = true;
+        if !std::mem::replace(&mut loaded, true) {
+            ledger.owes_from_now_on();
+        }
         ledger.read.store(true, Ordering::Release);
         ledger.unflushed().all_is_known();
         ledger.resume();

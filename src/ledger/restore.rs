@@ -115,7 +115,9 @@ impl Ledger {
             // It has changed since: a reading broke off.
             return;
         }
-        if unflushed.was_left_early(digest) {
+        // Unless it was entered once more since, by another gate.
+        let opened_ms = row.expires_at_ms.saturating_sub_unsigned(session_max.as_millis() as u64);
+        if unflushed.was_left_early(digest).is_some_and(|left_ms| opened_ms <= left_ms) {
             unflushed.changed(digest, row.name);
             return;
         }
@@ -143,6 +145,13 @@ impl Ledger {
         }
         unflushed.will_end(cover.ends(), digest, row.name.clone());
         self.covers.restore(&row.name, cover);
+    }
+
+    /// The gate is there again: the time runs from now on in which what a crash has cut short may be asked for.
+    pub(super) fn owes_from_now_on(&self) {
+        if self.owes_redeliveries.load(Ordering::Relaxed) {
+            self.covers.owed_until(self.clock.monotonic() + REDELIVERY);
+        }
     }
 
     /// Charges whose end nobody knows count as used (`restore_counter`), and their design is delivered once more. Covers are read

@@ -79,10 +79,12 @@ impl Ledger {
                 open(&mut unflushed, &opening.session, self.options().session_max, cover);
             }
         }
-        // What was delivered for a crash, or degraded, takes nothing from what was paid for under the key.
+        // What was delivered for a crash takes the place of no key that is there, and what was only degraded of none that was paid for.
         let is_left = |known: &Cover| known.ends() > now && known.files_left > 0 && !known.meters.is_empty();
-        let may_open = |retry: &&CoverName| {
-            !charge.booked.is_empty() || !self.covers.find(retry).is_some_and(|known| is_left(&known))
+        let may_open = |retry: &&CoverName| match self.covers.find(retry) {
+            Some(_) if charge.is_owed_only() => false,
+            Some(known) => !charge.booked.is_empty() || !is_left(&known),
+            None => true,
         };
         let opened = charge.retry.as_ref().filter(may_open);
         if let Some(kept) = charge.retry.as_ref().filter(|_| opened.is_none()) {
@@ -296,7 +298,7 @@ impl Ledger {
             unflushed.gone(digest, name);
         } else if !self.has_been_read() {
             // The store may know of it.
-            unflushed.left_early(digest);
+            unflushed.left_early(digest, self.clock.now().as_millisecond());
         }
     }
 }

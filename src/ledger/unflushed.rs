@@ -1,7 +1,7 @@
 //! What the store does not know yet.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::reservation::{Booked, Place};
 use crate::policy::{Demand, MeterId, Span, Subject};
 use crate::store::CoverName;
 
-/// How many sessions are remembered that were left before the store was read: 16 MiB of them.
+/// How many sessions are remembered that were left before the store was read: 24 MiB of them.
 const MOST_LEFT_EARLY: usize = 500_000;
 
 /// What the store does not know, and what it takes to tell it.
@@ -25,8 +25,9 @@ pub(super) struct Unflushed {
     writing: u64,
     /// How often each intent is under way.
     under_way: HashMap<u128, u32, ByDigest>,
-    /// Sessions that were left before the store was read, which may know them. By their digests: whoever leaves chooses how long a name is.
-    left_early: HashSet<u128, ByDigest>,
+    /// Sessions that were left before the store was read, which may know them, and when, in milliseconds of the wall clock: another gate may
+    /// have opened one since. By their digests: whoever leaves chooses how long a name is.
+    left_early: HashMap<u128, i64, ByDigest>,
     endings: Endings,
 }
 
@@ -218,19 +219,20 @@ impl Unflushed {
     }
 
     /// A session was left that nobody knows yet. If very many are the rest ends by its time.
-    pub(super) fn left_early(&mut self, digest: u128) {
-        if self.left_early.len() < MOST_LEFT_EARLY {
-            self.left_early.insert(digest);
+    pub(super) fn left_early(&mut self, digest: u128, wall_ms: i64) {
+        if self.left_early.len() < MOST_LEFT_EARLY || self.left_early.contains_key(&digest) {
+            self.left_early.insert(digest, wall_ms);
         }
     }
 
-    pub(super) fn was_left_early(&self, digest: u128) -> bool {
-        self.left_early.contains(&digest)
+    /// When a session was left, if it was before the store was read.
+    pub(super) fn was_left_early(&self, digest: u128) -> Option<i64> {
+        self.left_early.get(&digest).copied()
     }
 
     /// The store has been read.
     pub(super) fn all_is_known(&mut self) {
-        self.left_early = HashSet::default();
+        self.left_early = HashMap::default();
     }
 
     /// A cover that the store knows, to be ended in time.

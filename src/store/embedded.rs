@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::file::{self, Changed, FileId, Lock};
 use super::journal::{self, Journal, ReadError, Seal};
 use super::records::{Changes, Records, Undecodable};
-use super::tables::{Compacted, Tables};
+use super::tables::{Compacted, Tables, written_by_another};
 use super::{Batch, Options, Reply, RowSink, Store, StoreError};
 use crate::clock::Clock;
 use crate::seeded::{self, Bug};
@@ -141,7 +141,20 @@ struct Writer {
     emptied: Option<StoreError>,
 }
 
-type Compaction = JoinHandle<Result<Tables, StoreError>>;
+type Compaction = JoinHandle<Result<Tables, Uncompacted>>;
+
+/// Why tables did not take a journal.
+struct Uncompacted {
+    error: StoreError,
+    /// As they were, if nothing was synced: then they may go on as they are.
+    tables: Option<Tables>,
+}
+
+impl From<StoreError> for Uncompacted {
+    fn from(error: StoreError) -> Self {
+        Self { error, tables: None }
+    }
+}
 
 impl Writer {
     fn work(&mut self, inbox: &mpsc::Receiver<Job>) {
@@ -173,6 +186,8 @@ impl Writer {
         self.check_identity()?;
         // Read once: from then on memory is ahead of the file, and the file is known to be good.
         let (tables, compacted) = self.tables(self.file.is_none().then_some(&mut rows))?;
+        // Whatever was doubtful is in the file, and synced.
+        self.has_failed = false;
         self.file = file::identity(&self.path).map_err(|error| unavailable(&self.path, &error))?;
         let seal = Seal::of_ledger(compacted.ledger);
         let generation = after(compacted.generation)?;
@@ -206,9 +221,10 @@ impl Writer {
         if rows.is_some() {
             tables.check_pages()?;
         }
-        let (changes, compacted) = read_journals(&tables, &journal_paths(&self.path))?;
+        let from = tables.compacted()?;
+        let (changes, compacted) = read_journals(from, &journal_paths(&self.path))?;
         tables.prepare_to_write(self.has_failed)?;
-        tables.absorb(&changes, compacted, rows)?;
+        tables.absorb(&changes, from.generation, compacted, rows)?;
         Ok((tables, compacted))
     }
 
@@ -251,12 +267,14 @@ impl Writer {
 
     /// Leaves one file that is whole without its journals.
     fn close(&mut self) {
-        if self.running.is_none() {
-            return;
-        }
+        let was_open = self.running.is_some();
         self.stop();
+        // Also if nothing is open: whoever takes the lock next must not meet somebody who still writes.
         if let Some(ending) = self.ending.take() {
-            drop(ending.join());
+            self.has_failed |= !matches!(ending.join(), Ok(Ok(_)));
+        }
+        if !was_open {
+            return;
         }
         let closed = self.check_identity().and_then(|()| self.tables(None)).and_then(|(tables, _)| {
             drop(tables);
@@ -302,7 +320,7 @@ impl Running {
     fn keep_up(&mut self, now: Duration, interval: Duration) {
         if let Some(compaction) = self.compaction.take_if(|compaction| compaction.is_finished()) {
             self.compacted_at = now;
-            self.ended(compaction.join().unwrap_or_else(|_| Err(gone("the thread that writes the tables"))));
+            self.ended(compaction.join().unwrap_or_else(|_| Err(gone("the thread that writes the tables").into())));
         }
         let is_old = now.saturating_sub(self.compacted_at) >= interval;
         let is_due = is_old || (self.journal.len() >= LONG && self.failure.is_none());
@@ -310,19 +328,20 @@ impl Running {
         if is_due && is_needed && self.compaction.is_none() {
             self.compacted_at = now;
             if let Err(error) = self.compact() {
-                self.ended(Err(error));
+                self.ended(Err(error.into()));
             }
         }
     }
 
-    fn ended(&mut self, compacted: Result<Tables, StoreError>) {
+    fn ended(&mut self, compacted: Result<Tables, Uncompacted>) {
         match compacted {
             Ok(tables) => {
                 self.tables = Some(tables);
                 self.full = None;
                 self.failure = None;
             }
-            Err(error) => {
+            Err(Uncompacted { error, tables }) => {
+                self.tables = tables.or(self.tables.take());
                 if self.failure.as_ref() != Some(&error) {
                     tracing::error!(%error, "the ledger's tables cannot be written; charges are safe in its journal");
                 }
@@ -356,30 +375,32 @@ impl Running {
                     tables
                 }
             };
-            let mut compacted = tables.compacted()?;
+            let before = tables.compacted()?;
             // The last try may have got further than it could tell.
-            let is_taken = is_retry && compacted.generation == generation;
-            if !is_taken && after(compacted.generation)? != generation {
-                return Err(StoreError::Unreadable(format!("{} was written by another gate", path.display())));
+            let is_taken = is_retry && before.generation == generation;
+            if !is_taken && after(before.generation)? != generation {
+                return Err(written_by_another(&path).into());
             }
-            compacted.generation = generation;
+            let compacted = Compacted { generation, ..before };
             let (mut changes, mut added) = (Changes::default(), Ok(()));
             let add = |group: &[u8]| added = added.and_then(|()| changes.add(group));
             let read = journal::read_written(&journal, length, generation, &seal, add);
             read.map_err(|error| unreadable(&journal, error))?;
             let changes = added.and_then(|()| changes.into_batch());
             let changes = changes.map_err(|Undecodable| undecodable(&[journal]))?;
-            tables.absorb(&changes, compacted, None)?;
-            Ok(tables)
+            match tables.absorb(&changes, before.generation, compacted, None) {
+                Ok(()) => Ok(tables),
+                Err(error) if tables.was_in_the_way() => Err(Uncompacted { error, tables: Some(tables) }),
+                Err(error) => Err(error.into()),
+            }
         });
         self.compaction = Some(compaction.map_err(|error| unavailable(&self.path, &error))?);
         Ok(())
     }
 }
 
-/// What the tables lack of these journals, and how far they will have come with it.
-fn read_journals(tables: &Tables, paths: &[PathBuf]) -> Result<(Batch, Compacted), StoreError> {
-    let mut compacted = tables.compacted()?;
+/// What tables that have come so far lack of these journals, and how far they will have come with it.
+fn read_journals(mut compacted: Compacted, paths: &[PathBuf]) -> Result<(Batch, Compacted), StoreError> {
     let seal = Seal::of_ledger(compacted.ledger);
     let mut logs = Vec::new();
     for path in paths {

@@ -95,6 +95,9 @@ pub(super) fn sync_folder_of(path: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// As it is on some file systems of other machines (NFS).
+const CANNOT_LOCK: &str = ": it cannot be locked there; keep the ledger on a disk of this machine";
+
 /// Says that a ledger is in use. SQLite's own locks would let two gates write in turn, each with its own idea of the counts.
 ///
 /// Held for as long as the process lives: between a failed write and the next open nobody else may come in.
@@ -120,7 +123,7 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(path.display().to_string())),
-            Err(TryLockError::Error(error)) => return Err(unavailable(error, "")),
+            Err(TryLockError::Error(error)) => return Err(unavailable(error, CANNOT_LOCK)),
         }
         let found = file.metadata().map_err(|error| unavailable(error, ""))?;
         Ok(Self { _file: file, ledger: None, id: (found.dev(), found.ino()), path: lock_path })
@@ -132,6 +135,8 @@ impl Lock {
             return Ok(());
         }
         let unavailable = |error: io::Error| StoreError::Unavailable(format!("{}: {error}", path.display()));
+        let unlockable =
+            |error: io::Error| StoreError::Unavailable(format!("{}: {error}{CANNOT_LOCK}", path.display()));
         let ledger = File::open(path).map_err(unavailable)?;
         if ledger.metadata().map_err(unavailable)?.nlink() > 1 {
             // By its other name its journals would not be found.
@@ -140,7 +145,7 @@ impl Lock {
         match ledger.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(path.display().to_string())),
-            Err(TryLockError::Error(error)) => return Err(unavailable(error)),
+            Err(TryLockError::Error(error)) => return Err(unlockable(error)),
         }
         self.ledger = Some(ledger);
         Ok(())

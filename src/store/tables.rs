@@ -80,6 +80,7 @@ const SCHEMA: &str = "
 pub(super) struct Tables {
     path: PathBuf,
     connection: Connection,
+    was_in_the_way: bool,
 }
 
 /// What the tables know of the journal.
@@ -108,7 +109,7 @@ impl Tables {
             make(path)?;
         }
         let connection = connect(path).map_err(|error| explain(path, &error))?;
-        Ok(Self { path: path.to_owned(), connection })
+        Ok(Self { path: path.to_owned(), connection, was_in_the_way: false })
     }
 
     /// Looks for damage that reading alone would not trip over, before anything is written.
@@ -148,10 +149,14 @@ impl Tables {
             let is_read = if mode == "wal" {
                 // Somebody who reads in a transaction may do so for hours.
                 connection.busy_timeout(Duration::ZERO)?;
-                let checkpointed =
-                    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+                // Whether somebody stood in its way, how long the log is, and how much of it is in the file.
+                let checkpoint = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+                    Ok((row.get::<_, i64>(0)? != 0, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+                });
                 connection.busy_timeout(PATIENCE)?;
-                checkpointed? != 0
+                let (is_busy, length, in_the_file) = checkpoint?;
+                // Who reads what it says last is in nobody's way.
+                is_busy && length != in_the_file
             } else {
                 connection.pragma_update(None, "journal_mode", "WAL")?;
                 false
@@ -171,27 +176,54 @@ impl Tables {
     }
 
     /// Takes what journals have up to a generation, and shows all rows as they are then: all of it or nothing.
+    ///
+    /// # Errors
+    ///
+    /// Also if they have not come `from` that generation: somebody else has written them meanwhile.
     pub(super) fn absorb(
         &mut self,
         changes: &Batch,
+        from: u32,
         compacted: Compacted,
         rows: Option<&mut RowSink>,
     ) -> Result<(), StoreError> {
         let absorbed = self.connection.transaction().and_then(|group| {
             write_group(&group, changes)?;
-            let update = "UPDATE journal SET compacted = ?, seal = ?";
-            group.execute(update, params![compacted.generation, compacted.seal()])?;
+            let update = "UPDATE journal SET compacted = ?, seal = ? WHERE compacted = ?";
+            if group.execute(update, params![compacted.generation, compacted.seal(), from])? != 1 {
+                return Ok(false);
+            }
             if let Some(rows) = rows {
                 read_all(&group, rows)?;
             }
-            group.commit()
+            group.commit().map(|()| true)
         });
-        absorbed.map_err(|error| explain(&self.path, &error))
+        self.was_in_the_way = absorbed.as_ref().is_err_and(|error| {
+            matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull)
+            )
+        });
+        match absorbed {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(written_by_another(&self.path)),
+            Err(error) => Err(explain(&self.path, &error)),
+        }
+    }
+
+    /// Whether the last try has failed before anything was synced: for somebody else who writes, or for a disk that is full.
+    pub(super) const fn was_in_the_way(&self) -> bool {
+        self.was_in_the_way
     }
 
     fn explained<T>(&self, ask: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         ask(&self.connection).map_err(|error| explain(&self.path, &error))
     }
+}
+
+/// The tables have come further, or less far, than who writes them knows.
+pub(super) fn written_by_another(path: &Path) -> StoreError {
+    StoreError::Unreadable(format!("{} was written by another gate", path.display()))
 }
 
 /// Makes a file that has its name only once it is whole: SQLite would mend a half-made one by making it empty.
@@ -448,4 +480,49 @@ fn open_names(group: &Transaction<'_>) -> rusqlite::Result<HashSet<(Arc<str>, Ar
         Ok((row.get::<_, String>(0).map(Arc::from)?, row.get::<_, String>(1).map(Arc::from)?))
     };
     names.query_map([], name)?.collect()
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use super::*;
+
+    fn at(generation: u32, tables: &Tables) -> Compacted {
+        Compacted { generation, ..tables.compacted().unwrap() }
+    }
+
+    #[test]
+    fn who_had_somebody_in_the_way_goes_on_though_others_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.db");
+        let mut tables = Tables::open(&path).unwrap();
+        tables.prepare_to_write(false).unwrap();
+        tables.connection.busy_timeout(Duration::ZERO).unwrap();
+        let [reader, writer] = [(), ()].map(|()| Connection::open(&path).unwrap());
+        reader.execute_batch("BEGIN; SELECT * FROM journal").unwrap();
+        writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let next = at(1, &tables);
+        assert!(tables.absorb(&Batch::default(), 0, next, None).is_err() && tables.was_in_the_way());
+        writer.execute_batch("ROLLBACK").unwrap();
+        tables.absorb(&Batch::default(), 0, next, None).unwrap();
+        assert!(!tables.was_in_the_way());
+        assert!(tables.prepare_to_write(true).unwrap_err().to_string().contains("being read by somebody"));
+        // Who reads what is there now is in nobody's way.
+        reader.execute_batch("COMMIT; BEGIN; SELECT * FROM journal").unwrap();
+        tables.prepare_to_write(true).unwrap();
+    }
+
+    #[test]
+    fn tables_that_somebody_else_has_written_take_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.db");
+        let [mut one, mut other] = [(), ()].map(|()| Tables::open(&path).unwrap());
+        one.prepare_to_write(false).unwrap();
+        let (first, second) = (at(1, &one), at(2, &one));
+        other.absorb(&Batch::default(), 0, first, None).unwrap();
+        other.absorb(&Batch::default(), 1, second, None).unwrap();
+        let late = one.absorb(&Batch::default(), 0, first, None).unwrap_err();
+        assert!(matches!(late, StoreError::Unreadable(_)) && late.to_string().contains("another gate"), "{late}");
+        assert_eq!(one.compacted().unwrap().generation, 2);
+    }
 }

@@ -129,6 +129,25 @@ async fn what_is_owed_is_owed_from_when_the_gate_is_there_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_owed_is_owed_from_when_the_store_can_be_written_again() {
+    let disk = Disk::default();
+    let ledger = start(&disk).await;
+    let first = charged(&ledger, costing(1, 1)).await;
+    first.durable().await.unwrap();
+    let (disk, clock) = (disk.as_it_is(), clock());
+    disk.breaks_late(true);
+    let ledger = Ledger::new(&policy(1), Options::default(), clock.clone());
+    tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), std::future::pending()));
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    assert!(ledger.availability().is_err());
+    clock.advance(Duration::from_mins(20));
+    disk.breaks_late(false);
+    settled(|| ledger.availability().is_ok()).await;
+    clock.advance(Duration::from_mins(14));
+    assert!(is_redelivered(&ledger, costing(1, 1)).await);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_crash_owes_is_owed_for_a_quarter_of_an_hour_and_no_longer() {
     for (minutes, is_owed) in [(14, true), (16, false)] {
         let disk = Disk::default();

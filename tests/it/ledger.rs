@@ -921,6 +921,12 @@ async fn a_store_that_can_be_read_but_not_written_keeps_the_ledger_from_charging
 
 #[tokio::test(start_paused = true)]
 async fn a_session_that_was_left_stays_left_whatever_the_store_did_meanwhile() {
+    for (opened_after, is_left) in [(Duration::ZERO, true), (Duration::from_secs(1), false)] {
+        a_session_that_was_left_stays_left(opened_after, is_left).await;
+    }
+}
+
+async fn a_session_that_was_left_stays_left(opened_after: Duration, is_left: bool) {
     let clock = clock();
     let (ledger, disk) = (Ledger::new(&policy(1), periodic(), clock.clone()), Disk::default());
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
@@ -947,6 +953,7 @@ async fn a_session_that_was_left_stays_left_whatever_the_store_did_meanwhile() {
     assert!(!is_covered(&ledger).await, "left while the store was broken");
     settled(|| disk.covers() == 0).await;
 
+    clock.advance(opened_after);
     assert!(delivered(charge(&ledger, "u", std::slice::from_ref(&opening)).await));
     settled(|| disk.covers() == 1).await;
     drop(end);
@@ -954,7 +961,11 @@ async fn a_session_that_was_left_stays_left_whatever_the_store_did_meanwhile() {
     let (_end, ended) = tokio::sync::oneshot::channel::<()>();
     tokio::spawn(run(waiting.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
     settled(|| waiting.availability().is_ok()).await;
-    assert!(!is_covered(&waiting).await, "left before the store was read");
+    assert_eq!(
+        is_covered(&waiting).await,
+        !is_left,
+        "left before the store was read, and entered {opened_after:?} later"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -1039,6 +1050,8 @@ pub(super) struct Disk(Arc<std::sync::Mutex<DiskState>>);
 #[derive(Debug, Default)]
 struct DiskState {
     breaks: bool,
+    /// It breaks once all has been read.
+    breaks_late: bool,
     is_full: bool,
     /// Writes wait for this before anything of theirs is kept.
     held: Option<Arc<Notify>>,
@@ -1073,6 +1086,10 @@ impl Disk {
 
     fn breaks(&self, breaks: bool) {
         self.0.lock().unwrap().breaks = breaks;
+    }
+
+    pub(super) fn breaks_late(&self, breaks: bool) {
+        self.0.lock().unwrap().breaks_late = breaks;
     }
 
     fn is_full(&self, is_full: bool) {
@@ -1115,6 +1132,9 @@ impl Store for Disk {
             state.counters.iter().cloned().for_each(|row| rows(Row::Counter(row)));
             state.covers.iter().cloned().for_each(|row| rows(Row::Cover(row)));
             state.open.iter().cloned().for_each(|row| rows(Row::Intent(row)));
+            if state.breaks_late {
+                return Box::pin(async { Err(StoreError::Unavailable("the disk is broken".into())) });
+            }
         }
         Box::pin(async { opened })
     }

@@ -38,7 +38,7 @@ pub(super) enum Habit {
 pub(super) enum End {
     /// At least a byte of an image has come.
     Image,
-    /// The same, and then the backend broke off: it counts or not.
+    /// The same, or the head of screen data, and then the backend broke off: it counts or not.
     Broken,
     /// An answer without an image has come.
     Nothing,

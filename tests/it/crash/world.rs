@@ -128,6 +128,7 @@ impl World {
         let is_screen = what.ends_with("export-screen");
         let end = match answer.status {
             _ if is_refused => End::Refused,
+            200..300 if is_screen && whim == Whim::HalfABody => End::Broken,
             200..300 if is_screen => End::Image,
             200 if answer.is_image && answer.body > 0 && whim == Whim::HalfABody => End::Broken,
             200 if answer.is_image && answer.body > 0 => End::Image,
