@@ -147,7 +147,7 @@ type Compaction = JoinHandle<Result<Tables, Uncompacted>>;
 struct Uncompacted {
     error: StoreError,
     /// As they were, if nothing was synced: then they may go on as they are.
-    tables: Option<Tables>,
+    tables: Option<Box<Tables>>,
 }
 
 impl From<StoreError> for Uncompacted {
@@ -341,7 +341,7 @@ impl Running {
                 self.failure = None;
             }
             Err(Uncompacted { error, tables }) => {
-                self.tables = tables.or(self.tables.take());
+                self.tables = tables.map(|tables| *tables).or(self.tables.take());
                 if self.failure.as_ref() != Some(&error) {
                     tracing::error!(%error, "the ledger's tables cannot be written; charges are safe in its journal");
                 }
@@ -390,7 +390,7 @@ impl Running {
             let changes = changes.map_err(|Undecodable| undecodable(&[journal]))?;
             match tables.absorb(&changes, before.generation, compacted, None) {
                 Ok(()) => Ok(tables),
-                Err(error) if tables.was_in_the_way() => Err(Uncompacted { error, tables: Some(tables) }),
+                Err(error) if tables.was_in_the_way() => Err(Uncompacted { error, tables: Some(Box::new(tables)) }),
                 Err(error) => Err(error.into()),
             }
         });
