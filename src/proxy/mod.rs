@@ -43,6 +43,8 @@ pub use upgrade::Tunnel;
 pub struct Options {
     /// Where they are.
     pub endpoints: Vec<Origin>,
+    /// What they are called, if not as clients call them.
+    pub host: Option<HeaderValue>,
     /// How long the head of an answer may take, from when the request is sent, and a connection made for it if there is none; and how long
     /// sending may stand still.
     pub response_timeout: Duration,
@@ -309,6 +311,9 @@ where
         let headers = request.headers_mut();
         headers.entry(HOST).or_insert_with(|| self.upstream.host.clone());
         self.hop.put(headers, &self.passage.trusted_headers);
+        if let Some(host) = &self.upstream.options.host {
+            headers.insert(HOST, host.clone());
+        }
         named
     }
 }

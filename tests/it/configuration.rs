@@ -281,6 +281,13 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "",
         ),
         ("kid = \"dev\"", "kid = \"\"", "\"\"", "this name is empty", "leave it out"),
+        (
+            "[upstreams.renderer]\n",
+            "[upstreams.renderer]\nhost = \"http://a\"\n",
+            "\"http://a\"",
+            "`http://a` is no host",
+            "renderer.example.com",
+        ),
         ("[meters.exports]\n", "[meters.exports]\nsubject = \"/org~2\"\n", "\"/org~2\"", "no JSON pointer", "~0"),
         ("plan = \"/plan\"", "plan = \"/a~2b\"", "\"/a~2b\"", "no JSON pointer", "~0"),
         (

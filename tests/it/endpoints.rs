@@ -223,6 +223,7 @@ fn left_out_for_an_hour(endpoints: [&Backend; 2]) -> (Proxy<Empty<Bytes>>, Endpo
         |backend: &Backend| format!("http://{}", backend.address).parse::<Url>().unwrap().origin(&Trust::default());
     let ejection = Ejection { max_failures: 1, time: HOUR, max_time: 5 * HOUR };
     let options = Options {
+        host: None,
         endpoints: endpoints.map(origin).to_vec(),
         response_timeout: Duration::from_secs(60),
         connections: net::Options::default(),

@@ -354,7 +354,7 @@ fn meter(gate: &Gate, outcome: &str) -> f64 {
 /// Waits until nothing is under way any more; whether that comes.
 fn settles(gate: &Gate) -> bool {
     let is_settled = || meter(gate, "reserved") == meter(gate, "delivered") + meter(gate, "void");
-    (0..300).any(|_| {
+    (0..3_000).any(|_| {
         is_settled() || {
             std::thread::sleep(Duration::from_millis(10));
             false

@@ -584,7 +584,7 @@ async fn the_rest_of_a_download_is_degraded_as_the_one_was_that_it_is_the_rest_o
         let made = ChargeRequest { made: Some(&[MeterId(0)]), ..request };
         match ledger.charge(made).await {
             Admission::Charged(charge) => {
-                assert_eq!((charge.degraded(), charge.would_deny()), (&[][..], &[MeterId(0)][..]))
+                assert_eq!((charge.degraded(), charge.would_deny()), (&[][..], &[MeterId(0)][..]));
             }
             Admission::Refused(denial) => assert_eq!(denial.violated[0].on_exceed, OnExceed::Deny),
             other => panic!("{other:?}"),

@@ -9,7 +9,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::support::{
-    Folder, Gate, Http2Backend, Http2Reply, Setup, WebServer, certify, eventually, get, request, send_raw,
+    Backend, Folder, Gate, Http2Backend, Http2Reply, Reply, Setup, WebServer, certify, eventually, get, request,
+    send_raw,
 };
 
 /// A gate whose only upstream has this endpoint.
@@ -45,6 +46,27 @@ fn a_backend_by_tls_is_known_by_its_name_and_its_root() {
         eventually("it says why", || gate.log().iter().any(|line| line.contains("certificate")));
     }
     assert!(!server.log().iter().any(|line| line.contains("/other.txt")));
+}
+
+#[test]
+fn a_backend_that_goes_by_its_own_name_is_called_by_it() {
+    let by_http1 = Backend::start(Reply::json("200 OK"));
+    let by_http2 = Http2Backend::start(10, Http2Reply::Answer);
+    for (address, protocol) in [(by_http1.address, "http1"), (by_http2.address, "http2")] {
+        let gate = Setup::before(address)
+            .set("EXPORT_GATE__UPSTREAMS__RENDERER__PROTOCOL", protocol)
+            .set("EXPORT_GATE__UPSTREAMS__RENDERER__HOST", "renderer.example:8443")
+            .start();
+        assert_eq!(get(gate.address, "/page", &[]).status, 200);
+    }
+    let seen = by_http1.last();
+    assert_eq!(
+        (seen.header("host"), seen.header("x-forwarded-host")),
+        (Some("renderer.example:8443"), Some("gate.test"))
+    );
+    let seen = by_http2.seen().pop().unwrap().head;
+    assert_eq!(seen.uri().authority().unwrap(), "renderer.example:8443");
+    assert_eq!(seen.headers()["x-forwarded-host"], "gate.test");
 }
 
 /// Answers the first request on each connection, and drops the connection as the next one has come, without the good-bye of TLS.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use http::HeaderName;
+use http::uri::Authority;
+use http::{HeaderName, HeaderValue};
 
 use crate::config::problem::Problem;
 use crate::config::raw;
@@ -50,12 +51,22 @@ pub(super) fn upstream(
         name: name.to_owned(),
         proxy: proxy::Options {
             endpoints: endpoints(name, raw, surroundings, problems),
+            host: raw.host.as_ref().and_then(|host| self::host(host, &path("host"), problems)),
             response_timeout,
             connections,
             ejection: ejection(name, raw, problems),
             bound: bound(name, raw, problems),
         },
     }
+}
+
+/// What a Host field may say (RFC 9110, section 7.2).
+fn host(text: &str, path: &[&str], problems: &mut Problems) -> Option<HeaderValue> {
+    let authority = text.parse::<Authority>().ok().filter(|authority| !authority.as_str().contains('@'));
+    if authority.is_none() {
+        problems.add(Problem::at(path, format!("`{text}` is no host")).help("write e.g. \"renderer.example.com\""));
+    }
+    authority.and_then(|authority| HeaderValue::try_from(authority.as_str()).ok())
 }
 
 /// When endpoints are left out.

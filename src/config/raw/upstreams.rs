@@ -17,6 +17,9 @@ pub(in crate::config) struct Upstream {
     pub(in crate::config) protocol: Protocol,
     /// PEM file of roots that are trusted besides the system's.
     pub(in crate::config) ca_file: Option<String>,
+    /// What its endpoints are told in Host (`:authority`), if they go by that; else it is what the client says. X-Forwarded-Host says that
+    /// in any case.
+    pub(in crate::config) host: Option<String>,
     /// How long a connection may take to be made, with TLS. A packet that asks for one and is lost is sent again after a second. 4 seconds
     /// if left out, or half of `response_timeout` if that is shorter: so there is time to ask another endpoint.
     pub(in crate::config) connect_timeout: Option<DurationText>,
