@@ -148,12 +148,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Part {
     #[command(hide = true)]
-    Backend {
-        #[arg(long)]
-        body_bytes: usize,
-        #[arg(long)]
-        delay_ms: u64,
-    },
+    Backend(backend::Answers),
     #[command(hide = true)]
     BareProxy {
         #[arg(long)]
@@ -164,7 +159,7 @@ enum Part {
 fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match &args.part {
-        Some(Part::Backend { body_bytes, delay_ms }) => backend::run(*body_bytes, Duration::from_millis(*delay_ms)),
+        Some(Part::Backend(answers)) => backend::run(*answers),
         Some(Part::BareProxy { upstream }) => bare_proxy::run(*upstream),
         None => compare_all(&args),
     };

@@ -12,7 +12,7 @@ use comfy_table::CellAlignment;
 use comfy_table::presets::ASCII_MARKDOWN;
 use hyper::Uri;
 
-use crate::child::Child;
+use crate::backend::Answers;
 use crate::contenders::Kind;
 use crate::driver::{Driver, Load};
 use crate::gate::FREE_LIMIT;
@@ -40,8 +40,7 @@ pub(crate) struct Crowd {
 
 /// The table, of those that are not `left_out`.
 pub(crate) fn table(crowd: &Crowd, settings: &Settings, left_out: impl Fn(Kind) -> bool) -> anyhow::Result<String> {
-    let body = IMAGE_BYTES.to_string();
-    let (_backend, upstream) = Child::start_part(&["backend", "--body-bytes", &body, "--delay-ms", "0"])?;
+    let (_backend, upstream) = Answers { body_bytes: IMAGE_BYTES, delay_ms: 0, etag: false }.start()?;
     let Settings { cores, program, .. } = settings;
     let place = Place { cores, upstream, signed: Signed::Hs256, program };
     let (before, counted) = (asked("max", crowd.before), asked("free", crowd.counted));

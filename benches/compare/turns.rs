@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::accounts::Accounts;
+use crate::backend::Answers;
 use crate::cases::{Asked, Asks, Case, Proof};
 use crate::charges::Had;
-use crate::child::Child;
 use crate::contenders::Kind;
 use crate::cores::Cores;
 use crate::driver::{Driver, Load};
@@ -44,8 +44,7 @@ impl fmt::Display for Settings {
 /// Runs a case: all contenders live at the same time, and one at a time is asked.
 pub(crate) fn run(case: &Case, kinds: &[Kind], settings: &Settings) -> anyhow::Result<Vec<Line>> {
     eprintln!("{} ...", case.name);
-    let body = case.body_bytes.to_string();
-    let (_backend, upstream) = Child::start_part(&["backend", "--body-bytes", &body, "--delay-ms", "0"])?;
+    let (_backend, upstream) = Answers { body_bytes: case.body_bytes, delay_ms: 0, etag: false }.start()?;
     let place = Place { cores: &settings.cores, upstream, signed: case.signed, program: &settings.program };
     let asked = Asked::prepare(case, settings.users, 2 * FREE_LIMIT)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

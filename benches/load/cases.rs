@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hyper::{Method, Uri};
 
+use crate::backend::Answers;
 use crate::cores::Cores;
 use crate::gate::{FREE_LIMIT, MAX_LIMIT, Setup};
 use crate::mix::{Leaves, Requests};
@@ -19,8 +20,7 @@ pub(crate) struct Settings {
     pub(crate) lasts: Duration,
     pub(crate) subjects: u64,
     pub(crate) connections: usize,
-    pub(crate) body_bytes: usize,
-    pub(crate) delay_ms: u64,
+    pub(crate) answers: Answers,
     pub(crate) rate: Option<u32>,
     pub(crate) gate: Setup,
     pub(crate) cores: Cores,

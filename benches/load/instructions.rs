@@ -19,6 +19,7 @@ use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 use tempfile::TempDir;
 
+use crate::backend::Answers;
 use crate::cases::{Case, Kind, Settings};
 use crate::child::{self, Child};
 use crate::contender::{Contender, Who};
@@ -74,7 +75,7 @@ pub(crate) fn compare(cases: &[Case], requests: u64, settings: &Settings) -> any
         promises.extend(counts.promises(own_compares));
     }
     table.column_iter_mut().skip(2).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-    let Settings { connections, subjects, gate, body_bytes, .. } = settings;
+    let Settings { connections, subjects, gate, answers: Answers { body_bytes, .. }, .. } = settings;
     println!(
         "Instructions in user space, by valgrind: {requests} and {} requests, {connections} connections, {subjects} subjects, {} tokens, \
          bodies of {body_bytes} bytes, durability {}. The gate is {}.\n\
@@ -136,13 +137,13 @@ impl Counts {
 /// All work of a proxy that is started, asked so many times, and ended.
 fn count_run(case: Case, who: Who, setup: &Setup, requests: u64, settings: &Settings) -> anyhow::Result<Work<u64>> {
     let folder = tempfile::tempdir().context("cannot create a directory for valgrind's log")?;
-    let body_bytes = settings.body_bytes.to_string();
-    let (_backend, upstream) = Child::start_part(&["backend", "--body-bytes", &body_bytes, "--delay-ms", "0"])?;
+    let (_backend, upstream) = settings.answers.start()?;
     let kinds = case.kinds(settings);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let drive = |pid, address, at_first: fn(&Kind) -> _, then: fn(&Kind) -> _| {
         let (at_first, then): (Vec<_>, Vec<_>) = kinds.iter().map(|kind| (at_first(kind), then(kind))).unzip();
-        let mix = Arc::new(Mix::new(kinds.into_iter().map(|kind| kind.requests).collect(), settings.body_bytes));
+        let mix =
+            Arc::new(Mix::new(kinds.into_iter().map(|kind| kind.requests).collect(), settings.answers.body_bytes));
         runtime.block_on(async {
             let driver = Driver::connect(address, settings.connections).await?;
             let mut contender = Contender::new(who, pid, driver, mix);

@@ -59,6 +59,7 @@
 //! cargo bench --bench load -- charged --workers 2        the gate with two worker threads
 //! cargo bench --bench load -- --enforce                 fail when a promise is missed, too (not for --quick: noisy)
 //! cargo bench --bench load -- charged --alg RS256        tokens that are signed by another algorithm
+//! cargo bench --bench load -- charged --etag             images that can be resumed: each is remembered for 15 minutes
 //! cargo bench --bench load -- --records                 the gate writes a record of each export's decision, as it does in production
 //! cargo bench --bench load -- --program target/deploy/export-gate     the gate as `config/deploy/build` builds it
 //! cargo bench --bench load -- --instructions            instructions per request, by valgrind
@@ -105,6 +106,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use crate::backend::Answers;
 use crate::cases::{Case, Settings};
 use crate::cores::Cores;
 use crate::gate::{Durability, Setup};
@@ -134,6 +136,9 @@ struct Args {
     /// Milliseconds the backend takes for each answer
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,
+    /// Let the backend's answers have an entity tag: then the gate remembers what the rest of each may be asked for by
+    #[arg(long)]
+    etag: bool,
     /// Requests per second of the open loop [default: half of what bare manages]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
@@ -173,12 +178,7 @@ struct Args {
 enum Part {
     /// Answer every request with an image
     #[command(hide = true)]
-    Backend {
-        #[arg(long)]
-        body_bytes: usize,
-        #[arg(long)]
-        delay_ms: u64,
-    },
+    Backend(Answers),
     /// Forward every request to one upstream
     #[command(hide = true)]
     BareProxy {
@@ -196,7 +196,7 @@ enum Part {
 fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match args.part {
-        Some(Part::Backend { body_bytes, delay_ms }) => backend::run(body_bytes, Duration::from_millis(delay_ms)),
+        Some(Part::Backend(answers)) => backend::run(answers),
         Some(Part::BareProxy { upstream }) => bare_proxy::run(upstream),
         Some(Part::OwnProxy { upstream }) => own_proxy::run(upstream),
         None => compare_all(&args),
@@ -239,8 +239,7 @@ fn settings(args: &Args, is_quick: bool) -> anyhow::Result<Settings> {
         lasts: args.seconds.unwrap_or(Duration::from_secs_f64(seconds)),
         subjects,
         connections: usize::from(args.connections),
-        body_bytes: usize::try_from(args.body_bytes)?,
-        delay_ms: args.delay_ms,
+        answers: Answers { body_bytes: usize::try_from(args.body_bytes)?, delay_ms: args.delay_ms, etag: args.etag },
         rate: args.rate,
         gate: Setup {
             program: args.program.clone(),

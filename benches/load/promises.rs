@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::backend::Answers;
 use crate::cases::{Case, Settings};
 use crate::contender::Who;
 use crate::figures::median;
@@ -50,8 +51,8 @@ impl fmt::Display for Promise {
 impl Case {
     /// How much CPU per request the gate may take, as a multiple of bare's. Nothing is promised of what was not thought of.
     fn most(self, settings: &Settings) -> Option<f64> {
-        let Settings { body_bytes, delay_ms, gate, .. } = settings;
-        if gate.workers > 1 || *delay_ms > 0 {
+        let Settings { answers: Answers { body_bytes, delay_ms, etag }, gate, .. } = settings;
+        if gate.workers > 1 || *delay_ms > 0 || *etag {
             return None;
         }
         match self {
@@ -91,7 +92,7 @@ pub(crate) fn of(comparison: &Comparison, settings: &Settings) -> Vec<Promise> {
         }
         _ => {}
     }
-    if *case == Case::Charged && settings.body_bytes >= LARGE && settings.connections <= 64 {
+    if *case == Case::Charged && settings.answers.body_bytes >= LARGE && settings.connections <= 64 {
         let bytes = comparison.of(Who::Gate).map_or(0, |gate| gate.peak_memory_bytes);
         promises.push(promise("at most resident", vec![bytes as f64 / f64::from(1 << 20)], "MiB", most.map(|_| 20.0)));
     }

@@ -3,6 +3,7 @@
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 
+use crate::backend::Answers;
 use crate::cases::Settings;
 use crate::contender::{Figures, Who};
 use crate::figures::{median, spread};
@@ -35,12 +36,14 @@ pub(crate) fn print(settings: &Settings, comparisons: &[Comparison]) -> anyhow::
 }
 
 fn conditions(settings: &Settings) -> String {
-    let Settings { rounds, lasts, subjects, connections, body_bytes, delay_ms, gate, cores, .. } = settings;
+    let Settings { rounds, lasts, subjects, connections, answers, gate, cores, .. } = settings;
+    let Answers { body_bytes, delay_ms, etag } = answers;
+    let tag = if *etag { "with" } else { "without" };
     let Setup { program, durability, workers, signed, records } = gate;
     let records = if *records { "with" } else { "without" };
     format!(
         "{rounds} round(s) of {lasts:?} each, {connections} connections, {subjects} subjects, {signed} tokens, bodies of {body_bytes} \
-         bytes, backend delay {delay_ms} ms, durability {durability}, {workers} worker(s), \
+         bytes {tag} an entity tag, backend delay {delay_ms} ms, durability {durability}, {workers} worker(s), \
          {records} decision records. The gate is {program}.\n\
          Cores: {cores}. Only CPU per request compares: requests per second and latency belong to the whole lot.\n\
          CPU, ratio, requests/s, busy: closed loop; median (min..max) of the rounds. Ratio: to bare, within a round.\n\

@@ -48,9 +48,7 @@ impl Comparison {
 pub(crate) fn compare(case: Case, settings: &Settings) -> anyhow::Result<Comparison> {
     let name = case.name();
     eprintln!("{name} ...");
-    let body_bytes = settings.body_bytes.to_string();
-    let delay_ms = settings.delay_ms.to_string();
-    let (_backend, upstream) = Child::start_part(&["backend", "--body-bytes", &body_bytes, "--delay-ms", &delay_ms])?;
+    let (_backend, upstream) = settings.answers.start()?;
     let upstream_argument = upstream.to_string();
     let proxy = |who: Who| {
         let arguments = [who.part(), "--upstream", &upstream_argument];
@@ -70,7 +68,7 @@ pub(crate) fn compare(case: Case, settings: &Settings) -> anyhow::Result<Compari
         let at_first = kinds.iter().map(|kind| kind.at_first).collect();
         let then = kinds.iter().map(|kind| kind.then).collect();
         let requests = kinds.into_iter().map(|kind| kind.requests).collect();
-        let mix = Arc::new(Mix::new(requests, settings.body_bytes));
+        let mix = Arc::new(Mix::new(requests, settings.answers.body_bytes));
         let contender = async |who, pid, address| {
             let driver = Driver::connect(address, settings.connections).await?;
             anyhow::Ok(Contender::new(who, pid, driver, Arc::clone(&mix)))
