@@ -48,6 +48,12 @@ pub(super) fn doubts(config: &Config, log_filter: Option<&str>) -> Vec<String> {
             "everybody is a trusted hop ({net}): clients may say what is in a design, and where they come from"
         ));
     }
+    for upstream in config.upstreams.iter().filter(|it| it.proxy.endpoints.iter().any(Origin::trusts_nobody)) {
+        doubts.push(format!(
+            "there are no root certificates, so no endpoint of `{}` can be trusted: install ca-certificates, or name a ca_file",
+            upstream.name
+        ));
+    }
     let records = config.gate.log.access != Access::Off;
     if records && log_filter.is_some_and(|filter| filter != "off" && !has_records(filter)) {
         let filter = log_filter.unwrap_or_default();

@@ -166,6 +166,7 @@ pub(super) struct Delivery {
     record: Record,
     client: Client,
     progress: Progress,
+    head_is_all: bool,
     ended: bool,
 }
 
@@ -181,7 +182,7 @@ pub(super) struct Client {
 impl Delivery {
     /// In a box: it goes through many hands.
     pub(super) fn new(charge: Option<Box<Charge>>, record: Record, client: Client) -> Box<Self> {
-        Box::new(Self { charge, record, client, progress: Progress::Nothing, ended: false })
+        Box::new(Self { charge, record, client, progress: Progress::Nothing, head_is_all: false, ended: false })
     }
 
     pub(super) fn charge(&mut self) -> Option<&mut Charge> {
@@ -221,9 +222,10 @@ impl Delivery {
         self.record.answered(status);
     }
 
-    /// The client is given the head to receive, which is all that counts.
-    pub(super) fn due(&mut self) {
+    /// The client is given the head to receive, which hands the file out. `is_all`: whatever comes behind it is of no use to the client.
+    pub(super) fn due_by_head(&mut self, is_all: bool) {
         self.progress = Progress::Due;
+        self.head_is_all = is_all;
         self.client.taking.handed();
     }
 
@@ -249,9 +251,12 @@ impl Delivery {
         self.client.taking.asked();
     }
 
-    /// There is nothing for it yet.
+    /// There is nothing for it yet: what there was is sent meanwhile.
     pub(super) fn waits(&mut self) {
         self.client.taking.waits();
+        if self.head_is_all {
+            self.complete();
+        }
     }
 
     /// The answer was handed over to its end.

@@ -102,7 +102,7 @@ impl Options {
     pub fn session(&self, design: &Arc<str>, headers: &HeaderMap) -> Result<Arc<str>, Refusal> {
         let Some(name) = &self.session_header else { return Ok(design.clone()) };
         let sent = only(headers, name).map_err(|()| Refusal::Misread(Misread::Header(name.clone())))?;
-        // The last line break ends the design's id, whatever is in it.
+        // An id may have a line break in it: then it names what the same user could name otherwise.
         Ok(sent.map_or_else(|| design.clone(), |sent| format!("{design}\n{sent}").into()))
     }
 }

@@ -1,6 +1,6 @@
 //! What is logged of requests, and how users are named in it.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use aws_lc_rs::{digest, hmac, rand};
@@ -80,12 +80,9 @@ impl HashKey {
 
 /// Two hexadecimal digits for each byte.
 pub(super) fn hex(bytes: &[u8]) -> Arc<str> {
-    let mut hex = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
-    hex.into()
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.map(|digit| char::from(DIGITS[usize::from(digit)])).collect::<String>().into()
 }
 
 impl fmt::Debug for HashKey {

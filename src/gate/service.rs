@@ -396,8 +396,8 @@ impl Gate {
         }
         self.parts.answers.expose_fields(&mut head.headers, asker);
         if promise == Promise::Head {
-            // Unless the backend breaks off behind it: then the client may not have seen it.
-            delivery.due();
+            // Unless the backend breaks off right behind it: then the client has not seen it, nor all of what a success says.
+            delivery.due_by_head(route.delivers == Delivers::Redirect);
         }
         if body.is_end_stream() {
             delivery.complete();

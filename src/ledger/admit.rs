@@ -178,7 +178,8 @@ impl Ledger {
         own.degraded.clone_from(&charge.degraded);
         own.opens = opening(request, &own, &charge.covered_by);
         let covered = charge.covered_by.first().map(|by| by.name.kind);
-        let is_covered = own.booked.is_empty() && covered.is_some();
+        let decides = rulings.iter().any(|ruling| matches!(ruling, Ruling::Covered | Ruling::Degrade));
+        let is_covered = own.booked.is_empty() && covered.is_some() && decides;
         own.owed = owed(&charge.covered_by);
         let has_covers = own.is_paid() || (!charge.degraded.is_empty() && covered.is_none());
         if has_covers {

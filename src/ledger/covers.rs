@@ -31,15 +31,37 @@ pub(super) struct Covers {
 /// What one user has.
 #[derive(Debug, Default)]
 struct OfUser {
-    covers: Vec<(CoverKind, Arc<str>, Cover)>,
+    covers: Vec<Known>,
     /// Sessions whose charge is under way, by name and the charge's serial: leaving the screen takes them out.
     opening: Vec<(Arc<str>, u64)>,
 }
 
+/// A cover under its name.
+#[derive(Debug)]
+struct Known {
+    kind: CoverKind,
+    /// The name's [`tail`]: most others are told apart by it.
+    tail: u64,
+    what: Arc<str>,
+    cover: Cover,
+}
+
+impl Known {
+    fn is_called(&self, kind: CoverKind, tail: u64, what: &str) -> bool {
+        self.tail == tail && self.kind == kind && *self.what == *what
+    }
+}
+
+/// The last eight bytes of a name: the part that differs, be it a digest or an id, and at hand where the name itself is not.
+fn tail(what: &str) -> u64 {
+    what.as_bytes().last_chunk().map_or(what.len() as u64, |last| u64::from_le_bytes(*last))
+}
+
 impl OfUser {
     fn all(&mut self, kind: CoverKind, what: &str) -> impl Iterator<Item = &mut Cover> {
-        let known = self.covers.iter_mut().filter(move |(known, name, _)| *known == kind && **name == *what);
-        known.map(|(_, _, cover)| cover)
+        let tail = tail(what);
+        let known = self.covers.iter_mut().filter(move |known| known.is_called(kind, tail, what));
+        known.map(|known| &mut known.cover)
     }
 
     /// That of a delivered charge.
@@ -61,22 +83,25 @@ impl OfUser {
     /// What is owed for a design that meets most of what is asked, and of that what was paid least for: the rest may be asked for yet.
     fn owed(&self, design: &str, wanted: &Wanted<'_>) -> Option<Arc<str>> {
         let of_design = |what: &str| what.strip_prefix(design).is_some_and(|rest| rest.starts_with(OWED));
-        let known = self.covers.iter().filter(|(kind, what, cover)| {
+        let known = self.covers.iter().filter(|Known { kind, what, cover, .. }| {
             *kind == CoverKind::Redelivery && of_design(what) && cover.files_left > 0 && cover.ends() > wanted.now
         });
         let fit = |cover: &Cover| {
             let met = wanted.asked.iter().filter(|asked| cover.holds_for(CoverKind::Redelivery, asked)).count();
             (met, std::cmp::Reverse(cover.meters.iter().map(|(_, cost)| u64::from(*cost)).sum::<u64>()))
         };
-        known.max_by_key(|(.., cover)| fit(cover)).map(|(_, what, _)| what.clone())
+        known.max_by_key(|known| fit(&known.cover)).map(|known| known.what.clone())
     }
 
     /// Removes the first of a name that is `it`; whether there was one.
     fn remove(&mut self, kind: CoverKind, what: &str, it: impl Fn(&Cover) -> bool) -> bool {
-        let known =
-            |(known, name, cover): &(CoverKind, Arc<str>, Cover)| *known == kind && **name == *what && it(cover);
-        let at = self.covers.iter().position(known);
+        let tail = tail(what);
+        let at = self.covers.iter().position(|known| known.is_called(kind, tail, what) && it(&known.cover));
         at.map(|at| self.covers.swap_remove(at)).is_some()
+    }
+
+    fn put(&mut self, name: &CoverName, cover: Cover) {
+        self.covers.push(Known { kind: name.kind, tail: tail(&name.what), what: name.what.clone(), cover });
     }
 
     fn remove_delivered(&mut self, kind: CoverKind, what: &str) -> bool {
@@ -229,28 +254,29 @@ impl Covers {
         // What is under way takes no place: there is no more of it than of requests, and it may come to nothing.
         let of_kind = || {
             let all = of_user.covers.iter().enumerate();
-            all.filter(|(_, (kind, _, known))| *kind == name.kind && known.under_way.is_none())
+            all.filter(|(_, known)| known.kind == name.kind && known.cover.under_way.is_none())
         };
-        let most = || of_kind().nth(MOST_OF_A_KIND - 1).filter(|_| cover.under_way.is_none());
-        let surplus = most().and_then(|_| of_kind().min_by_key(|(_, (.., cover))| cover.ends()));
-        let surplus = surplus.map(|(at, _)| at).map(|at| of_user.covers.swap_remove(at));
-        of_user.covers.push((name.kind, name.what.clone(), cover));
-        surplus.map(|(kind, what, _)| CoverName { kind, user: name.user.clone(), what })
+        let is_full = || of_user.covers.len() >= MOST_OF_A_KIND && of_kind().nth(MOST_OF_A_KIND - 1).is_some();
+        let surplus =
+            (cover.under_way.is_none() && is_full()).then(|| of_kind().min_by_key(|(_, known)| known.cover.ends()));
+        let surplus = surplus.flatten().map(|(at, _)| at).map(|at| of_user.covers.swap_remove(at));
+        of_user.put(name, cover);
+        surplus.map(|Known { kind, what, .. }| CoverName { kind, user: name.user.clone(), what })
     }
 
     /// Puts a cover read from the store in its place, unless one is there.
     pub(super) fn restore(&self, name: &CoverName, cover: Cover) {
         let mut of_user = self.by_user.entry(name.user.clone()).or_default();
         if of_user.delivered(name.kind, &name.what).is_none() {
-            of_user.covers.push((name.kind, name.what.clone(), cover));
+            of_user.put(name, cover);
         }
     }
 
     /// All that is owed is owed until then.
     pub(super) fn owed_until(&self, until: Duration) {
         for mut of_user in self.by_user.iter_mut() {
-            let owed = of_user.covers.iter_mut().filter(|(kind, ..)| *kind == CoverKind::Redelivery);
-            owed.for_each(|(.., cover)| cover.until = until);
+            let owed = of_user.covers.iter_mut().filter(|known| known.kind == CoverKind::Redelivery);
+            owed.for_each(|known| known.cover.until = until);
         }
     }
 

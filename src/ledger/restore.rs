@@ -115,9 +115,10 @@ impl Ledger {
             // It has changed since: a reading broke off.
             return;
         }
-        // Unless it was entered once more since, by another gate.
+        // Unless it was entered once more since, by another gate. By what was configured there: in the future none was.
         let opened_ms = row.expires_at_ms.saturating_sub_unsigned(session_max.as_millis() as u64);
-        if unflushed.was_left_early(digest).is_some_and(|left_ms| opened_ms <= left_ms) {
+        let is_before = |left_ms| opened_ms <= left_ms || opened_ms > wall_ms;
+        if unflushed.was_left_early(digest).is_some_and(is_before) {
             unflushed.changed(digest, row.name);
             return;
         }

@@ -118,10 +118,7 @@ pub fn is_read_alike(path: &str) -> bool {
 
 /// Whether some server takes a part of a path that is not plain for a query: behind a `?` that it has decoded.
 pub fn may_hold_a_query(path: &str) -> bool {
-    let ends = |text: &[u8]| text.iter().any(|byte| b"?#".contains(byte));
-    let decoded = |text: &[u8]| percent_decode(text).collect::<Vec<u8>>();
-    let once = decoded(path.as_bytes());
-    ends(&once) || ends(&decoded(&once)) || by_code_units(path.as_bytes()).is_some_and(|text| ends(&text))
+    decodings(path).iter().any(|text| text.iter().any(|byte| b"?#".contains(byte)))
 }
 
 /// What comes after the name of a script that frameworks route behind: `/index.php/a` is `/a` (Laravel, Symfony).
@@ -155,16 +152,7 @@ fn by_code_units(text: &[u8]) -> Option<Vec<u8>> {
 /// without `;params`, empty and dot segments, trailing dots and blanks, up to a NUL, `?` or `#` or beyond it, behind the name of a script,
 /// in whatever order it does so. `None` if there are more than anybody needs: who makes so many wants to keep somebody busy.
 pub fn lenient_readings(path: &str) -> Option<impl Iterator<Item = String>> {
-    let mut texts = vec![path.as_bytes().to_vec()];
-    also(&mut texts, 0, without_params);
-    let mut decoded = 0;
-    for _ in 0..2 {
-        let before = texts.len();
-        also(&mut texts, decoded, |text| text.contains(&b'%').then(|| percent_decode(text).collect()));
-        also(&mut texts, decoded, by_code_units);
-        also(&mut texts, before, without_params);
-        decoded = before;
-    }
+    let mut texts = decodings(path);
     // A backslash is a slash for some readers; a NUL ends a path for some, and is a blank for others.
     also(&mut texts, 0, |text| {
         let slash = |byte: &u8| if *byte == b'\\' { b'/' } else { *byte };
@@ -184,6 +172,21 @@ pub fn lenient_readings(path: &str) -> Option<impl Iterator<Item = String>> {
         [true, false].map(|empty_counts| plain_segments(&text, empty_counts))
     });
     Some(readings)
+}
+
+/// A path, decoded not at all, once or twice, and without `;params` before or after.
+fn decodings(path: &str) -> Vec<Vec<u8>> {
+    let mut texts = vec![path.as_bytes().to_vec()];
+    also(&mut texts, 0, without_params);
+    let mut decoded = 0;
+    for _ in 0..2 {
+        let before = texts.len();
+        also(&mut texts, decoded, |text| text.contains(&b'%').then(|| percent_decode(text).collect()));
+        also(&mut texts, decoded, by_code_units);
+        also(&mut texts, before, without_params);
+        decoded = before;
+    }
+    texts
 }
 
 /// How many texts a path is read as at most.

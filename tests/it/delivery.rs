@@ -144,6 +144,23 @@ fn a_head_that_its_backend_breaks_off_behind_is_given_back_and_opens_no_session(
 }
 
 #[test]
+fn a_redirect_that_has_reached_its_client_counts_whatever_becomes_of_its_body() {
+    let (reply, release) = Reply::held(b"HTTP/1.1 302 Found\r\nlocation: /signed\r\ncontent-length: 6\r\n\r\n", b"abc");
+    let backend = Backend::start(reply);
+    let gate = Setup::before(backend.address)
+        .set("EXPORT_GATE__UPSTREAMS__RENDERER__BODY_TIMEOUT", "300ms")
+        .replacing("action = \"download\"\n", "action = \"download\"\ndelivers = \"redirect\"\n")
+        .start();
+    let mut client = TcpStream::connect(gate.address).unwrap();
+    write!(client, "GET {DOWNLOAD} HTTP/1.1\r\nhost: a\r\n{}\r\n\r\n", Token::of("u").line()).unwrap();
+    assert!(read_until(&mut client, b"location: /signed\r\n"));
+    eventually("it counts", || charges(&gate, "delivered") == 1.0);
+    let _ = release.send(());
+    assert!(!read_until(&mut client, b"abcdef"), "it is cut off");
+    assert_eq!((gate.used("u", "exports"), charges(&gate, "void")), (1, 0.0));
+}
+
+#[test]
 fn a_file_that_was_made_is_not_counted_and_reported_once() {
     let backend = Backend::start(Reply::with("201 Created", &["content-type: image/png"], b"an image"));
     let gate = Setup::before(backend.address).start();

@@ -525,7 +525,7 @@ fn a_body_that_stands_still_is_not_waited_for() {
     assert!(backend.seen().is_empty());
 }
 
-/// What a meter cannot place in a window it drops (`Ledger::plan`): then nothing is booked, and all are admitted.
+/// Were the anchor lost on the way, nobody could tell the window, and nothing be booked.
 #[test]
 fn a_billing_period_is_a_limit_like_any_other() {
     let backend = backend();

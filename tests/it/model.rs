@@ -568,8 +568,10 @@ impl Model {
         self.requests.push(Request { own: is_new.then_some(charge), by, shares, held, state: State::UnderWay });
         let counts = demands.iter().map(|demand| self.count(demand.meter.0, &demand.subject, demand.anchor)).collect();
         let admitted = Admitted { degraded, would_deny, booked: !booked.is_empty() || shares_bookings, counts };
+        let decides = demands.iter().any(|demand| held_by(demand).is_some_and(|cover| !degrades(cover, demand)));
+        let decides = decides || !admitted.degraded.is_empty();
         match covers.first() {
-            Some((cover, _)) if booked.is_empty() => Answer::Covered(cover.name.0, admitted),
+            Some((cover, _)) if booked.is_empty() && decides => Answer::Covered(cover.name.0, admitted),
             _ => Answer::Charged(admitted),
         }
     }

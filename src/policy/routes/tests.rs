@@ -125,6 +125,8 @@ fn a_path_that_a_lenient_backend_would_serve_as_an_export_is_refused() {
         "/render%3fas=file",
         "/render%253Fas=file?id=x",
         "/render%u003Fas=file",
+        "/render%25u003Fas=file",
+        "/render%u00253Fas=file",
         "/render%23",
         "/v1/designs/x/download%23a",
         "/v1/designs/x/%u0064ownload",
