@@ -313,7 +313,7 @@ impl Ledger {
         }
         // What a crash owes is owed once, and shared by nobody; its key may be there, and stays.
         if let Some(retry) = own.retry.as_ref().filter(|_| !own.is_owed_only()) {
-            self.covers.open(retry, Cover { files_left: self.options().retry_deliveries, ..Cover::of(&own) });
+            self.covers.begin(retry, Cover { files_left: self.options().retry_deliveries, ..Cover::of(&own) });
         }
         own
     }

@@ -13,6 +13,9 @@ use crate::store::{CoverKind, CoverName, Representation};
 pub(super) struct Cover {
     /// Tells a session from the one that took its place.
     pub(super) serial: u64,
+    /// What the store knows it by: its own for as long as its charge, or one that has taken its place, covers anything. Given to it as it is
+    /// delivered.
+    pub(super) number: u64,
     /// The meters that the charge booked, and how much: a cover holds for these only, and for requests that ask for no more.
     pub(super) meters: Images,
     /// How many images were delivered for it, and so are used, where that is not what was booked.
@@ -43,6 +46,7 @@ impl Cover {
     pub(super) fn of_settled(charge: &Reservation) -> Self {
         Self {
             serial: charge.serial,
+            number: 0,
             meters: charge.booked.iter().map(|booked| (booked.meter, booked.cost)).collect(),
             delivered: Images::new(),
             degraded: charge.degraded.clone(),

@@ -3,7 +3,9 @@
 //!
 //! Covers are kept by user, and each user has so many of a kind at most: the one that would end first makes room.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -21,34 +23,51 @@ pub(super) const OWED: &str = "\t";
 /// How many covers of a kind a user can have.
 pub(super) const MOST_OF_A_KIND: usize = 256;
 
+/// How far apart a user's covers are looked through for those whose time has come. None is taken from after its time all the same.
+const APART: Duration = Duration::from_secs(1);
+
 /// All covers. Of a name there is one of a delivered charge at most, and one of each charge that is under way: what comes to nothing ends
 /// nothing that was paid for.
 #[derive(Debug, Default)]
 pub(super) struct Covers {
     by_user: DashMap<Arc<str>, OfUser>,
+    /// Users by the time that the first of their covers ends: [`OfUser::due`]. Locked while what a user has is.
+    due: Mutex<BTreeSet<(Duration, Arc<str>)>>,
+    /// The number of the next cover.
+    next: AtomicU64,
 }
 
 /// What one user has.
 #[derive(Debug, Default)]
 struct OfUser {
+    /// In the order that they came in.
     covers: Vec<Known>,
+    /// How many of each kind are of delivered charges.
+    delivered: [usize; 4],
     /// Sessions whose charge is under way, by name and the charge's serial: leaving the screen takes them out.
     opening: Vec<(Arc<str>, u64)>,
+    /// When the user is queued for. No cover of a delivered charge ends before, but for sessions that were set to idle less meanwhile.
+    due: Option<Duration>,
 }
 
-/// A cover under its name.
+/// A cover under its name. Nearly all that are looked at are not the one that is looked for, and have no more than this to tell that.
 #[derive(Debug)]
 struct Known {
     kind: CoverKind,
-    /// The name's [`tail`]: most others are told apart by it.
+    /// The name's [`tail`].
     tail: u64,
+    named: Box<Named>,
+}
+
+#[derive(Debug)]
+struct Named {
     what: Arc<str>,
     cover: Cover,
 }
 
 impl Known {
     fn is_called(&self, kind: CoverKind, tail: u64, what: &str) -> bool {
-        self.tail == tail && self.kind == kind && *self.what == *what
+        self.tail == tail && self.kind == kind && *self.named.what == *what
     }
 }
 
@@ -61,7 +80,7 @@ impl OfUser {
     fn all(&mut self, kind: CoverKind, what: &str) -> impl Iterator<Item = &mut Cover> {
         let tail = tail(what);
         let known = self.covers.iter_mut().filter(move |known| known.is_called(kind, tail, what));
-        known.map(|known| &mut known.cover)
+        known.map(|known| &mut known.named.cover)
     }
 
     /// That of a delivered charge.
@@ -83,29 +102,68 @@ impl OfUser {
     /// What is owed for a design that meets most of what is asked, and of that what was paid least for: the rest may be asked for yet.
     fn owed(&self, design: &str, wanted: &Wanted<'_>) -> Option<Arc<str>> {
         let of_design = |what: &str| what.strip_prefix(design).is_some_and(|rest| rest.starts_with(OWED));
-        let known = self.covers.iter().filter(|Known { kind, what, cover, .. }| {
-            *kind == CoverKind::Redelivery && of_design(what) && cover.files_left > 0 && cover.ends() > wanted.now
-        });
+        let owed = self.covers.iter().filter(|known| known.kind == CoverKind::Redelivery).map(|known| &*known.named);
+        let left =
+            owed.filter(|Named { what, cover }| of_design(what) && cover.files_left > 0 && cover.ends() > wanted.now);
         let fit = |cover: &Cover| {
             let met = wanted.asked.iter().filter(|asked| cover.holds_for(CoverKind::Redelivery, asked)).count();
             (met, std::cmp::Reverse(cover.meters.iter().map(|(_, cost)| u64::from(*cost)).sum::<u64>()))
         };
-        known.max_by_key(|known| fit(&known.cover)).map(|known| known.what.clone())
+        left.max_by_key(|left| fit(&left.cover)).map(|left| left.what.clone())
     }
 
-    /// Removes the first of a name that is `it`; whether there was one.
-    fn remove(&mut self, kind: CoverKind, what: &str, it: impl Fn(&Cover) -> bool) -> bool {
+    /// Removes the first of a name that is `it`. Its number, if there was one.
+    fn remove(&mut self, kind: CoverKind, what: &str, it: impl Fn(&Cover) -> bool) -> Option<u64> {
         let tail = tail(what);
-        let at = self.covers.iter().position(|known| known.is_called(kind, tail, what) && it(&known.cover));
-        at.map(|at| self.covers.swap_remove(at)).is_some()
+        let at = self.covers.iter().position(|known| known.is_called(kind, tail, what) && it(&known.named.cover))?;
+        Some(self.remove_at(at))
+    }
+
+    fn remove_at(&mut self, at: usize) -> u64 {
+        let Known { kind, named, .. } = self.covers.remove(at);
+        self.delivered[kind as usize] -= usize::from(named.cover.under_way.is_none());
+        named.cover.number
+    }
+
+    fn remove_delivered(&mut self, kind: CoverKind, what: &str) -> Option<u64> {
+        self.remove(kind, what, |cover| cover.under_way.is_none())
+    }
+
+    /// If there are as many of a kind as there may be, where the one is that would end first.
+    fn surplus(&self, kind: CoverKind) -> Option<usize> {
+        if self.delivered[kind as usize] < MOST_OF_A_KIND {
+            return None;
+        }
+        let all = self.covers.iter().enumerate();
+        let of_kind = all.filter(|(_, known)| known.kind == kind && known.named.cover.under_way.is_none());
+        of_kind.min_by_key(|(_, known)| known.named.cover.ends()).map(|(at, _)| at)
     }
 
     fn put(&mut self, name: &CoverName, cover: Cover) {
-        self.covers.push(Known { kind: name.kind, tail: tail(&name.what), what: name.what.clone(), cover });
+        self.delivered[name.kind as usize] += usize::from(cover.under_way.is_none());
+        let named = Box::new(Named { what: name.what.clone(), cover });
+        self.covers.push(Known { kind: name.kind, tail: tail(&name.what), named });
     }
 
-    fn remove_delivered(&mut self, kind: CoverKind, what: &str) -> bool {
-        self.remove(kind, what, |cover| cover.under_way.is_none())
+    /// Removes those whose time has come, and notes their numbers. When the next one ends.
+    fn remove_ended(&mut self, now: Duration, ended: &mut Vec<u64>) -> Option<Duration> {
+        let Self { covers, delivered, .. } = self;
+        let mut next = None::<Duration>;
+        covers.retain(|Known { kind, named, .. }| {
+            // What is under way ends when its charge does.
+            if named.cover.under_way.is_some() {
+                return true;
+            }
+            let ends = named.cover.ends();
+            if ends <= now {
+                delivered[*kind as usize] -= 1;
+                ended.push(named.cover.number);
+                return false;
+            }
+            next = Some(next.map_or(ends, |next| next.min(ends)));
+            true
+        });
+        next
     }
 
     fn is_empty(&self) -> bool {
@@ -240,43 +298,58 @@ impl Covers {
         }
     }
 
-    /// Opens a cover. One of a delivered charge takes the place of that of another, and of its own while it was under way. Returns the
-    /// cover that had to make room.
-    pub(super) fn open(&self, name: &CoverName, cover: Cover) -> Option<CoverName> {
+    /// The charge of a cover is under way. What is takes no place: there is no more of it than of requests, and it may come to nothing.
+    pub(super) fn begin(&self, name: &CoverName, cover: Cover) {
         let mut of_user = self.by_user.entry(name.user.clone()).or_default();
-        if cover.under_way.is_none() {
-            of_user.remove_delivered(name.kind, &name.what);
-            of_user.remove(name.kind, &name.what, |known| known.serial == cover.serial);
-        } else if of_user.of(name.kind, &name.what, cover.serial).is_some() {
-            // It was delivered meanwhile.
-            return None;
+        // Unless it was delivered meanwhile.
+        if of_user.of(name.kind, &name.what, cover.serial).is_none() {
+            of_user.put(name, cover);
         }
-        // What is under way takes no place: there is no more of it than of requests, and it may come to nothing.
-        let of_kind = || {
-            let all = of_user.covers.iter().enumerate();
-            all.filter(|(_, known)| known.kind == name.kind && known.cover.under_way.is_none())
-        };
-        let is_full = || of_user.covers.len() >= MOST_OF_A_KIND && of_kind().nth(MOST_OF_A_KIND - 1).is_some();
-        let surplus =
-            (cover.under_way.is_none() && is_full()).then(|| of_kind().min_by_key(|(_, known)| known.cover.ends()));
-        let surplus = surplus.flatten().map(|(at, _)| at).map(|at| of_user.covers.swap_remove(at));
-        of_user.put(name, cover);
-        surplus.map(|Known { kind, what, .. }| CoverName { kind, user: name.user.clone(), what })
+    }
+
+    /// Opens a cover of a delivered charge. It takes the place of that of another, and of its own while it was under way. Returns the
+    /// number of the cover that had to make room.
+    pub(super) fn open(&self, name: &CoverName, cover: Cover) -> Option<u64> {
+        let mut of_user = self.by_user.entry(name.user.clone()).or_default();
+        let before = of_user.remove_delivered(name.kind, &name.what);
+        of_user.remove(name.kind, &name.what, |known| known.serial == cover.serial);
+        let surplus = of_user.surplus(name.kind).map(|at| of_user.remove_at(at));
+        let number = before.unwrap_or_else(|| self.next.fetch_add(1, Ordering::Relaxed));
+        self.will_end(&mut of_user, &name.user, cover.ends());
+        of_user.put(name, Cover { number, ..cover });
+        surplus
     }
 
     /// Puts a cover read from the store in its place, unless one is there.
     pub(super) fn restore(&self, name: &CoverName, cover: Cover) {
+        self.next.fetch_max(cover.number.saturating_add(1), Ordering::Relaxed);
         let mut of_user = self.by_user.entry(name.user.clone()).or_default();
         if of_user.delivered(name.kind, &name.what).is_none() {
+            self.will_end(&mut of_user, &name.user, cover.ends());
             of_user.put(name, cover);
         }
+    }
+
+    /// Has a user looked at when a cover ends, or before.
+    fn will_end(&self, of_user: &mut OfUser, user: &Arc<str>, ends: Duration) {
+        if of_user.due.is_some_and(|due| due <= ends) {
+            return;
+        }
+        let mut all = self.due();
+        of_user.due.map(|due| all.remove(&(due, user.clone())));
+        all.insert((ends, user.clone()));
+        of_user.due = Some(ends);
+    }
+
+    fn due(&self) -> MutexGuard<'_, BTreeSet<(Duration, Arc<str>)>> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All that is owed is owed until then.
     pub(super) fn owed_until(&self, until: Duration) {
         for mut of_user in self.by_user.iter_mut() {
             let owed = of_user.covers.iter_mut().filter(|known| known.kind == CoverKind::Redelivery);
-            owed.for_each(|known| known.cover.until = until);
+            owed.for_each(|known| known.named.cover.until = until);
         }
     }
 
@@ -296,18 +369,18 @@ impl Covers {
         opened
     }
 
-    /// Ends a cover by a charge before the one with this serial; whether there was one.
-    pub(super) fn end_before(&self, name: &CoverName, serial: u64) -> bool {
-        let ended = self.by_user.get_mut(&name.user).is_some_and(|mut of_user| {
+    /// Ends a cover by a charge before the one with this serial. Its number, if there was one.
+    pub(super) fn end_before(&self, name: &CoverName, serial: u64) -> Option<u64> {
+        let ended = self.by_user.get_mut(&name.user).and_then(|mut of_user| {
             of_user.remove(name.kind, &name.what, |cover| cover.under_way.is_none() && cover.serial < serial)
         });
         self.tidy(&name.user);
         ended
     }
 
-    /// Ends a session, and those of its name that are about to open; whether there was one.
-    pub(super) fn leave(&self, name: &CoverName) -> bool {
-        let known = self.by_user.get_mut(&name.user).is_some_and(|mut of_user| {
+    /// Ends a session, and those of its name that are about to open. Its number, if there was one.
+    pub(super) fn leave(&self, name: &CoverName) -> Option<u64> {
+        let known = self.by_user.get_mut(&name.user).and_then(|mut of_user| {
             of_user.opening.retain(|(session, _)| *session != name.what);
             of_user.remove_delivered(name.kind, &name.what)
         });
@@ -323,17 +396,28 @@ impl Covers {
         self.tidy(&name.user);
     }
 
-    /// Ends a cover if its time has come; if it has not, when it will.
-    pub(super) fn expire(&self, name: &CoverName, now: Duration) -> Option<Duration> {
-        let ends = self.by_user.get_mut(&name.user).and_then(|mut of_user| {
-            let ends = of_user.delivered(name.kind, &name.what)?.ends();
-            if ends <= now {
-                of_user.remove_delivered(name.kind, &name.what);
+    /// Ends covers whose time has come: about so many, or looks at so many users whose covers have been used meanwhile. Their numbers, and
+    /// whether that were all.
+    pub(super) fn expire(&self, now: Duration, most: usize) -> (Vec<u64>, bool) {
+        let (mut ended, mut looked) = (Vec::new(), 0);
+        while ended.len().max(looked) < most {
+            // Locked for no longer than this: whoever has a user locks it after that.
+            let first = {
+                let mut all = self.due();
+                let is_due = all.first().is_some_and(|(due, _)| *due <= now);
+                is_due.then(|| all.pop_first()).flatten()
+            };
+            let Some((due, user)) = first else { return (ended, true) };
+            if let Some(mut of_user) = self.by_user.get_mut(&user)
+                && of_user.due.take_if(|queued| *queued == due).is_some()
+                && let Some(next) = of_user.remove_ended(now, &mut ended)
+            {
+                self.will_end(&mut of_user, &user, next.max(now.saturating_add(APART)));
             }
-            Some(ends)
-        });
-        self.tidy(&name.user);
-        ends.filter(|ends| *ends > now)
+            self.tidy(&user);
+            looked += 1;
+        }
+        (ended, false)
     }
 
     /// A cover as it is now; one whose charge is under way is none yet.
@@ -343,6 +427,83 @@ impl Covers {
 
     /// Who has nothing costs nothing.
     fn tidy(&self, user: &Arc<str>) {
-        self.by_user.remove_if(user, |_, of_user| of_user.is_empty());
+        self.by_user.remove_if(user, |user, of_user| {
+            let is_empty = of_user.is_empty();
+            if let Some(due) = of_user.due.filter(|_| is_empty) {
+                self.due().remove(&(due, user.clone()));
+            }
+            is_empty
+        });
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use super::*;
+    use crate::ledger::reservation::Reservation;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn name(kind: CoverKind, user: &str, what: &str) -> CoverName {
+        CoverName { kind, user: user.into(), what: what.into() }
+    }
+
+    fn until(end: Duration) -> Cover {
+        Cover { until: end, ..Cover::of_settled(&Reservation::new(0, "anna".into())) }
+    }
+
+    fn number(covers: &Covers, name: &CoverName) -> Option<u64> {
+        covers.find(name).map(|cover| cover.number)
+    }
+
+    #[test]
+    fn covers_end_in_time_and_who_has_none_is_not_waited_for() {
+        let covers = Covers::default();
+        let [key, session, of_ben] = [
+            name(CoverKind::Retry, "anna", "k"),
+            name(CoverKind::Session, "anna", "d"),
+            name(CoverKind::Session, "ben", "d"),
+        ];
+        covers.open(&key, until(5 * SECOND));
+        covers.open(&session, Cover { idle_until: Some(3 * SECOND), ..until(60 * SECOND) });
+        covers.open(&of_ben, until(2 * SECOND));
+        assert_eq!(covers.due().first().unwrap().0, 2 * SECOND);
+        assert_eq!(covers.leave(&of_ben), Some(2));
+        assert_eq!(covers.due().len(), 1, "of anna");
+        covers.by_user.get_mut("anna").unwrap().delivered(session.kind, "d").unwrap().idle_until = Some(9 * SECOND);
+        assert_eq!(covers.expire(3 * SECOND, 9), (vec![], true), "it was used");
+        assert_eq!(covers.expire(5 * SECOND, 9), (vec![0], true));
+        assert_eq!(covers.expire(8 * SECOND, 9), (vec![], true));
+        assert_eq!(covers.expire(9 * SECOND, 9), (vec![1], true));
+        assert!(covers.by_user.is_empty() && covers.due().is_empty());
+    }
+
+    #[test]
+    fn a_number_is_kept_by_what_takes_its_place_and_given_to_nothing_else() {
+        let covers = Covers::default();
+        let [first, second, kept] = ["1", "2", "3"].map(|what| name(CoverKind::Resume, "anna", what));
+        covers.restore(&kept, Cover { number: 7, ..until(SECOND) });
+        covers.open(&first, until(SECOND));
+        covers.open(&second, until(SECOND));
+        covers.open(&first, until(2 * SECOND));
+        assert_eq!([&first, &second, &kept].map(|name| number(&covers, name)), [Some(8), Some(9), Some(7)]);
+        covers.expire(2 * SECOND, 9);
+        covers.open(&first, until(3 * SECOND));
+        assert_eq!(number(&covers, &first), Some(10), "the store is told that 8 is no more");
+    }
+
+    #[test]
+    fn the_one_that_would_end_first_makes_room() {
+        let covers = Covers::default();
+        let named = |number: usize| name(CoverKind::Resume, "anna", &number.to_string());
+        for number in 0..MOST_OF_A_KIND {
+            let end = if number == 9 { 1 } else { 2 };
+            assert_eq!(covers.open(&named(number), until(end * SECOND)), None);
+        }
+        covers.open(&name(CoverKind::Retry, "anna", "k"), until(SECOND));
+        assert_eq!(covers.open(&named(9), until(SECOND)), None, "it takes its own place");
+        assert_eq!(covers.open(&named(MOST_OF_A_KIND), until(2 * SECOND)), Some(9));
+        assert!(covers.find(&named(9)).is_none() && covers.find(&named(0)).is_some());
     }
 }

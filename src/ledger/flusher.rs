@@ -264,27 +264,21 @@ impl Ledger {
     }
 
     fn expire_covers(&self) {
-        let now = self.clock.monotonic();
         let mut unflushed = self.unflushed();
-        for _ in 0..MOST_EXPIRED {
-            let Some((digest, name)) = unflushed.next_ending(now) else { return };
-            if let Some(ends) = self.covers.expire(&name, now) {
-                // It was used meanwhile.
-                unflushed.will_end(ends, digest, name);
-            } else {
-                unflushed.changed(digest, name);
-            }
+        let (ended, is_all) = self.covers.expire(self.clock.monotonic(), MOST_EXPIRED);
+        unflushed.ended(ended);
+        if !is_all {
+            self.hurry();
         }
-        self.hurry();
     }
 
     /// Takes all marks, and makes the group that brings the store up to date. What settles does so under the same lock as this reads
     /// what it has changed: no group has a cover without its charge, and none owes what it does not count.
     fn next_group(&self, forget_before: Option<i64>) -> (u64, Marks, Batch) {
-        let (number, marks, counts, covers, ended, intents) = {
+        let (number, marks, counts, covers, intents) = {
             let mut unflushed = self.unflushed();
             let (number, marks) = unflushed.take();
-            let (covers, gone) = self.changed_covers(&marks);
+            let covers = self.changed_covers(&marks);
             let ended = |owed: &CoverName| IntentRow {
                 user: owed.user.clone(),
                 what: owed.what.clone(),
@@ -302,7 +296,7 @@ impl Ledger {
             let look = self.counters.look();
             let counts: Vec<Option<Count>> =
                 marks.counters.iter().map(|(place, _)| self.count_at(&look, *place)).collect();
-            (number, marks, counts, covers, gone, intents)
+            (number, marks, counts, covers, intents)
         };
         let (mut counters, mut dropped, plans) = (Vec::new(), Vec::new(), self.plans.load());
         let is_strict = self.is_strict() && !seeded::bug(Bug::OwedButNotReserved);
@@ -324,6 +318,7 @@ impl Ledger {
                 None => dropped.push(named(span)),
             }
         }
+        let ended = marks.ended.iter().copied().collect();
         (number, marks, Batch { counters, dropped, covers, ended, intents, forget_before })
     }
 
@@ -334,30 +329,28 @@ impl Ledger {
         }
     }
 
-    /// Covers as they are now, and names of those that are no more.
-    fn changed_covers(&self, marks: &Marks) -> (Vec<CoverRow>, Vec<CoverName>) {
-        let (mut covers, mut ended) = (Vec::new(), Vec::new());
+    /// Covers as they are now, of those that are there still.
+    fn changed_covers(&self, marks: &Marks) -> Vec<CoverRow> {
         let (wall_ms, now) = (self.clock.now().as_millisecond(), self.clock.monotonic());
         let ends_ms = |ends: Duration| wall_ms + ends.saturating_sub(now).as_millis() as i64;
         let name_of = |id: MeterId| Some(self.meter(id)?.name.clone());
-        for name in marks.covers.values() {
-            match self.covers.find(name) {
-                Some(cover) => covers.push(CoverRow {
-                    name: name.clone(),
-                    meters: (cover.meters.iter().chain(&cover.delivered))
-                        .filter_map(|(id, images)| Some((name_of(*id)?, *images)))
-                        .collect(),
-                    degraded: cover.degraded.iter().filter_map(|id| name_of(*id)).collect(),
-                    expires_at_ms: ends_ms(cover.until),
-                    idle_at_ms: cover.idle_until.map(ends_ms),
-                    files_left: cover.files_left,
-                    version: cover.version,
-                    file: cover.file,
-                }),
-                None => ended.push(name.clone()),
-            }
-        }
-        (covers, ended)
+        let row = |name: &CoverName| {
+            let cover = self.covers.find(name)?;
+            Some(CoverRow {
+                number: cover.number,
+                name: name.clone(),
+                meters: (cover.meters.iter().chain(&cover.delivered))
+                    .filter_map(|(id, images)| Some((name_of(*id)?, *images)))
+                    .collect(),
+                degraded: cover.degraded.iter().filter_map(|id| name_of(*id)).collect(),
+                expires_at_ms: ends_ms(cover.until),
+                idle_at_ms: cover.idle_until.map(ends_ms),
+                files_left: cover.files_left,
+                version: cover.version,
+                file: cover.file,
+            })
+        };
+        marks.covers.values().filter_map(row).collect()
     }
 }
 
@@ -371,6 +364,8 @@ mod tests {
     use super::*;
     use crate::clock::ManualClock;
     use crate::ledger::Options;
+    use crate::ledger::cover::Cover;
+    use crate::ledger::reservation::Reservation;
     use crate::policy::Policy;
     use crate::store::CoverKind;
 
@@ -380,8 +375,9 @@ mod tests {
         let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
         let ledger = Ledger::in_memory(&Policy::default(), Options::default(), clock.clone());
         for number in 0..COVERS {
-            let name = CoverName { kind: CoverKind::Retry, user: "anna".into(), what: number.to_string().into() };
-            ledger.unflushed().opened(ledger.digests.of(&name), name, Duration::from_secs(1));
+            let charge = Reservation::new(0, number.to_string().into());
+            let name = CoverName { kind: CoverKind::Retry, user: charge.user.clone(), what: "key".into() };
+            ledger.covers.open(&name, Cover { until: Duration::from_secs(1), ..Cover::of_settled(&charge) });
         }
         let is_soon = || pin!(ledger.awaited.notified()).poll(&mut Context::from_waker(Waker::noop())).is_ready();
         ledger.expire_covers();
@@ -393,6 +389,6 @@ mod tests {
             soon.push(is_soon());
         }
         assert_eq!(soon, [true, true, false]);
-        assert_eq!(ledger.unflushed().next_ending(Duration::MAX), None);
+        assert_eq!(ledger.unflushed().take().1.ended.len(), COVERS as usize);
     }
 }

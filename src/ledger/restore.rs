@@ -109,17 +109,16 @@ impl Ledger {
         let Options { session_max, session_idle, retry_window, resume_window, .. } = **self.options();
         let longest = session_max.max(retry_window).max(resume_window);
         let left = |ends_ms: i64| Duration::from_millis(u64::try_from(ends_ms - wall_ms).unwrap_or(0)).min(longest);
-        let digest = self.digests.of(&row.name);
         let mut unflushed = self.unflushed();
-        if unflushed.has_changed(digest) {
-            // It has changed since: a reading broke off.
+        if unflushed.has_ended(row.number) {
+            // It was left since: a reading broke off.
             return;
         }
         // Unless it was entered once more since, by another gate. By what was configured there: in the future none was.
         let opened_ms = row.expires_at_ms.saturating_sub_unsigned(session_max.as_millis() as u64);
         let is_before = |left_ms| opened_ms <= left_ms || opened_ms > wall_ms;
-        if unflushed.was_left_early(digest).is_some_and(is_before) {
-            unflushed.changed(digest, row.name);
+        if unflushed.was_left_early(self.digests.of(&row.name)).is_some_and(is_before) {
+            unflushed.ended([row.number]);
             return;
         }
         let known = |name: &str| self.meter_named(name).map(|(id, _)| id);
@@ -131,6 +130,7 @@ impl Ledger {
         }
         let cover = Cover {
             serial: self.next_serial(),
+            number: row.number,
             meters,
             delivered,
             degraded: row.degraded.iter().filter_map(|name| known(name)).collect(),
@@ -144,7 +144,6 @@ impl Ledger {
         if is_owed {
             self.owes_redeliveries.store(true, Ordering::Relaxed);
         }
-        unflushed.will_end(cover.ends(), digest, row.name.clone());
         self.covers.restore(&row.name, cover);
     }
 
@@ -163,6 +162,7 @@ impl Ledger {
         let known = |name: &str| self.meter_named(name).map(|(id, _)| id);
         let cover = Cover {
             serial: self.next_serial(),
+            number: 0,
             meters: row.meters.iter().filter_map(|(name, cost)| Some((known(name)?, *cost))).collect(),
             delivered: Images::new(),
             degraded: Meters::new(),
@@ -181,12 +181,10 @@ impl Ledger {
         }
         self.owes_redeliveries.store(true, Ordering::Relaxed);
         // In one group: it is under way no more, and owed.
-        unflushed.opened(digest, name.clone(), cover.ends());
+        unflushed.changed(digest, name.clone());
         if !seeded::bug(Bug::OwedAfterEachCrash) {
             unflushed.was_cut_short(name.clone());
         }
-        if let Some(surplus) = self.covers.open(&name, cover) {
-            unflushed.changed(self.digests.of(&surplus), surplus);
-        }
+        unflushed.ended(self.covers.open(&name, cover));
     }
 }

@@ -52,10 +52,10 @@ impl Ledger {
         unflushed.closed(charge.take_intent().as_ref());
         let open = |unflushed: &mut Unflushed, name: &CoverName, lasts: Duration, cover: Cover| {
             let cover = Cover { until: now.saturating_add(lasts), under_way: None, ..cover };
-            unflushed.opened(self.digests.of(name), name.clone(), cover.ends());
+            unflushed.changed(self.digests.of(name), name.clone());
             if let Some(surplus) = self.covers.open(name, cover) {
                 self.stats.crowded_out();
-                unflushed.gone(self.digests.of(&surplus), surplus);
+                unflushed.ended([surplus]);
             }
         };
         if let Some(opening) = &charge.opens
@@ -72,9 +72,7 @@ impl Ledger {
                 ..Cover::of_settled(charge)
             };
             if cover.meters.is_empty() {
-                if self.covers.end_before(&opening.session, charge.serial) {
-                    unflushed.gone(self.digests.of(&opening.session), opening.session.clone());
-                }
+                unflushed.ended(self.covers.end_before(&opening.session, charge.serial));
             } else {
                 open(&mut unflushed, &opening.session, self.options().session_max, cover);
             }
@@ -216,7 +214,7 @@ impl Ledger {
         if !charge.resumable(&name, file) {
             return;
         }
-        self.covers.open(&name, Cover { file: Some(file.clone()), ..Cover::of(charge) });
+        self.covers.begin(&name, Cover { file: Some(file.clone()), ..Cover::of(charge) });
         if !charge.is_under_way() {
             self.covers.drop_under_way(&name, charge.serial);
         }
@@ -293,12 +291,10 @@ impl Ledger {
         let name = cover(CoverKind::Session, user, session);
         let mut unflushed = self.unflushed();
         let known = self.covers.leave(&name);
-        let digest = self.digests.of(&name);
-        if known {
-            unflushed.gone(digest, name);
-        } else if !self.has_been_read() {
+        if known.is_none() && !self.has_been_read() {
             // The store may know of it.
-            unflushed.left_early(digest, self.clock.now().as_millisecond());
+            unflushed.left_early(self.digests.of(&name), self.clock.now().as_millisecond());
         }
+        unflushed.ended(known);
     }
 }

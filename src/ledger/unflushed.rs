@@ -1,10 +1,9 @@
 //! What the store does not know yet.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::counters::ByDigest;
 use super::intents::Intent;
@@ -28,7 +27,6 @@ pub(super) struct Unflushed {
     /// Sessions that were left before the store was read, which may know them, and when, in milliseconds of the wall clock: another gate may
     /// have opened one since. By their digests: whoever leaves chooses how long a name is.
     left_early: HashMap<u128, i64, ByDigest>,
-    endings: Endings,
 }
 
 /// What changed since the last group. The values are read when the next one is built, so a counter that changed a thousand times is written
@@ -36,48 +34,16 @@ pub(super) struct Unflushed {
 #[derive(Debug, Default)]
 pub(super) struct Marks {
     pub(super) counters: DirtyCounters,
+    /// Covers that were opened or used.
     pub(super) covers: HashMap<u128, CoverName, ByDigest>,
+    /// Numbers of covers that are no more.
+    pub(super) ended: HashSet<u64>,
     /// Intents that are under way more or less often.
     pub(super) intents: HashMap<u128, Arc<Intent>, ByDigest>,
     /// What was under way when the last process ended: by now it is owed, under these names.
     pub(super) cut_short: Vec<CoverName>,
     /// Delivered charges.
     charges: u64,
-}
-
-/// When covers end.
-#[derive(Debug, Default)]
-struct Endings {
-    /// Covers by the time that they end.
-    by_time: BTreeMap<(Duration, u128), CoverName>,
-    /// Where in that queue each of them is: once, however often it is opened anew. If it ends later it is put back.
-    queued: HashMap<u128, Duration, ByDigest>,
-}
-
-impl Endings {
-    fn put(&mut self, until: Duration, digest: u128, name: CoverName) {
-        // What is under way ends when its charge does.
-        if until == Duration::MAX || self.queued.get(&digest).is_some_and(|queued| *queued <= until) {
-            return;
-        }
-        // One from before a wall clock was set back may end later than the one in its place.
-        self.take_out(digest);
-        self.queued.insert(digest, until);
-        self.by_time.insert((until, digest), name);
-    }
-
-    fn take_out(&mut self, digest: u128) {
-        if let Some(queued) = self.queued.remove(&digest) {
-            self.by_time.remove(&(queued, digest));
-        }
-    }
-
-    fn next(&mut self, now: Duration) -> Option<(u128, CoverName)> {
-        let first = self.by_time.first_entry().filter(|first| first.key().0 <= now)?;
-        let digest = first.key().1;
-        self.queued.remove(&digest);
-        Some((digest, first.remove()))
-    }
 }
 
 /// What a count's place does not tell.
@@ -201,13 +167,7 @@ impl Unflushed {
         self.marks.counters.mark_anew(Place::Slot { digest, start }, dropped);
     }
 
-    /// A cover was opened that ends at `ends` if nothing happens.
-    pub(super) fn opened(&mut self, digest: u128, name: CoverName, ends: Duration) {
-        self.will_end(ends, digest, name.clone());
-        self.marks.covers.insert(digest, name);
-    }
-
-    /// A cover was used, or is no more. The group that will tell the store.
+    /// A cover was opened, or used. The group that will tell the store.
     pub(super) fn changed(&mut self, digest: u128, name: CoverName) -> u64 {
         self.marks.covers.insert(digest, name);
         self.next_number()
@@ -235,20 +195,14 @@ impl Unflushed {
         self.left_early = HashMap::default();
     }
 
-    /// A cover that the store knows, to be ended in time.
-    pub(super) fn will_end(&mut self, until: Duration, digest: u128, name: CoverName) {
-        self.endings.put(until, digest, name);
+    /// Covers with these numbers are no more.
+    pub(super) fn ended(&mut self, numbers: impl IntoIterator<Item = u64>) {
+        self.marks.ended.extend(numbers);
     }
 
-    /// A cover is no more, before its time has come.
-    pub(super) fn gone(&mut self, digest: u128, name: CoverName) {
-        self.endings.take_out(digest);
-        self.changed(digest, name);
-    }
-
-    /// The next cover whose time has come.
-    pub(super) fn next_ending(&mut self, now: Duration) -> Option<(u128, CoverName)> {
-        self.endings.next(now)
+    /// Whether the store knows of that cover, but has not been told that it is no more.
+    pub(super) fn has_ended(&self, number: u64) -> bool {
+        self.marks.ended.contains(&number)
     }
 
     /// Delivered charges that the store does not know: what a crash now would lose.
@@ -276,6 +230,7 @@ impl Unflushed {
         for (digest, name) in group.covers {
             self.marks.covers.entry(digest).or_insert(name);
         }
+        self.marks.ended.extend(group.ended);
         self.marks.intents.extend(group.intents);
         self.marks.cut_short.extend(group.cut_short);
         self.marks.charges += group.charges;
@@ -286,7 +241,6 @@ impl Unflushed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::CoverKind;
 
     const HOUR: i64 = 3600;
 
@@ -313,16 +267,6 @@ mod tests {
         counters.mark_anew(slot(0), counter("anna", 0));
         counters.mark_anew(slot(2 * HOUR), counter("anna", 3 * HOUR));
         assert_eq!(marked(&counters), [("anna", 0), ("anna", 2 * HOUR), ("anna", 3 * HOUR)]);
-    }
-
-    #[test]
-    fn what_is_gone_before_its_time_is_waited_for_no_more() {
-        let mut unflushed = Unflushed::default();
-        let name = CoverName { kind: CoverKind::Session, user: "u".into(), what: "d".into() };
-        unflushed.opened(7, name.clone(), Duration::from_secs(9));
-        unflushed.gone(7, name);
-        assert!(unflushed.endings.by_time.is_empty() && unflushed.endings.queued.is_empty());
-        assert!(unflushed.marks.covers.contains_key(&7), "the store is told");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::hash::Hash;
 use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use super::rows::{Batch, CounterName, CounterRow, CoverName, CoverRow, IntentRow};
+use super::rows::{Batch, CounterName, CounterRow, CoverRow, IntentRow};
 
 const KEY: usize = 16;
 const LENGTH: usize = 4;
@@ -36,7 +36,7 @@ pub(super) enum Written<'r> {
     Counter(&'r CounterRow),
     Dropped(&'r CounterName),
     Cover(&'r CoverRow),
-    Ended(&'r CoverName),
+    Ended(u64),
     Intent(&'r IntentRow),
     ForgetBefore(i64),
 }
@@ -47,7 +47,7 @@ enum Read {
     Counter(CounterRow),
     Dropped(CounterName),
     Cover(CoverRow),
-    Ended(CoverName),
+    Ended(u64),
     Intent(IntentRow),
     ForgetBefore(i64),
 }
@@ -86,8 +86,8 @@ impl Records {
         self.group.clear();
         counters.iter().try_for_each(|row| self.put(&("counter", &row.name), &Written::Counter(row)))?;
         dropped.iter().try_for_each(|name| self.put(&("counter", name), &Written::Dropped(name)))?;
-        covers.iter().try_for_each(|row| self.put(&("cover", &row.name), &Written::Cover(row)))?;
-        ended.iter().try_for_each(|name| self.put(&("cover", name), &Written::Ended(name)))?;
+        covers.iter().try_for_each(|row| self.put(&("cover", row.number), &Written::Cover(row)))?;
+        ended.iter().try_for_each(|number| self.put(&("cover", *number), &Written::Ended(*number)))?;
         intents.iter().try_for_each(|row| self.put(&("open", &row.user, &row.what), &Written::Intent(row)))?;
         forget_before.iter().try_for_each(|before| self.put(&"forget", &Written::ForgetBefore(*before)))?;
         Ok(&self.group)
@@ -133,12 +133,14 @@ impl Changes {
                 Read::Counter(row) => batch.counters.push(row),
                 Read::Dropped(name) => batch.dropped.push(name),
                 Read::Cover(row) => batch.covers.push(row),
-                Read::Ended(name) => batch.ended.push(name),
+                Read::Ended(number) => batch.ended.push(number),
                 Read::Intent(row) => batch.intents.push(row),
                 Read::ForgetBefore(before) => batch.forget_before = Some(before),
             }
         }
         batch.counters.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        batch.covers.sort_unstable_by_key(|row| row.number);
+        batch.ended.sort_unstable();
         batch.intents.sort_unstable_by(|a, b| (&a.user, &a.what).cmp(&(&b.user, &b.what)));
         Ok(batch)
     }
@@ -149,7 +151,7 @@ impl Changes {
 mod tests {
     use super::*;
     use crate::policy::{Span, Subject};
-    use crate::store::CoverKind;
+    use crate::store::{CoverKind, CoverName};
 
     fn counter(user: &str, used: u32) -> CounterRow {
         let span = Span { start: 0, end: 604_800 };
@@ -157,8 +159,9 @@ mod tests {
         CounterRow { name, used, reserved: 1, plan: "free".into() }
     }
 
-    fn cover(what: &str) -> CoverRow {
+    fn cover(number: u64, what: &str) -> CoverRow {
         CoverRow {
+            number,
             name: CoverName { kind: CoverKind::Session, user: "u".into(), what: what.into() },
             meters: vec![("exports".into(), 1)],
             degraded: Vec::new(),
@@ -186,7 +189,7 @@ mod tests {
     fn the_last_word_about_each_row_counts() {
         let first = Batch {
             counters: vec![counter("b", 1), counter("a", 1), counter("c", 9)],
-            covers: vec![cover("x"), cover("y")],
+            covers: vec![cover(1, "x"), cover(2, "y")],
             intents: vec![intent("d", 1)],
             forget_before: Some(1),
             ..Batch::default()
@@ -194,16 +197,16 @@ mod tests {
         let second = Batch {
             counters: vec![counter("b", 0)],
             dropped: vec![counter("c", 0).name],
-            ended: vec![cover("x").name],
+            ended: vec![1],
             intents: vec![intent("d", 0)],
             ..Batch::default()
         };
-        let third = Batch { covers: vec![cover("x")], ..Batch::default() };
+        let third = Batch { covers: vec![cover(1, "x")], ..Batch::default() };
         let expected = Batch {
             counters: vec![counter("a", 1), counter("b", 0)],
             dropped: vec![counter("c", 0).name],
-            covers: vec![cover("y")],
-            ended: vec![cover("x").name],
+            covers: vec![cover(2, "y")],
+            ended: vec![1],
             intents: vec![intent("d", 0)],
             forget_before: Some(1),
         };

@@ -97,6 +97,8 @@ pub struct Representation {
 /// A charge that covers later requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CoverRow {
+    /// Its own for as long as there is one of that name. A later cover has a higher one: those that end together lie together.
+    pub number: u64,
     /// Which.
     pub name: CoverName,
     /// Names of the meters that the charge booked, and how much; and once more, and behind these, those on which it was not that which was
@@ -138,8 +140,8 @@ pub struct Batch {
     pub dropped: Vec<CounterName>,
     /// Covers as they are now.
     pub covers: Vec<CoverRow>,
-    /// Covers that ended.
-    pub ended: Vec<CoverName>,
+    /// Numbers of covers that ended.
+    pub ended: Vec<u64>,
     /// Charges under way as they are now.
     pub intents: Vec<IntentRow>,
     /// Windows that ended before this (seconds since the epoch) may be forgotten.

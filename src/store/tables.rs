@@ -22,7 +22,7 @@ use crate::policy::{Span, Subject, SubjectKind};
 const APPLICATION_ID: i32 = 0x4558_4754;
 
 /// Version of the schema (`PRAGMA user_version`).
-const SCHEMA_VERSION: i32 = 5;
+const SCHEMA_VERSION: i32 = 6;
 
 /// How long a lock of SQLite's is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -44,7 +44,9 @@ const SCHEMA: &str = "
         seal    INTEGER NOT NULL,
         PRIMARY KEY (meter, kind, subject, starts, ends)
     ) STRICT, WITHOUT ROWID;
+    -- By number, not by name: those that come together, and those that end together, are on few pages, however many there are.
     CREATE TABLE covers (
+        number     INTEGER PRIMARY KEY,
         kind       TEXT    NOT NULL,
         user       TEXT    NOT NULL,
         what       TEXT    NOT NULL,
@@ -56,9 +58,8 @@ const SCHEMA: &str = "
         version    TEXT,
         validator  TEXT,
         length     INTEGER,
-        seal       INTEGER NOT NULL,
-        PRIMARY KEY (kind, user, what)
-    ) STRICT, WITHOUT ROWID;
+        seal       INTEGER NOT NULL
+    ) STRICT;
     CREATE TABLE open (
         user    TEXT    NOT NULL,
         what    TEXT    NOT NULL,
@@ -365,8 +366,8 @@ fn read_all(snapshot: &Transaction<'_>, rows: &mut RowSink) -> rusqlite::Result<
         rows(Row::Counter(counter));
     }
     let mut covers = snapshot.prepare(
-        "SELECT kind, user, what, meters, degraded, expires_at, idle_at, files_left, version, validator, length, seal
-         FROM covers",
+        "SELECT kind, user, what, meters, degraded, expires_at, idle_at, files_left, version, validator, length, seal,
+                number FROM covers",
     )?;
     let mut found = covers.query([])?;
     while let Some(row) = found.next()? {
@@ -374,6 +375,7 @@ fn read_all(snapshot: &Transaction<'_>, rows: &mut RowSink) -> rusqlite::Result<
         let optional = |column: usize| row.get::<_, Option<String>>(column).map(|text| text.map(Arc::<str>::from));
         let file = optional(9)?.zip(row.get(10)?);
         let cover = CoverRow {
+            number: row.get::<_, i64>(12)? as u64,
             name: CoverName { kind, user: text(row, 1)?, what: text(row, 2)? },
             meters: words(row, 3)?.iter().filter_map(|word| booked(word)).collect(),
             degraded: words(row, 4)?,
@@ -428,11 +430,12 @@ fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
     }
     let mut put_cover = group.prepare_cached(
         "INSERT OR REPLACE INTO covers
-         (kind, user, what, meters, degraded, expires_at, idle_at, files_left, version, validator, length, seal)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         (number, kind, user, what, meters, degraded, expires_at, idle_at, files_left, version, validator, length, seal)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     for row in &batch.covers {
         put_cover.execute(params![
+            row.number as i64,
             row.name.kind.as_str(),
             row.name.user,
             row.name.what,
@@ -447,9 +450,9 @@ fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
             Written::Cover(row).seal(),
         ])?;
     }
-    let mut end_cover = group.prepare_cached("DELETE FROM covers WHERE kind = ? AND user = ? AND what = ?")?;
-    for name in &batch.ended {
-        end_cover.execute(params![name.kind.as_str(), name.user, name.what])?;
+    let mut end_cover = group.prepare_cached("DELETE FROM covers WHERE number = ?")?;
+    for number in &batch.ended {
+        end_cover.execute(params![*number as i64])?;
     }
     let mut put_open = group
         .prepare_cached("INSERT OR REPLACE INTO open (user, what, charges, meters, seal) VALUES (?, ?, ?, ?, ?)")?;

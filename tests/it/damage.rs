@@ -34,6 +34,7 @@ pub(super) fn batch(write: u32) -> Batch {
         CounterRow { name, used: write, reserved: 1, plan: "free".into() }
     };
     let cover = CoverRow {
+        number: write.into(),
         name: CoverName { kind: CoverKind::Session, user: "user-1".into(), what: format!("design-{write}").into() },
         meters: vec![("exports".into(), 1)],
         degraded: Vec::new(),

@@ -1,5 +1,6 @@
 //! The ledger itself: exact under concurrency, all or nothing, windows and covers by an injected clock.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -1164,9 +1165,11 @@ impl Disk {
         }
         counters.retain(|row| batch.forget_before.is_none_or(|before| row.name.span.end >= before));
         counters.retain(|row| !batch.dropped.contains(&row.name));
-        let changed = |name: &CoverName| batch.ended.contains(name) || batch.covers.iter().any(|row| row.name == *name);
-        covers.retain(|row| !changed(&row.name));
+        let changed = |number| batch.ended.contains(&number) || batch.covers.iter().any(|row| row.number == number);
+        covers.retain(|row| !changed(row.number));
         covers.extend(batch.covers.iter().cloned());
+        let names: HashSet<&CoverName> = covers.iter().map(|row| &row.name).collect();
+        assert_eq!(names.len(), covers.len(), "two covers with one name: {covers:?}");
         for row in &batch.intents {
             open.retain(|known| (&known.user, &known.what) != (&row.user, &row.what));
             open.extend(Some(row.clone()).filter(|row| row.charges > 0));

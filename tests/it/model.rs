@@ -926,6 +926,7 @@ impl Model {
             };
             let named = |meter: &u8| Arc::from(format!("meter-{meter}"));
             let row = CoverRow {
+                number: 0,
                 name: CoverName { kind, user: who(user).user, what: what.into() },
                 meters: meters.iter().chain(&cover.delivered).map(|(meter, cost)| (named(meter), *cost)).collect(),
                 degraded: degraded.iter().map(named).collect(),
@@ -978,6 +979,7 @@ impl Model {
 
 /// A cover as the store has it: meters in their own order, but what of a meter comes first does so.
 fn shown(mut row: CoverRow) -> String {
+    row.number = 0;
     row.meters.sort_by(|(one, _), (other, _)| one.cmp(other));
     format!("{row:?}")
 }
