@@ -79,7 +79,8 @@ fn tail(what: &str) -> u64 {
 impl OfUser {
     fn all(&mut self, kind: CoverKind, what: &str) -> impl Iterator<Item = &mut Cover> {
         let tail = tail(what);
-        let known = self.covers.iter_mut().filter(move |known| known.is_called(kind, tail, what));
+        // What is looked for came in last, mostly.
+        let known = self.covers.iter_mut().rev().filter(move |known| known.is_called(kind, tail, what));
         known.map(|known| &mut known.named.cover)
     }
 
@@ -312,11 +313,17 @@ impl Covers {
     pub(super) fn open(&self, name: &CoverName, cover: Cover) -> Option<u64> {
         let mut of_user = self.by_user.entry(name.user.clone()).or_default();
         let before = of_user.remove_delivered(name.kind, &name.what);
-        of_user.remove(name.kind, &name.what, |known| known.serial == cover.serial);
         let surplus = of_user.surplus(name.kind).map(|at| of_user.remove_at(at));
         let number = before.unwrap_or_else(|| self.next.fetch_add(1, Ordering::Relaxed));
         self.will_end(&mut of_user, &name.user, cover.ends());
-        of_user.put(name, Cover { number, ..cover });
+        let cover = Cover { number, ..cover };
+        match of_user.of(name.kind, &name.what, cover.serial) {
+            Some(own) => {
+                *own = cover;
+                of_user.delivered[name.kind as usize] += 1;
+            }
+            None => of_user.put(name, cover),
+        }
         surplus
     }
 

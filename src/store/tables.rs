@@ -406,8 +406,13 @@ fn booked(word: &str) -> Option<(Arc<str>, u32)> {
 }
 
 fn spelled(meters: &[(Arc<str>, u32)]) -> String {
-    let words: Vec<String> = meters.iter().map(|(name, cost)| format!("{name}={cost}")).collect();
-    words.join(" ")
+    // Without the formatting machinery: each export that can be resumed has some.
+    let mut words = String::with_capacity(32);
+    for (name, cost) in meters {
+        let space = if words.is_empty() { "" } else { " " };
+        words.extend([space, name, "=", itoa::Buffer::new().format(*cost)]);
+    }
+    words
 }
 
 fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
