@@ -138,8 +138,8 @@ impl Ledger {
             self.covers.extend(retry, *serial, &with_owed(booked), &with_owed(delivered.used.clone()));
             unflushed.changed(self.digests.of(retry), retry.clone());
         }
-        if covers_much && self.is_strict() {
-            // Until the store knows, a crash owes no more than the one delivery that it has cut short.
+        // Until the store knows, a crash owes no more than the one delivery that it has cut short.
+        if (covers_much && self.is_strict()) || unflushed.are_many() {
             self.hurry();
         }
     }

@@ -14,6 +14,10 @@ use crate::store::CoverName;
 /// How many sessions are remembered that were left before the store was read: 24 MiB of them.
 const MOST_LEFT_EARLY: usize = 500_000;
 
+/// How many counters and covers a group has before it is taken, however early that is: while one is made all who settle wait, for a
+/// millisecond or two of these.
+const MANY: usize = 2_000;
+
 /// What the store does not know, and what it takes to tell it.
 #[derive(Debug, Default)]
 pub(super) struct Unflushed {
@@ -203,6 +207,12 @@ impl Unflushed {
     /// Whether the store knows of that cover, but has not been told that it is no more.
     pub(super) fn has_ended(&self, number: u64) -> bool {
         self.marks.ended.contains(&number)
+    }
+
+    /// Whether the next group should not wait for its time.
+    pub(super) fn are_many(&self) -> bool {
+        let Marks { counters, covers, ended, .. } = &self.marks;
+        counters.in_order.len() + covers.len() + ended.len() >= MANY
     }
 
     /// Delivered charges that the store does not know: what a crash now would lose.

@@ -888,6 +888,21 @@ async fn a_group_is_written_every_interval_and_a_failed_one_is_written_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_group_that_has_become_large_is_not_waited_for() {
+    let disk = Disk::default();
+    let hourly = Options { flush_interval: Duration::from_hours(1), ..periodic() };
+    let ledger = Ledger::new(&policy(1), hourly, clock());
+    tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), std::future::pending()));
+    settled(|| ledger.availability().is_ok()).await;
+    let began = tokio::time::Instant::now();
+    for user in 0..2_000 {
+        assert!(delivered(charge(&ledger, &format!("u{user}"), &[demand(0, 1)]).await));
+    }
+    settled(|| disk.rows().0.len() == 2_000).await;
+    assert!(began.elapsed() < Duration::from_mins(1), "by the paused clock");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_charge_counts_as_unflushed_until_its_group_is_written() {
     let (ledger, disk) = (Ledger::new(&policy(1), periodic(), clock()), Disk::default());
     let (_end, ended) = tokio::sync::oneshot::channel::<()>();
