@@ -2,6 +2,7 @@
 //! The [module above](super) says what is where after a crash. Here is who does it: one thread that opens and writes, and one more for as
 //! long as the tables take a journal.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,15 +14,17 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::file::{self, Changed, FileId, Lock};
-use super::journal::{self, Journal, ReadError, Seal};
+use super::journal::{self, Journal, ReadError, Reader, Seal, Written};
 use super::records::{Changes, Records, Undecodable};
 use super::tables::{Compacted, Tables, written_by_another};
 use super::{Batch, Options, Reply, RowSink, Store, StoreError};
 use crate::clock::Clock;
-use crate::seeded::{self, Bug};
 
 /// How long a journal becomes before the tables take it, in bytes.
 const LONG: u64 = 8 << 20;
+
+/// How much of one they take at a time, in bytes of the last words about rows.
+const PART: usize = 8 << 20;
 
 /// How long it may become while they cannot.
 const TOO_LONG: u64 = 256 << 20;
@@ -222,9 +225,9 @@ impl Writer {
             tables.check_pages()?;
         }
         let from = tables.compacted()?;
-        let (changes, compacted) = read_journals(from, &journal_paths(&self.path))?;
+        let (mut journals, compacted) = Journals::after(from, &journal_paths(&self.path))?;
         tables.prepare_to_write(self.has_failed)?;
-        tables.absorb(&changes, from.generation, compacted, rows)?;
+        tables.absorb(|| journals.next(), from.generation, compacted, rows)?;
         Ok((tables, compacted))
     }
 
@@ -363,7 +366,7 @@ impl Running {
             }
         };
         let (path, tables, seal) = (self.path.clone(), self.tables.take(), self.seal.clone());
-        let (journal, length, generation) = (full.path().to_owned(), full.len(), full.generation());
+        let (journal, written) = (full.path().to_owned(), full.written());
         self.full = Some(full);
         let compaction = thread::Builder::new().name("ledger-tables".into()).spawn(move || {
             let mut tables = match tables {
@@ -377,18 +380,14 @@ impl Running {
             };
             let before = tables.compacted()?;
             // The last try may have got further than it could tell.
-            let is_taken = is_retry && before.generation == generation;
-            if !is_taken && after(before.generation)? != generation {
+            let is_taken = is_retry && before.generation == written.generation;
+            if !is_taken && after(before.generation)? != written.generation {
                 return Err(written_by_another(&path).into());
             }
-            let compacted = Compacted { generation, ..before };
-            let (mut changes, mut added) = (Changes::default(), Ok(()));
-            let add = |group: &[u8]| added = added.and_then(|()| changes.add(group));
-            let read = journal::read_written(&journal, length, generation, &seal, add);
-            read.map_err(|error| unreadable(&journal, error))?;
-            let changes = added.and_then(|()| changes.into_batch());
-            let changes = changes.map_err(|Undecodable| undecodable(&[journal]))?;
-            match tables.absorb(&changes, before.generation, compacted, None) {
+            let compacted = Compacted { generation: written.generation, ..before };
+            let mut journals = Journals::default();
+            journals.add(journal, written, &seal)?;
+            match tables.absorb(|| journals.next(), before.generation, compacted, None) {
                 Ok(()) => Ok(tables),
                 Err(error) if tables.was_in_the_way() => Err(Uncompacted { error, tables: Some(Box::new(tables)) }),
                 Err(error) => Err(error.into()),
@@ -399,30 +398,58 @@ impl Running {
     }
 }
 
-/// What tables that have come so far lack of these journals, and how far they will have come with it.
-fn read_journals(mut compacted: Compacted, paths: &[PathBuf]) -> Result<(Batch, Compacted), StoreError> {
-    let seal = Seal::of_ledger(compacted.ledger);
-    let mut logs = Vec::new();
-    for path in paths {
-        let log = journal::read(path, &seal).map_err(|error| unreadable(path, error))?;
-        logs.extend(log.filter(|log| log.generation > compacted.generation).map(|log| (path, log)));
-    }
-    logs.sort_by_key(|(_, log)| log.generation);
-    if seeded::bug(Bug::RecoveryDropsLastGroup) {
-        logs.last_mut().map(|(_, log)| log.groups.pop());
-    }
-    let mut changes = Changes::default();
-    for (path, log) in &logs {
-        if log.generation != after(compacted.generation)? {
-            let path = path.display();
-            return Err(StoreError::Unreadable(format!(
-                "{path} is of a later state of the ledger than the file beside it"
-            )));
+/// What the tables are to take, a part at a time: a journal that they could not take for long may be longer than there is memory for.
+#[derive(Default)]
+struct Journals(VecDeque<(PathBuf, Reader)>);
+
+impl Journals {
+    /// Those that tables lack that have come so far, and how far they will have come with them.
+    fn after(mut compacted: Compacted, paths: &[PathBuf]) -> Result<(Self, Compacted), StoreError> {
+        let seal = Seal::of_ledger(compacted.ledger);
+        let mut found = Vec::new();
+        for path in paths {
+            let written = journal::look_through(path, &seal).map_err(|error| unreadable(path, error))?;
+            found.extend(written.filter(|written| written.generation > compacted.generation).map(|it| (path, it)));
         }
-        compacted.generation = log.generation;
-        log.groups.iter().try_for_each(|group| changes.add(group)).map_err(|Undecodable| undecodable(paths))?;
+        found.sort_by_key(|(_, written)| written.generation);
+        let mut journals = Self::default();
+        for (path, written) in found {
+            if written.generation != after(compacted.generation)? {
+                let path = path.display();
+                return Err(StoreError::Unreadable(format!(
+                    "{path} is of a later state of the ledger than the file beside it"
+                )));
+            }
+            compacted.generation = written.generation;
+            journals.add(path.clone(), written, &seal)?;
+        }
+        Ok((journals, compacted))
     }
-    Ok((changes.into_batch().map_err(|Undecodable| undecodable(paths))?, compacted))
+
+    /// Adds the one of the next generation.
+    fn add(&mut self, path: PathBuf, written: Written, seal: &Seal) -> Result<(), StoreError> {
+        let reader = Reader::open(&path, written, seal).map_err(|error| unreadable(&path, error))?;
+        self.0.push_back((path, reader));
+        Ok(())
+    }
+
+    /// The next part, of one of them.
+    fn next(&mut self) -> Result<Option<Batch>, StoreError> {
+        while let Some((path, reader)) = self.0.front_mut() {
+            let mut changes = Changes::default();
+            while changes.bytes() < PART
+                && let Some(group) = reader.next().map_err(|error| unreadable(path, error))?
+            {
+                changes.add(group).map_err(|Undecodable| undecodable(path))?;
+            }
+            let batch = changes.into_batch().map_err(|Undecodable| undecodable(path))?;
+            if !batch.is_empty() {
+                return Ok(Some(batch));
+            }
+            self.0.pop_front();
+        }
+        Ok(None)
+    }
 }
 
 /// The generation after another.
@@ -439,8 +466,8 @@ fn unreadable(path: &Path, error: ReadError) -> StoreError {
     }
 }
 
-fn undecodable(paths: &[PathBuf]) -> StoreError {
-    StoreError::Unreadable(format!("the journals {paths:?} have what nobody can have written"))
+fn undecodable(path: &Path) -> StoreError {
+    StoreError::Unreadable(format!("{} has what nobody can have written", path.display()))
 }
 
 fn journal_paths(path: &Path) -> [PathBuf; 2] {

@@ -14,17 +14,21 @@
 //! such a file is refused, for it could hide charges.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::file::{FileId, sync_folder_of};
+use crate::seeded::{self, Bug};
 
 /// What a disk writes whole or not at all.
 const BLOCK: usize = 512;
 
 const HEADER: usize = 18;
 const PIECE: usize = BLOCK - HEADER;
+
+/// How much is read at a time, in bytes.
+const AT_ONCE: usize = 64 << 10;
 
 /// A file grows by so much at a time, in bytes.
 const SEGMENT: u64 = 4 << 20;
@@ -49,11 +53,12 @@ pub(super) struct Journal {
     blocks: Vec<u8>,
 }
 
-/// What was read from a file.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Log {
+/// How much a file has of the generation that was written to it last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Written {
     pub(super) generation: u32,
-    pub(super) groups: Vec<Vec<u8>>,
+    /// Where its last whole group ends, in bytes.
+    pub(super) length: u64,
 }
 
 /// Why a journal cannot be read.
@@ -167,6 +172,10 @@ impl Journal {
     pub(super) const fn len(&self) -> u64 {
         self.end
     }
+
+    pub(super) const fn written(&self) -> Written {
+        Written { generation: self.generation, length: self.end }
+    }
 }
 
 /// Makes a file of zeros that has its name only once it is whole.
@@ -194,10 +203,16 @@ const fn is_whole(length: u64) -> bool {
 /// One block, as it was found.
 #[derive(Debug, Clone, Copy)]
 struct Block<'b> {
+    head: Head,
+    piece: &'b [u8],
+}
+
+/// Which block it is.
+#[derive(Debug, Clone, Copy)]
+struct Head {
     generation: u32,
     group: u32,
     following: u32,
-    piece: &'b [u8],
 }
 
 impl<'b> Block<'b> {
@@ -213,57 +228,124 @@ impl<'b> Block<'b> {
         }
         let used = usize::from(u16::from_le_bytes([bytes[16], bytes[17]]));
         let piece = bytes.get(HEADER..HEADER + used).ok_or(())?;
-        Ok(Some(Self { generation: number(4), group: number(8), following: number(12), piece }))
+        Ok(Some(Self { head: Head { generation: number(4), group: number(8), following: number(12) }, piece }))
     }
 }
 
-/// Reads a journal as it was found. `None` if there is none, or nothing was ever written to it.
-pub(super) fn read(path: &Path, seal: &Seal) -> Result<Option<Log>, ReadError> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
+/// The order of the blocks of one generation.
+#[derive(Debug, Default)]
+struct Order {
+    /// How many groups are whole.
+    groups: u32,
+    /// How many blocks of the next one are to follow, if there were any of it.
+    following: Option<u32>,
+}
+
+impl Order {
+    /// Takes the next block. An error if it is not the one that comes next.
+    fn take(&mut self, head: Head) -> Result<(), ()> {
+        if head.group != self.groups || self.following.is_some_and(|expected| head.following != expected) {
+            return Err(());
+        }
+        self.following = head.following.checked_sub(1);
+        self.groups += u32::from(self.is_between_groups());
+        Ok(())
+    }
+
+    const fn is_between_groups(&self) -> bool {
+        self.following.is_none()
+    }
+}
+
+/// Looks through a journal as it was found. `None` if there is none, or nothing was ever written to it.
+pub(super) fn look_through(path: &Path, seal: &Seal) -> Result<Option<Written>, ReadError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(ReadError::Io(error)),
     };
+    let length = file.metadata().map_err(ReadError::Io)?.len();
     // A file that could not grow as it should has a rest of zeros: nothing is written to a segment that is not whole.
-    let (whole, rest) = bytes.split_at(bytes.len() - bytes.len() % SEGMENT as usize);
-    if whole.is_empty() || rest.iter().any(|byte| *byte != 0) {
-        return Err(ReadError::Damaged(format!("it has {} bytes, some are missing", bytes.len())));
+    let rest = length % SEGMENT;
+    let mut blocks = Vec::new();
+    let mut file = BufReader::with_capacity(AT_ONCE, file);
+    let mut bytes = [0; BLOCK];
+    for _ in (0..length - rest).step_by(BLOCK) {
+        file.read_exact(&mut bytes).map_err(ReadError::Io)?;
+        blocks.push(Block::parse(&bytes, seal).map(|block| block.map(|block| block.head)));
     }
-    parse(whole, seal)
+    let mut left = Vec::new();
+    file.read_to_end(&mut left).map_err(ReadError::Io)?;
+    if length == rest || left.iter().any(|byte| *byte != 0) {
+        return Err(ReadError::Damaged(format!("it has {length} bytes, some are missing")));
+    }
+    last_generation(&blocks)
 }
 
-/// Reads what this process has written: so many bytes of one generation, and nothing that an earlier one has left. A piece at a time, for
-/// it may be long.
-pub(super) fn read_written(
-    path: &Path,
-    length: u64,
-    generation: u32,
-    seal: &Seal,
-    mut take: impl FnMut(&[u8]),
-) -> Result<(), ReadError> {
-    let mut file = File::open(path).map_err(ReadError::Io)?;
-    let mut groups = Groups::default();
-    let mut bytes = vec![0; 128 * BLOCK];
-    let mut at = 0;
-    while at < length {
-        let piece = usize::try_from(length - at).map_or(bytes.len(), |left| left.min(bytes.len()));
-        let bytes = &mut bytes[..piece];
-        file.read_exact(bytes).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => ReadError::Damaged(format!("it ends before byte {length}")),
-            _ => ReadError::Io(error),
-        })?;
-        for (block, at) in bytes.chunks_exact(BLOCK).zip((at..).step_by(BLOCK)) {
-            let block = Block::parse(block, seal).ok().flatten().filter(|block| block.generation == generation);
-            let whole = block.and_then(|block| groups.add(&block).ok());
-            if let Some(group) = whole.ok_or_else(|| damaged(at))? {
-                take(group);
+fn last_generation(blocks: &[Result<Option<Head>, ()>]) -> Result<Option<Written>, ReadError> {
+    let valid = || blocks.iter().flatten().flatten();
+    let generation = valid().map(|head| head.generation).max().unwrap_or(0);
+    let (mut order, mut length, mut last) = (Order::default(), 0, 0);
+    for (block, at) in blocks.iter().zip((0..).step_by(BLOCK)) {
+        // What an earlier generation has left, or nothing: all groups have been read.
+        let found = block.map_err(|()| damaged(at))?.filter(|head| head.generation == generation);
+        let Some(head) = found else { break };
+        order.take(head).map_err(|()| damaged(at))?;
+        if order.is_between_groups() {
+            last = std::mem::replace(&mut length, at + BLOCK as u64);
+        }
+    }
+    // The blocks of one group are written in any order. A torn group is the last.
+    if valid().any(|head| head.generation == generation && head.group > order.groups) {
+        return Err(ReadError::Damaged(format!("of group {} a block is missing", order.groups)));
+    }
+    if seeded::bug(Bug::RecoveryDropsLastGroup) {
+        length = last;
+    }
+    // Also if its first group is torn: a generation of which anything was written is not written again, or blocks of both would mix.
+    Ok((generation > 0).then_some(Written { generation, length }))
+}
+
+/// Reads what was written, group by group, and nothing that an earlier generation has left.
+#[derive(Debug)]
+pub(super) struct Reader {
+    file: BufReader<File>,
+    seal: Seal,
+    written: Written,
+    at: u64,
+    order: Order,
+    group: Vec<u8>,
+}
+
+impl Reader {
+    pub(super) fn open(path: &Path, written: Written, seal: &Seal) -> Result<Self, ReadError> {
+        let file = BufReader::with_capacity(AT_ONCE, File::open(path).map_err(ReadError::Io)?);
+        Ok(Self { file, seal: seal.clone(), written, at: 0, order: Order::default(), group: Vec::new() })
+    }
+
+    /// The next group; `None` if that was all.
+    pub(super) fn next(&mut self) -> Result<Option<&[u8]>, ReadError> {
+        let Written { generation, length } = self.written;
+        self.group.clear();
+        while self.at < length {
+            let mut bytes = [0; BLOCK];
+            self.file.read_exact(&mut bytes).map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => ReadError::Damaged(format!("it ends before byte {length}")),
+                _ => ReadError::Io(error),
+            })?;
+            let block = Block::parse(&bytes, &self.seal).ok().flatten();
+            let block = block.filter(|block| block.head.generation == generation);
+            let block = block.filter(|block| self.order.take(block.head).is_ok()).ok_or_else(|| damaged(self.at))?;
+            self.group.extend_from_slice(block.piece);
+            self.at += BLOCK as u64;
+            if self.order.is_between_groups() {
+                return Ok(Some(&self.group));
             }
         }
-        at += piece as u64;
-    }
-    match groups.following {
-        Some(_) => Err(ReadError::Damaged("its last group is not whole".to_owned())),
-        None => Ok(()),
+        if self.order.is_between_groups() {
+            return Ok(None);
+        }
+        Err(ReadError::Damaged("its last group is not whole".to_owned()))
     }
 }
 
@@ -280,54 +362,6 @@ fn damaged(at: u64) -> ReadError {
     ReadError::Damaged(format!("the block at byte {at} is not as it was written, or of another ledger"))
 }
 
-/// Puts the groups of one generation together from their blocks.
-#[derive(Default)]
-struct Groups {
-    /// How many are whole.
-    count: usize,
-    /// The next one, as far as its blocks were there, and how many are to follow.
-    group: Vec<u8>,
-    following: Option<u32>,
-}
-
-impl Groups {
-    /// Adds a block; a group, if that is its last. An error if it is not the one that comes next.
-    fn add(&mut self, block: &Block<'_>) -> Result<Option<&[u8]>, ()> {
-        if block.group as usize != self.count || self.following.is_some_and(|expected| block.following != expected) {
-            return Err(());
-        }
-        if self.following.is_none() {
-            self.group.clear();
-        }
-        self.group.extend_from_slice(block.piece);
-        self.following = block.following.checked_sub(1);
-        if self.following.is_some() {
-            return Ok(None);
-        }
-        self.count += 1;
-        Ok(Some(&self.group))
-    }
-}
-
-fn parse(bytes: &[u8], seal: &Seal) -> Result<Option<Log>, ReadError> {
-    let blocks: Vec<_> = bytes.chunks_exact(BLOCK).map(|block| Block::parse(block, seal)).collect();
-    let valid = || blocks.iter().flatten().flatten();
-    let generation = valid().map(|block| block.generation).max().unwrap_or(0);
-    let (mut groups, mut put_together) = (Vec::new(), Groups::default());
-    for (block, at) in blocks.iter().zip((0..).step_by(BLOCK)) {
-        // What an earlier generation has left, or nothing: all groups have been read.
-        let found = block.as_ref().map_err(|()| damaged(at))?.filter(|block| block.generation == generation);
-        let Some(block) = found else { break };
-        groups.extend(put_together.add(&block).map_err(|()| damaged(at))?.map(<[u8]>::to_vec));
-    }
-    // The blocks of one group are written in any order. A torn group is the last.
-    if valid().any(|block| block.generation == generation && block.group as usize > groups.len()) {
-        return Err(ReadError::Damaged(format!("of group {} a block is missing", groups.len())));
-    }
-    // Also if its first group is torn: a generation of which anything was written is not written again, or blocks of both would mix.
-    Ok((generation > 0).then_some(Log { generation, groups }))
-}
-
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -336,6 +370,9 @@ mod tests {
     const GENERATION: u32 = 7;
 
     struct Folder(tempfile::TempDir);
+
+    /// A generation and its groups.
+    type Log = (u32, Vec<Vec<u8>>);
 
     impl Folder {
         fn new() -> Self {
@@ -351,7 +388,17 @@ mod tests {
         }
 
         fn read(&self) -> Result<Option<Log>, ReadError> {
-            read(&self.path(), &seal())
+            let Some(written) = look_through(&self.path(), &seal())? else { return Ok(None) };
+            Ok(Some((written.generation, self.groups(written)?)))
+        }
+
+        fn groups(&self, written: Written) -> Result<Vec<Vec<u8>>, ReadError> {
+            let mut reader = Reader::open(&self.path(), written, &seal())?;
+            let mut groups = Vec::new();
+            while let Some(group) = reader.next()? {
+                groups.push(group.to_vec());
+            }
+            Ok(groups)
         }
 
         fn bytes(&self) -> Vec<u8> {
@@ -367,13 +414,18 @@ mod tests {
         Seal::of_ledger(99)
     }
 
+    fn heads(blocks: &[u8]) -> Vec<Result<Option<Head>, ()>> {
+        let parsed = blocks.chunks_exact(BLOCK).map(|block| Block::parse(block, &seal()));
+        parsed.map(|block| block.map(|block| block.map(|block| block.head))).collect()
+    }
+
     /// Groups of less than a block, of exactly one, and of several.
     fn groups() -> Vec<Vec<u8>> {
         [1, PIECE, PIECE + 1, 3 * PIECE, 40].iter().zip(1..).map(|(&length, byte)| vec![byte; length]).collect()
     }
 
-    fn log(generation: u32, groups: Vec<Vec<u8>>) -> Option<Log> {
-        Some(Log { generation, groups })
+    const fn log(generation: u32, groups: Vec<Vec<u8>>) -> Option<Log> {
+        Some((generation, groups))
     }
 
     #[test]
@@ -394,7 +446,7 @@ mod tests {
         let mut journal = folder.journal(GENERATION);
         groups().iter().for_each(|group| journal.append(group).unwrap());
         let mut journal = folder.journal(GENERATION + 2);
-        assert_eq!(folder.read().unwrap().unwrap().generation, GENERATION, "until something is written");
+        assert_eq!(folder.read().unwrap().unwrap().0, GENERATION, "until something is written");
         journal.append(b"new").unwrap();
         assert_eq!(folder.read().unwrap(), log(GENERATION + 2, vec![b"new".to_vec()]));
         assert_eq!(folder.bytes().len() as u64, SEGMENT);
@@ -412,11 +464,7 @@ mod tests {
         let long = vec![7; 300 * PIECE];
         journal.append(&long).unwrap();
         let length = journal.len();
-        let read = |length| {
-            let mut groups = Vec::new();
-            let add = |group: &[u8]| groups.push(group.to_vec());
-            read_written(&folder.path(), length, GENERATION, &seal(), add).map(|()| groups)
-        };
+        let read = |length| folder.groups(Written { generation: GENERATION, length });
         let expected: Vec<_> = written.iter().cloned().chain([long]).collect();
         assert_eq!(read(length).unwrap(), expected);
         assert_eq!(read(0).unwrap(), Vec::<Vec<u8>>::new());
@@ -477,14 +525,15 @@ mod tests {
             journal.append(&vec![3; 4 * PIECE]).unwrap();
             let whole = folder.bytes();
             for written in 0..1 << 4 {
-                let mut torn = safe[..30 * BLOCK].to_vec();
+                let mut torn = safe.clone();
                 for block in (0..4).filter(|block| written & 1 << block != 0) {
                     let at = (1 + block) * BLOCK;
                     torn[at..at + BLOCK].copy_from_slice(&whole[at..at + BLOCK]);
                 }
                 let mut expected = vec![b"safe".to_vec()];
                 expected.extend((written == 15).then(|| vec![3; 4 * PIECE]));
-                assert_eq!(parse(&torn, &seal()).unwrap(), log(GENERATION, expected), "{before:?} {written:04b}");
+                folder.put(&torn);
+                assert_eq!(folder.read().unwrap(), log(GENERATION, expected), "{before:?} {written:04b}");
             }
         }
     }
@@ -510,7 +559,7 @@ mod tests {
         for at in 0..journal.len() as usize {
             let mut flipped = whole.clone();
             flipped[at] ^= 1 << (at % 8);
-            assert!(matches!(parse(&flipped, &seal()), Err(ReadError::Damaged(_))), "byte {at}");
+            assert!(matches!(last_generation(&heads(&flipped)), Err(ReadError::Damaged(_))), "byte {at}");
         }
     }
 
@@ -527,7 +576,7 @@ mod tests {
             for lost in [&[0; BLOCK][..], &before[block * BLOCK..(block + 1) * BLOCK]] {
                 let mut holed = whole.clone();
                 holed[block * BLOCK..(block + 1) * BLOCK].copy_from_slice(lost);
-                assert!(matches!(parse(&holed, &seal()), Err(ReadError::Damaged(_))), "block {block}");
+                assert!(matches!(last_generation(&heads(&holed)), Err(ReadError::Damaged(_))), "block {block}");
             }
         }
     }
@@ -537,7 +586,7 @@ mod tests {
         let folder = Folder::new();
         let mut journal = folder.journal(GENERATION);
         journal.append(b"one").unwrap();
-        assert!(matches!(read(&folder.path(), &Seal::of_ledger(98)), Err(ReadError::Damaged(_))));
+        assert!(matches!(look_through(&folder.path(), &Seal::of_ledger(98)), Err(ReadError::Damaged(_))));
         let whole = folder.bytes();
         let grown = [&whole[..], &whole[..BLOCK]].concat();
         for cut in [&whole[..0], &whole[..BLOCK], &whole[..2 * BLOCK], &whole[..whole.len() - 1], &grown] {

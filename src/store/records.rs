@@ -91,9 +91,13 @@ impl Records {
     }
 }
 
-/// The last word about each row: however long a journal is, it is no more than that.
+/// The last word about each row, of so many groups.
 #[derive(Debug, Default)]
-pub(super) struct Changes(HashMap<[u8; KEY], Vec<u8>>);
+pub(super) struct Changes {
+    last: HashMap<[u8; KEY], Vec<u8>>,
+    /// How many bytes these are.
+    bytes: usize,
+}
 
 impl Changes {
     /// Adds a later group.
@@ -102,7 +106,8 @@ impl Changes {
             let (key, rest) = group.split_first_chunk::<KEY>().ok_or(Undecodable)?;
             let (length, rest) = rest.split_first_chunk::<LENGTH>().ok_or(Undecodable)?;
             let (record, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or(Undecodable)?;
-            let last = self.0.entry(*key).or_default();
+            let last = self.last.entry(*key).or_default();
+            self.bytes = self.bytes - last.len() + record.len();
             last.clear();
             last.extend_from_slice(record);
             group = rest;
@@ -110,10 +115,15 @@ impl Changes {
         Ok(())
     }
 
+    /// How many bytes are to be held, not counting keys.
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// All of it as one batch, in the order of the tables: their trees are walked once, not at random.
     pub(super) fn into_batch(self) -> Result<Batch, Undecodable> {
         let mut batch = Batch::default();
-        for record in self.0.into_values() {
+        for record in self.last.into_values() {
             match postcard::from_bytes(&record).map_err(|_| Undecodable)? {
                 Read::Counter(row) => batch.counters.push(row),
                 Read::Dropped(name) => batch.dropped.push(name),

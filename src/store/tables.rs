@@ -84,6 +84,18 @@ pub(super) struct Tables {
     was_in_the_way: bool,
 }
 
+/// Why tables could not take a journal: for themselves, or for the journal.
+enum NotAbsorbed {
+    Sql(rusqlite::Error),
+    Unread(StoreError),
+}
+
+impl From<rusqlite::Error> for NotAbsorbed {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
 /// What the tables know of the journal.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Compacted {
@@ -172,20 +184,22 @@ impl Tables {
         Ok(())
     }
 
-    /// Takes what journals have up to a generation, and shows all rows as they are then: all of it or nothing.
+    /// Takes what journals have up to a generation, batch after batch, and shows all rows as they are then: all of it or nothing.
     ///
     /// # Errors
     ///
-    /// Also if they have not come `from` that generation: somebody else has written them meanwhile.
+    /// Those of `next`; and if they have not come `from` that generation: somebody else has written them meanwhile.
     pub(super) fn absorb(
         &mut self,
-        changes: &Batch,
+        mut next: impl FnMut() -> Result<Option<Batch>, StoreError>,
         from: u32,
         compacted: Compacted,
         rows: Option<&mut RowSink>,
     ) -> Result<(), StoreError> {
-        let absorbed = self.connection.transaction().and_then(|group| {
-            write_group(&group, changes)?;
+        let absorbed = self.connection.transaction().map_err(NotAbsorbed::Sql).and_then(|group| {
+            while let Some(changes) = next().map_err(NotAbsorbed::Unread)? {
+                write_group(&group, &changes)?;
+            }
             let update = "UPDATE journal SET compacted = ?, seal = ? WHERE compacted = ?";
             if group.execute(update, params![compacted.generation, compacted.seal(), from])? != 1 {
                 return Ok(false);
@@ -193,18 +207,20 @@ impl Tables {
             if let Some(rows) = rows {
                 read_all(&group, rows)?;
             }
-            group.commit().map(|()| true)
+            group.commit()?;
+            Ok(true)
         });
-        self.was_in_the_way = absorbed.as_ref().is_err_and(|error| {
-            matches!(
-                error.sqlite_error_code(),
-                Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull)
-            )
-        });
+        let code = match &absorbed {
+            Err(NotAbsorbed::Sql(error)) => error.sqlite_error_code(),
+            _ => None,
+        };
+        self.was_in_the_way =
+            matches!(code, Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull));
         match absorbed {
             Ok(true) => Ok(()),
             Ok(false) => Err(written_by_another(&self.path)),
-            Err(error) => Err(explain(&self.path, &error)),
+            Err(NotAbsorbed::Sql(error)) => Err(explain(&self.path, &error)),
+            Err(NotAbsorbed::Unread(error)) => Err(error),
         }
     }
 
@@ -491,6 +507,10 @@ fn open_names(group: &Transaction<'_>) -> rusqlite::Result<HashSet<(Arc<str>, Ar
 mod tests {
     use super::*;
 
+    const fn nothing() -> Result<Option<Batch>, StoreError> {
+        Ok(None)
+    }
+
     fn at(generation: u32, tables: &Tables) -> Compacted {
         Compacted { generation, ..tables.compacted().unwrap() }
     }
@@ -506,9 +526,9 @@ mod tests {
         reader.execute_batch("BEGIN; SELECT * FROM journal").unwrap();
         writer.execute_batch("BEGIN IMMEDIATE").unwrap();
         let next = at(1, &tables);
-        assert!(tables.absorb(&Batch::default(), 0, next, None).is_err() && tables.was_in_the_way());
+        assert!(tables.absorb(nothing, 0, next, None).is_err() && tables.was_in_the_way());
         writer.execute_batch("ROLLBACK").unwrap();
-        tables.absorb(&Batch::default(), 0, next, None).unwrap();
+        tables.absorb(nothing, 0, next, None).unwrap();
         assert!(!tables.was_in_the_way());
         assert!(tables.prepare_to_write(true).unwrap_err().to_string().contains("being read by somebody"));
     }
@@ -520,9 +540,9 @@ mod tests {
         let [mut one, mut other] = [(), ()].map(|()| Tables::open(&path).unwrap());
         one.prepare_to_write(false).unwrap();
         let (first, second) = (at(1, &one), at(2, &one));
-        other.absorb(&Batch::default(), 0, first, None).unwrap();
-        other.absorb(&Batch::default(), 1, second, None).unwrap();
-        let late = one.absorb(&Batch::default(), 0, first, None).unwrap_err();
+        other.absorb(nothing, 0, first, None).unwrap();
+        other.absorb(nothing, 1, second, None).unwrap();
+        let late = one.absorb(nothing, 0, first, None).unwrap_err();
         assert!(matches!(late, StoreError::Unreadable(_)) && late.to_string().contains("another gate"), "{late}");
         assert_eq!(one.compacted().unwrap().generation, 2);
     }

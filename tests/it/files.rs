@@ -9,7 +9,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use export_gate::clock::SystemClock;
-use export_gate::store::{Batch, Embedded, Store, StoreError};
+use export_gate::policy::Subject;
+use export_gate::store::{Batch, CounterName, CounterRow, Embedded, Store, StoreError};
 
 use crate::damage::{batch, files, killed, open, options, runtime};
 use crate::support::eventually;
@@ -175,6 +176,32 @@ fn a_journal_that_had_to_take_much_is_made_anew_when_the_tables_have_it() {
     assert!(!counts.is_empty());
     write(&mut store, batch(7)).unwrap();
     eventually("they are short", || journals.iter().all(|journal| size(journal) <= 16 << 20));
+}
+
+#[test]
+fn a_journal_of_more_than_the_tables_take_at_a_time_is_taken_whole() {
+    const USERS: usize = 80_000;
+    let counters = || {
+        let row = batch(1).counters.remove(0);
+        let user = |user: usize| Subject::user(format!("{user:0200}"));
+        let of = move |id| CounterRow { name: CounterName { subject: user(id), ..row.name.clone() }, ..row.clone() };
+        (0..USERS).map(of).collect()
+    };
+    let (folder, left) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut store, _) = open(options(folder.path(), NEVER)).unwrap();
+    // Or they would begin to at once.
+    let locker = rusqlite::Connection::open(folder.path().join("ledger.db")).unwrap();
+    locker.execute_batch("BEGIN IMMEDIATE").unwrap();
+    write(&mut store, Batch { counters: counters(), ..Batch::default() }).unwrap();
+    for name in files(folder.path()) {
+        std::fs::copy(folder.path().join(&name), left.path().join(&name)).unwrap();
+    }
+    drop(locker);
+    drop(store);
+    for (what, folder) in [("at the end", &folder), ("after a crash", &left)] {
+        let (_store, counts) = open(options(folder.path(), NEVER)).unwrap();
+        assert_eq!(counts.len(), USERS, "{what}");
+    }
 }
 
 #[test]
