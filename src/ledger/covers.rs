@@ -23,8 +23,9 @@ pub(super) const OWED: &str = "\t";
 /// How many covers of a kind a user can have.
 pub(super) const MOST_OF_A_KIND: usize = 256;
 
-/// How far apart a user's covers are looked through for those whose time has come. None is taken from after its time all the same.
-const APART: Duration = Duration::from_secs(1);
+/// How far apart a user's covers are looked through for those whose time has come: who has many would be looked at all the time. None is
+/// taken from after its time all the same.
+const APART: Duration = Duration::from_secs(30);
 
 /// All covers. Of a name there is one of a delivered charge at most, and one of each charge that is under way: what comes to nothing ends
 /// nothing that was paid for.
@@ -46,7 +47,8 @@ struct OfUser {
     delivered: [usize; 4],
     /// Sessions whose charge is under way, by name and the charge's serial: leaving the screen takes them out.
     opening: Vec<(Arc<str>, u64)>,
-    /// When the user is queued for. No cover of a delivered charge ends before, but for sessions that were set to idle less meanwhile.
+    /// When the user is queued for, if anything is to end: no more than [`APART`] after the first of it, but for sessions that were set to
+    /// idle less meanwhile.
     due: Option<Duration>,
 }
 
@@ -327,9 +329,20 @@ impl Covers {
         surplus
     }
 
+    /// Forgets all, and all numbers: the store is about to be read, from its beginning.
+    pub(super) fn clear(&self) {
+        self.by_user.clear();
+        self.due().clear();
+        self.next.store(0, Ordering::Relaxed);
+    }
+
+    /// The store has that number, whether what it is of still covers anything or not.
+    pub(super) fn has_number(&self, number: u64) {
+        self.next.fetch_max(number.saturating_add(1), Ordering::Relaxed);
+    }
+
     /// Puts a cover read from the store in its place, unless one is there.
     pub(super) fn restore(&self, name: &CoverName, cover: Cover) {
-        self.next.fetch_max(cover.number.saturating_add(1), Ordering::Relaxed);
         let mut of_user = self.by_user.entry(name.user.clone()).or_default();
         if of_user.delivered(name.kind, &name.what).is_none() {
             self.will_end(&mut of_user, &name.user, cover.ends());
@@ -403,11 +416,10 @@ impl Covers {
         self.tidy(&name.user);
     }
 
-    /// Ends covers whose time has come: about so many, or looks at so many users whose covers have been used meanwhile. Their numbers, and
-    /// whether that were all.
+    /// Ends covers whose time has come, once about so many have been looked at. Their numbers, and whether that were all.
     pub(super) fn expire(&self, now: Duration, most: usize) -> (Vec<u64>, bool) {
         let (mut ended, mut looked) = (Vec::new(), 0);
-        while ended.len().max(looked) < most {
+        while looked < most {
             // Locked for no longer than this: whoever has a user locks it after that.
             let first = {
                 let mut all = self.due();
@@ -415,14 +427,16 @@ impl Covers {
                 is_due.then(|| all.pop_first()).flatten()
             };
             let Some((due, user)) = first else { return (ended, true) };
+            looked += 1;
             if let Some(mut of_user) = self.by_user.get_mut(&user)
                 && of_user.due.take_if(|queued| *queued == due).is_some()
-                && let Some(next) = of_user.remove_ended(now, &mut ended)
             {
-                self.will_end(&mut of_user, &user, next.max(now.saturating_add(APART)));
+                looked += of_user.covers.len();
+                if let Some(next) = of_user.remove_ended(now, &mut ended) {
+                    self.will_end(&mut of_user, &user, next.max(now.saturating_add(APART)));
+                }
             }
             self.tidy(&user);
-            looked += 1;
         }
         (ended, false)
     }
@@ -480,9 +494,44 @@ mod tests {
         assert_eq!(covers.due().len(), 1, "of anna");
         covers.by_user.get_mut("anna").unwrap().delivered(session.kind, "d").unwrap().idle_until = Some(9 * SECOND);
         assert_eq!(covers.expire(3 * SECOND, 9), (vec![], true), "it was used");
-        assert_eq!(covers.expire(5 * SECOND, 9), (vec![0], true));
-        assert_eq!(covers.expire(8 * SECOND, 9), (vec![], true));
-        assert_eq!(covers.expire(9 * SECOND, 9), (vec![1], true));
+        assert_eq!(covers.expire(32 * SECOND, 9), (vec![], true), "looked at some time ago");
+        assert_eq!(covers.expire(33 * SECOND, 9), (vec![0, 1], true));
+        assert!(covers.by_user.is_empty() && covers.due().is_empty());
+    }
+
+    #[test]
+    fn however_many_covers_users_have_so_many_are_looked_at_at_a_time() {
+        let covers = Covers::default();
+        for (user, what) in (0..20).flat_map(|user| (0..9).map(move |what| (user, what))) {
+            let ends = if what == 0 { SECOND } else { 99 * SECOND };
+            covers.open(&name(CoverKind::Resume, &format!("{user}"), &format!("{what}")), until(ends));
+        }
+        let ended = |(ended, is_all): (Vec<u64>, bool)| (ended.len(), is_all);
+        assert_eq!(ended(covers.expire(SECOND, 100)), (10, false));
+        assert_eq!(ended(covers.expire(SECOND, 101)), (10, true));
+        assert_eq!(ended(covers.expire(98 * SECOND, 1_000)), (0, true));
+        assert_eq!(ended(covers.expire(130 * SECOND, 1_000)), (160, true));
+    }
+
+    #[test]
+    fn what_was_under_way_counts_once_it_is_delivered() {
+        let covers = Covers::default();
+        let file = name(CoverKind::Resume, "anna", "f");
+        let [first, second] = [1, 2].map(|serial| Arc::new(Reservation::new(serial, "anna".into())));
+        covers.begin(&file, Cover::of(&first));
+        covers.begin(&file, Cover::of(&second));
+        assert_eq!((number(&covers, &file), covers.due().len()), (None, 0));
+        assert_eq!(covers.open(&file, Cover { until: SECOND, ..Cover::of_settled(&second) }), None);
+        covers.begin(&file, Cover::of(&second));
+        assert_eq!(number(&covers, &file), Some(0));
+        covers.drop_under_way(&file, 2);
+        assert_eq!(number(&covers, &file), Some(0), "it is delivered");
+        let of_anna =
+            || (covers.by_user.get("anna").unwrap().delivered, covers.by_user.get("anna").unwrap().covers.len());
+        assert_eq!(of_anna(), ([0, 0, 1, 0], 2));
+        covers.open(&file, Cover { until: SECOND, ..Cover::of_settled(&first) });
+        assert_eq!(of_anna(), ([0, 0, 1, 0], 1), "it has taken the place of both");
+        assert_eq!(covers.expire(SECOND, 9), (vec![0], true));
         assert!(covers.by_user.is_empty() && covers.due().is_empty());
     }
 
@@ -490,13 +539,15 @@ mod tests {
     fn a_number_is_kept_by_what_takes_its_place_and_given_to_nothing_else() {
         let covers = Covers::default();
         let [first, second, kept] = ["1", "2", "3"].map(|what| name(CoverKind::Resume, "anna", what));
+        covers.has_number(7);
         covers.restore(&kept, Cover { number: 7, ..until(SECOND) });
         covers.open(&first, until(SECOND));
         covers.open(&second, until(SECOND));
         covers.open(&first, until(2 * SECOND));
         assert_eq!([&first, &second, &kept].map(|name| number(&covers, name)), [Some(8), Some(9), Some(7)]);
-        covers.expire(2 * SECOND, 9);
-        covers.open(&first, until(3 * SECOND));
+        covers.expire(40 * SECOND, 9);
+        covers.expire(40 * SECOND, 9);
+        covers.open(&first, until(99 * SECOND));
         assert_eq!(number(&covers, &first), Some(10), "the store is told that 8 is no more");
     }
 

@@ -31,8 +31,9 @@ const FIRST_FORGET: Duration = Duration::from_mins(10);
 /// How often closed windows are looked for.
 const FORGET_INTERVAL: Duration = Duration::from_hours(1);
 
-/// How many covers are ended at a time, under a lock that charges need. If there are more, the next group comes soon.
-const MOST_EXPIRED: usize = 1_000;
+/// How many covers are looked at, at a time, for those whose time has come, under a lock that charges need. If there are more, the next group
+/// comes soon.
+const MOST_LOOKED_AT: usize = 4_000;
 
 /// How long the store may be silent at the end before the gate ends without it: a disk that hangs may do so for ever.
 const LAST_FLUSH: Duration = Duration::from_secs(30);
@@ -265,7 +266,7 @@ impl Ledger {
 
     fn expire_covers(&self) {
         let mut unflushed = self.unflushed();
-        let (ended, is_all) = self.covers.expire(self.clock.monotonic(), MOST_EXPIRED);
+        let (ended, is_all) = self.covers.expire(self.clock.monotonic(), MOST_LOOKED_AT);
         unflushed.ended(ended);
         if !is_all {
             self.hurry();
@@ -371,7 +372,7 @@ mod tests {
 
     #[test]
     fn covers_end_some_at_a_time_as_fast_as_groups_follow_each_other() {
-        const COVERS: u32 = 2 * MOST_EXPIRED as u32 + 1;
+        const COVERS: u32 = 2 * MOST_LOOKED_AT as u32 + 1;
         let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
         let ledger = Ledger::in_memory(&Policy::default(), Options::default(), clock.clone());
         for number in 0..COVERS {
@@ -384,11 +385,12 @@ mod tests {
         assert!(!is_soon(), "none has ended");
         clock.advance(Duration::from_secs(1));
         let mut soon = Vec::new();
-        for _ in 0..3 {
+        // A user, and the cover.
+        for _ in 0..5 {
             ledger.expire_covers();
             soon.push(is_soon());
         }
-        assert_eq!(soon, [true, true, false]);
+        assert_eq!(soon, [true, true, true, true, false]);
         assert_eq!(ledger.unflushed().take().1.ended.len(), COVERS as usize);
     }
 }

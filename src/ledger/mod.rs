@@ -59,7 +59,7 @@
 //! A busy store paces its groups (`sync_interval`, 1 ms): the syncs and wake-ups are what costs, not the rows, and all of it is hidden
 //! behind a render that takes longer. An idle one syncs at once.
 //!
-//! With durability `periodic` nobody waits: a group is written each `flush_interval`, `reserved` is never written, and a crash loses what
+//! With durability `periodic` nobody waits: a group is written each `flush_interval`, or once it is large, `reserved` is never written, and a crash loses what
 //! was delivered since the last one, and never anything before it. Nothing is owed then: what was under way is not counted.
 
 mod admit;
@@ -135,7 +135,7 @@ pub struct Options {
     pub durability: Durability,
     /// How far apart groups are written while charges wait for them: what arrives meanwhile shares the next one.
     pub sync_interval: Duration,
-    /// How often changes are written to the store.
+    /// How often changes are written to the store: at the latest, where nobody waits for it.
     pub flush_interval: Duration,
     /// How long a group may take to be written: while one takes longer, nothing is charged.
     pub sync_timeout: Duration,

@@ -16,6 +16,7 @@ use crate::store::{CounterName, CounterRow, CoverKind, CoverName, CoverRow, Inte
 
 /// Takes what the store has kept into memory. If it breaks off, it may be done again.
 pub(super) fn load_into(ledger: &Arc<Ledger>) -> RowSink {
+    ledger.forget_covers();
     let into = ledger.clone();
     let wall = into.clock.now();
     let mut seen = Seen::default();
@@ -101,6 +102,13 @@ impl Ledger {
         true
     }
 
+    /// What an earlier reading has left that broke off: the file may be another by now, with the same numbers. Nothing else is there before
+    /// the store has been read, but who has left meanwhile.
+    fn forget_covers(&self) {
+        self.unflushed().forget_covers();
+        self.covers.clear();
+    }
+
     fn restore_cover(&self, row: CoverRow, wall_ms: i64) {
         let now = self.clock.monotonic();
         // What is owed is owed from when the gate is there again, each time.
@@ -110,10 +118,7 @@ impl Ledger {
         let longest = session_max.max(retry_window).max(resume_window);
         let left = |ends_ms: i64| Duration::from_millis(u64::try_from(ends_ms - wall_ms).unwrap_or(0)).min(longest);
         let mut unflushed = self.unflushed();
-        if unflushed.has_ended(row.number) {
-            // It was left since: a reading broke off.
-            return;
-        }
+        self.covers.has_number(row.number);
         // Unless it was entered once more since, by another gate. By what was configured there: in the future none was.
         let opened_ms = row.expires_at_ms.saturating_sub_unsigned(session_max.as_millis() as u64);
         let is_before = |left_ms| opened_ms <= left_ms || opened_ms > wall_ms;
@@ -173,15 +178,10 @@ impl Ledger {
             file: None,
             under_way: None,
         };
-        let digest = self.digests.of(&name);
         let mut unflushed = self.unflushed();
-        if unflushed.has_changed(digest) {
-            // From a reading that broke off.
-            return;
-        }
         self.owes_redeliveries.store(true, Ordering::Relaxed);
         // In one group: it is under way no more, and owed.
-        unflushed.changed(digest, name.clone());
+        unflushed.changed(self.digests.of(&name), name.clone());
         if !seeded::bug(Bug::OwedAfterEachCrash) {
             unflushed.was_cut_short(name.clone());
         }

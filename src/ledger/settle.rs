@@ -291,8 +291,8 @@ impl Ledger {
         let name = cover(CoverKind::Session, user, session);
         let mut unflushed = self.unflushed();
         let known = self.covers.leave(&name);
-        if known.is_none() && !self.has_been_read() {
-            // The store may know of it.
+        if !self.has_been_read() {
+            // The store may know of it; and if it does, it may have to be read once more.
             unflushed.left_early(self.digests.of(&name), self.clock.now().as_millisecond());
         }
         unflushed.ended(known);

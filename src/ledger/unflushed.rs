@@ -177,11 +177,6 @@ impl Unflushed {
         self.next_number()
     }
 
-    /// Whether a cover has changed since the last group.
-    pub(super) fn has_changed(&self, digest: u128) -> bool {
-        self.marks.covers.contains_key(&digest)
-    }
-
     /// A session was left that nobody knows yet. If very many are the rest ends by its time.
     pub(super) fn left_early(&mut self, digest: u128, wall_ms: i64) {
         if self.left_early.len() < MOST_LEFT_EARLY || self.left_early.contains_key(&digest) {
@@ -204,9 +199,12 @@ impl Unflushed {
         self.marks.ended.extend(numbers);
     }
 
-    /// Whether the store knows of that cover, but has not been told that it is no more.
-    pub(super) fn has_ended(&self, number: u64) -> bool {
-        self.marks.ended.contains(&number)
+    /// Nothing is to be said of covers, and of what was cut short.
+    pub(super) fn forget_covers(&mut self) {
+        let Marks { covers, ended, cut_short, .. } = &mut self.marks;
+        covers.clear();
+        ended.clear();
+        cut_short.clear();
     }
 
     /// Whether the next group should not wait for its time.

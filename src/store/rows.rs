@@ -97,7 +97,7 @@ pub struct Representation {
 /// A charge that covers later requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CoverRow {
-    /// Its own for as long as there is one of that name. A later cover has a higher one: those that end together lie together.
+    /// Its own for as long as there is one of that name. Later names have higher ones: covers that end together lie together.
     pub number: u64,
     /// Which.
     pub name: CoverName,
