@@ -217,6 +217,11 @@ mod tests {
         for length in 1..whole.len() {
             assert_eq!(Changes::default().add(&whole[..length]), Err(Undecodable), "{length}");
         }
+        let mut twice = Changes::default();
+        for _ in 0..2 {
+            twice.add(&whole).unwrap();
+            assert_eq!(twice.bytes(), whole.len() - KEY - LENGTH, "the last word only");
+        }
         let mut odd = whole.clone();
         odd[KEY + LENGTH] = 77;
         let mut changes = Changes::default();

@@ -180,19 +180,21 @@ fn a_journal_that_had_to_take_much_is_made_anew_when_the_tables_have_it() {
 
 #[test]
 fn a_journal_of_more_than_the_tables_take_at_a_time_is_taken_whole() {
-    const USERS: usize = 80_000;
-    let counters = || {
-        let row = batch(1).counters.remove(0);
-        let user = |user: usize| Subject::user(format!("{user:0200}"));
-        let of = move |id| CounterRow { name: CounterName { subject: user(id), ..row.name.clone() }, ..row.clone() };
-        (0..USERS).map(of).collect()
+    const USERS: usize = 60_000;
+    let row = batch(1).counters.remove(0);
+    let counter = |user: usize| {
+        let name = CounterName { subject: Subject::user(format!("{user:0400}")), ..row.name.clone() };
+        CounterRow { name, ..row.clone() }
     };
     let (folder, left) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (mut store, _) = open(options(folder.path(), NEVER)).unwrap();
     // Or they would begin to at once.
     let locker = rusqlite::Connection::open(folder.path().join("ledger.db")).unwrap();
     locker.execute_batch("BEGIN IMMEDIATE").unwrap();
-    write(&mut store, Batch { counters: counters(), ..Batch::default() }).unwrap();
+    for first in (0..USERS).step_by(USERS / 24) {
+        let counters = (first..first + USERS / 24).map(counter).collect();
+        write(&mut store, Batch { counters, ..Batch::default() }).unwrap();
+    }
     for name in files(folder.path()) {
         std::fs::copy(folder.path().join(&name), left.path().join(&name)).unwrap();
     }

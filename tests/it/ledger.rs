@@ -1021,20 +1021,23 @@ async fn what_a_crash_owes_does_not_go_with_a_session_that_was_left_before_the_s
 #[tokio::test(start_paused = true)]
 async fn of_a_reading_that_broke_off_nothing_is_left_but_who_has_left() {
     let (disk, ledger) = (Disk::default(), Ledger::new(&policy(1), periodic(), clock()));
-    disk.0.lock().unwrap().covers.push(session(9));
+    let of = |user: &str, row: CoverRow| CoverRow { name: CoverName { user: user.into(), ..row.name.clone() }, ..row };
+    disk.0.lock().unwrap().covers = vec![session(9), of("carla", session(2))];
     disk.breaks_late(true);
     tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), std::future::pending()));
     settled(|| ledger.availability().is_err_and(|why| why.contains("broken"))).await;
     ledger.leave(&"u".into(), &"d1".into());
-    // An operator puts a copy in its place: there it has another number, and 9 is somebody else's.
-    let of_ben = CoverRow { name: CoverName { user: "ben".into(), ..session(9).name }, ..session(9) };
-    disk.0.lock().unwrap().covers = vec![session(4), of_ben];
+    // An operator puts a copy in its place: there it has another number, and 9 is somebody else's. Carla had none yet.
+    disk.0.lock().unwrap().covers = vec![session(4), of("ben", session(9))];
     disk.breaks_late(false);
     settled(|| ledger.availability().is_ok()).await;
     settled(|| disk.covers() == 1).await;
     assert_eq!(&*disk.rows().1[0].name.user, "ben");
     let sharing = Demand { session: SessionUse::Covered, ..demand(0, 10) };
-    assert!(matches!(charge(&ledger, "u", &[sharing]).await, Admission::Charged(_)), "it was left");
+    for (user, is_covered) in [("u", false), ("carla", false), ("ben", true)] {
+        let admission = charge(&ledger, user, std::slice::from_ref(&sharing)).await;
+        assert_eq!(matches!(admission, Admission::Covered(..)), is_covered, "{user}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
