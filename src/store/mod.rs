@@ -13,7 +13,8 @@
 //! ```
 //!
 //! The tables take the last word about each row only: a counter that changed a thousand times is written once, and a charge that was
-//! begun and ended between two times is not written at all. Operators may read FILE with `sqlite3` while the gate runs; it is a few
+//! begun and ended between two times is not written at all. They take a journal a part at a time, in one transaction: one that they could
+//! not take for long needs no memory for all of it. Operators may read FILE with `sqlite3` while the gate runs; it is a few
 //! seconds behind. After a clean end it is whole, and the journals are gone.
 //!
 //! | a crash or power cut | what is left | what the next start does |
