@@ -105,7 +105,8 @@ impl Ledger {
     /// What an earlier reading has left that broke off: the file may be another by now, with the same numbers. Nothing else is there before
     /// the store has been read, but who has left meanwhile.
     fn forget_covers(&self) {
-        self.unflushed().forget_covers();
+        let mut unflushed = self.unflushed();
+        unflushed.forget_covers();
         self.covers.clear();
     }
 

@@ -191,7 +191,7 @@ impl Writer {
         let (tables, compacted) = self.tables(self.file.is_none().then_some(&mut rows))?;
         // Whatever was doubtful is in the file, and synced.
         self.has_failed = false;
-        self.file = file::identity(&self.path).map_err(|error| unavailable(&self.path, &error))?;
+        let file = file::identity(&self.path).map_err(|error| unavailable(&self.path, &error))?;
         let seal = Seal::of_ledger(compacted.ledger);
         let generation = after(compacted.generation)?;
         let begin = |path: &Path| Journal::begin(path, &seal, generation).map_err(|error| unavailable(path, &error));
@@ -199,6 +199,8 @@ impl Writer {
         // The other one is made before it is needed.
         begin(&paths[1])?;
         let journal = begin(&paths[0])?;
+        // Not before it can be written: whoever is told that it cannot forgets what has been read.
+        self.file = file;
         self.running = Some(Running {
             path: self.path.clone(),
             seal,

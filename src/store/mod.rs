@@ -66,8 +66,8 @@ pub struct Options {
 
 /// What the ledger asks of a store. Calls come one at a time, from the flusher.
 pub trait Store: Send + std::fmt::Debug {
-    /// Takes the store for this process alone and reads all of it into `rows`. May be called again after an error; once it has
-    /// succeeded, it only makes a store that failed to write ready to write again.
+    /// Takes the store for this process alone and reads all of it into `rows`. May be called again after an error, and reads all of it once
+    /// more; once it has succeeded, it only makes a store that failed to write ready to write again.
     fn open(&mut self, rows: RowSink) -> Reply<'_>;
 
     /// Makes a group durable: all of it or nothing.

@@ -4,13 +4,13 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
 use export_gate::clock::SystemClock;
 use export_gate::policy::Subject;
-use export_gate::store::{Batch, CounterName, CounterRow, Embedded, Store, StoreError};
+use export_gate::store::{Batch, CounterName, CounterRow, Embedded, IntentRow, Row, Store, StoreError};
 
 use crate::damage::{batch, files, killed, open, options, runtime};
 use crate::support::eventually;
@@ -20,6 +20,14 @@ const OFTEN: Duration = Duration::from_millis(20);
 
 fn write(store: &mut Embedded, batch: Batch) -> Result<(), StoreError> {
     runtime().block_on(store.write(Arc::new(batch)))
+}
+
+/// What a store gives to who opens it.
+fn rows_of(store: &mut Embedded) -> Result<Vec<Row>, StoreError> {
+    let rows = Arc::new(Mutex::new(Vec::new()));
+    let into = rows.clone();
+    runtime().block_on(store.open(Box::new(move |row| into.lock().unwrap().push(row))))?;
+    Ok(std::mem::take(&mut *rows.lock().unwrap()))
 }
 
 fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
@@ -191,19 +199,49 @@ fn a_journal_of_more_than_the_tables_take_at_a_time_is_taken_whole() {
     // Or they would begin to at once.
     let locker = rusqlite::Connection::open(folder.path().join("ledger.db")).unwrap();
     locker.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let first_words = batch(1);
+    let last_words = Batch {
+        counters: vec![CounterRow { used: 7, ..first_words.counters[0].clone() }],
+        ended: vec![first_words.covers[0].number],
+        intents: first_words.intents.iter().map(|open| IntentRow { charges: 0, ..open.clone() }).collect(),
+        ..Batch::default()
+    };
+    write(&mut store, first_words).unwrap();
     for first in (0..USERS).step_by(USERS / 24) {
         let counters = (first..first + USERS / 24).map(counter).collect();
         write(&mut store, Batch { counters, ..Batch::default() }).unwrap();
     }
+    write(&mut store, last_words).unwrap();
     for name in files(folder.path()) {
         std::fs::copy(folder.path().join(&name), left.path().join(&name)).unwrap();
     }
     drop(locker);
     drop(store);
     for (what, folder) in [("at the end", &folder), ("after a crash", &left)] {
-        let (_store, counts) = open(options(folder.path(), NEVER)).unwrap();
-        assert_eq!(counts.len(), USERS, "{what}");
+        let mut store = Embedded::new(options(folder.path(), NEVER), Arc::new(SystemClock::new())).unwrap();
+        let rows = rows_of(&mut store).unwrap();
+        // Those of the first words, but for what the last ones have ended.
+        assert_eq!(rows.len(), USERS + 2, "{what}");
+        let used = |row: &Row| matches!(row, Row::Counter(row) if row.used == 7 && &*row.name.subject.id == "user-0");
+        assert_eq!(rows.iter().filter(|row| used(row)).count(), 1, "{what}");
+        assert!(rows.iter().all(|row| matches!(row, Row::Counter(_))), "{what}");
     }
+}
+
+#[test]
+fn a_ledger_that_can_be_read_but_not_written_yet_is_read_once_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(options(folder.path(), NEVER)).unwrap();
+    write(&mut store, batch(1)).unwrap();
+    drop(store);
+    // In the way of a journal: as if there were no room for it.
+    let in_the_way = folder.path().join("ledger.db.journal-1.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let mut store = Embedded::new(options(folder.path(), NEVER), Arc::new(SystemClock::new())).unwrap();
+    assert!(rows_of(&mut store).is_err());
+    std::fs::remove_dir(&in_the_way).unwrap();
+    assert_eq!(rows_of(&mut store).unwrap().len(), 4, "two counters, a cover, a charge under way");
+    assert_eq!(rows_of(&mut store).unwrap(), [], "by then memory is ahead of it");
 }
 
 #[test]
