@@ -311,11 +311,14 @@ impl Covers {
     }
 
     /// Opens a cover of a delivered charge. It takes the place of that of another, and of its own while it was under way. Returns the
-    /// number of the cover that had to make room.
-    pub(super) fn open(&self, name: &CoverName, cover: Cover) -> Option<u64> {
+    /// number of the cover that had to make room, and when that would have ended.
+    pub(super) fn open(&self, name: &CoverName, cover: Cover) -> Option<(u64, Duration)> {
         let mut of_user = self.by_user.entry(name.user.clone()).or_default();
         let before = of_user.remove_delivered(name.kind, &name.what);
-        let surplus = of_user.surplus(name.kind).map(|at| of_user.remove_at(at));
+        let surplus = of_user.surplus(name.kind).map(|at| {
+            let ends = of_user.covers[at].named.cover.ends();
+            (of_user.remove_at(at), ends)
+        });
         let number = before.unwrap_or_else(|| self.next.fetch_add(1, Ordering::Relaxed));
         self.will_end(&mut of_user, &name.user, cover.ends());
         let cover = Cover { number, ..cover };
@@ -561,7 +564,7 @@ mod tests {
         }
         covers.open(&name(CoverKind::Retry, "anna", "k"), until(SECOND));
         assert_eq!(covers.open(&named(9), until(SECOND)), None, "it takes its own place");
-        assert_eq!(covers.open(&named(MOST_OF_A_KIND), until(2 * SECOND)), Some(9));
+        assert_eq!(covers.open(&named(MOST_OF_A_KIND), until(2 * SECOND)), Some((9, SECOND)));
         assert!(covers.find(&named(9)).is_none() && covers.find(&named(0)).is_some());
     }
 }

@@ -186,6 +186,6 @@ impl Ledger {
         if !seeded::bug(Bug::OwedAfterEachCrash) {
             unflushed.was_cut_short(name.clone());
         }
-        unflushed.ended(self.covers.open(&name, cover));
+        unflushed.ended(self.covers.open(&name, cover).map(|(surplus, _)| surplus));
     }
 }

@@ -53,9 +53,12 @@ impl Ledger {
         let open = |unflushed: &mut Unflushed, name: &CoverName, lasts: Duration, cover: Cover| {
             let cover = Cover { until: now.saturating_add(lasts), under_way: None, ..cover };
             unflushed.changed(self.digests.of(name), name.clone());
-            if let Some(surplus) = self.covers.open(name, cover) {
-                self.stats.crowded_out();
+            if let Some((surplus, ends)) = self.covers.open(name, cover) {
                 unflushed.ended([surplus]);
+                // What has ended by itself has lost nothing.
+                if ends > now {
+                    self.stats.crowded_out();
+                }
             }
         };
         if let Some(opening) = &charge.opens

@@ -840,6 +840,11 @@ async fn a_user_has_so_many_covers_of_a_kind_and_the_one_that_ends_first_makes_r
     assert!(!export(43, &sharing).await);
     assert!(export(44, &sharing).await);
     assert!(export(299, &sharing).await);
+    let crowded_out = || metric(&ledger, "exportgate_covers_crowded_out_total");
+    assert_eq!(crowded_out(), "44");
+    clock.advance(Duration::from_hours(24) - Duration::from_secs(300 - 45));
+    export(301, &opening).await;
+    assert_eq!(crowded_out(), "44", "what made room had ended");
 }
 
 #[tokio::test(start_paused = true)]
@@ -911,10 +916,10 @@ async fn a_charge_counts_as_unflushed_until_its_group_is_written() {
     let release = disk.holds_writes();
     assert!(delivered(charge(&ledger, "u", &[demand(0, 10)]).await));
     settled(|| disk.is_writing()).await;
-    assert_eq!(unflushed(&ledger), "1");
+    assert_eq!(metric(&ledger, "exportgate_unflushed_charges"), "1");
     release.notify_one();
     settled(|| disk.used("u") == Some(1)).await;
-    settled(|| unflushed(&ledger) == "0").await;
+    settled(|| metric(&ledger, "exportgate_unflushed_charges") == "0").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -1090,13 +1095,13 @@ async fn windows_that_closed_long_ago_are_forgotten() {
     assert_eq!(used(&ledger, "u"), [(0, 0)]);
 }
 
-/// What the metric says.
-fn unflushed(ledger: &Ledger) -> String {
+/// What a metric says.
+fn metric(ledger: &Ledger, name: &str) -> String {
     let (mut registry, mut text) = (prometheus_client::registry::Registry::default(), String::new());
     ledger.register_metrics(&mut registry);
     ledger.refresh_metrics();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("exportgate_unflushed_charges "));
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap().to_owned()
 }
 
