@@ -59,8 +59,9 @@
 //! A busy store paces its groups (`sync_interval`, 1 ms): the syncs and wake-ups are what costs, not the rows, and all of it is hidden
 //! behind a render that takes longer. An idle one syncs at once.
 //!
-//! With durability `periodic` nobody waits: a group is written each `flush_interval`, or once it is large, `reserved` is never written, and a crash loses what
-//! was delivered since the last one, and never anything before it. Nothing is owed then: what was under way is not counted.
+//! With durability `periodic` nobody waits: a group is written each `flush_interval`, or once it is large, `reserved` is never written,
+//! and a crash loses what was delivered since the last one, and never anything before it. Nothing is owed then: what was under way is not
+//! counted.
 
 mod admit;
 mod cell;

@@ -141,7 +141,7 @@ impl Ledger {
             self.covers.extend(retry, *serial, &with_owed(booked), &with_owed(delivered.used.clone()));
             unflushed.changed(self.digests.of(retry), retry.clone());
         }
-        // Until the store knows, a crash owes no more than the one delivery that it has cut short.
+        // Until the store knows of what covers much, a crash owes no more than the one delivery that it has cut short.
         if (covers_much && self.is_strict()) || unflushed.are_many() {
             self.hurry();
         }
@@ -283,8 +283,8 @@ impl Ledger {
         }
         unflushed.closed(by.intent.as_ref());
         unflushed.changed(self.digests.of(&by.name), by.name);
-        if by.intent.is_some() {
-            // Or a crash would owe it once more, for nothing: for a charge that is worth it, for what is free it is not.
+        // An intent is worth it: or a crash would owe it once more, for nothing.
+        if by.intent.is_some() || unflushed.are_many() {
             self.hurry();
         }
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::file::{self, Changed, FileId, Lock};
-use super::journal::{self, Journal, ReadError, Reader, Seal, Written};
+use super::journal::{self, Extent, Journal, ReadError, Reader, Seal};
 use super::records::{Changes, Records, Undecodable};
 use super::tables::{Compacted, Tables, written_by_another};
 use super::{Batch, Options, Reply, RowSink, Store, StoreError};
@@ -429,7 +429,7 @@ impl Journals {
     }
 
     /// Adds the one of the next generation.
-    fn add(&mut self, path: PathBuf, written: Written, seal: &Seal) -> Result<(), StoreError> {
+    fn add(&mut self, path: PathBuf, written: Extent, seal: &Seal) -> Result<(), StoreError> {
         let reader = Reader::open(&path, written, seal).map_err(|error| unreadable(&path, error))?;
         self.0.push_back((path, reader));
         Ok(())

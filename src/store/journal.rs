@@ -55,7 +55,7 @@ pub(super) struct Journal {
 
 /// How much a file has of the generation that was written to it last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Written {
+pub(super) struct Extent {
     pub(super) generation: u32,
     /// Where its last whole group ends, in bytes.
     pub(super) length: u64,
@@ -173,8 +173,8 @@ impl Journal {
         self.end
     }
 
-    pub(super) const fn written(&self) -> Written {
-        Written { generation: self.generation, length: self.end }
+    pub(super) const fn written(&self) -> Extent {
+        Extent { generation: self.generation, length: self.end }
     }
 }
 
@@ -258,7 +258,7 @@ impl Order {
 }
 
 /// Looks through a journal as it was found. `None` if there is none, or nothing was ever written to it.
-pub(super) fn look_through(path: &Path, seal: &Seal) -> Result<Option<Written>, ReadError> {
+pub(super) fn look_through(path: &Path, seal: &Seal) -> Result<Option<Extent>, ReadError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -282,7 +282,7 @@ pub(super) fn look_through(path: &Path, seal: &Seal) -> Result<Option<Written>, 
     last_generation(&blocks)
 }
 
-fn last_generation(blocks: &[Result<Option<Head>, ()>]) -> Result<Option<Written>, ReadError> {
+fn last_generation(blocks: &[Result<Option<Head>, ()>]) -> Result<Option<Extent>, ReadError> {
     let valid = || blocks.iter().flatten().flatten();
     let generation = valid().map(|head| head.generation).max().unwrap_or(0);
     let (mut order, mut length, mut last) = (Order::default(), 0, 0);
@@ -303,7 +303,7 @@ fn last_generation(blocks: &[Result<Option<Head>, ()>]) -> Result<Option<Written
         length = last;
     }
     // Also if its first group is torn: a generation of which anything was written is not written again, or blocks of both would mix.
-    Ok((generation > 0).then_some(Written { generation, length }))
+    Ok((generation > 0).then_some(Extent { generation, length }))
 }
 
 /// Reads what was written, group by group, and nothing that an earlier generation has left.
@@ -311,21 +311,21 @@ fn last_generation(blocks: &[Result<Option<Head>, ()>]) -> Result<Option<Written
 pub(super) struct Reader {
     file: BufReader<File>,
     seal: Seal,
-    written: Written,
+    written: Extent,
     at: u64,
     order: Order,
     group: Vec<u8>,
 }
 
 impl Reader {
-    pub(super) fn open(path: &Path, written: Written, seal: &Seal) -> Result<Self, ReadError> {
+    pub(super) fn open(path: &Path, written: Extent, seal: &Seal) -> Result<Self, ReadError> {
         let file = BufReader::with_capacity(AT_ONCE, File::open(path).map_err(ReadError::Io)?);
         Ok(Self { file, seal: seal.clone(), written, at: 0, order: Order::default(), group: Vec::new() })
     }
 
     /// The next group; `None` if that was all.
     pub(super) fn next(&mut self) -> Result<Option<&[u8]>, ReadError> {
-        let Written { generation, length } = self.written;
+        let Extent { generation, length } = self.written;
         self.group.clear();
         while self.at < length {
             let mut bytes = [0; BLOCK];
@@ -392,7 +392,7 @@ mod tests {
             Ok(Some((written.generation, self.groups(written)?)))
         }
 
-        fn groups(&self, written: Written) -> Result<Vec<Vec<u8>>, ReadError> {
+        fn groups(&self, written: Extent) -> Result<Vec<Vec<u8>>, ReadError> {
             let mut reader = Reader::open(&self.path(), written, &seal())?;
             let mut groups = Vec::new();
             while let Some(group) = reader.next()? {
@@ -464,7 +464,7 @@ mod tests {
         let long = vec![7; 300 * PIECE];
         journal.append(&long).unwrap();
         let length = journal.len();
-        let read = |length| folder.groups(Written { generation: GENERATION, length });
+        let read = |length| folder.groups(Extent { generation: GENERATION, length });
         let expected: Vec<_> = written.iter().cloned().chain([long]).collect();
         assert_eq!(read(length).unwrap(), expected);
         assert_eq!(read(0).unwrap(), Vec::<Vec<u8>>::new());

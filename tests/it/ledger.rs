@@ -905,6 +905,19 @@ async fn a_group_that_has_become_large_is_not_waited_for() {
     }
     // By the paused clock, in less than a minute.
     settled(|| disk.rows().0.len() == 2_000).await;
+
+    // What sessions cover changes no count, and their files.
+    let export = async |session: SessionUse| {
+        for user in 0..2_000 {
+            let demand = Demand { session, ..demand(0, 2) };
+            assert!(delivered(charge(&ledger, &format!("u{user}"), &[demand]).await));
+        }
+    };
+    let files_left = || disk.rows().1.iter().map(|row| row.files_left).sum::<u32>();
+    export(SessionUse::Opens).await;
+    settled(|| files_left() == 2_000 * 100).await;
+    export(SessionUse::Covered).await;
+    settled(|| files_left() == 2_000 * 99).await;
 }
 
 #[tokio::test(start_paused = true)]
