@@ -70,6 +70,7 @@ mod count;
 mod counters;
 mod cover;
 mod covers;
+mod deliver;
 mod excess;
 mod flusher;
 mod history;

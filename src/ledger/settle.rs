@@ -1,17 +1,16 @@
-//! Settlement: what becomes of a charge, and of the covers that it opens or was taken from.
+//! Settlement: what becomes of a charge, and of the covers that it was taken from. What the first delivery opens is in `deliver.rs`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::Ledger;
 use super::admit::cover;
 use super::charge::Settlement;
 use super::cover::{Cover, CoverUse};
-use super::reservation::{Booked, Delivered, Delivery, Images, More, Place, Released, Reservation, Undelivered, of};
+use super::reservation::{Booked, Delivery, More, Place, Released, Reservation, Undelivered, of};
 use super::unflushed::Unflushed;
 use crate::policy::MeterId;
 use crate::seeded::{self, Bug};
-use crate::store::{CoverKind, CoverName, Representation};
+use crate::store::{CoverKind, Representation};
 
 impl Ledger {
     /// One of the requests that share a charge has ended: the one that booked it, or shares its key, or fetches the rest of it.
@@ -34,116 +33,6 @@ impl Ledger {
                 Undelivered::Kept(released) => self.release(charge, &released),
                 Undelivered::Nothing => {}
             },
-        }
-    }
-
-    /// A charge was delivered for the first time.
-    fn deliver(&self, charge: &Reservation, delivered: &Delivered) {
-        let now = self.clock.coarse();
-        // Held until all is marked: a group says all of this, or nothing.
-        let mut unflushed = self.unflushed();
-        for (booked, (_, images)) in charge.booked.iter().zip(&delivered.used) {
-            self.settle_count(booked, of(&delivered.released, booked.meter), *images);
-            self.meter_stats(booked.meter, |stats| &stats.delivered);
-        }
-        let with_owed =
-            |images: Images| -> Images { images.into_iter().chain(delivered.owed.iter().copied()).collect() };
-        unflushed.delivered(&charge.booked, charge.group > 0);
-        unflushed.closed(charge.take_intent().as_ref());
-        let open = |unflushed: &mut Unflushed, name: &CoverName, lasts: Duration, cover: Cover| {
-            let cover = Cover { until: now.saturating_add(lasts), under_way: None, ..cover };
-            unflushed.changed(self.digests.of(name), name.clone());
-            if let Some((surplus, ends)) = self.covers.open(name, cover) {
-                unflushed.ended([surplus]);
-                // What has ended by itself has lost nothing.
-                if ends > now {
-                    self.stats.crowded_out();
-                }
-            }
-        };
-        if let Some(opening) = &charge.opens
-            && self.covers.opened(&opening.session, charge.serial)
-        {
-            // What is not used opens nothing: else its files were free.
-            let is_used = |meter: MeterId| !delivered.used.contains(&(meter, 0));
-            let cover = Cover {
-                meters: opening.meters.iter().filter(|(meter, _)| is_used(*meter)).copied().collect(),
-                degraded: opening.degraded.clone(),
-                files_left: self.options().session_files,
-                idle_until: self.options().session_idle.map(|idle| now.saturating_add(idle)),
-                version: opening.version.clone(),
-                ..Cover::of_settled(charge)
-            };
-            if cover.meters.is_empty() {
-                unflushed.ended(self.covers.end_before(&opening.session, charge.serial));
-            } else {
-                open(&mut unflushed, &opening.session, self.options().session_max, cover);
-            }
-        }
-        // What was delivered for a crash takes the place of no key that is there, and what was only degraded of none that was paid for.
-        let is_left = |known: &Cover| known.ends() > now && known.files_left > 0 && !known.meters.is_empty();
-        let may_open = |retry: &&CoverName| match self.covers.find(retry) {
-            Some(_) if charge.is_owed_only() => false,
-            Some(known) => !charge.booked.is_empty() || !is_left(&known),
-            None => true,
-        };
-        let opened = charge.retry.as_ref().filter(may_open);
-        if let Some(kept) = charge.retry.as_ref().filter(|_| opened.is_none()) {
-            self.covers.drop_under_way(kept, charge.serial);
-        }
-        if let Some(retry) = opened {
-            // The charge's own delivery and the further ones, but for those under way: they have their share already.
-            let files_left = self.options().retry_deliveries.saturating_add(1).saturating_sub(delivered.by_key);
-            let cover = Cover::of_settled(charge);
-            let mut cover = Cover { files_left, meters: with_owed(cover.meters), ..cover };
-            delivered
-                .used
-                .iter()
-                .filter(|used| !cover.meters.contains(used))
-                .for_each(|used| cover.delivered.push(*used));
-            // What was paid for under the key before, and what has been booked for this charge's repeats while it was under way.
-            // A new charge makes what an earlier one has left no more, whatever those under way give back of it: of that which has been used
-            // nothing goes on.
-            let whole = self.options().retry_deliveries;
-            for paid in self.covers.paid_under(retry, charge.serial, whole, now) {
-                let is_own = |meter, cost| {
-                    let own = charge.booked.iter().find(|own| own.meter == meter);
-                    paid.serial == charge.serial && own.is_some_and(|own| cost <= own.cost)
-                };
-                let others: Images =
-                    paid.meters.iter().filter(|(meter, cost)| !is_own(*meter, *cost)).copied().collect();
-                let used: Images = others.iter().map(|(meter, _)| (*meter, paid.used(*meter))).collect();
-                cover.extend(&others, &used);
-            }
-            open(&mut unflushed, retry, self.options().retry_window, cover);
-        }
-        let covers_much = charge.opens.is_some() || charge.retry.is_some();
-        if let Some((name, file)) = &delivered.resume {
-            let cover = Cover::of_settled(charge);
-            let mut cover = Cover { file: Some(file.clone()), meters: with_owed(cover.meters), ..cover };
-            // It may be the rest of a file that others were booked for.
-            let before =
-                self.covers.find(name).filter(|before| before.file.as_ref() == Some(file) && before.ends() > now);
-            if let Some(before) = before {
-                let used: Images = before.meters.iter().map(|(meter, _)| (*meter, before.used(*meter))).collect();
-                cover.extend(&before.meters, &used);
-            }
-            open(&mut unflushed, name, self.options().resume_window, cover);
-        }
-        if let Some(retry) = charge.retry.as_ref().filter(|_| charge.is_owed_only()) {
-            if let Some(known) = self.covers.find(retry) {
-                self.covers.extend(retry, known.serial, &delivered.owed, &delivered.owed);
-            }
-            unflushed.changed(self.digests.of(retry), retry.clone());
-        }
-        if let Some((retry, serial)) = &charge.extends {
-            let booked = charge.booked.iter().map(|booked| (booked.meter, booked.cost)).collect();
-            self.covers.extend(retry, *serial, &with_owed(booked), &with_owed(delivered.used.clone()));
-            unflushed.changed(self.digests.of(retry), retry.clone());
-        }
-        // Until the store knows of what covers much, a crash owes no more than the one delivery that it has cut short.
-        if (covers_much && self.is_strict()) || unflushed.are_many() {
-            self.hurry();
         }
     }
 
