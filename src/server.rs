@@ -91,6 +91,7 @@ pub struct Server {
     counts: reload::Counts,
     tunnels: Gauge,
     connections: Gauge,
+    in_flight: InFlight,
 }
 
 /// What a gate is made of: what the configuration says, and what outlives it.
@@ -162,6 +163,12 @@ impl Server {
         registry.register("exportgate_tunnels", "Connections that have left HTTP, e.g. WebSockets", tunnels.clone());
         let connections = Gauge::default();
         registry.register("exportgate_connections", "Connections of clients", connections.clone());
+        let in_flight = InFlight::default();
+        registry.register(
+            "exportgate_requests_in_flight",
+            "Requests whose answers have not ended",
+            in_flight.0.clone(),
+        );
         let shown = Shown { policy: config.policy.clone(), shadow: config.gate.shadow, verifier, designs };
         let admin = Arc::new(Admin::new(&config.admin, ledger.clone(), registry, shown.clone()));
         let current = Arc::new(ArcSwap::from_pointee(current));
@@ -178,6 +185,7 @@ impl Server {
             counts,
             tunnels,
             connections,
+            in_flight,
         })
     }
 
@@ -246,7 +254,7 @@ impl Server {
         let places = Places::new(affordable, max_connections_per_address, self.connections);
         let common = Arc::new(Common {
             current: self.current,
-            in_flight: InFlight::default(),
+            in_flight: self.in_flight,
             clock: self.clock,
             tunnels: self.tunnels,
             ending: CancellationToken::new(),

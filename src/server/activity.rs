@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use prometheus_client::metrics::gauge::Gauge;
+
 use crate::clock::{Clock, milliseconds};
 
 /// How long a client may take for what.
@@ -33,7 +35,7 @@ pub(super) enum Verdict {
 
 /// How many requests are under way on all connections: each connection adds its own.
 #[derive(Debug, Clone, Default)]
-pub(super) struct InFlight(Arc<AtomicUsize>);
+pub(super) struct InFlight(pub(super) Gauge);
 
 /// What happens on one connection. Times are milliseconds of the monotonic clock.
 #[derive(Debug)]
@@ -231,10 +233,10 @@ impl UnderWay {
 
     /// Takes one of so many places that requests have on all connections, unless none is free.
     pub(super) fn take_place(&mut self, most: usize) -> bool {
-        let others = self.activity.everywhere.0.fetch_add(1, Relaxed);
-        self.has_place = others < most;
+        let others = self.activity.everywhere.0.inc();
+        self.has_place = usize::try_from(others).is_ok_and(|others| others < most);
         if !self.has_place {
-            self.activity.everywhere.0.fetch_sub(1, Relaxed);
+            self.activity.everywhere.0.dec();
         }
         self.has_place
     }
@@ -260,7 +262,7 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         toggle(&self.activity.answers_waiting, &mut self.answer_waits, false);
         if self.has_place {
-            self.activity.everywhere.0.fetch_sub(1, Relaxed);
+            self.activity.everywhere.0.dec();
         }
         self.activity.request_ends();
     }

@@ -244,6 +244,8 @@ fn one_request_too_many_is_answered_at_once_and_the_others_go_on() {
     eventually("the backend is asked", || backend.seen().len() == 1);
     let answer = get(gate.address, DOWNLOAD, &[&Token::of("u").line()]);
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+    let in_flight = || gate.metric("exportgate_requests_in_flight");
+    assert_eq!(in_flight(), 1.0);
     assert_eq!(answer.header("content-type"), Some("application/problem+json"));
     assert_eq!(gate.used("u", "exports"), 0);
     let overloaded = "exportgate_requests_total{route=\"none\",decision=\"refused\",reason=\"overloaded\"}";
@@ -256,6 +258,7 @@ fn one_request_too_many_is_answered_at_once_and_the_others_go_on() {
     release.send(()).unwrap();
     assert!(read_until(&mut waiting, b"ok"));
     eventually("its place is free", || get(gate.address, "/page", &[]).status == 200);
+    eventually("nothing is in flight", || in_flight() == 0.0);
 }
 
 #[test]
