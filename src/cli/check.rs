@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::doubts::doubts;
 use super::table::table;
-use super::{Failure, log};
+use super::{Failure, print};
 use crate::config::{Config, Upstream};
 use crate::design::{self, Source, UnknownDesign};
 use crate::gate::UnclassifiedFiles;
@@ -16,18 +16,17 @@ use crate::policy::{Cost, Counts, Degrade, DesignFrom, Meter, OnExceed, Policy, 
 use crate::proxy::{Bound, Ejection, Options};
 
 pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
-    anstream::println!("{} is valid.\n", path.display());
+    print(format_args!("{} is valid.\n", path.display()))?;
     config.variables.unread.iter().for_each(|unread| anstream::eprintln!("warning: {unread}"));
-    let filter = log::filter(&config.log);
-    doubts(config, filter.as_deref()).iter().for_each(|doubt| anstream::eprintln!("warning: {doubt}"));
+    doubts(config).iter().for_each(|doubt| anstream::eprintln!("warning: {doubt}"));
     if !config.variables.overriding.is_empty() {
-        anstream::println!("The environment overrides it: {}.\n", config.variables.overriding.join(", "));
+        print(format_args!("The environment overrides it: {}.\n", config.variables.overriding.join(", ")))?;
     }
-    anstream::println!("{}\n{}\n", listeners(config), tokens(&config.identity));
-    anstream::println!(
+    print(format_args!("{}\n{}\n", listeners(config), tokens(&config.identity)))?;
+    print(format_args!(
         "Routes: which request is what. The first that fits wins; all others go to `{}`, and are not counted.",
-        { config.upstreams.get(config.default_upstream).map_or("", |upstream| &upstream.name) }
-    );
+        config.upstreams.get(config.default_upstream).map_or("", |upstream| &upstream.name)
+    ))?;
     let routes = config.routes.iter().map(|(id, route)| {
         [
             route.name.to_string(),
@@ -38,13 +37,13 @@ pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
             config.upstream_name(id).to_owned(),
         ]
     });
-    anstream::println!("{}\n", table(["route", "request", "action", "an export?", "delivers", "upstream"], routes));
+    print(format_args!("{}\n", table(["route", "request", "action", "an export?", "delivers", "upstream"], routes)))?;
 
-    anstream::println!("Upstreams: where requests go.");
+    print("Upstreams: where requests go.")?;
     let header = ["upstream", "endpoints", "protocol", "how long", "left out", "at once"];
-    anstream::println!("{}\n", table(header, config.upstreams.iter().map(upstream)));
+    print(format_args!("{}\n", table(header, config.upstreams.iter().map(upstream))))?;
 
-    anstream::println!("Meters: what is counted.");
+    print("Meters: what is counted.")?;
     let meters = config.policy.meters.iter().map(|meter| {
         [
             meter.name.to_string(),
@@ -56,33 +55,33 @@ pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
         ]
     });
     let header = ["meter", "counts", "whose, when", "one export costs", "export screen", "over the limit"];
-    anstream::println!("{}\n", table(header, meters));
+    print(format_args!("{}\n", table(header, meters)))?;
 
-    anstream::println!("Limits: how many one of a plan may have.");
+    print("Limits: how many one of a plan may have.")?;
     let header: Vec<&str> = ["plan"].into_iter().chain(config.policy.meters.iter().map(|meter| &*meter.name)).collect();
     let rows = config.policy.plans.iter().map(|(plan, name)| {
         let limit = |meter: &Meter| meter.limit(plan).map_or("-".to_owned(), |limit| limit.to_string());
         [name.to_owned()].into_iter().chain(config.policy.meters.iter().map(limit)).collect::<Vec<_>>()
     });
-    anstream::println!("{}\n", table(header, rows));
+    print(format_args!("{}\n", table(header, rows)))?;
 
     let when = match config.ledger.durability {
         Durability::Strict => "on the disk before an image leaves".to_owned(),
         Durability::Periodic => format!("written every {} s", config.ledger.flush_interval.as_secs_f64()),
     };
-    anstream::println!("Ledger: {}, {when}.", config.store.path.display());
+    print(format_args!("Ledger: {}, {when}.", config.store.path.display()))?;
     let unknown = config
         .gate
         .unknown_plan
         .map_or("is refused (403)".to_owned(), |plan| format!("counts as `{}`", config.policy.plans.name(plan)));
-    anstream::println!("A token without a known plan {unknown}.");
-    anstream::println!("{}", designs(&config.designs));
-    match config.gate.unclassified_files {
-        UnclassifiedFiles::Observe => anstream::println!("Files on paths that no route knows leave, and are reported."),
-        UnclassifiedFiles::Refuse => anstream::println!("Files on paths that no route knows are refused (403)."),
-    }
+    print(format_args!("A token without a known plan {unknown}."))?;
+    print(format_args!("{}", designs(&config.designs)))?;
+    print(match config.gate.unclassified_files {
+        UnclassifiedFiles::Observe => "Files that nothing counts leave, and are reported.",
+        UnclassifiedFiles::Refuse => "Files that nothing counts are refused (403).",
+    })?;
     if config.gate.shadow {
-        anstream::println!("SHADOW MODE: nothing is refused; what would be is reported.");
+        print("SHADOW MODE: nothing is refused; what would be is reported.")?;
     }
     Ok(())
 }

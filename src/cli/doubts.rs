@@ -1,6 +1,7 @@
 //! What is valid, and hardly meant: said by `check`, at the start, and when a configuration is taken over that has more of it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use http::Method;
 use http::header::HOST;
@@ -15,8 +16,8 @@ use crate::net::Origin;
 use crate::policy::path::is_canonical;
 use crate::policy::{Action, Cost, Delivers, DesignFrom, Limit, Meter, OnExceed, Plans, Platform, Route};
 
-/// Each in a sentence. `log_filter` is what the log follows, whoever says so.
-pub(super) fn doubts(config: &Config, log_filter: Option<&str>) -> Vec<String> {
+/// Each in a sentence.
+pub(super) fn doubts(config: &Config) -> Vec<String> {
     let mut doubts = Vec::new();
     let routes = || config.routes.iter().map(|(_, route)| route);
     if !routes().any(|route| route.action.is_export()) {
@@ -55,11 +56,24 @@ pub(super) fn doubts(config: &Config, log_filter: Option<&str>) -> Vec<String> {
         ));
     }
     let records = config.gate.log.access != Access::Off;
-    if records && log_filter.is_some_and(|filter| filter != "off" && !has_records(filter)) {
-        let filter = log_filter.unwrap_or_default();
+    if let Some(filter) = config.log.filter.as_deref().filter(|filter| *filter != "off" && !has_records(filter))
+        && records
+    {
         doubts.push(format!("with the log filter `{filter}` no decision record is written: add `,decision=info`"));
     }
+    doubts.extend(of_the_ledger(&config.store.path));
     doubts
+}
+
+/// What stands in the way of a ledger that is to be made there.
+fn of_the_ledger(path: &Path) -> Option<String> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let what = match folder {
+        _ if path.is_dir() => format!("the ledger's path {} is a folder", path.display()),
+        Some(folder) if !folder.is_dir() => format!("the ledger's folder {} is not there", folder.display()),
+        _ => return None,
+    };
+    Some(format!("{what}: exports get 503 until that is mended"))
 }
 
 fn is_usual(method: &Method) -> bool {
@@ -85,8 +99,9 @@ fn of_route(route: &Route) -> Vec<String> {
         odd.push(format!("the route `{name}` is for the method {method}, which hardly anybody sends"));
     }
     if let Some(segment) = path.split('/').find(|segment| segment.starts_with(['*', ':'])) {
+        let anything = if segment.starts_with("**") { "{*name}" } else { "{name}" };
         odd.push(format!(
-            "`{segment}` in the path of the route `{name}` is itself: what may be anything is `{{name}}`"
+            "`{segment}` in the path of the route `{name}` is itself: what may be anything is `{anything}`"
         ));
     }
     let with_values: Vec<&str> = path.split('/').map(|part| if part.starts_with('{') { "x" } else { part }).collect();

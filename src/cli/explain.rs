@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 
-use super::{Failure, admin, block_on, load};
+use super::{Failure, admin, block_on, load, print};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::design::{Designs, Facts, FeatureOptions};
@@ -53,21 +53,22 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         headers.insert(HOST, HeaderValue::try_from(host).map_err(|_| Failure::Other(format!("{host} is no host")))?);
     }
     let mut steps = Steps::default();
-    let result = block_on(explain(&config, arguments, headers, &mut steps))??;
-    anstream::println!("\n=> {result}");
-    Ok(())
+    let result = block_on(explain(&config, arguments, headers, &mut steps))?;
+    print(steps.told)?;
+    print(format_args!("=> {}", result?))
 }
 
 /// What is told, step by step.
 #[derive(Default)]
 struct Steps {
     count: u32,
+    told: String,
 }
 
 impl Steps {
     fn step(&mut self, name: &str, text: &str) {
         self.count += 1;
-        anstream::println!("{}. {name:<9} {text}", self.count);
+        self.told += &format!("{}. {name:<9} {text}\n", self.count);
     }
 }
 

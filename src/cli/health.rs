@@ -2,14 +2,14 @@
 
 use serde_json::Value;
 
-use super::{Failure, admin, block_on};
+use super::{Failure, admin, block_on, print};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Ask whether it can charge exports, not only whether it can forward: for alerts, not for restarts.
     #[arg(long)]
     ready: bool,
-    /// Where the gate's admin listener is.
+    /// Where the gate's admin listener is: EXPORT_GATE__ADMIN__LISTEN if that is set.
     #[arg(long, value_name = "HOST:PORT", default_value_t = admin::listener())]
     admin: String,
 }
@@ -26,8 +26,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(Failure::Other(format!("what answers at {} is no admin listener of export-gate", arguments.admin)));
     }
     match status.is_success() {
-        true => anstream::println!("{}", said.trim_end()),
-        false => return Err(Failure::Other(format!("{status}: {}", said.trim_end()))),
+        true => print(said.trim_end()),
+        false => Err(Failure::Other(format!("{status}: {}", said.trim_end()))),
     }
-    Ok(())
 }

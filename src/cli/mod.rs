@@ -15,7 +15,8 @@ mod table;
 mod token;
 mod usage;
 
-use std::io;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
@@ -94,30 +95,44 @@ pub enum Failure {
 /// [`Failure`], to be printed; the exit code is then 1.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
-        Command::Serve(file) => serve::run(config::File { path: file.config, environment: environment() }),
+        Command::Serve(file) => serve::run(config::File { path: file.config, environment: environment()? }),
         Command::Check(file) => check::run(&file.config, &load(&file.config)?),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Token(arguments) => token::run(&arguments),
         Command::Usage(arguments) => usage::run(&arguments),
         Command::Health(arguments) => health::run(&arguments),
-        Command::Schema => {
-            anstream::println!("{:#}", config::schema());
-            Ok(())
-        }
+        Command::Schema => print(format_args!("{:#}", config::schema())),
         #[cfg(feature = "demo")]
         Command::Demo(arguments) => demo::run(&arguments),
     }
 }
 
 fn load(path: &Path) -> Result<Config, Failure> {
-    Ok(config::load(path, &environment())?)
+    Ok(config::load(path, &environment()?)?)
 }
 
-/// The process's environment; variables that are not text cannot be meant for us.
-fn environment() -> Environment {
-    std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect()
+/// The process's environment. Variables that are not text cannot be meant for us, if they are not called as ours are.
+fn environment() -> Result<Environment, Failure> {
+    let mut environment = Environment::new();
+    for (name, value) in std::env::vars_os() {
+        match (name.into_string(), value.into_string()) {
+            (Ok(name), Ok(value)) => drop(environment.insert(name, value)),
+            (Ok(name), Err(_)) if name.starts_with("EXPORT_GATE_") => {
+                return Err(Failure::Other(format!("the environment variable {name} is no text (UTF-8)")));
+            }
+            _ => {}
+        }
+    }
+    Ok(environment)
+}
+
+/// Prints a line. Who reads may have had enough.
+fn print(line: impl Display) -> Result<(), Failure> {
+    let mut out = anstream::stdout().lock();
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 /// A small runtime for commands that only ask something.

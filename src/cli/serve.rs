@@ -21,7 +21,6 @@ pub(super) fn run(file: config::File) -> Result<(), Failure> {
     let config = file.load(None)?;
     let log = log::start(&config.log)?;
     config.variables.unread.iter().for_each(|unread| tracing::warn!(variable = unread.name, "{unread}"));
-    let doubts: fn(&config::Config) -> Vec<String> = |config| doubts(config, log::filter(&config.log).as_deref());
     doubts(&config).iter().for_each(|doubt| tracing::warn!("{doubt}"));
     allow_open_files();
     let runtime = runtime(config.server.worker_threads)?;
@@ -33,7 +32,7 @@ pub(super) fn run(file: config::File) -> Result<(), Failure> {
         let server = Server::bind(config, Arc::new(SystemClock::new()), metrics).await?;
         let (clients, operators) = (server.address()?, server.admin_address()?);
         tracing::info!(%clients, %operators, "listening");
-        let manager = Arc::new(Manager::of(&environment()));
+        let manager = Arc::new(Manager::of(&environment()?));
         manager.tell(&format!("READY=1\nSTATUS=Listening on {clients}, for operators on {operators}"));
         // Ended when this function is.
         let mut helpers = JoinSet::new();

@@ -7,7 +7,7 @@ use jsonwebtoken::{EncodingKey, Header};
 use serde_json::{Map, Value, json};
 
 use super::subject::Subject;
-use super::{Failure, load};
+use super::{Failure, load, print};
 use crate::clock::{Clock, SystemClock};
 use crate::config;
 use crate::identity::Options;
@@ -75,8 +75,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let claims = claims.into_iter().filter_map(|(pointer, value)| Some((pointer, value?)));
     let now = SystemClock::new().now().as_second();
     let token = mint(&config.identity, &arguments.user, claims, now, arguments.expires_in)?;
-    anstream::println!("{token}");
-    Ok(())
+    print(token)
 }
 
 fn seconds(text: &str) -> Result<i64, String> {

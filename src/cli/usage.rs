@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::subject::Subject;
 use super::table::table;
-use super::{Failure, admin, block_on};
+use super::{Failure, admin, block_on, print};
 use crate::policy::percent_encoded;
 
 #[derive(Debug, clap::Args)]
@@ -16,7 +16,7 @@ pub(super) struct Arguments {
     plan: Option<String>,
     #[command(flatten)]
     subject: Subject,
-    /// Where the gate's admin listener is.
+    /// Where the gate's admin listener is: EXPORT_GATE__ADMIN__LISTEN if that is set.
     #[arg(long, value_name = "HOST:PORT", default_value_t = admin::listener())]
     admin: String,
     /// Environment variable that holds the admin token.
@@ -42,8 +42,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         facts.push(claim?);
     }
     let report = block_on(ask(&arguments.admin, &arguments.user, &facts, token.as_deref()))??;
-    anstream::println!("{}", show(&report));
-    Ok(())
+    print(show(&report))
 }
 
 /// Asks a gate for a user's usage.

@@ -265,6 +265,11 @@ impl Surroundings<'_> {
         let problem = |key: &str, message: String| Problem::at(&[table, &[key]].concat(), message);
         self.asked.borrow_mut().extend(env.map(str::to_owned));
         let secret = match (env, file) {
+            // Somebody may have written the secret itself: it is not said once more.
+            (Some(name), None) if !is_variable(name) => {
+                let problem = problem(&env_key, "this is no name of an environment variable".to_owned());
+                Err(problem.help("write the name of the variable that holds the secret, not the secret"))
+            }
             (Some(name), None) => match self.environment.get(name) {
                 Some(secret) if !secret.is_empty() => Ok(secret.clone().into_bytes()),
                 _ => {
@@ -311,6 +316,12 @@ impl Surroundings<'_> {
         }
         secret
     }
+}
+
+/// As POSIX has it.
+fn is_variable(name: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    name.bytes().all(is_part) && name.starts_with(|first: char| !first.is_ascii_digit())
 }
 
 fn admin_options(raw: &raw::Admin, surroundings: Surroundings<'_>, problems: &mut Problems) -> admin::Options {
@@ -384,12 +395,23 @@ fn log_filter(filter: &str, problems: &mut Problems) {
     }
 }
 
-/// Whether this is what browsers send as `Origin` (RFC 6454, section 7), or any.
-fn is_origin(text: &str) -> bool {
-    let is_url = |url: http::Uri| url.scheme().is_some() && url.authority().is_some() && url.path().len() < 2;
+/// What browsers send as `Origin` (RFC 6454, section 7) for what somebody has written; `*` is for any. `None` if it is none of a page.
+fn origin(text: &str) -> Option<String> {
     // Of a page that has none, and of one in an app.
-    let is_known = matches!(text, "*" | "null" | "file://");
-    is_known || !text.ends_with('/') && !text.contains('?') && text.parse().is_ok_and(is_url)
+    if matches!(text, "*" | "null" | "file://") {
+        return Some(text.to_owned());
+    }
+    let url: http::Uri = text.to_ascii_lowercase().parse().ok()?;
+    let (scheme, authority) = (url.scheme_str()?, url.authority()?);
+    let usual = match scheme {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    };
+    let port = authority.port_u16().filter(|port| Some(*port) != usual);
+    let port = port.map_or_else(String::new, |port| format!(":{port}"));
+    let is_host = !authority.host().is_empty() && !authority.as_str().contains(['*', '@']);
+    is_host.then(|| format!("{scheme}://{}{port}", authority.host()))
 }
 
 /// The ledger's options; looks at what belongs to no other part as well.
@@ -397,9 +419,16 @@ fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
     if raw.ledger.path.is_empty() {
         problems.add(Problem::at(&["ledger", "path"], "this is no file"));
     }
-    for (index, origin) in raw.cors.allow_origins.iter().enumerate().filter(|(_, origin)| !is_origin(origin)) {
-        let problem = Problem::at(&["cors", "allow_origins", &index.to_string()], format!("`{origin}` is no origin"));
-        problems.add(problem.help("write it as browsers send it, e.g. \"https://app.example.com\", or \"*\" for any"));
+    for (index, written) in raw.cors.allow_origins.iter().enumerate() {
+        let sent = origin(written);
+        if sent.as_ref() == Some(written) {
+            continue;
+        }
+        let problem = Problem::at(&["cors", "allow_origins", &index.to_string()], format!("`{written}` is no origin"));
+        problems.add(match sent {
+            Some(sent) => problem.help(format!("write it as browsers send it: \"{sent}\"")),
+            None => problem.help("name each, as browsers send it, e.g. \"https://app.example.com\", or \"*\" for any"),
+        });
     }
     if raw.admin.listen == raw.server.listen && !raw.admin.listen.ends_with(":0") {
         let problem = Problem::at(&["admin", "listen"], "clients connect to this address");
@@ -414,9 +443,9 @@ fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
     }
     let waits = raw.ledger.durability == raw::Durability::Strict;
     if waits && raw.ledger.sync_interval.0 >= raw.ledger.sync_timeout.0 {
-        let message = "groups are further apart than exports wait for one (sync_timeout)";
+        let message = "groups of charges are further apart (sync_interval) than exports wait for one (sync_timeout)";
         let problem = Problem::at(&["ledger", "sync_interval"], message);
-        problems.add(problem.help("write e.g. \"1ms\": each export waits up to that long"));
+        problems.add(problem.help("write e.g. sync_interval = \"1ms\", sync_timeout = \"5s\""));
     }
     ledger::Options {
         durability: match raw.ledger.durability {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     path: PathBuf,
-    /// Device, inode, length and time of change; nothing if it was not there.
+    /// Device, inode, length, and when it or its permissions were changed last, which nobody can set; nothing if it was not there.
     mark: Option<(u64, u64, u64, i64, i64)>,
 }
 
@@ -15,7 +15,7 @@ impl Seen {
     /// A file as it is now. To be looked at before it is read: what is changed meanwhile is seen to be different then.
     pub(super) fn now(path: &Path) -> Self {
         let found = std::fs::metadata(path).ok();
-        let mark = found.map(|file| (file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec()));
+        let mark = found.map(|file| (file.dev(), file.ino(), file.len(), file.ctime(), file.ctime_nsec()));
         Self { path: path.to_owned(), mark }
     }
 

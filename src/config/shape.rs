@@ -85,8 +85,12 @@ impl<'s> Walk<'s> {
         let (fitting, others): (Vec<_>, Vec<_>) = forms.into_iter().partition(|(allowed, _)| *allowed == kind);
         let Some((_, form)) = fitting.first() else {
             // What may be of several kinds has words of its own (`either.rs`).
-            if let [(wanted, form)] = *others {
-                self.problems.push(of_the_wrong_kind(key, value, kind, wanted, form));
+            if let [(wanted, form), further @ ..] = others.as_slice()
+                && further.iter().all(|(other, _)| other == wanted)
+            {
+                let words: Option<Vec<_>> = others.iter().map(|(_, form)| words(form)).collect();
+                let words = words.into_iter().flatten().flatten().collect::<Vec<_>>();
+                self.problems.push(of_the_wrong_kind(key, value, kind, *wanted, form, &words));
             }
             return;
         };
@@ -180,7 +184,6 @@ fn required(form: &Value) -> impl Iterator<Item = &str> {
 
 /// A word that is not known, with those that may be meant; with all that are known if none of them is like it.
 fn told(at: Range<usize>, message: String, written: &str, known: &[&str]) -> Problem {
-    let quoted = |words: &[&str]| words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>();
     let alike = || -> Vec<&str> {
         let parts = |word: &str| word.split(['_', '-']).map(str::to_ascii_lowercase).collect::<Vec<_>>();
         let written = parts(written);
@@ -188,13 +191,29 @@ fn told(at: Range<usize>, message: String, written: &str, known: &[&str]) -> Pro
     };
     let meant = closest(written, known.iter().copied()).map_or_else(alike, |word| vec![word]);
     let help = match meant.as_slice() {
-        [] => format!("known here: {}", quoted(known).join(", ")),
+        [] => known_here(known),
         meant => format!("did you mean {}?", quoted(meant).join(" or ")),
     };
     Problem { place: Place::Span(at), message, help: Some(help) }
 }
 
-fn of_the_wrong_kind(key: &str, value: &Spanned<DeValue<'_>>, kind: Kind, wanted: Kind, form: &Value) -> Problem {
+fn quoted(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| format!("`{word}`")).collect()
+}
+
+fn known_here(words: &[&str]) -> String {
+    format!("known here: {}", quoted(words).join(", "))
+}
+
+/// `words` are those that it may be, if it may not be any.
+fn of_the_wrong_kind(
+    key: &str,
+    value: &Spanned<DeValue<'_>>,
+    kind: Kind,
+    wanted: Kind,
+    form: &Value,
+    words: &[&str],
+) -> Problem {
     let help = match (wanted, value.get_ref()) {
         (Kind::List | Kind::Table, DeValue::String(text)) if text.starts_with(['[', '{']) => Some(
             "it is none as TOML writes them: texts in it need quotation marks, which a shell keeps in single ones"
@@ -206,10 +225,20 @@ fn of_the_wrong_kind(key: &str, value: &Spanned<DeValue<'_>>, kind: Kind, wanted
             Some(format!("write [{key}], with single brackets"))
         }
         (Kind::Table, _) => Some(table(key, form)),
+        (Kind::Text, _) if !words.is_empty() => Some(known_here(words)),
+        // A duration, or anything else that has to look like something.
+        (Kind::Text, _) if form.get("pattern").is_some() => {
+            let examples = form["examples"].as_array().into_iter().flatten().map(Value::to_string);
+            Some(format!("write e.g. {}", examples.collect::<Vec<_>>().join(", ")))
+        }
         (Kind::Text, DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_)) => {
             Some("write it in quotation marks".to_owned())
         }
-        (Kind::Number | Kind::Boolean, DeValue::String(_)) => Some("write it without quotation marks".to_owned()),
+        (Kind::Number, DeValue::String(text)) if text.parse::<f64>().is_ok() => {
+            Some("write it without quotation marks".to_owned())
+        }
+        (Kind::Number, DeValue::String(_)) => Some("write digits, without quotation marks".to_owned()),
+        (Kind::Boolean, DeValue::String(_)) => Some("write true or false, without quotation marks".to_owned()),
         _ => None,
     };
     let message = format!("`{key}` is {}, and has to be {}", kind.as_str(), wanted.as_str());
@@ -268,7 +297,14 @@ mod tests {
             ("[meters.a]\nwindow = \"weekly\"", "`window` is a text, and has to be a table", "calendar = …"),
             ("[identity]\njwks = \"https://a\"", "`jwks` is a text, and has to be a table", "url = …"),
             ("[identity]\naudience = 12", "`audience` is a number, and has to be a text", "in quotation marks"),
-            ("[server]\nmax_connections = \"many\"", "`max_connections` is a text, and has to be a number", "without"),
+            ("[server]\nmax_connections = \"many\"", "`max_connections` is a text, and has to be a number", "digits"),
+            ("[server]\nmax_connections = \"9\"", "`max_connections` is a text, and has to be a number", "it without"),
+            ("[shadow]\nmode = true", "`mode` is true or false, and has to be a text", "known here: `off`, `on`"),
+            (
+                "[server]\ndrain_timeout = 60",
+                "`drain_timeout` is a number, and has to be a text",
+                "write e.g. \"250ms\"",
+            ),
         ] {
             let (said, helped) = told(text).unwrap_or_else(|| panic!("{text}"));
             assert_eq!(said, message);

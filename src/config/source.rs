@@ -11,7 +11,7 @@ use super::Environment;
 use super::problem::{ConfigError, Place, Problem};
 use super::raw::{Raw, schema};
 use super::shape;
-use super::variables::PREFIX;
+use super::variables::{LOG_FILTER, PREFIX};
 
 /// Where to write and what: the file, followed by a line `NAME=value` for each override. Spans past the file's end are overrides.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub(super) struct Source {
 #[derive(Debug)]
 struct Override {
     keys: Vec<String>,
+    /// Whether its value is a text, whatever it looks like.
+    is_text: bool,
     name: Range<usize>,
     value: Range<usize>,
 }
@@ -35,14 +37,20 @@ impl Source {
         let file_length = text.len();
         let mut overrides = Vec::new();
         for (variable, value) in environment {
-            let Some(keys) = variable.strip_prefix(PREFIX) else { continue };
+            let is_text = variable == LOG_FILTER;
+            let keys = match variable.strip_prefix(PREFIX) {
+                Some(keys) => keys,
+                None if is_text && !value.trim().is_empty() => "log__filter",
+                None => continue,
+            };
             let name = text.len()..text.len() + variable.len();
             text.push_str(variable);
             text.push('=');
             let value_at = text.len()..text.len() + value.len();
             text.push_str(value);
             text.push('\n');
-            overrides.push(Override { keys: keys.split("__").map(str::to_owned).collect(), name, value: value_at });
+            let keys = keys.split("__").map(str::to_owned).collect();
+            overrides.push(Override { keys, is_text, name, value: value_at });
         }
         Self { name: name.to_owned(), text, file_length, overrides }
     }
@@ -70,7 +78,7 @@ impl Source {
         let mut table = DeTable::parse(&self.text[..self.file_length])?;
         let mut misplaced = Vec::new();
         for change in &self.overrides {
-            let value = self.value(change.value.clone());
+            let value = self.value(change);
             if put(table.get_mut(), &change.keys, &change.name, value).is_none() {
                 misplaced.push(change);
             }
@@ -86,9 +94,11 @@ impl Source {
     }
 
     /// An override's value: TOML if it reads as such (`5`, `true`, `["a"]`), else a string (`127.0.0.1:80`, `5s`).
-    fn value(&self, at: Range<usize>) -> Spanned<DeValue<'_>> {
+    fn value(&self, change: &Override) -> Spanned<DeValue<'_>> {
+        let at = change.value.clone();
         let text = &self.text[at.clone()];
-        let toml = DeValue::parse(text).ok().map(|value| moved(value.into_inner(), at.start));
+        let toml = (!change.is_text).then(|| DeValue::parse(text).ok()).flatten();
+        let toml = toml.map(|value| moved(value.into_inner(), at.start));
         Spanned::new(at, toml.unwrap_or_else(|| DeValue::String(text.into())))
     }
 
@@ -121,7 +131,7 @@ impl Source {
     fn shown_overrides(&self) -> String {
         let mut text = self.text.clone();
         for Override { name, value, .. } in &self.overrides {
-            if ["SECRET", "TOKEN", "KEY", "PASSWORD"].iter().any(|word| self.text[name.clone()].ends_with(word)) {
+            if ["SECRET", "TOKEN", "KEY", "PASSWORD"].iter().any(|word| self.text[name.clone()].contains(word)) {
                 // As many bytes: what is behind it stays where it is.
                 text.replace_range(value.clone(), &"*".repeat(value.len()));
             }

@@ -10,8 +10,8 @@ use super::{Environment, raw};
 /// What names of overrides begin with; two underscores are before each further name.
 pub(super) const PREFIX: &str = "EXPORT_GATE__";
 
-/// What has programs log, and wins over `log.filter`.
-const LOG_FILTER: &str = "RUST_LOG";
+/// What has programs log: another name of the override of `log.filter`, and wins over that.
+pub(super) const LOG_FILTER: &str = "RUST_LOG";
 
 /// What the environment says about a configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

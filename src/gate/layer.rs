@@ -17,7 +17,7 @@ use super::leaks::Leaks;
 use super::log::LogOptions;
 use super::metrics::Metrics;
 use super::pace::Carrier;
-use super::refusal::Refusal;
+use super::refusal::{Outcome, Refusal};
 use super::service::ExportGate;
 use super::upload::Upload;
 use super::witness::Witness;
@@ -151,6 +151,11 @@ impl ExportGateLayer {
         let refusal = Refusal::Overloaded;
         self.gate.metrics.count(None, refusal.outcome());
         self.gate.refuse(refusal, &Asker::of(request.method(), request.headers())).map(GateBody::own)
+    }
+
+    /// A connection has ended by something that is no request: for a server to tell, whose parser has answered it.
+    pub fn unreadable(&self) {
+        self.gate.metrics.count(None, Outcome::Malformed);
     }
 
     /// What an export would be charged, as `witness` is told: nothing is charged, and no backend hears of it.

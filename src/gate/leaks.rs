@@ -27,6 +27,7 @@ pub(super) struct Leaks {
     paths: Reported,
     redirects: Reported,
     made: Reported,
+    screens: Reported,
     plans: Reported,
 }
 
@@ -61,7 +62,17 @@ impl Leaks {
             tracing::warn!(
                 route,
                 status,
-                "a file has left that is not counted: files are answers of 200, 203 and 206; have the backend send it as 200"
+                "a file that a route of exports brings is not counted: files are answers of 200, 203 and 206; have the backend send it as 200"
+            );
+        }
+    }
+
+    /// Logs that the data of an export screen are a file, and nothing has charged it, once for each route.
+    pub(super) fn report_screen(&self, route: &str) {
+        if self.screens.is_news(with(OFFSET_BASIS, route.as_bytes())) {
+            tracing::warn!(
+                route,
+                "an export screen was answered by a file, and not counted: if that is the export, the route needs `delivers = \"file\"`"
             );
         }
     }
@@ -100,6 +111,14 @@ impl Reported {
     }
 }
 
+impl Gate {
+    /// Whether a file that nothing counts may not leave.
+    pub(super) fn keeps_back_files(&self) -> bool {
+        let options = &self.parts.options;
+        options.unclassified_files == UnclassifiedFiles::Refuse && !options.shadow
+    }
+}
+
 /// A request that matches no route, or is none that its export's route counts, until its answer says whether it carries a file.
 pub(super) struct Unclassified {
     gate: Arc<Gate>,
@@ -113,9 +132,7 @@ pub(super) struct Unclassified {
 
 impl Unclassified {
     pub(super) fn of<B>(gate: &Arc<Gate>, request: &Request<B>, delivers: Option<Delivers>) -> Self {
-        let options = &gate.parts.options;
-        let refuses = options.unclassified_files == UnclassifiedFiles::Refuse && !options.shadow;
-        let refused = refuses.then(|| Asker::of(request.method(), request.headers()));
+        let refused = gate.keeps_back_files().then(|| Asker::of(request.method(), request.headers()));
         Self {
             gate: gate.clone(),
             method: request.method().clone(),

@@ -103,7 +103,7 @@ impl Metrics {
         registry.register("exportgate_would_deny", help, self.would_deny.family.clone());
         let help = "Exports that a meter could not count, and did not refuse because it enforces nothing";
         registry.register("exportgate_untold", help, self.untold.family.clone());
-        let help = "Files of requests that no route counts: add a route for them";
+        let help = "Files that nothing counts: a route for them is missing, or says the wrong thing";
         registry.register("exportgate_unclassified_files", help, self.unclassified_files.clone());
         let help = "Exports asked for by a plan that nobody knows, and judged by the plan of unknown_plan";
         registry.register("exportgate_unknown_plans", help, self.unknown_plans.clone());

@@ -18,7 +18,7 @@ use super::access::Entry;
 use super::answers::Asker;
 use super::asked::Asked;
 use super::body::GateBody;
-use super::delivery::{Client, Delivery, Promise, is_made, leads_elsewhere, promise};
+use super::delivery::{Client, Delivery, Promise, is_made, leads_elsewhere, looks_like_an_export, promise};
 use super::fields;
 use super::framing;
 use super::future::{ResponseFuture, Watched};
@@ -356,6 +356,10 @@ impl Gate {
                 self.leaks.report_redirect(&route.name);
             } else if is_made(&head, body.is_end_stream()) {
                 self.leaks.report_made(&route.name, head.status);
+                self.metrics.unclassified_files.inc();
+                if self.keeps_back_files() {
+                    return self.keep_back(*delivery, asker);
+                }
             }
             delivery.nothing();
             return Response::from_parts(head, GateBody::forwarded(body));
@@ -372,7 +376,15 @@ impl Gate {
                 }
             }
         }
-        if let Some(charge) = delivery.charge().filter(|_| route.delivers != Delivers::Screen) {
+        let is_screen = route.delivers == Delivers::Screen;
+        if is_screen && delivery.charge().is_none() && looks_like_an_export(&head, body.is_end_stream()) {
+            self.leaks.report_screen(&route.name);
+            self.metrics.unclassified_files.inc();
+            if self.keeps_back_files() {
+                return self.keep_back(*delivery, asker);
+            }
+        }
+        if let Some(charge) = delivery.charge().filter(|_| !is_screen) {
             // Before it is made safe: what was reported counts from its first byte on. Of a screen no image leaves, and it counts.
             if self.read_report(charge, &head.headers) {
                 delivery.reported(&self.parts.policy);
@@ -404,6 +416,12 @@ impl Gate {
             return Response::from_parts(head, GateBody::forwarded(body));
         }
         Response::from_parts(head, GateBody::export(body, delivery))
+    }
+
+    /// Refuses a file that nothing counts.
+    fn keep_back<R: Body>(&self, delivery: Delivery, asker: &Asker) -> Response<GateBody<R>> {
+        delivery.refused(Refusal::Unclassified.status());
+        self.refuse(Refusal::Unclassified, asker).map(GateBody::own)
     }
 
     /// Waits until the charge is safe from a crash. If it cannot be made safe, what no limit could refuse leaves uncharged, and all else

@@ -80,8 +80,13 @@ pub enum ProxyError {
     #[error(transparent)]
     Unreachable(SendError),
     /// The head of the answer took too long.
-    #[error("no answer within {0:?}")]
-    Timeout(Duration),
+    #[error("{endpoint} does not answer within {limit:?}")]
+    Timeout {
+        /// Who was asked.
+        endpoint: String,
+        /// How long that may take.
+        limit: Duration,
+    },
     /// The client gave nothing of its body for too long, though the backend would have taken it.
     #[error("the request's body stood still for {0:?}")]
     StoodStill(Duration),
@@ -140,6 +145,12 @@ pub struct Outgoing<B> {
     /// How the sending of its body goes.
     upload: Option<watch::Receiver<Sending>>,
     wish: Option<Wish>,
+}
+
+/// Who takes too long.
+enum Late {
+    Backend,
+    Client,
 }
 
 /// An answer's head has come, from an endpoint that is busy with it.
@@ -252,11 +263,13 @@ where
                     return Ok((answer, under_way));
                 }
                 Ok(Err(error)) => error,
-                Err(late) => {
-                    if matches!(late, ProxyError::Timeout(_)) {
-                        attempt.failed(clock.coarse());
-                    }
-                    return Err(late);
+                Err(Late::Client) => return Err(ProxyError::StoodStill(options.response_timeout)),
+                Err(Late::Backend) => {
+                    attempt.failed(clock.coarse());
+                    return Err(ProxyError::Timeout {
+                        endpoint: endpoint.name.clone(),
+                        limit: options.response_timeout,
+                    });
                 }
             };
             let now = clock.monotonic();
@@ -281,7 +294,7 @@ where
         &self,
         exchange: Pin<&mut impl Future<Output = Result<T, SendError>>>,
         upload: Option<&mut watch::Receiver<Sending>>,
-    ) -> Result<Result<T, SendError>, ProxyError> {
+    ) -> Result<Result<T, SendError>, Late> {
         let limit = self.upstream.options.response_timeout;
         let head = match upload {
             // In a box, that requests without a body have not to make room for.
@@ -289,7 +302,7 @@ where
             None => exchange.await,
         };
         match head {
-            Err(SendError::Late(_)) => Err(ProxyError::Timeout(limit)),
+            Err(SendError::Late(_)) => Err(Late::Backend),
             head => Ok(head),
         }
     }
@@ -324,19 +337,19 @@ async fn answered_in_time<T>(
     mut exchange: Pin<&mut impl Future<Output = T>>,
     upload: &mut watch::Receiver<Sending>,
     limit: Duration,
-) -> Result<T, ProxyError> {
+) -> Result<T, Late> {
     loop {
         tokio::select! {
             head = &mut exchange => return Ok(head),
             progress = tokio::time::timeout(limit, upload.changed()) => match progress {
                 Ok(Ok(())) => {}
                 Ok(Err(_sent)) => break,
-                Err(_) if *upload.borrow() == Sending::Starving => return Err(ProxyError::StoodStill(limit)),
-                Err(_) => return Err(ProxyError::Timeout(limit)),
+                Err(_) if *upload.borrow() == Sending::Starving => return Err(Late::Client),
+                Err(_) => return Err(Late::Backend),
             },
         }
     }
-    tokio::time::timeout(limit, exchange).await.map_err(|_| ProxyError::Timeout(limit))
+    tokio::time::timeout(limit, exchange).await.map_err(|_| Late::Backend)
 }
 
 impl<B> Service<Request<B>> for Proxy<B>

@@ -230,7 +230,7 @@ impl BackendsShared {
                 (StatusCode::BAD_GATEWAY, Some(UNREACHABLE), "The backend cannot be reached.")
             }
             ProxyError::StoodStill(_) => (StatusCode::REQUEST_TIMEOUT, None, "The body stood still for too long."),
-            ProxyError::Timeout(_) => {
+            ProxyError::Timeout { .. } => {
                 (StatusCode::GATEWAY_TIMEOUT, Some(TIMEOUT), "The backend did not answer in time.")
             }
             ProxyError::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, None, "This method is not forwarded."),

@@ -235,6 +235,9 @@ impl Connection {
                 biased;
                 ended = &mut connection => {
                     if let Err(error) = ended {
+                        if error.is_parse() {
+                            self.common.current.load().layer.unreadable();
+                        }
                         tracing::debug!(%peer, %error, "a client's connection ended");
                     }
                     return;

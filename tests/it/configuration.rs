@@ -1,6 +1,9 @@
 //! Configuration: what is shipped is right, and what is wrong is shown with file, line, column and the right spelling.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -103,8 +106,8 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "# sync_interval = \"1ms\"",
             "sync_interval = \"5s\"",
             "\"5s\"",
-            "groups are further apart than exports wait",
-            "write e.g. \"1ms\"",
+            "groups of charges are further apart (sync_interval) than exports wait",
+            "write e.g. sync_interval = \"1ms\"",
         ),
         ("60, pro = \"unlimited\",", "60, pro = -1,", "-1,", "-1 is no limit", "or \"unlimited\""),
         ("60, pro = \"unlimited\",", "60, pro = \"none\",", "\"none\"", "`none` is no limit", "or \"unlimited\""),
@@ -434,7 +437,40 @@ fn each_mistake_is_shown_where_it_is_with_what_to_write_instead() {
             "allow_origins = [\"https://app.example.com/\"]",
             "\"https://app.example.com/\"",
             "`https://app.example.com/` is no origin",
-            "as browsers send it",
+            "as browsers send it: \"https://app.example.com\"",
+        ),
+        (
+            "# allow_origins = [\"https://app.example.com\"]",
+            "allow_origins = [\"null\", \"http://a:8080\", \"capacitor://localhost\", \"HTTPS://App.example.com:443\"]",
+            "\"HTTPS://App.example.com:443\"",
+            "`HTTPS://App.example.com:443` is no origin",
+            "as browsers send it: \"https://app.example.com\"",
+        ),
+        (
+            "# allow_origins = [\"https://app.example.com\"]",
+            "allow_origins = [\"https://*.example.com\"]",
+            "\"https://*.example.com\"",
+            "`https://*.example.com` is no origin",
+            "name each",
+        ),
+        ("mode = \"off\"", "mode = true", "true", "has to be a text", "known here: `off`, `on`"),
+        ("methods = [\"DELETE\"]", "methods = [\"delete\"]", "\"delete\"", "`delete` is no method", "write \"DELETE\""),
+        ("methods = [\"DELETE\"]", "methods = [\"DE LETE\"]", "\"DE LETE\"", "is no method", "write e.g. \"GET\""),
+        ("name = \"preview\"", "name = \"none\"", "\"none\"", "taken by requests that match no route", ""),
+        ("name = \"preview\"", "name = \"\"", "\"\"", "this name is empty", ""),
+        (
+            "secret_env = \"EXPORT_GATE_JWT_SECRET\"",
+            "secret_env = \"c2VjcmV0/IHNlY3JldA==\"",
+            "\"c2VjcmV0/IHNlY3JldA==\"",
+            "this is no name of an environment variable",
+            "not the secret",
+        ),
+        (
+            "60, pro = \"unlimited\",",
+            "60, pro = \"Unlimited\",",
+            "\"Unlimited\"",
+            "is no limit",
+            "did you mean `unlimited`?",
         ),
         (
             "listen = \"127.0.0.1:9901\"",
@@ -625,6 +661,15 @@ fn an_override_that_is_wrong_is_shown_as_one() {
     assert!(check_with("EXPORT_GATE__ROUTES__0__NAME", "first").0, "an element of a list");
     let (valid, text) = check_with("EXPORT_GATE__IDENTITY__KEYS__0__SECRET", "hunter2-hunter2");
     assert!(!valid && text.contains("unknown key `secret`") && !text.contains("hunter2"), "{text}");
+    let (valid, text) = check_with("EXPORT_GATE__IDENTITY__KEYS__0__SECRETS", "hunter2-hunter2");
+    assert!(!valid && text.contains("unknown key `secrets`") && !text.contains("hunter2"), "{text}");
+    for filter in ["inf", "export_gate=blah"] {
+        let (valid, text) = check_with("RUST_LOG", filter);
+        assert!(!valid && text.contains("--> environment:") && text.contains("RUST_LOG"), "{text}");
+    }
+    for filter in ["", "debug,hyper=off", "5"] {
+        assert!(check_with("RUST_LOG", filter).0, "{filter}");
+    }
     for (name, value, wrong) in [
         ("EXPORT_GATE__METERS__AI_EXPORTS__WINDOW", "{ calendar = \"weak\" }", "\"weak\""),
         ("EXPORT_GATE__METERS__AI_EXPORTS__WINDOW", "{ calendar = \"week\", time_zone = \"Nope\" }", "\"Nope\""),
@@ -1229,4 +1274,52 @@ fn each_window_is_the_one_that_its_words_say() {
         let billed = format!("anchored = \"{name}\", from = \"billing-anchor\"");
         assert_eq!(window(&billed), Window::Billing(anchored()), "{name}");
     }
+}
+
+#[test]
+fn a_variable_that_is_no_text_is_refused_if_it_is_called_as_ours_are() {
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap());
+    let check = |name: &str| {
+        let mut check = setup.command("check");
+        check.arg("--config").arg(setup.config()).env(name, OsStr::from_bytes(b"/tmp/\xff.db"));
+        let output = check.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for name in ["EXPORT_GATE__LEDGER__PATH", "EXPORT_GATE_JWT_SECRET"] {
+        let (code, said) = check(name);
+        assert!(code == Some(1) && said.contains(&format!("{name} is no text")), "{said}");
+    }
+    assert_eq!(check("PATH_OF_OTHERS").0, Some(0));
+}
+
+#[test]
+fn what_cannot_be_printed_is_an_error_and_a_reader_that_has_enough_is_none() {
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap());
+    let token = ["token", "--user", "anna", "--plan", "free"];
+    for words in [&["schema"][..], &["check"], &token] {
+        let mut command = setup.command(words[0]);
+        command.args(&words[1..]);
+        if words[0] != "schema" {
+            command.arg("--config").arg(setup.config());
+        }
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let output = command.stdout(full).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {said}");
+        assert!(said.contains("error: No space left on device") && !said.contains("panicked"), "{said}");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = command.stdout(writer).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), &*said), (Some(0), ""), "{words:?}");
+    }
+}
+
+#[test]
+fn a_ledger_that_cannot_be_made_is_doubted() {
+    let setup = Setup::before("127.0.0.1:9".parse().unwrap());
+    let missing = setup.clone().set("EXPORT_GATE__LEDGER__PATH", "/nonexistent/ledger.db");
+    assert!(doubts(&missing).contains("the ledger's folder /nonexistent is not there"));
+    let folder = setup.folder.path("").display().to_string();
+    assert!(doubts(&setup.set("EXPORT_GATE__LEDGER__PATH", &folder)).contains("is a folder"));
 }

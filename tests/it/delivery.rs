@@ -171,6 +171,12 @@ fn a_file_that_was_made_is_not_counted_and_reported_once() {
     assert_eq!(gate.used("u", "exports"), 0);
     let reports = || gate.log().iter().filter(|line| line.contains("have the backend send it as 200")).count();
     eventually("its route is reported", || reports() == 1);
+    assert_eq!(gate.metric("exportgate_unclassified_files_total"), 2.0);
+    let setup = gate.setup.clone();
+    assert!(gate.stop().success());
+    let gate = setup.set("EXPORT_GATE__UNCLASSIFIED_FILES", "refuse").start();
+    let answer = request(gate.address, "POST", "/v1/designs/d1/share", &[&Token::of("u").line()], b"");
+    assert_eq!((answer.status, charges(&gate, "void")), (403, 1.0), "as any file that is not counted");
 }
 
 #[test]

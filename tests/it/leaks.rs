@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Backend, Gate, Reply, Setup, eventually, get, request};
+use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, post, request};
 
 fn leaks(gate: &Gate) -> f64 {
     gate.metric("exportgate_unclassified_files_total")
@@ -116,4 +116,33 @@ fn such_files_can_be_kept_back() {
     assert_eq!(leaks(&gate), 1.0);
     backend.will(Reply::json("200 OK"));
     assert_eq!(get(gate.address, "/files/1", &[]).status, 200);
+}
+
+#[test]
+fn a_file_in_place_of_an_export_screen_that_nothing_charges_is_a_leak() {
+    const SCREEN: &str = "/v1/designs/d1/export-screen";
+    let backend = Backend::start(Reply::image());
+    let setup = Setup::before(backend.address);
+    let [plain, ai] = [Token::of("u").on("ios").line(), Token::of("v").ai().on("ios").line()];
+    let gate = setup.start();
+    assert_eq!(post(gate.address, SCREEN, &[&ai]).status, 200);
+    assert_eq!((gate.used("v", "ai-exports"), leaks(&gate)), (1, 0.0), "it is charged");
+    for _ in 0..2 {
+        assert_eq!(post(gate.address, SCREEN, &[&plain]).status, 200);
+    }
+    assert_eq!((gate.used("u", "exports"), leaks(&gate)), (0, 2.0));
+    let reports = || gate.log().iter().filter(|line| line.contains("an export screen was answered by a file")).count();
+    eventually("its route is reported", || reports() == 1);
+    backend.will(Reply::json("200 OK"));
+    assert_eq!(post(gate.address, SCREEN, &[&plain]).status, 200);
+    assert_eq!(leaks(&gate), 2.0, "data of a screen");
+    assert!(gate.stop().success());
+
+    let gate = setup.set("EXPORT_GATE__UNCLASSIFIED_FILES", "refuse").start();
+    assert_eq!(post(gate.address, SCREEN, &[&plain]).status, 200);
+    backend.will(Reply::image());
+    let answer = post(gate.address, SCREEN, &[&plain]);
+    assert_eq!((answer.status, answer.header("content-type")), (403, Some("application/problem+json")));
+    assert_eq!(post(gate.address, SCREEN, &[&ai]).status, 200);
+    assert_eq!((gate.used("v", "ai-exports"), leaks(&gate)), (2, 1.0));
 }

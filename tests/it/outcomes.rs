@@ -8,7 +8,7 @@ use std::path::Path;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::json;
 
-use crate::support::{Backend, Gate, Reply, Seen, Setup, Token, eventually, get, post, read_until, request};
+use crate::support::{Backend, Gate, Reply, Seen, Setup, Token, eventually, get, post, read_until, request, send_raw};
 
 const DOWNLOAD: &str = "/v1/designs/d1/download";
 
@@ -287,6 +287,12 @@ fn refusals(tally: &mut Tally, backend: &Backend) {
     tally.get(&gate, refused("bad-cost"), &format!("{DOWNLOAD}?n=9"), &[&plain], 400);
     tally.get(&gate, refused("unauthenticated"), DOWNLOAD, &[], 401);
     tally.get(&gate, ["none", "refused", "unauthenticated"], "/.export-gate/usage", &[], 401);
+    // What the parser takes for no request.
+    let many = format!("GET / HTTP/1.1\r\nhost: a\r\n{}\r\n", "x: y\r\n".repeat(105));
+    for (bytes, status) in [("what is this\r\n\r\n", 400), ("GET / HTTP/1.1\r\nno field\r\n\r\n", 400), (&*many, 431)] {
+        let answer = tally.one(&gate, ["none", "refused", "malformed"], || send_raw(gate.address, bytes.as_bytes()));
+        assert_eq!(answer.map(|answer| answer.status), Some(status), "{bytes}");
+    }
     tally.get(&gate, refused("unknown-plan"), DOWNLOAD, &[&Token::of("bert").plan("platinum").line()], 403);
     tally.post(&gate, ["autosave", "refused", "missing-claim"], "/v1/designs/d1/autosave", &[&plain], 403);
     let unknown = Token::of("bert").without("ai_features").line();

@@ -1,5 +1,6 @@
 //! A configuration that changes while the gate runs: taken over at once and whole, or not at all.
 
+use std::fs::File;
 use std::io::Write;
 use std::net::TcpStream;
 use std::process::Command;
@@ -96,6 +97,19 @@ fn a_change_is_noticed_without_a_word_and_so_is_one_of_a_file_that_it_names() {
     assert_eq!(get(gate.address, DOWNLOAD, &[&token.line()]).status, 401);
     let line = format!("authorization: Bearer {}", Token::of("u").signed_by(other));
     assert_eq!(get(gate.address, DOWNLOAD, &[&line]).status, 200);
+}
+
+#[test]
+fn a_change_that_leaves_length_and_time_as_they_were_is_noticed() {
+    let (_backend, gate) = gate();
+    let path = gate.setup.config();
+    let before = generation(&gate);
+    let time = std::fs::metadata(&path).unwrap().modified().unwrap();
+    let text = std::fs::read_to_string(&path).unwrap().replace("limits = { free = 2,", "limits = { free = 3,");
+    std::fs::write(&path, text).unwrap();
+    File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+    eventually("it is taken over", || generation(&gate) > before);
+    assert_eq!(gate.usage("anna?plan=free", "ai-exports")["limit"], 3);
 }
 
 #[test]

@@ -18,19 +18,11 @@ use self::time::WallTime;
 use super::Failure;
 use crate::config::{LogFormat, LogOutput};
 
-/// What is to be logged, as the environment or else the configuration says.
-pub(super) fn filter(options: &LogOutput) -> Option<String> {
-    let variable = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|filter| !filter.trim().is_empty());
-    variable.or_else(|| options.filter.clone())
-}
-
 /// Has all events logged from now on, panics among them, until the guard is dropped.
 pub(super) fn start(options: &LogOutput) -> Result<Writing, Failure> {
-    let written = filter(options);
-    let written = written.as_deref().unwrap_or("info");
-    let filter = EnvFilter::try_new(written).map_err(|error| {
-        Failure::Other(format!("the log filter `{written}` (RUST_LOG, else log.filter) is not understood: {error}"))
-    })?;
+    let written = options.filter.as_deref().unwrap_or("info");
+    let filter = EnvFilter::try_new(written)
+        .map_err(|error| Failure::Other(format!("the log filter `{written}` is not understood: {error}")))?;
     // A descriptor of its own: nobody waits for the lock of the standard library's.
     let (lines, writing) = Lines::to(File::from(io::stderr().as_fd().try_clone_to_owned()?))?;
     let log = tracing_subscriber::fmt()

@@ -260,7 +260,10 @@ fn limit(meter: &str, plan: &str, raw: &raw::Limit, problems: &mut Problems) -> 
         }
         raw::Limit::Word(word) => {
             let problem = Problem::at(&path, format!("`{word}` is no limit"));
-            problems.add(problem.help("write a number from 0, or \"unlimited\""));
+            problems.add(match closest(word, ["unlimited"]) {
+                Some(_) => problem.suggest(word, ["unlimited"]),
+                None => problem.help("write a number from 0, or \"unlimited\""),
+            });
             None
         }
     }

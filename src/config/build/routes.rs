@@ -19,7 +19,11 @@ pub(super) fn routes(raw: &[raw::Route], problems: &mut Problems) -> Routes {
     for (index, route) in raw.iter().enumerate() {
         if !names.insert(&route.name) || route.name == "none" {
             let path = ["routes", &index.to_string(), "name"];
-            problems.add(Problem::at(&path, format!("the name `{}` is taken", route.name)));
+            let by = if route.name == "none" { "requests that match no route" } else { "an earlier route" };
+            problems.add(Problem::at(&path, format!("the name `{}` is taken by {by}", route.name)));
+        }
+        if route.name.is_empty() {
+            problems.add(Problem::at(&["routes", &index.to_string(), "name"], "this name is empty"));
         }
     }
     if raw.len() >= usize::from(u16::MAX) {
@@ -62,7 +66,11 @@ fn route(index: usize, raw: &raw::Route, problems: &mut Problems) -> Option<Rout
         if method.is_none() {
             let problem =
                 Problem::at(&["routes", &index, "methods", &at.to_string()], format!("`{text}` is no method"));
-            problems.add(problem.help(format!("write \"{}\": methods are upper case", text.to_ascii_uppercase())));
+            let upper = text.to_ascii_uppercase();
+            problems.add(match Method::from_bytes(upper.as_bytes()) {
+                Ok(_) => problem.help(format!("write \"{upper}\": methods are upper case")),
+                Err(_) => problem.help("write e.g. \"GET\", each of several in quotation marks of its own"),
+            });
         }
         method
     });

@@ -41,10 +41,12 @@ pub(super) fn upstream(
         sign_of_life: usual.sign_of_life.max(response_timeout),
         ..usual
     };
-    for (key, number) in [("max_failures", raw.max_failures), ("max_in_flight", raw.max_in_flight.unwrap_or(1))] {
+    for (key, number, message) in [
+        ("max_failures", raw.max_failures, "an endpoint that has not failed would be left out"),
+        ("max_in_flight", raw.max_in_flight.unwrap_or(1), "nothing could be sent"),
+    ] {
         if number == 0 {
-            let problem = Problem::at(&path(key), "nothing could be sent");
-            problems.add(problem.help("write 1 or more"));
+            problems.add(Problem::at(&path(key), message).help("write 1 or more"));
         }
     }
     Upstream {

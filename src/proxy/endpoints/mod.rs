@@ -53,7 +53,7 @@ pub(super) struct Endpoints<P> {
 #[derive(Debug)]
 pub(super) struct Endpoint<P> {
     pub(super) pool: P,
-    name: String,
+    pub(super) name: String,
     under_way: AtomicUsize,
     /// Locked when something is wrong, or was; never while all is well.
     health: Mutex<Health>,

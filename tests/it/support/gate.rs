@@ -111,7 +111,8 @@ impl Setup {
         let binary = env!("CARGO_BIN_EXE_export-gate");
         let mut words = self.starter.iter().map(String::as_str).chain([binary, name]);
         let mut command = Command::new(words.next().unwrap_or(binary));
-        command.args(words).envs(self.environment.iter().cloned()).env_remove("RUST_LOG");
+        // That of whoever runs the tests is not the gate's.
+        command.args(words).env_remove("RUST_LOG").envs(self.environment.iter().cloned());
         command
     }
 
