@@ -267,8 +267,10 @@ impl Server {
             // However that ends.
             let _ = tokio::time::timeout(shutdown_delay, unless_hurried.cancelled()).await;
         };
+        let in_the_midst = ledger.clone();
         let patience = async move {
             let _ = tokio::time::timeout(drain_timeout, at_once.cancelled()).await;
+            in_the_midst.cut_off();
         };
         let ended = common.ending.clone();
         let served = listener::serve(self.listener, places, common, shutdown, patience);

@@ -72,13 +72,13 @@ pub(super) fn looks_like_an_export(head: &response::Parts, body_is_empty: bool) 
     ];
     let is_one = |sent: &[u8]| kinds.iter().any(|kind| starts_with(sent, kind)) && !is_message(sent);
     let carries_one = !body_is_empty && (media_types(&head.headers).any(is_one) || is_attachment(&head.headers));
-    carries_one && (may_hand_out(head.status) || head.status == StatusCode::CREATED)
+    carries_one && head.status.is_success()
 }
 
-/// Whether an answer carries a file and says that it was made (RFC 9110, section 15.3.2), as some frameworks answer each POST: the rule does
-/// not count it.
-pub(super) fn is_made(head: &response::Parts, body_is_empty: bool) -> bool {
-    head.status == StatusCode::CREATED && looks_like_an_export(head, body_is_empty)
+/// Whether an answer carries a file by a success that the rule does not count: that it was made (RFC 9110, section 15.3.2), as some frameworks
+/// answer each POST, or will be.
+pub(super) fn is_uncounted_success(head: &response::Parts, body_is_empty: bool) -> bool {
+    !may_hand_out(head.status) && looks_like_an_export(head, body_is_empty)
 }
 
 fn may_hand_out(status: StatusCode) -> bool {
@@ -281,7 +281,10 @@ impl Delivery {
         }
         let settlement = ending.settlement(self.progress);
         if let Some(charge) = self.charge.take() {
-            charge.settle(settlement);
+            match (ending, settlement) {
+                (Ending::Dropped, Settlement::Delivered) => charge.break_off(),
+                _ => charge.settle(settlement),
+            }
         }
         self.record.settled(settlement, ending.as_str());
     }

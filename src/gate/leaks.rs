@@ -26,7 +26,7 @@ const LONGEST_NAME: usize = 64;
 pub(super) struct Leaks {
     paths: Reported,
     redirects: Reported,
-    made: Reported,
+    statuses: Reported,
     screens: Reported,
     plans: Reported,
 }
@@ -56,8 +56,8 @@ impl Leaks {
     }
 
     /// Logs that an export was answered by a file with a status that is not counted, once for each route.
-    pub(super) fn report_made(&self, route: &str, status: StatusCode) {
-        if self.made.is_news(with(OFFSET_BASIS, route.as_bytes())) {
+    pub(super) fn report_status(&self, route: &str, status: StatusCode) {
+        if self.statuses.is_news(with(OFFSET_BASIS, route.as_bytes())) {
             let status = status.as_u16();
             tracing::warn!(
                 route,

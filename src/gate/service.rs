@@ -18,7 +18,9 @@ use super::access::Entry;
 use super::answers::Asker;
 use super::asked::Asked;
 use super::body::GateBody;
-use super::delivery::{Client, Delivery, Promise, is_made, leads_elsewhere, looks_like_an_export, promise};
+use super::delivery::{
+    Client, Delivery, Promise, is_uncounted_success, leads_elsewhere, looks_like_an_export, promise,
+};
 use super::fields;
 use super::framing;
 use super::future::{ResponseFuture, Watched};
@@ -354,8 +356,8 @@ impl Gate {
         if promise == Promise::Nothing {
             if leads_elsewhere(route.delivers, &head) {
                 self.leaks.report_redirect(&route.name);
-            } else if is_made(&head, body.is_end_stream()) {
-                self.leaks.report_made(&route.name, head.status);
+            } else if is_uncounted_success(&head, body.is_end_stream()) {
+                self.leaks.report_status(&route.name, head.status);
                 self.metrics.unclassified_files.inc();
                 if self.keeps_back_files() {
                     return self.keep_back(*delivery, asker);
@@ -442,14 +444,24 @@ impl Gate {
     fn read_report(&self, charge: &mut Charge, headers: &HeaderMap) -> bool {
         let mut has_said = false;
         for (id, meter) in self.parts.policy.meters() {
-            let Some(report) = meter.reported_by.as_ref().and_then(|name| headers.get(name)) else { continue };
-            let number = report.to_str().ok().and_then(|number| number.trim().parse().ok());
+            let Some(name) = &meter.reported_by else { continue };
+            let mut reports = headers.get_all(name).iter();
+            let Some(report) = reports.next() else { continue };
+            // Of several lines nobody knows which one is meant.
+            let only = reports.next().is_none().then_some(report);
+            let number = only.and_then(|report| report.to_str().ok()?.trim().parse().ok());
             match number.filter(|delivered| *delivered <= MOST_IMAGES) {
                 Some(delivered) => {
                     charge.report(id, delivered);
                     has_said = true;
                 }
-                None => tracing::warn!(meter = &*meter.name, ?report, "the backend reports no number of images"),
+                None => {
+                    tracing::warn!(
+                        meter = &*meter.name,
+                        ?report,
+                        "the backend reports no number of images, or several"
+                    );
+                }
             }
         }
         has_said

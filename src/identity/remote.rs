@@ -110,8 +110,10 @@ enum FetchFailed {
     Status(String, StatusCode),
     #[error("{0}: {1}")]
     KeySet(String, BadKeySet),
-    #[error("{0}: no configuration of {1}")]
-    Configuration(String, String),
+    #[error("{0}: it is of the issuer `{1}`, not of `{2}`")]
+    Issuer(String, String, String),
+    #[error("{0}: it is no JSON that says of which issuer it is, and where its keys are (jwks_uri)")]
+    Configuration(String),
     #[error("{0}: keys cannot come from where it says")]
     Location(String),
 }
@@ -405,9 +407,12 @@ impl Remote {
         let configuration = json::parse(&document).ok();
         let text =
             |name| configuration.as_ref().and_then(|document| document.get(name)).and_then(|value| value.as_str());
-        // A configuration that speaks for someone else leads astray.
-        let keys = text("jwks_uri").filter(|_| text("issuer") == Some(issuer));
-        let keys = keys.ok_or_else(|| FetchFailed::Configuration(url.without_query(), issuer.to_owned()))?;
+        let (other, keys) =
+            text("issuer").zip(text("jwks_uri")).ok_or_else(|| FetchFailed::Configuration(url.without_query()))?;
+        if other != issuer {
+            // It leads astray.
+            return Err(FetchFailed::Issuer(url.without_query(), other.chars().take(200).collect(), issuer.to_owned()));
+        }
         // Never less safe than the configuration itself.
         let is_safe = |keys: &Url| keys.is_secure() || (keys.is_private() && !url.is_secure());
         let location = keys.parse::<Url>().ok().filter(is_safe);

@@ -307,6 +307,17 @@ impl Charge {
         self.settle_once(settlement);
     }
 
+    /// The client has some of it, and gets no more: it has left, and keeps the charge; or the gate cuts it off, and the store is left to say
+    /// that it is under way. That is so for durability `strict` only, for else the store does not say so.
+    pub fn break_off(mut self) {
+        let is_told = self.own.iter().any(|own| own.group > 0) || self.covered_by.iter().any(|by| by.intent.is_some());
+        if is_told && self.ledger.cuts_off.load(Ordering::SeqCst) {
+            self.settled = true;
+        } else {
+            self.settle_once(Settlement::Delivered);
+        }
+    }
+
     /// The charges under way that it ends, or may end.
     fn under_way(&self) -> impl Iterator<Item = &Arc<Reservation>> {
         self.own.iter().chain(self.covered_by.iter().filter_map(|by| by.under_way.as_ref()))

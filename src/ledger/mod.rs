@@ -59,6 +59,9 @@
 //! A busy store paces its groups (`sync_interval`, 1 ms): the syncs and wake-ups are what costs, not the rows, and all of it is hidden
 //! behind a render that takes longer. An idle one syncs at once.
 //!
+//! A gate that ends cuts off what does not end in time, and leaves it as a crash would: R, and owed. So its user, who has not got all of it,
+//! gets it once more.
+//!
 //! With durability `periodic` nobody waits: a group is written each `flush_interval`, or once it is large, `reserved` is never written,
 //! and a crash loses what was delivered since the last one, and never anything before it. Nothing is owed then: what was under way is not
 //! counted.
@@ -210,6 +213,8 @@ pub struct Ledger {
     owes_redeliveries: AtomicBool,
     /// Charges that have begun, and not ended.
     begun: AtomicUsize,
+    /// Whether the gate ends exports that are under way.
+    cuts_off: AtomicBool,
     /// Mirrors `state`, so that a charge reads no lock.
     available: AtomicBool,
     /// Whether memory knows what the store knows.
@@ -278,6 +283,7 @@ impl Ledger {
             serial: AtomicU64::new(0),
             owes_redeliveries: AtomicBool::new(false),
             begun: AtomicUsize::new(0),
+            cuts_off: AtomicBool::new(false),
             available: AtomicBool::new(false),
             read: AtomicBool::new(false),
             state: Mutex::new(State { trouble: Some("the ledger has not been read yet".into()), is_closed: false }),
@@ -363,6 +369,12 @@ impl Ledger {
         let mut state = self.state();
         state.is_closed = true;
         self.available.store(false, Ordering::SeqCst);
+    }
+
+    /// The gate ends in the midst of what is under way: from now on an export that [breaks off](Charge::break_off) is what a crash would
+    /// have made of it.
+    pub fn cut_off(&self) {
+        self.cuts_off.store(true, Ordering::SeqCst);
     }
 
     /// Why it could not charge even if it were not to end.

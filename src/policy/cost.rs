@@ -248,9 +248,10 @@ fn query(name: &str, uri: &Uri) -> Result<Found, Misread> {
 }
 
 /// Looks at one place of a JSON text. A name on the way that is there twice, also in another case, can be read in two ways: it counts
-/// as found and not understood, as does a text that is no JSON.
+/// as found and not understood, as does a text that is no JSON, or not all in UTF-8 (RFC 8259, section 8.1).
 fn seek(pointer: &Pointer, text: &[u8]) -> Found {
-    let mut json = serde_json::Deserializer::from_slice(text);
+    let Ok(text) = str::from_utf8(text) else { return Found::Other };
+    let mut json = serde_json::Deserializer::from_str(text);
     let found = Seek(&pointer.tokens).deserialize(&mut json);
     found.and_then(|found| json.end().map(|()| found)).unwrap_or(Found::Other)
 }
@@ -418,6 +419,8 @@ mod tests {
         ] {
             assert_eq!(read(wrong), None, "{wrong}");
         }
+        let in_value = b"{\"x\":\"\xff\",\"batch\":{\"images\":4}}";
+        assert!(matches!(seek(&Pointer::parse("/batch/images").unwrap(), in_value), Found::Other), "no UTF-8");
         let in_list = asked(NumberIn::Body(Pointer::parse("/jobs/1/n").unwrap()), None);
         assert_eq!(of(&in_list, "/", &json, r#"{"jobs":[{"n":1},{"n":2}]}"#), Some(2));
     }

@@ -199,6 +199,7 @@ impl Writer {
         // The other one is made before it is needed.
         begin(&paths[1])?;
         let journal = begin(&paths[0])?;
+        tables.set_in_use(true)?;
         // Not before it can be written: whoever is told that it cannot forgets what has been read.
         self.file = file;
         self.running = Some(Running {
@@ -226,8 +227,12 @@ impl Writer {
         if rows.is_some() {
             tables.check_pages()?;
         }
+        let paths = journal_paths(&self.path);
+        if tables.are_in_use()? {
+            paths.iter().try_for_each(|journal| is_there(journal, &self.path))?;
+        }
         let from = tables.compacted()?;
-        let (mut journals, compacted) = Journals::after(from, &journal_paths(&self.path))?;
+        let (mut journals, compacted) = Journals::after(from, &paths)?;
         tables.prepare_to_write(self.has_failed)?;
         tables.absorb(|| journals.next(), from.generation, compacted, rows)?;
         Ok((tables, compacted))
@@ -282,6 +287,7 @@ impl Writer {
             return;
         }
         let closed = self.check_identity().and_then(|()| self.tables(None)).and_then(|(tables, _)| {
+            tables.set_in_use(false)?;
             drop(tables);
             let remove = |path: &PathBuf| std::fs::remove_file(path).map_err(|error| unavailable(path, &error));
             journal_paths(&self.path).iter().try_for_each(remove)
@@ -459,6 +465,21 @@ fn after(generation: u32) -> Result<u32, StoreError> {
     let used_up =
         || StoreError::Unavailable("the journal's generations are used up: begin with a new ledger".to_owned());
     generation.checked_add(1).ok_or_else(used_up)
+}
+
+/// Without a journal a ledger that was in use has too little, and nothing else would tell.
+fn is_there(journal: &Path, ledger: &Path) -> Result<(), StoreError> {
+    match journal.try_exists() {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let (journal, ledger) = (journal.display(), ledger.display());
+            Err(StoreError::Unreadable(format!(
+                "{ledger} was in use, and {journal} is missing, with what was counted last: put that back, or go on without it after \
+                 sqlite3 '{ledger}' 'UPDATE journal SET in_use = 0'"
+            )))
+        }
+        Err(error) => Err(unavailable(journal, &error)),
+    }
 }
 
 fn unreadable(path: &Path, error: ReadError) -> StoreError {

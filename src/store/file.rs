@@ -10,9 +10,9 @@ use super::StoreError;
 /// A file, whatever its name: device and inode.
 pub(super) type FileId = (u64, u64);
 
-/// The file that has this name now; `None` if there is none.
+/// The file that has this name now; `None` if there is none. A link is another file than the one it leads to: beside that nobody looks.
 pub(super) fn identity(path: &Path) -> io::Result<Option<FileId>> {
-    match std::fs::metadata(path) {
+    match std::fs::symlink_metadata(path) {
         Ok(file) => Ok(Some((file.dev(), file.ino()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

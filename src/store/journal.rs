@@ -259,12 +259,14 @@ impl Order {
 
 /// Looks through a journal as it was found. `None` if there is none, or nothing was ever written to it.
 pub(super) fn look_through(path: &Path, seal: &Seal) -> Result<Option<Extent>, ReadError> {
-    let file = match File::open(path) {
-        Ok(file) => file,
+    // Before it is opened: that could wait for somebody who writes.
+    let length = match std::fs::metadata(path) {
+        Ok(found) if found.is_file() => found.len(),
+        Ok(_) => return Err(ReadError::Damaged("it is no file".to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(ReadError::Io(error)),
     };
-    let length = file.metadata().map_err(ReadError::Io)?.len();
+    let file = File::open(path).map_err(ReadError::Io)?;
     // A file that could not grow as it should has a rest of zeros: nothing is written to a segment that is not whole.
     let rest = length % SEGMENT;
     let mut blocks = Vec::new();

@@ -36,8 +36,10 @@
 //!
 //! A ledger is one file by one name: a link to it leads to the same lock and the same journals, hard links are refused (and what a bind
 //! mount hides cannot be seen: mount the folder, not the file). If the file is missing while its journals are there, or is empty, it is
-//! not made anew. A journal that is removed while the gate runs has taken with it what was not in the tables: this gate charges no more,
-//! and the next one begins without it. To begin with nothing, stop the gate and remove FILE and all that is beside it.
+//! not made anew. A journal that is removed has taken with it what was not in the tables, and so has one that is left behind when FILE is
+//! copied: a gate that runs charges no more, and the next one refuses FILE, which says that it was in use, until the journal is back or an
+//! operator says that it may do without (`UPDATE journal SET in_use = 0`). To begin with nothing, stop the gate and remove FILE and all
+//! that is beside it.
 
 mod embedded;
 mod file;

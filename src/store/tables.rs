@@ -22,7 +22,7 @@ use crate::policy::{Span, Subject, SubjectKind};
 const APPLICATION_ID: i32 = 0x4558_4754;
 
 /// Version of the schema (`PRAGMA user_version`).
-const SCHEMA_VERSION: i32 = 6;
+const SCHEMA_VERSION: i32 = 7;
 
 /// How long a lock of SQLite's is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -68,11 +68,13 @@ const SCHEMA: &str = "
         seal    INTEGER NOT NULL,
         PRIMARY KEY (user, what)
     ) STRICT, WITHOUT ROWID;
-    -- One row. The ledger's number, and the last generation of its journal that is in these tables.
+    -- One row. The ledger's number, the last generation of its journal that is in these tables, and whether later ones may be beside them:
+    -- from when a gate begins to write until it has ended well. Not sealed: operators may take that back.
     CREATE TABLE journal (
         ledger    INTEGER NOT NULL,
         compacted INTEGER NOT NULL,
-        seal      INTEGER NOT NULL
+        seal      INTEGER NOT NULL,
+        in_use    INTEGER NOT NULL
     ) STRICT;
 ";
 
@@ -150,6 +152,23 @@ impl Tables {
                 check(row, 2, compacted.seal(), "of the journal")?;
                 Ok(compacted)
             })
+        })
+    }
+
+    /// Whether journals beside the file may have what it lacks.
+    pub(super) fn are_in_use(&self) -> Result<bool, StoreError> {
+        self.explained(|connection| connection.query_row("SELECT in_use <> 0 FROM journal", [], |row| row.get(0)))
+    }
+
+    /// Notes that journals beside the file may have what it lacks, or that they have not. That is safe once this returns.
+    pub(super) fn set_in_use(&self, in_use: bool) -> Result<(), StoreError> {
+        if self.are_in_use()? == in_use {
+            return Ok(());
+        }
+        self.explained(|connection| {
+            connection.execute("UPDATE journal SET in_use = ?", [in_use])?;
+            // Into the file itself, which somebody may copy without SQLite's log; unless somebody reads there.
+            connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
         })
     }
 
@@ -281,7 +300,7 @@ fn create(mut connection: Connection) -> rusqlite::Result<()> {
     creation.execute_batch(SCHEMA)?;
     let ledger = creation.query_row("SELECT random()", [], |row| row.get::<_, i64>(0))?;
     let seal = Compacted { ledger: ledger as u64, generation: 0 }.seal();
-    creation.execute("INSERT INTO journal VALUES (?, 0, ?)", params![ledger, seal])?;
+    creation.execute("INSERT INTO journal VALUES (?, 0, ?, 0)", params![ledger, seal])?;
     creation.commit()
 }
 

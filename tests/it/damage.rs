@@ -90,8 +90,15 @@ pub(super) fn killed(compact_interval: Duration) -> (TempDir, Counts) {
         runtime.block_on(store.write(Arc::new(batch))).unwrap();
         // So that there is something in every kind of file.
         if write == WRITES - 5 && compact_interval < Duration::from_secs(1) {
-            let log = folder.path().join("ledger.db-wal");
-            eventually("the tables have taken some", || std::fs::metadata(&log).is_ok_and(|log| log.len() > 0));
+            let mut ask = Command::new("sqlite3");
+            ask.arg(folder.path().join("ledger.db")).arg("SELECT compacted FROM journal");
+            eventually("the tables have taken some", || {
+                String::from_utf8(ask.output().unwrap().stdout)
+                    .unwrap()
+                    .trim()
+                    .parse::<u32>()
+                    .is_ok_and(|taken| taken > 0)
+            });
         }
     }
     for name in files(folder.path()) {

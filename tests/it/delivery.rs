@@ -175,6 +175,7 @@ fn a_file_that_was_made_is_not_counted_and_reported_once() {
     let setup = gate.setup.clone();
     assert!(gate.stop().success());
     let gate = setup.set("EXPORT_GATE__UNCLASSIFIED_FILES", "refuse").start();
+    backend.will(Reply::with("202 Accepted", &["content-type: image/png"], b"an image"));
     let answer = request(gate.address, "POST", "/v1/designs/d1/share", &[&Token::of("u").line()], b"");
     assert_eq!((answer.status, charges(&gate, "void")), (403, 1.0), "as any file that is not counted");
 }

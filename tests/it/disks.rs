@@ -101,7 +101,7 @@ fn tables_that_cannot_be_synced_hold_nobody_up() {
 fn a_journal_that_cannot_be_looked_at_for_once_is_not_taken_for_lost() {
     let (_backend, setup) = stage();
     let journals = ["export-gate.db.journal-0", "export-gate.db.journal-1"];
-    let gate = failing(&setup, "statx", "3..4", &journals).start();
+    let gate = failing(&setup, "statx", "5..6", &journals).start();
     let mut images = 0;
     eventually("it has failed", || {
         let status = export(&gate, "u");

@@ -109,6 +109,32 @@ fn a_request_that_does_not_end_in_time_is_cut_off_and_its_charge_is_flushed() {
 }
 
 #[test]
+fn who_is_cut_off_by_a_gate_that_ends_gets_the_export_once_more() {
+    // A crash loses what is under way with `periodic`, and an end does not.
+    for (durability, then) in [("strict", [1, 2]), ("periodic", [2, 3])] {
+        let (reply, _release) = Reply::held(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabc", b"def");
+        let backend = Backend::start(reply);
+        let setup = Setup::before(backend.address)
+            .set("EXPORT_GATE__SERVER__DRAIN_TIMEOUT", "50ms")
+            .set("EXPORT_GATE__LEDGER__DURABILITY", durability);
+        let gate = setup.start();
+        let line = Token::of("u").line();
+        let mut client = TcpStream::connect(gate.address).unwrap();
+        write!(client, "GET {DOWNLOAD} HTTP/1.1\r\nhost: a\r\n{line}\r\n\r\n").unwrap();
+        assert!(read_until(&mut client, b"abc"));
+        assert!(gate.stop().success());
+        assert!(!read_until(&mut client, b"def"), "cut off");
+        backend.will(Reply::image());
+        let gate = setup.start();
+        assert_eq!(gate.used("u", "exports"), 1, "{durability}");
+        for used in then {
+            assert_eq!(get(gate.address, DOWNLOAD, &[&line]).status, 200);
+            assert_eq!(gate.used("u", "exports"), used, "{durability}");
+        }
+    }
+}
+
+#[test]
 fn two_gates_on_one_ledger_the_second_waits_and_takes_over() {
     let (_backend, setup) = stage();
     let first = setup.start();

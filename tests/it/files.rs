@@ -109,7 +109,61 @@ fn a_store_whose_journal_was_removed_stays_closed_until_the_gate_is_started_agai
         assert!(opened.unwrap_err().to_string().contains("end this gate and start it again"));
     }
     drop(store);
-    open(options(folder.path(), NEVER)).unwrap();
+    let refused = open(options(folder.path(), NEVER));
+    assert!(matches!(refused, Err(StoreError::Unreadable(why)) if why.contains("ledger.db.journal-0 is missing")));
+}
+
+#[test]
+fn a_ledger_that_is_moved_and_leaves_a_link_is_one_that_was_moved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(options(folder.path(), NEVER)).unwrap();
+    write(&mut store, batch(1)).unwrap();
+    let [ledger, elsewhere] = ["ledger.db", "elsewhere.db"].map(|name| folder.path().join(name));
+    std::fs::rename(&ledger, &elsewhere).unwrap();
+    symlink(&elsewhere, &ledger).unwrap();
+    // What is written beside the old name is looked for beside the new one.
+    let failed = write(&mut store, batch(2)).unwrap_err().to_string();
+    assert!(failed.contains("was removed or replaced while in use"), "{failed}");
+}
+
+#[test]
+fn a_journal_that_is_no_file_is_refused_at_once() {
+    let (folder, _) = killed(NEVER);
+    let journal = folder.path().join("ledger.db.journal-0");
+    std::fs::remove_file(&journal).unwrap();
+    assert!(Command::new("mkfifo").arg(&journal).status().unwrap().success());
+    let refused = open(options(folder.path(), NEVER));
+    assert!(matches!(refused, Err(StoreError::Unreadable(why)) if why.contains("it is no file")));
+}
+
+#[test]
+fn a_ledger_that_was_in_use_is_refused_without_its_journals_until_somebody_says_that_it_will_do() {
+    let lost: [&[&str]; 4] = [
+        &["ledger.db.journal-0"],
+        &["ledger.db.journal-1"],
+        &["ledger.db.journal-0", "ledger.db.journal-1"],
+        // As who copies the file alone has it.
+        &["ledger.db-wal", "ledger.db-shm", "ledger.db.journal-0", "ledger.db.journal-1"],
+    ];
+    for lost in lost {
+        let (folder, _) = killed(NEVER);
+        let ledger = folder.path().join("ledger.db");
+        for name in lost {
+            // There may be no log.
+            let _ = std::fs::remove_file(folder.path().join(name));
+        }
+        let before = std::fs::read(&ledger).unwrap();
+        let Err(StoreError::Unreadable(why)) = open(options(folder.path(), NEVER)) else { panic!("{lost:?}") };
+        assert!(why.contains("was in use") && why.contains("is missing"), "{why}");
+        assert!(std::fs::read(&ledger).unwrap() == before, "it is left as it is");
+        // As the message says.
+        let (_, command) = why.split_once("after sqlite3 ").unwrap();
+        let sql = command.rsplit('\'').nth(1).unwrap();
+        assert!(Command::new("sqlite3").arg(&ledger).arg(sql).status().unwrap().success());
+        let (store, _) = open(options(folder.path(), NEVER)).unwrap();
+        drop(store);
+        open(options(folder.path(), NEVER)).expect("it has ended well");
+    }
 }
 
 /// Somebody who reads the ledger in a transaction, until it is dropped.
@@ -290,9 +344,11 @@ fn a_ledger_that_was_emptied_is_one_that_was_emptied_whatever_sqlite_puts_into_i
     let (mut store, _) = open(options(folder.path(), OFTEN)).unwrap();
     let [ledger, wal] = ["ledger.db", "ledger.db-wal"].map(|name| folder.path().join(name));
     let length = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
+    // At first it is in the file all the same.
+    let at_first = length(&wal);
     eventually("SQLite has something in mind", || {
         write(&mut store, batch(1)).unwrap();
-        length(&wal) > 0
+        length(&wal) > at_first
     });
     std::fs::File::options().write(true).open(&ledger).unwrap().set_len(0).unwrap();
     let was_emptied = |error: StoreError| error.to_string().contains("was emptied while in use");

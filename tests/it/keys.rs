@@ -485,18 +485,24 @@ fn the_issuer_says_where_its_keys_are() {
     let says = |document: Value| issuer.will(Reply::with("200 OK", &[], document.to_string().as_bytes()));
     let keys = format!("http://{}/keys.json", server.address);
     let failed = || gate.metric("exportgate_key_fetches_total{outcome=\"failed\"}");
-    for astray in [
-        json!({ "issuer": "http://127.0.0.1/realm", "jwks_uri": keys }),
-        json!({ "jwks_uri": keys }),
-        json!({ "issuer": name }),
+    let (of_nobody, from_nowhere) = ("it is no JSON that says of which issuer it is", "cannot come from where it says");
+    for (astray, why) in [
+        (
+            json!({ "issuer": format!("{name}/"), "jwks_uri": keys }),
+            &*format!("of the issuer `{name}/`, not of `{name}`"),
+        ),
+        (json!({ "jwks_uri": keys }), of_nobody),
+        (json!({ "issuer": name }), of_nobody),
         // It is this very server, by an address that could be anybody's.
-        json!({ "issuer": name, "jwks_uri": keys.replace("127.0.0.1", "0.0.0.0") }),
-        json!({ "issuer": name, "jwks_uri": "file:///etc/passwd" }),
-        json!([]),
+        (json!({ "issuer": name, "jwks_uri": keys.replace("127.0.0.1", "0.0.0.0") }), from_nowhere),
+        (json!({ "issuer": name, "jwks_uri": "file:///etc/passwd" }), from_nowhere),
+        (json!([]), of_nobody),
     ] {
         says(astray.clone());
         let before = failed();
         eventually("it is asked again", || failed() > before + 1.0);
+        let told = gate.admin("/readyz").1;
+        assert!(told.contains(why), "{told}");
         assert_eq!(download(&gate, &user), 503, "{astray}");
         assert!(server.seen().is_empty(), "{astray}");
     }
