@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::doubts::doubts;
+use super::doubts::{doubts, of_the_ledger};
 use super::table::table;
 use super::{Failure, print};
 use crate::config::{Config, Upstream};
@@ -18,7 +18,10 @@ use crate::proxy::{Bound, Ejection, Options};
 pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
     print(format_args!("{} is valid.\n", path.display()))?;
     config.variables.unread.iter().for_each(|unread| anstream::eprintln!("warning: {unread}"));
-    doubts(config).iter().for_each(|doubt| anstream::eprintln!("warning: {doubt}"));
+    doubts(config)
+        .into_iter()
+        .chain(of_the_ledger(&config.store.path))
+        .for_each(|doubt| anstream::eprintln!("warning: {doubt}"));
     if !config.variables.overriding.is_empty() {
         print(format_args!("The environment overrides it: {}.\n", config.variables.overriding.join(", ")))?;
     }

@@ -61,16 +61,17 @@ pub(super) fn doubts(config: &Config) -> Vec<String> {
     {
         doubts.push(format!("with the log filter `{filter}` no decision record is written: add `,decision=info`"));
     }
-    doubts.extend(of_the_ledger(&config.store.path));
     doubts
 }
 
-/// What stands in the way of a ledger that is to be made there.
-fn of_the_ledger(path: &Path) -> Option<String> {
+/// What stands in the way of a ledger that is to be made there. Asks a disk: not for a gate that serves.
+pub(super) fn of_the_ledger(path: &Path) -> Option<String> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let what = match folder {
         _ if path.is_dir() => format!("the ledger's path {} is a folder", path.display()),
-        Some(folder) if !folder.is_dir() => format!("the ledger's folder {} is not there", folder.display()),
+        Some(folder) if matches!(folder.try_exists(), Ok(false)) => {
+            format!("the ledger's folder {} is not there", folder.display())
+        }
         _ => return None,
     };
     Some(format!("{what}: exports get 503 until that is mended"))

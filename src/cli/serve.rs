@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::doubts::doubts;
+use super::doubts::{doubts, of_the_ledger};
 use super::notify::Manager;
 use super::{Failure, environment, log};
 use crate::clock::SystemClock;
@@ -21,7 +21,7 @@ pub(super) fn run(file: config::File) -> Result<(), Failure> {
     let config = file.load(None)?;
     let log = log::start(&config.log)?;
     config.variables.unread.iter().for_each(|unread| tracing::warn!(variable = unread.name, "{unread}"));
-    doubts(&config).iter().for_each(|doubt| tracing::warn!("{doubt}"));
+    doubts(&config).into_iter().chain(of_the_ledger(&config.store.path)).for_each(|doubt| tracing::warn!("{doubt}"));
     allow_open_files();
     let runtime = runtime(config.server.worker_threads)?;
     runtime.block_on(async {

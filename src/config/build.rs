@@ -318,9 +318,9 @@ impl Surroundings<'_> {
     }
 }
 
-/// As POSIX has it.
+/// As Kubernetes has it.
 fn is_variable(name: &str) -> bool {
-    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
     name.bytes().all(is_part) && name.starts_with(|first: char| !first.is_ascii_digit())
 }
 

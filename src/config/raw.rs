@@ -30,7 +30,7 @@ pub fn schema() -> serde_json::Value {
 pub(super) struct Raw {
     /// The upstream of requests that match no route, and of routes that name none.
     pub(super) default_upstream: String,
-    /// What to do about a file that nothing counts: on a path that no route knows, sent as a 2xx that is not counted, or in place of an export screen.
+    /// What to do about a file that nothing counts: on a path that no route knows, or sent as a 2xx that is not counted.
     #[serde(default)]
     pub(super) unclassified_files: UnclassifiedFiles,
     #[serde(default)]

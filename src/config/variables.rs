@@ -44,8 +44,10 @@ impl fmt::Display for Unread {
 impl Variables {
     /// Those of a configuration that has asked for these variables.
     pub(super) fn of(environment: &Environment, asked: &BTreeSet<String>) -> Self {
-        let overrides = |name: &&String| name.starts_with(PREFIX) || *name == LOG_FILTER;
-        let overriding = environment.keys().filter(overrides).cloned().collect();
+        let overrides = |(name, value): &(&String, &String)| {
+            name.starts_with(PREFIX) || *name == LOG_FILTER && !value.trim().is_empty()
+        };
+        let overriding = environment.iter().filter(overrides).map(|(name, _)| name.clone()).collect();
         let others = environment.keys().filter(|name| !name.starts_with(PREFIX) && !asked.contains(*name));
         let unread = others.filter_map(|name| Some(Unread { name: name.clone(), meant: meant(name)? })).collect();
         Self { overriding, unread }
@@ -119,7 +121,7 @@ mod tests {
             "PATH",
         ];
         let environment = unread.map(|(name, _)| name).into_iter().chain(others);
-        let environment = environment.map(|name| (name.to_owned(), String::new())).collect();
+        let environment = environment.map(|name| (name.to_owned(), "info".to_owned())).collect();
         let found = Variables::of(&environment, &["EXPORT_GATE_LOG_FORMAT".to_owned()].into());
         assert_eq!(found.overriding, ["EXPORT_GATE__LOG__FILTER", "RUST_LOG"]);
         let found: Vec<_> = found.unread.iter().map(|unread| (&*unread.name, &*unread.meant)).collect();

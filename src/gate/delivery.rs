@@ -282,7 +282,8 @@ impl Delivery {
         let settlement = ending.settlement(self.progress);
         if let Some(charge) = self.charge.take() {
             match (ending, settlement) {
-                (Ending::Dropped, Settlement::Delivered) => charge.break_off(),
+                // Who holds it up until the gate ends gets nothing for that.
+                (Ending::Dropped, Settlement::Delivered) if !self.client.taking.held_up() => charge.break_off(),
                 _ => charge.settle(settlement),
             }
         }

@@ -175,6 +175,7 @@ where
         let undecided = CountsAbandoned { gate: &gate, route: Some(found.id) };
         // First of all: from here on no token is in the target.
         let token = gate.parts.verifier.take_token(&mut head.uri, &head.headers);
+        let is_contradicted = gate.parts.verifier.is_contradicted(&token, &head.headers);
         let target = Target::of(&head, &found);
         let decided = match gate.ask(&head, token, &mut body, &found, peer, &mut record).await {
             Ok(asked) => match asked.may_resume(&gate) {
@@ -183,6 +184,10 @@ where
             },
             Err(refusal) => Err(refusal),
         };
+        if is_contradicted {
+            // Who is charged is who is served.
+            gate.parts.verifier.strip_cookie(&mut head.headers);
+        }
         gate.metrics.decided(gate.parts.clock.monotonic().saturating_sub(arrived));
         record.passed(Phase::Deciding);
         others_first().await;
@@ -372,7 +377,7 @@ impl Gate {
             match decided {
                 Ok(charge) => delivery.charged(charge),
                 Err(refusal) => {
-                    // The one refusal after a backend's answer: nobody has seen any of it.
+                    // A refusal after a backend's answer: nobody has seen any of it.
                     delivery.refused(refusal.status());
                     return self.refuse(refusal, asker).map(GateBody::own);
                 }
@@ -380,11 +385,9 @@ impl Gate {
         }
         let is_screen = route.delivers == Delivers::Screen;
         if is_screen && delivery.charge().is_none() && looks_like_an_export(&head, body.is_end_stream()) {
+            // Told of, and no more: there may be nothing to count for this user.
             self.leaks.report_screen(&route.name);
             self.metrics.unclassified_files.inc();
-            if self.keeps_back_files() {
-                return self.keep_back(*delivery, asker);
-            }
         }
         if let Some(charge) = delivery.charge().filter(|_| !is_screen) {
             // Before it is made safe: what was reported counts from its first byte on. Of a screen no image leaves, and it counts.
@@ -445,22 +448,21 @@ impl Gate {
         let mut has_said = false;
         for (id, meter) in self.parts.policy.meters() {
             let Some(name) = &meter.reported_by else { continue };
-            let mut reports = headers.get_all(name).iter();
-            let Some(report) = reports.next() else { continue };
-            // Of several lines nobody knows which one is meant.
-            let only = reports.next().is_none().then_some(report);
-            let number = only.and_then(|report| report.to_str().ok()?.trim().parse().ok());
-            match number.filter(|delivered| *delivered <= MOST_IMAGES) {
-                Some(delivered) => {
+            // Some hops make one line of several.
+            let lines = headers.get_all(name);
+            let numbers = lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+            let number =
+                |text: &[u8]| str::from_utf8(text.trim_ascii()).ok()?.parse().ok().filter(|it| *it <= MOST_IMAGES);
+            // Of several nobody knows which one is meant; the most is not too little.
+            match numbers.map(number).collect::<Option<Vec<u32>>>().map(|numbers| numbers.into_iter().max()) {
+                Some(None) => {}
+                Some(Some(delivered)) => {
                     charge.report(id, delivered);
                     has_said = true;
                 }
                 None => {
-                    tracing::warn!(
-                        meter = &*meter.name,
-                        ?report,
-                        "the backend reports no number of images, or several"
-                    );
+                    let report: Vec<_> = lines.iter().collect();
+                    tracing::warn!(meter = &*meter.name, ?report, "the backend reports no number of images");
                 }
             }
         }

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use http::header::{AUTHORIZATION, COOKIE};
-use http::{HeaderMap, Uri};
+use http::{HeaderMap, HeaderValue, Uri};
+use percent_encoding::percent_decode;
 
 use super::TokenError;
 use crate::policy::path::{decoded, with_query};
@@ -25,6 +26,32 @@ impl Places {
             && take_parameter(uri, name).is_none()
         {
             let _ = drop_parameter(uri, name);
+        }
+    }
+
+    /// The token that its cookie holds, beside one that counts.
+    pub(super) fn beside<'h>(&self, headers: &'h HeaderMap) -> Option<Result<&'h str, TokenError>> {
+        let name = self.cookie.as_ref()?;
+        let is_there = headers.get_all(COOKIE).iter().any(|field| readings(field.as_bytes(), name) > 0);
+        is_there.then(|| cookie(headers, name))
+    }
+
+    /// Removes each cookie that somebody may take for one that holds a token.
+    pub(super) fn strip_cookie(&self, headers: &mut HeaderMap) {
+        let Some(name) = &self.cookie else { return };
+        let others = |field: &HeaderValue| {
+            let pairs = field.as_bytes().split(|byte| *byte == b';');
+            let others: Vec<&[u8]> = pairs.filter(|pair| readings(pair, name) == 0).collect();
+            // What quotation marks hold together falls apart: then none of it is left.
+            let kept = others.join(&b';');
+            HeaderValue::from_bytes(kept.trim_ascii())
+                .ok()
+                .filter(|kept| !kept.is_empty() && readings(kept.as_bytes(), name) == 0)
+        };
+        let kept: Vec<HeaderValue> = headers.get_all(COOKIE).iter().filter_map(others).collect();
+        headers.remove(COOKIE);
+        for field in kept {
+            headers.append(COOKIE, field);
         }
     }
 
@@ -72,18 +99,29 @@ fn authorization(headers: &HeaderMap) -> Result<&str, TokenError> {
     token.ok_or(TokenError::NotBearer)
 }
 
-/// The value of the one cookie of this name (RFC 6265, section 4.2). Of two, one may have been planted by another site.
+/// The value of the one cookie of this name (RFC 6265, section 4.2). Of two, one may have been planted by another site, and the backend may go
+/// by the other: so one that only somebody lenient takes for it is one as well.
 fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Result<&'h str, TokenError> {
     // Bytes: another cookie may hold anything.
     let pairs = headers.get_all(COOKIE).iter().flat_map(|field| field.as_bytes().split(|byte| *byte == b';'));
     let value = |pair: &'h [u8]| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=");
-    let mut values = pairs.filter_map(value);
-    let found = values.next().filter(|value| !value.is_empty()).ok_or(TokenError::Missing)?;
-    if values.next().is_some() {
+    let found = pairs.filter_map(value).next().filter(|value| !value.is_empty()).ok_or(TokenError::Missing)?;
+    if headers.get_all(COOKIE).iter().map(|field| readings(field.as_bytes(), name)).sum::<usize>() > 1 {
         return Err(TokenError::Repeated);
     }
     let token = std::str::from_utf8(found).map_err(|_| TokenError::Malformed)?;
     Ok(token.trim_matches('"'))
+}
+
+/// How many cookies of this name somebody may find in a field: with blanks before the `=`, behind a `,`, inside quotation marks, encoded, or
+/// with a `.` or the like where the name has `_` (PHP).
+fn readings(field: &[u8], name: &str) -> usize {
+    let plain = |byte: u8| if b". +[".contains(&byte) { b'_' } else { byte };
+    let is_name = |piece: &&[u8]| {
+        let written = piece.split(|byte| *byte == b'=').next().filter(|written| written.len() < piece.len());
+        written.is_some_and(|written| percent_decode(written.trim_ascii()).map(plain).eq(name.bytes().map(plain)))
+    };
+    field.split(|byte| b";,\"".contains(byte)).filter(is_name).count()
 }
 
 /// Removes all parameters of this name, however it is spelled, and returns their values as they were written. `None` if they are others for who
@@ -196,6 +234,14 @@ mod tests {
         };
         assert_eq!(raw(b"name=\xfc; session=t"), Ok("t".into()), "what others keep there is their business");
         assert_eq!(raw(b"session=\xfc; session=t"), Err(TokenError::Repeated));
+        for other in ["session =u", "x=1, session=u", "x=\"; session =u", "%73ession=u", "session\t=u", " session=u"] {
+            for both in [format!("session=t; {other}"), format!("{other}; session=t")] {
+                assert_eq!(raw(both.as_bytes()), Err(TokenError::Repeated), "{both}");
+            }
+        }
+        for other in ["xsession=u", "session", "Session=u", "session.x=u", "x=session", "x=\"session\""] {
+            assert_eq!(raw(format!("{other}; session=t").as_bytes()), Ok("t".into()), "{other}");
+        }
         assert_eq!(raw(b"session=\xfc"), Err(TokenError::Malformed));
         for none in ["session", "session=", "Session=t", "xsession=t"] {
             assert_eq!(of(&[(COOKIE, none)]), Err(TokenError::Missing), "{none}");

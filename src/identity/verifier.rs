@@ -209,6 +209,23 @@ impl Verifier {
         self.places.take(uri, headers)
     }
 
+    /// Whether a request carries a cookie that may name somebody else than the token of its query, which no backend sees.
+    pub fn is_contradicted(&self, token: &Result<Cow<'_, str>, TokenError>, headers: &HeaderMap) -> bool {
+        // Only that of a query is a copy.
+        let Ok(Cow::Owned(token)) = token else { return false };
+        let of_cookie = self.places.beside(headers).map(|cookie| cookie.and_then(|cookie| self.recognise(cookie)));
+        match (of_cookie, self.recognise(token)) {
+            (None, _) => false,
+            (Some(Ok(cookie)), Ok(query)) => cookie.who.user != query.who.user,
+            _ => true,
+        }
+    }
+
+    /// Removes the cookie that may hold a token: another token counts.
+    pub fn strip_cookie(&self, headers: &mut HeaderMap) {
+        self.places.strip_cookie(headers);
+    }
+
     /// The caller that a token names. A token of an unknown key, or that a published key has not signed, waits for the key set to be
     /// fetched, if that may be: keys change.
     ///

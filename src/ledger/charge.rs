@@ -207,7 +207,8 @@ impl Drop for UnderWay {
     }
 }
 
-/// An admitted export. Settles exactly once: by [`settle`](Self::settle), or when it is dropped, as void. Whoever hands a file
+/// An admitted export. Settles exactly once, by [`settle`](Self::settle), or when it is dropped, as void; not at all only where the gate ends in
+/// its midst: see [`break_off`](Self::break_off). Whoever hands a file
 /// out while holding one must settle it also when its own work is cut short.
 #[derive(Debug)]
 #[must_use = "dropping a charge gives it back"]
@@ -310,12 +311,20 @@ impl Charge {
     /// The client has some of it, and gets no more: it has left, and keeps the charge; or the gate cuts it off, and the store is left to say
     /// that it is under way. That is so for durability `strict` only, for else the store does not say so.
     pub fn break_off(mut self) {
-        let is_told = self.own.iter().any(|own| own.group > 0) || self.covered_by.iter().any(|by| by.intent.is_some());
-        if is_told && self.ledger.cuts_off.load(Ordering::SeqCst) {
+        let is_told = self.under_way().any(|it| it.group > 0) || self.covered_by.iter().any(|by| by.intent.is_some());
+        if is_told && !self.is_better_settled() && self.ledger.cuts_off.load(Ordering::SeqCst) {
             self.settled = true;
         } else {
             self.settle_once(Settlement::Delivered);
         }
+    }
+
+    /// Whether its user has more of it settled than owed: it opens a session, or has brought less than was booked.
+    fn is_better_settled(&self) -> bool {
+        let brings_less = |own: &Reservation| {
+            own.booked.iter().any(|it| last_word(&self.reports, it.meter).is_some_and(|brought| brought < it.cost))
+        };
+        self.own.iter().any(|own| own.opens.is_some() || brings_less(own))
     }
 
     /// The charges under way that it ends, or may end.

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Method, Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -54,6 +54,8 @@ struct Connection<B> {
     /// Whether its server speaks HTTP/1.0. Then hyper leaves the body of unknown length that comes next out, and says nothing of it: no
     /// request comes after the one that told.
     is_old: bool,
+    /// Whether it has carried a body that servers need not look for: one that does not would take it for the next request.
+    may_be_ahead: bool,
     /// Goes from exchange to exchange with the connection: its timer is made once.
     patience: Patience,
     task: Task,
@@ -140,7 +142,8 @@ where
         });
         let task = Task { handle: task.abort_handle(), is_lent: true };
         let patience = Patience::new(self.body_idle_timeout);
-        let connection = Connection { sender, bell, was_used: false, is_old: false, patience, task };
+        let connection =
+            Connection { sender, bell, was_used: false, is_old: false, may_be_ahead: false, patience, task };
         Ok(Lent { connection: Box::new(connection), home: self.clone() })
     }
 }
@@ -172,7 +175,7 @@ impl<B> Lent<B> {
 
     pub(super) fn give_back(mut self) {
         self.connection.task.is_lent = false;
-        if self.connection.sender.is_closed() || self.connection.is_old {
+        if self.connection.sender.is_closed() || self.connection.is_old || self.connection.may_be_ahead {
             return;
         }
         let since = self.home.clock.coarse();
@@ -197,8 +200,10 @@ where
         request: &mut Option<Request<RequestBody<B>>>,
     ) -> Result<Response<Incoming>, Failed> {
         let Some(whole) = request.take() else { unreachable!("there is no request to send") };
-        let Connection { sender, was_used, is_old, patience, .. } = &mut *self.connection;
+        let Connection { sender, was_used, is_old, may_be_ahead, patience, .. } = &mut *self.connection;
         *was_used = true;
+        let expects_none = whole.method().is_safe() || *whole.method() == Method::DELETE;
+        *may_be_ahead |= expects_none && !whole.body().is_end_stream();
         let mut exchange = pin!(sender.try_send_request(whole));
         let answer = poll_fn(|cx| match (exchange.as_mut().poll(cx), until) {
             (Poll::Ready(answer), _) => Poll::Ready(Some(answer)),

@@ -148,7 +148,32 @@ fn by_code_units(text: &[u8]) -> Option<Vec<u8>> {
     has_some.then_some(read)
 }
 
-/// All that a lenient backend might take the path for, in lower case: decoded not at all, once or twice, with `\` as `/`,
+/// What is left of a target that is taken for a reference to another host: behind `//host` (RFC 3986, section 4.2). Who reads URLs as browsers
+/// do takes `\` for `/`, and any number of them.
+fn without_host(text: &[u8], as_browsers_do: bool) -> Option<Vec<u8>> {
+    let is_slash = |byte: &u8| *byte == b'/' || as_browsers_do && *byte == b'\\';
+    let slashes = text.iter().take_while(|byte| is_slash(byte)).count();
+    let begins = if as_browsers_do { slashes } else { 2 };
+    let host = text.get(begins..).filter(|_| slashes >= 2)?;
+    let path = host.iter().position(is_slash).map_or(&b"/"[..], |end| &host[end..]);
+    Some(path.to_vec())
+}
+
+/// Decoded, but for slashes, if there are any: they part nothing then.
+fn decoded_but_slashes(text: &[u8]) -> Option<Vec<u8>> {
+    let (mut escaped, mut rest) = (Vec::new(), text);
+    while let Some(at) = rest.windows(3).position(|escape| escape.eq_ignore_ascii_case(b"%2f")) {
+        escaped.extend_from_slice(&rest[..at]);
+        // Once more, so that it is left.
+        escaped.extend_from_slice(b"%252f");
+        rest = &rest[at + 3..];
+    }
+    let has_some = rest.len() < text.len();
+    escaped.extend_from_slice(rest);
+    has_some.then(|| percent_decode(&escaped).collect())
+}
+
+/// All that a lenient backend might take the path for, in lower case: decoded not at all, once or twice, behind a host, with `\` as `/`,
 /// without `;params`, empty and dot segments, trailing dots and blanks, up to a NUL, `?` or `#` or beyond it, behind the name of a script,
 /// in whatever order it does so. `None` if there are more than anybody needs: who makes so many wants to keep somebody busy.
 pub fn lenient_readings(path: &str) -> Option<impl Iterator<Item = String>> {
@@ -177,12 +202,16 @@ pub fn lenient_readings(path: &str) -> Option<impl Iterator<Item = String>> {
 /// A path, decoded not at all, once or twice, and without `;params` before or after.
 fn decodings(path: &str) -> Vec<Vec<u8>> {
     let mut texts = vec![path.as_bytes().to_vec()];
+    for as_browsers_do in [false, true] {
+        also(&mut texts, 0, |text| without_host(text, as_browsers_do));
+    }
     also(&mut texts, 0, without_params);
     let mut decoded = 0;
     for _ in 0..2 {
         let before = texts.len();
         also(&mut texts, decoded, |text| text.contains(&b'%').then(|| percent_decode(text).collect()));
         also(&mut texts, decoded, by_code_units);
+        also(&mut texts, decoded, decoded_but_slashes);
         also(&mut texts, before, without_params);
         decoded = before;
     }
@@ -320,11 +349,19 @@ mod tests {
             "/v1/designs/x%2fdownload;\\a",
             "/v1/designs/%00x/download",
             "/v1/designs/x/download%09.",
+            "//x/v1/designs/x/download",
+            "///u:p@x:80/v1/designs/x/download",
+            "/\\x/v1/designs/x/download",
+            "//x\\v1\\designs\\x\\download",
+            "//[::1]/v1/des%69gns/x/download",
+            "//x%2fy/v1/des%69gns/x/download",
         ];
         for path in disguises {
             let mut readings = lenient_readings(path).into_iter().flatten();
             assert!(readings.any(|reading| reading == "/v1/designs/x/download"), "{path}");
         }
+        let mut readings = lenient_readings("/v1/des%69gns/x%2Fa%2f%79/download").into_iter().flatten();
+        assert!(readings.any(|reading| reading == "/v1/designs/x%2fa%2fy/download"), "a slash of an id");
     }
 
     #[test]

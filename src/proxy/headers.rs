@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, Entry, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE, VIA,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, Entry, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::uri::PathAndQuery;
 use http::{Method, Request, Uri};
@@ -39,6 +39,9 @@ const X_FORWARDED: &str = "x-forwarded-";
 const CONNECTION_FIELDS: [HeaderName; 7] =
     [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE];
 
+/// Fields that are for the backend, whatever a client says.
+const KEPT: [HeaderName; 4] = [HOST, CONTENT_LENGTH, AUTHORIZATION, COOKIE];
+
 /// How many names of such fields are looked at: as many as a message may have fields. Who lists more wants to keep somebody busy.
 const MOST_NAMED: usize = 100;
 
@@ -59,8 +62,9 @@ pub(super) fn strip_connection_fields(headers: &mut HeaderMap) -> Vec<HeaderName
         let names = lines.flat_map(|line| line.split(',')).filter_map(|name| name.trim().parse::<HeaderName>().ok());
         named.extend(names.filter(|name| *name != "close" && !CONNECTION_FIELDS.contains(name)).take(MOST_NAMED));
         for name in &named {
-            // A client must not talk the gate out of fields that the backend relies on.
-            if *name != HOST && *name != CONTENT_LENGTH && *name != "x-request-id" {
+            // A client must not talk the gate out of fields that the backend relies on; least of all of those by which the gate knows who asks:
+            // the backend could take somebody else for it.
+            if !KEPT.contains(name) && *name != "x-request-id" {
                 headers.remove(name);
             }
         }

@@ -106,7 +106,7 @@ pub(super) async fn serve(
     if !in_time {
         tracing::warn!(connections = connections.len(), "requests under way did not end in time and are cut off");
     }
-    // Cutting a connection off drops its charges, which settles them; those of HTTP/2 are its streams'.
+    // Cutting a connection off drops its charges, which settles them or leaves them to be owed; those of HTTP/2 are its streams'.
     connections.shutdown().await;
     common.streams.ended().await;
 }

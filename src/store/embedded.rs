@@ -425,7 +425,7 @@ impl Journals {
             if written.generation != after(compacted.generation)? {
                 let path = path.display();
                 return Err(StoreError::Unreadable(format!(
-                    "{path} is of a later state of the ledger than the file beside it"
+                    "{path} is of a later state of the ledger than the file beside it: move it away to go on without it"
                 )));
             }
             compacted.generation = written.generation;

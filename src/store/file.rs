@@ -10,9 +10,9 @@ use super::StoreError;
 /// A file, whatever its name: device and inode.
 pub(super) type FileId = (u64, u64);
 
-/// The file that has this name now; `None` if there is none. A link is another file than the one it leads to: beside that nobody looks.
+/// The file that has this name now; `None` if there is none.
 pub(super) fn identity(path: &Path) -> io::Result<Option<FileId>> {
-    match std::fs::symlink_metadata(path) {
+    match std::fs::metadata(path) {
         Ok(file) => Ok(Some((file.dev(), file.ino()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -33,11 +33,15 @@ pub(super) fn check_identity(path: &Path, id: FileId) -> Result<(), Changed> {
     }
 }
 
-/// Somebody may have cut it off, by a redirection for one: what was in it is gone, and nothing must make it look as if it were not.
+/// Somebody may have cut it off, by a redirection for one: what was in it is gone, and nothing must make it look as if it were not. Or moved it,
+/// and left a link: what is beside the one name is not beside the other.
 pub(super) fn check_is_not_empty(path: &Path) -> Result<(), StoreError> {
-    let file =
-        std::fs::metadata(path).map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
+    let file = std::fs::symlink_metadata(path)
+        .map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
     match file.len() {
+        _ if file.is_symlink() => {
+            Err(StoreError::Unavailable(format!("{} was moved while in use: put it back", path.display())))
+        }
         0 => {
             Err(StoreError::Unavailable(format!("{} was emptied while in use: put a copy of it back", path.display())))
         }

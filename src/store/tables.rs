@@ -165,11 +165,10 @@ impl Tables {
         if self.are_in_use()? == in_use {
             return Ok(());
         }
-        self.explained(|connection| {
-            connection.execute("UPDATE journal SET in_use = ?", [in_use])?;
-            // Into the file itself, which somebody may copy without SQLite's log; unless somebody reads there.
-            connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
-        })
+        self.explained(|connection| connection.execute("UPDATE journal SET in_use = ?", [in_use]))?;
+        // Into the file itself, which somebody may copy without SQLite's log; unless somebody reads there, or the disk is full: it is safe.
+        let _ = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        Ok(())
     }
 
     /// Must come before anything is written. `after_failure`: whether writing has failed in this process.

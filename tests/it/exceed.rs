@@ -478,17 +478,20 @@ fn a_key_covers_what_was_asked_for_and_what_is_brought_is_counted_once() {
 }
 
 #[test]
-fn what_is_reported_on_several_lines_is_no_report() {
+fn of_several_reports_the_most_counts_and_what_is_none_counts_as_was_asked() {
     let backend = backend();
     let gate = Setup::example("c-batches-of-a-team", backend.address).start();
     let token = Token::of("u").plan("starter").with("team", json!("acme")).line();
     let used = || gate.usage("u?team=acme&plan=starter", "weekly-images")["used"].clone();
-    for (reports, total) in
-        [(&["x-images-rendered: 0", "x-images-rendered: 9"][..], 10), (&["x-images-rendered: 0, 9"], 20)]
-    {
+    for (reports, total) in [
+        (&["x-images-rendered: 0", "x-images-rendered: 9"][..], 9),
+        (&["x-images-rendered: 12, 3"], 21),
+        (&["x-images-rendered: 2", "x-images-rendered: many"], 31),
+        (&["x-images-rendered: 2,"], 41),
+    ] {
         backend.will(Reply::with("200 OK", &[&["content-type: application/zip"], reports].concat(), b"images"));
         request(gate.address, "POST", "/v1/designs/d1/batch", &[&*token, JSON], br#"{"images":10}"#);
-        assert_eq!(used(), total, "as many as were asked for");
+        assert_eq!(used(), total, "{reports:?}");
     }
 }
 

@@ -123,7 +123,7 @@ fn a_ledger_that_is_moved_and_leaves_a_link_is_one_that_was_moved() {
     symlink(&elsewhere, &ledger).unwrap();
     // What is written beside the old name is looked for beside the new one.
     let failed = write(&mut store, batch(2)).unwrap_err().to_string();
-    assert!(failed.contains("was removed or replaced while in use"), "{failed}");
+    assert!(failed.contains("was moved while in use"), "{failed}");
 }
 
 #[test]

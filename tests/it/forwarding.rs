@@ -176,6 +176,20 @@ fn connections_to_the_backend_are_used_again() {
 }
 
 #[test]
+fn a_body_that_servers_do_not_look_for_is_the_last_on_its_connection() {
+    // As one that reads no body of a GET: it would take it for a request, and its answer for that to the next one.
+    let backend = Backend::start(Reply::json("200 OK"));
+    let gate = Setup::before(backend.address).start();
+    for (method, connections) in [("GET", 1), ("POST", 2), ("DELETE", 2), ("PUT", 3)] {
+        request(gate.address, method, "/page", &[], b"GET /v1/designs/d1/download HTTP/1.1\r\n\r\n");
+        assert_eq!(backend.connections(), connections, "{method}");
+    }
+    request(gate.address, "DELETE", "/page", &[], b"");
+    get(gate.address, "/page", &[]);
+    assert_eq!(backend.connections(), 3, "without one");
+}
+
+#[test]
 fn a_request_is_sent_again_when_a_used_connection_turns_out_dead() {
     let backend = Backend::start(Reply::json("200 OK"));
     let gate = Setup::before(backend.address).start();

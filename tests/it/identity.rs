@@ -254,6 +254,41 @@ fn a_browser_that_navigates_is_known_by_its_cookie() {
 }
 
 #[test]
+fn who_is_charged_is_who_the_backend_can_know() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address)
+        .set("EXPORT_GATE__IDENTITY__TOKEN_COOKIE", "session")
+        .set("EXPORT_GATE__IDENTITY__TOKEN_QUERY", "access_token")
+        .start();
+    let [mine, yours] = ["u", "v"].map(|user| Token::of(user).signed_by(SECRET));
+    // By a name that only the backend finds.
+    let disguised = format!("cookie: session={mine}; session ={yours}");
+    assert_eq!(get(gate.address, DOWNLOAD, &[&disguised]).status, 401);
+    // A field that the gate goes by cannot be taken from the backend.
+    let fields = [&*format!("authorization: Bearer {mine}"), &format!("cookie: session={yours}")];
+    for connection in ["connection: authorization", "connection: Cookie, authorization"] {
+        assert_eq!(get(gate.address, DOWNLOAD, &[connection, fields[0], fields[1]]).status, 200);
+        let seen = backend.last();
+        assert!(seen.header("authorization").is_some() && seen.header("cookie").is_some(), "{connection}");
+    }
+    // A token of the query is gone, and beside it a cookie stays that names the same user.
+    let target = format!("{DOWNLOAD}?access_token={mine}");
+    for (cookie, kept) in [
+        (format!("theme=dark; session={mine}"), Some(format!("theme=dark; session={mine}"))),
+        (format!("theme=dark; session={yours}; x=1"), Some("theme=dark; x=1".to_owned())),
+        (format!("session={yours}"), None),
+        (format!("session ={yours}"), None),
+        (format!("a=\"; session={yours}; \""), Some("a=\"; \"".to_owned())),
+        ("session=old".to_owned(), None),
+        ("theme=dark".to_owned(), Some("theme=dark".to_owned())),
+    ] {
+        assert_eq!(get(gate.address, &target, &[&format!("cookie: {cookie}")]).status, 200);
+        assert_eq!(backend.last().header("cookie"), kept.as_deref(), "{cookie}");
+    }
+    assert_eq!((gate.used("u", "exports"), gate.used("v", "exports")), (9, 0));
+}
+
+#[test]
 fn values_of_the_plan_claim_may_stand_for_plans() {
     let backend = Backend::start(Reply::image());
     let setup = Setup::before(backend.address)

@@ -65,7 +65,10 @@ fn mangling() -> impl Strategy<Value = (usize, Mangling)> {
         "%23",
         "%3f",
     ];
-    let prepended = ["/", "//", "/.", "/x/..", "/;", "\\", "/%2e", "/v1/..", "/x/../..", "/%2e%2e"];
+    let prepended = [
+        "//x", "/\\x", "///u@x:1", "//x%2fy", "/", "//", "/.", "/x/..", "/;", "\\", "/%2e", "/v1/..", "/x/../..",
+        "/%2e%2e",
+    ];
     let what = prop_oneof![
         4 => any::<bool>().prop_map(|lower| Mangling::Encode { lower }),
         2 => Just(Mangling::EncodeTwice),
@@ -120,10 +123,20 @@ struct Reader {
     trims_end: bool,
     /// A NUL ends it.
     ends_at_nul: bool,
+    /// Takes it for a reference, which may begin with a host: as RFC 3986 has it, or as browsers do.
+    host: Option<Host>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Host {
+    ByRfc,
+    ByBrowsers,
 }
 
 fn reader() -> impl Strategy<Value = Reader> {
-    (0..=2u32, any::<[bool; 6]>(), proptest::option::of(any::<bool>())).prop_map(|(decodes, is, cuts_params)| Reader {
+    let host = prop_oneof![Just(None), Just(Some(Host::ByRfc)), Just(Some(Host::ByBrowsers))];
+    let all = (0..=2u32, any::<[bool; 6]>(), proptest::option::of(any::<bool>()), host);
+    all.prop_map(|(decodes, is, cuts_params, host)| Reader {
         decodes,
         merges_slashes: is[0],
         resolves_dots: is[1],
@@ -132,13 +145,30 @@ fn reader() -> impl Strategy<Value = Reader> {
         ignores_case: is[3],
         trims_end: is[4],
         ends_at_nul: is[5],
+        host,
     })
 }
 
 impl Reader {
     /// Whether it would serve this target as a download of some design.
     fn serves_download(self, target: &str) -> bool {
-        let mut path: Vec<u8> = target.split(['?', '#']).next().unwrap().as_bytes().to_vec();
+        let path = target.split(['?', '#']).next().unwrap();
+        let path = match self.host {
+            Some(Host::ByRfc) if path.starts_with("//") => {
+                path[2..].split_once('/').map_or("/".to_owned(), |(_, rest)| format!("/{rest}"))
+            }
+            Some(Host::ByBrowsers) => {
+                let path = path.replace('\\', "/");
+                match path.trim_start_matches('/') {
+                    host if path.starts_with("//") => {
+                        host.split_once('/').map_or("/".to_owned(), |(_, rest)| format!("/{rest}"))
+                    }
+                    _ => path,
+                }
+            }
+            _ => path.to_owned(),
+        };
+        let mut path: Vec<u8> = path.into_bytes();
         if self.cuts_params == Some(true) {
             path = without_params(&path);
         }
@@ -252,6 +282,7 @@ fn the_backends_here_serve_what_they_should() {
         ignores_case: false,
         trims_end: false,
         ends_at_nul: false,
+        host: None,
     };
     assert!(plain.serves_download("/v1/designs/x/download?a=b") && plain.serves_download("/v1/designs/x/%64ownload"));
     assert!(!plain.serves_download("/v1//designs/x/download") && !plain.serves_download("/v1/designs/x/preview"));
@@ -264,7 +295,11 @@ fn the_backends_here_serve_what_they_should() {
         ignores_case: true,
         trims_end: true,
         ends_at_nul: true,
+        host: None,
     };
+    for host in [Host::ByRfc, Host::ByBrowsers] {
+        assert!(Reader { host: Some(host), ..plain }.serves_download("//x/v1/designs/x/download"));
+    }
     for target in
         ["/V1\\designs//x/y/../download;a=b/", "/v1/designs/x/%2564ownload%00.png", "/v1/designs/x/download.%20"]
     {
