@@ -273,7 +273,9 @@ impl Surroundings<'_> {
             (Some(name), None) => match self.environment.get(name) {
                 Some(secret) if !secret.is_empty() => Ok(secret.clone().into_bytes()),
                 _ => {
-                    let message = format!("the environment variable `{name}` is not set");
+                    // As above: it may be a secret with these.
+                    let shown = if name.contains(['-', '.']) { String::new() } else { format!(" `{name}`") };
+                    let message = format!("the environment variable{shown} is not set");
                     Err(problem(&env_key, message).help(format!("set it, or name a file with {file_key}")))
                 }
             },

@@ -28,7 +28,7 @@ const LONGEST_NAME: usize = 255;
 /// What an export asks of the ledger.
 #[derive(Debug)]
 pub(super) struct Asked {
-    user: Arc<str>,
+    pub(super) user: Arc<str>,
     pub(super) plan: PlanId,
     demands: SmallVec<[Demand; 2]>,
     /// Whether a limit may stop or change it.

@@ -1,5 +1,6 @@
 //! The way of a request, top to bottom: match route, identify, know the design, charge, forward, settle.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -175,13 +176,18 @@ where
         let undecided = CountsAbandoned { gate: &gate, route: Some(found.id) };
         // First of all: from here on no token is in the target.
         let token = gate.parts.verifier.take_token(&mut head.uri, &head.headers);
-        let is_contradicted = gate.parts.verifier.is_contradicted(&token, &head.headers);
+        // Only that of a query is a copy.
+        let by_query = matches!(token, Ok(Cow::Owned(_)));
+        let mut is_contradicted = false;
         let target = Target::of(&head, &found);
         let decided = match gate.ask(&head, token, &mut body, &found, peer, &mut record).await {
-            Ok(asked) => match asked.may_resume(&gate) {
-                Some(degraded) => Ok(Decided::OnceAnswered(asked, degraded)),
-                None => gate.charge(&asked, asked.request(), None, &mut record).await.map(Decided::Now),
-            },
+            Ok(asked) => {
+                is_contradicted = gate.parts.verifier.names_another(&asked.user, by_query, &head.headers);
+                match asked.may_resume(&gate) {
+                    Some(degraded) => Ok(Decided::OnceAnswered(asked, degraded)),
+                    None => gate.charge(&asked, asked.request(), None, &mut record).await.map(Decided::Now),
+                }
+            }
             Err(refusal) => Err(refusal),
         };
         if is_contradicted {
@@ -453,11 +459,14 @@ impl Gate {
             let numbers = lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
             let number =
                 |text: &[u8]| str::from_utf8(text.trim_ascii()).ok()?.parse().ok().filter(|it| *it <= MOST_IMAGES);
-            // Of several nobody knows which one is meant; the most is not too little.
-            match numbers.map(number).collect::<Option<Vec<u32>>>().map(|numbers| numbers.into_iter().max()) {
-                Some(None) => {}
-                Some(Some(delivered)) => {
-                    charge.report(id, delivered);
+            let numbers: Option<Vec<u32>> = numbers.map(number).collect();
+            match numbers.as_deref() {
+                Some([]) => {}
+                Some([first, others @ ..]) => {
+                    // Of several nobody knows which one is meant, or whether all are together.
+                    let asked = charge.standings().iter().find(|standing| standing.meter == id).map_or(0, |it| it.cost);
+                    let at_least = if others.iter().all(|other| other == first) { 0 } else { asked };
+                    charge.report(id, others.iter().fold(*first, |most, other| most.max(*other)).max(at_least));
                     has_said = true;
                 }
                 None => {

@@ -29,9 +29,9 @@ impl Places {
         }
     }
 
-    /// The token that its cookie holds, beside one that counts.
-    pub(super) fn beside<'h>(&self, headers: &'h HeaderMap) -> Option<Result<&'h str, TokenError>> {
-        let name = self.cookie.as_ref()?;
+    /// The token that its cookie holds, if another one counts: that of `Authorization`, or of the query.
+    pub(super) fn beside<'h>(&self, headers: &'h HeaderMap, by_query: bool) -> Option<Result<&'h str, TokenError>> {
+        let name = self.cookie.as_ref().filter(|_| by_query || headers.contains_key(AUTHORIZATION))?;
         let is_there = headers.get_all(COOKIE).iter().any(|field| readings(field.as_bytes(), name) > 0);
         is_there.then(|| cookie(headers, name))
     }
@@ -113,10 +113,10 @@ fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Result<&'h str, TokenError>
     Ok(token.trim_matches('"'))
 }
 
-/// How many cookies of this name somebody may find in a field: with blanks before the `=`, behind a `,`, inside quotation marks, encoded, or
-/// with a `.` or the like where the name has `_` (PHP).
+/// How many cookies of this name somebody may find in a field: with blanks before the `=`, behind a `,`, inside quotation marks, encoded, in
+/// another case (ASP.NET), or with a `.` or the like where the name has `_` (PHP).
 fn readings(field: &[u8], name: &str) -> usize {
-    let plain = |byte: u8| if b". +[".contains(&byte) { b'_' } else { byte };
+    let plain = |byte: u8| if b". +[".contains(&byte) { b'_' } else { byte.to_ascii_lowercase() };
     let is_name = |piece: &&[u8]| {
         let written = piece.split(|byte| *byte == b'=').next().filter(|written| written.len() < piece.len());
         written.is_some_and(|written| percent_decode(written.trim_ascii()).map(plain).eq(name.bytes().map(plain)))
@@ -234,12 +234,20 @@ mod tests {
         };
         assert_eq!(raw(b"name=\xfc; session=t"), Ok("t".into()), "what others keep there is their business");
         assert_eq!(raw(b"session=\xfc; session=t"), Err(TokenError::Repeated));
-        for other in ["session =u", "x=1, session=u", "x=\"; session =u", "%73ession=u", "session\t=u", " session=u"] {
+        for other in [
+            "session =u",
+            "Session=u",
+            "x=1, session=u",
+            "x=\"; session =u",
+            "%73ession=u",
+            "session\t=u",
+            " session=u",
+        ] {
             for both in [format!("session=t; {other}"), format!("{other}; session=t")] {
                 assert_eq!(raw(both.as_bytes()), Err(TokenError::Repeated), "{both}");
             }
         }
-        for other in ["xsession=u", "session", "Session=u", "session.x=u", "x=session", "x=\"session\""] {
+        for other in ["xsession=u", "session", "session.x=u", "x=session", "x=\"session\""] {
             assert_eq!(raw(format!("{other}; session=t").as_bytes()), Ok("t".into()), "{other}");
         }
         assert_eq!(raw(b"session=\xfc"), Err(TokenError::Malformed));

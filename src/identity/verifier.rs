@@ -209,16 +209,12 @@ impl Verifier {
         self.places.take(uri, headers)
     }
 
-    /// Whether a request carries a cookie that may name somebody else than the token of its query, which no backend sees.
-    pub fn is_contradicted(&self, token: &Result<Cow<'_, str>, TokenError>, headers: &HeaderMap) -> bool {
-        // Only that of a query is a copy.
-        let Ok(Cow::Owned(token)) = token else { return false };
-        let of_cookie = self.places.beside(headers).map(|cookie| cookie.and_then(|cookie| self.recognise(cookie)));
-        match (of_cookie, self.recognise(token)) {
-            (None, _) => false,
-            (Some(Ok(cookie)), Ok(query)) => cookie.who.user != query.who.user,
-            _ => true,
-        }
+    /// Whether a request whose token of `Authorization`, or of its query, names `user` carries a cookie that may name somebody else: its backend
+    /// could go by that.
+    pub fn names_another(&self, user: &str, by_query: bool, headers: &HeaderMap) -> bool {
+        let of_cookie = self.places.beside(headers, by_query);
+        let of_cookie = of_cookie.map(|cookie| cookie.and_then(|cookie| self.recognise(cookie)));
+        of_cookie.is_some_and(|cookie| !cookie.is_ok_and(|caller| *caller.who.user == *user))
     }
 
     /// Removes the cookie that may hold a token: another token counts.

@@ -60,7 +60,7 @@
 //! behind a render that takes longer. An idle one syncs at once.
 //!
 //! A gate that ends cuts off what does not end in time, and leaves it as a crash would: R, and owed. So its user, who has not got all of it,
-//! gets it once more.
+//! gets it once more, unless it is the user who has held it up, or has more of it settled ([`Charge::break_off`]).
 //!
 //! With durability `periodic` nobody waits: a group is written each `flush_interval`, or once it is large, `reserved` is never written,
 //! and a crash loses what was delivered since the last one, and never anything before it. Nothing is owed then: what was under way is not

@@ -159,6 +159,18 @@ fn without_host(text: &[u8], as_browsers_do: bool) -> Option<Vec<u8>> {
     Some(path.to_vec())
 }
 
+/// In either order: what comes before the host may be parameters.
+fn also_without_host_or_params(texts: &mut Vec<Vec<u8>>, start: usize) {
+    let also_without_host = |texts: &mut Vec<Vec<u8>>| {
+        for as_browsers_do in [false, true] {
+            also(texts, start, |text| without_host(text, as_browsers_do));
+        }
+    };
+    also_without_host(texts);
+    also(texts, start, without_params);
+    also_without_host(texts);
+}
+
 /// Decoded, but for slashes, if there are any: they part nothing then.
 fn decoded_but_slashes(text: &[u8]) -> Option<Vec<u8>> {
     let (mut escaped, mut rest) = (Vec::new(), text);
@@ -199,20 +211,17 @@ pub fn lenient_readings(path: &str) -> Option<impl Iterator<Item = String>> {
     Some(readings)
 }
 
-/// A path, decoded not at all, once or twice, and without `;params` before or after.
+/// A path, decoded not at all, once or twice, behind a host and without `;params` before or after.
 fn decodings(path: &str) -> Vec<Vec<u8>> {
     let mut texts = vec![path.as_bytes().to_vec()];
-    for as_browsers_do in [false, true] {
-        also(&mut texts, 0, |text| without_host(text, as_browsers_do));
-    }
-    also(&mut texts, 0, without_params);
+    also_without_host_or_params(&mut texts, 0);
     let mut decoded = 0;
     for _ in 0..2 {
         let before = texts.len();
         also(&mut texts, decoded, |text| text.contains(&b'%').then(|| percent_decode(text).collect()));
         also(&mut texts, decoded, by_code_units);
         also(&mut texts, decoded, decoded_but_slashes);
-        also(&mut texts, before, without_params);
+        also_without_host_or_params(&mut texts, before);
         decoded = before;
     }
     texts
@@ -355,6 +364,8 @@ mod tests {
             "//x\\v1\\designs\\x\\download",
             "//[::1]/v1/des%69gns/x/download",
             "//x%2fy/v1/des%69gns/x/download",
+            "/%5Cx/v1/designs/x/download",
+            "/%2fx/v1/des%2569gns/x/download",
         ];
         for path in disguises {
             let mut readings = lenient_readings(path).into_iter().flatten();

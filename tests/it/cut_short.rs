@@ -540,3 +540,23 @@ async fn nobody_waits_for_a_flusher_that_has_died() {
     assert!(flusher.await.unwrap_err().is_panic());
     assert!(ledger.availability().unwrap_err().contains("ended"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_gate_cuts_off_is_owed_unless_its_user_has_more_of_it_settled() {
+    for (cuts_off, brought, kept, owed) in [(true, None, 10, true), (true, Some(3), 3, false), (false, None, 10, false)]
+    {
+        let disk = Disk::default();
+        let ledger = start(&disk).await;
+        let mut charge = charged(&ledger, costing(10, 125)).await;
+        brought.into_iter().for_each(|images| charge.report(costing(10, 125).meter, images));
+        charge.durable().await.unwrap();
+        if cuts_off {
+            ledger.cut_off();
+        }
+        charge.break_off();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let ledger = start(&disk.as_it_is()).await;
+        assert_eq!(used(&ledger, "u"), [(kept, 0)], "{cuts_off} {brought:?}");
+        assert_eq!(is_redelivered(&ledger, costing(10, 125)).await, owed, "{cuts_off} {brought:?}");
+    }
+}

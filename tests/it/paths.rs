@@ -66,8 +66,8 @@ fn mangling() -> impl Strategy<Value = (usize, Mangling)> {
         "%3f",
     ];
     let prepended = [
-        "//x", "/\\x", "///u@x:1", "//x%2fy", "/", "//", "/.", "/x/..", "/;", "\\", "/%2e", "/v1/..", "/x/../..",
-        "/%2e%2e",
+        "//x", "/\\x", "///u@x:1", "//x%2fy", "/%5Cx", "/%2fx", "/", "//", "/.", "/x/..", "/;", "\\", "/%2e", "/v1/..",
+        "/x/../..", "/%2e%2e",
     ];
     let what = prop_oneof![
         4 => any::<bool>().prop_map(|lower| Mangling::Encode { lower }),
@@ -125,6 +125,8 @@ struct Reader {
     ends_at_nul: bool,
     /// Takes it for a reference, which may begin with a host: as RFC 3986 has it, or as browsers do.
     host: Option<Host>,
+    /// Does so once it has decoded it.
+    decodes_host: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -135,7 +137,7 @@ enum Host {
 
 fn reader() -> impl Strategy<Value = Reader> {
     let host = prop_oneof![Just(None), Just(Some(Host::ByRfc)), Just(Some(Host::ByBrowsers))];
-    let all = (0..=2u32, any::<[bool; 6]>(), proptest::option::of(any::<bool>()), host);
+    let all = (0..=2u32, any::<[bool; 7]>(), proptest::option::of(any::<bool>()), host);
     all.prop_map(|(decodes, is, cuts_params, host)| Reader {
         decodes,
         merges_slashes: is[0],
@@ -146,34 +148,41 @@ fn reader() -> impl Strategy<Value = Reader> {
         trims_end: is[4],
         ends_at_nul: is[5],
         host,
+        decodes_host: is[6],
     })
 }
 
 impl Reader {
+    fn behind_host(self, path: Vec<u8>) -> Vec<u8> {
+        let slash = |byte: u8| if byte == b'\\' { b'/' } else { byte };
+        let (path, begins) = match self.host {
+            None => return path,
+            Some(Host::ByRfc) => (path, 2),
+            Some(Host::ByBrowsers) => {
+                let path: Vec<u8> = path.into_iter().map(slash).collect();
+                let slashes = path.iter().take_while(|byte| **byte == b'/').count();
+                (path, slashes)
+            }
+        };
+        if !path.starts_with(b"//") {
+            return path;
+        }
+        let host = &path[begins..];
+        host.iter().position(|byte| *byte == b'/').map_or(b"/".to_vec(), |end| host[end..].to_vec())
+    }
+
     /// Whether it would serve this target as a download of some design.
     fn serves_download(self, target: &str) -> bool {
-        let path = target.split(['?', '#']).next().unwrap();
-        let path = match self.host {
-            Some(Host::ByRfc) if path.starts_with("//") => {
-                path[2..].split_once('/').map_or("/".to_owned(), |(_, rest)| format!("/{rest}"))
-            }
-            Some(Host::ByBrowsers) => {
-                let path = path.replace('\\', "/");
-                match path.trim_start_matches('/') {
-                    host if path.starts_with("//") => {
-                        host.split_once('/').map_or("/".to_owned(), |(_, rest)| format!("/{rest}"))
-                    }
-                    _ => path,
-                }
-            }
-            _ => path.to_owned(),
-        };
-        let mut path: Vec<u8> = path.into_bytes();
+        let path = target.split(['?', '#']).next().unwrap().as_bytes().to_vec();
+        let mut path = if self.decodes_host { path } else { self.behind_host(path) };
         if self.cuts_params == Some(true) {
             path = without_params(&path);
         }
         for _ in 0..self.decodes {
             path = decoded(&path);
+        }
+        if self.decodes_host {
+            path = self.behind_host(path);
         }
         if self.cuts_params == Some(false) {
             path = without_params(&path);
@@ -283,6 +292,7 @@ fn the_backends_here_serve_what_they_should() {
         trims_end: false,
         ends_at_nul: false,
         host: None,
+        decodes_host: false,
     };
     assert!(plain.serves_download("/v1/designs/x/download?a=b") && plain.serves_download("/v1/designs/x/%64ownload"));
     assert!(!plain.serves_download("/v1//designs/x/download") && !plain.serves_download("/v1/designs/x/preview"));
@@ -296,6 +306,7 @@ fn the_backends_here_serve_what_they_should() {
         trims_end: true,
         ends_at_nul: true,
         host: None,
+        decodes_host: false,
     };
     for host in [Host::ByRfc, Host::ByBrowsers] {
         assert!(Reader { host: Some(host), ..plain }.serves_download("//x/v1/designs/x/download"));
