@@ -81,7 +81,9 @@ pub(super) fn run(path: &Path, config: &Config) -> Result<(), Failure> {
     print(format_args!("{}", designs(&config.designs)))?;
     print(match config.gate.unclassified_files {
         UnclassifiedFiles::Observe => "Files that nothing counts leave, and are reported.",
-        UnclassifiedFiles::Refuse => "Files that nothing counts are refused (403).",
+        UnclassifiedFiles::Refuse => {
+            "Files that nothing counts are refused (403), but for those in place of an export screen."
+        }
     })?;
     if config.gate.shadow {
         print("SHADOW MODE: nothing is refused; what would be is reported.")?;

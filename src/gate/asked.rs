@@ -28,7 +28,9 @@ const LONGEST_NAME: usize = 255;
 /// What an export asks of the ledger.
 #[derive(Debug)]
 pub(super) struct Asked {
-    pub(super) user: Arc<str>,
+    user: Arc<str>,
+    /// Whether a cookie may name somebody else to the backend: who is charged is who is served.
+    pub(super) is_contradicted: bool,
     pub(super) plan: PlanId,
     demands: SmallVec<[Demand; 2]>,
     /// Whether a limit may stop or change it.
@@ -91,6 +93,8 @@ impl Gate {
         B: Body<Data = Bytes> + Unpin,
     {
         let Parts { policy, options, .. } = &self.parts;
+        // Only that of a query is a copy: the target has it no more.
+        let by_query = matches!(token, Ok(Cow::Owned(_)));
         let caller = self.identify(token, witness).await?;
         let platform = options.platform(&caller, &head.headers);
         let plan = self.plan(&caller);
@@ -155,6 +159,7 @@ impl Gate {
         let retry = key.map(|key| target().name(key, text.as_deref()));
         Ok(Box::new(Asked {
             user: caller.who.user.clone(),
+            is_contradicted: self.parts.verifier.names_another(&caller.who.user, by_query, &head.headers),
             plan,
             limited: verdict.is_limited(),
             demands: verdict.demands,

@@ -24,6 +24,7 @@ mod own;
 mod pace;
 mod record;
 mod refusal;
+mod reports;
 mod request_id;
 mod resume;
 mod saves;

@@ -1,6 +1,5 @@
 //! The way of a request, top to bottom: match route, identify, know the design, charge, forward, settle.
 
-use std::borrow::Cow;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -40,9 +39,6 @@ use super::witness::Witness;
 use crate::ledger::{Admission, Charge, ChargeRequest, Standing, UnderWay, Why};
 use crate::policy::{Action, Delivers, Found, Match, MeterId, OnExceed, Route, RouteId, TooLong};
 use crate::seeded::{self, Bug};
-
-/// A backend that reports more images than this reports nonsense.
-const MOST_IMAGES: u32 = 1_000_000;
 
 /// A service behind the gate. Made by [`ExportGateLayer`](super::ExportGateLayer).
 #[derive(Debug, Clone)]
@@ -176,13 +172,12 @@ where
         let undecided = CountsAbandoned { gate: &gate, route: Some(found.id) };
         // First of all: from here on no token is in the target.
         let token = gate.parts.verifier.take_token(&mut head.uri, &head.headers);
-        // Only that of a query is a copy.
-        let by_query = matches!(token, Ok(Cow::Owned(_)));
-        let mut is_contradicted = false;
         let target = Target::of(&head, &found);
         let decided = match gate.ask(&head, token, &mut body, &found, peer, &mut record).await {
             Ok(asked) => {
-                is_contradicted = gate.parts.verifier.names_another(&asked.user, by_query, &head.headers);
+                if asked.is_contradicted {
+                    gate.parts.verifier.strip_cookie(&mut head.headers);
+                }
                 match asked.may_resume(&gate) {
                     Some(degraded) => Ok(Decided::OnceAnswered(asked, degraded)),
                     None => gate.charge(&asked, asked.request(), None, &mut record).await.map(Decided::Now),
@@ -190,10 +185,6 @@ where
             }
             Err(refusal) => Err(refusal),
         };
-        if is_contradicted {
-            // Who is charged is who is served.
-            gate.parts.verifier.strip_cookie(&mut head.headers);
-        }
         gate.metrics.decided(gate.parts.clock.monotonic().saturating_sub(arrived));
         record.passed(Phase::Deciding);
         others_first().await;
@@ -447,35 +438,6 @@ impl Gate {
         }
         delivery.uncharged();
         Ok(())
-    }
-
-    /// Where a backend says how many images it has delivered, that is what counts. Returns whether it says so.
-    fn read_report(&self, charge: &mut Charge, headers: &HeaderMap) -> bool {
-        let mut has_said = false;
-        for (id, meter) in self.parts.policy.meters() {
-            let Some(name) = &meter.reported_by else { continue };
-            // Some hops make one line of several.
-            let lines = headers.get_all(name);
-            let numbers = lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-            let number =
-                |text: &[u8]| str::from_utf8(text.trim_ascii()).ok()?.parse().ok().filter(|it| *it <= MOST_IMAGES);
-            let numbers: Option<Vec<u32>> = numbers.map(number).collect();
-            match numbers.as_deref() {
-                Some([]) => {}
-                Some([first, others @ ..]) => {
-                    // Of several nobody knows which one is meant, or whether all are together.
-                    let asked = charge.standings().iter().find(|standing| standing.meter == id).map_or(0, |it| it.cost);
-                    let at_least = if others.iter().all(|other| other == first) { 0 } else { asked };
-                    charge.report(id, others.iter().fold(*first, |most, other| most.max(*other)).max(at_least));
-                    has_said = true;
-                }
-                None => {
-                    let report: Vec<_> = lines.iter().collect();
-                    tracing::warn!(meter = &*meter.name, ?report, "the backend reports no number of images");
-                }
-            }
-        }
-        has_said
     }
 
     /// Refuses a request before anything is known of it.

@@ -208,8 +208,8 @@ impl Drop for UnderWay {
 }
 
 /// An admitted export. Settles exactly once, by [`settle`](Self::settle), or when it is dropped, as void; not at all only where the gate ends in
-/// its midst: see [`break_off`](Self::break_off). Whoever hands a file
-/// out while holding one must settle it also when its own work is cut short.
+/// its midst: see [`break_off`](Self::break_off). Whoever hands a file out while holding one must settle it also when its own work is cut
+/// short.
 #[derive(Debug)]
 #[must_use = "dropping a charge gives it back"]
 pub struct Charge {

@@ -254,7 +254,7 @@ impl Writer {
         self.lock.as_ref().map_or(Ok(()), Lock::check)?;
         if let Some(id) = self.file {
             file::check_identity(&self.path, id)?;
-            file::check_is_not_empty(&self.path).inspect_err(|error| self.emptied = Some(error.clone()))?;
+            file::check_is_in_place(&self.path).inspect_err(|error| self.emptied = Some(error.clone()))?;
         }
         let Some(journal) = self.running.as_ref().map(|running| &running.journal) else { return Ok(()) };
         file::check_identity(journal.path(), journal.id()).map_err(|changed| {

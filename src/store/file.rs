@@ -35,7 +35,7 @@ pub(super) fn check_identity(path: &Path, id: FileId) -> Result<(), Changed> {
 
 /// Somebody may have cut it off, by a redirection for one: what was in it is gone, and nothing must make it look as if it were not. Or moved it,
 /// and left a link: what is beside the one name is not beside the other.
-pub(super) fn check_is_not_empty(path: &Path) -> Result<(), StoreError> {
+pub(super) fn check_is_in_place(path: &Path) -> Result<(), StoreError> {
     let file = std::fs::symlink_metadata(path)
         .map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
     match file.len() {
