@@ -33,6 +33,9 @@ const AT_ONCE: usize = 64 << 10;
 /// A file grows by so much at a time, in bytes.
 const SEGMENT: u64 = 4 << 20;
 
+/// How much of that is written at a time, in bytes: a segment is some of these.
+const ZEROS_AT_ONCE: usize = 256 << 10;
+
 /// How long a file may be to be used again, in bytes. One that had to take more, because the tables could not, is made anew.
 const KEPT: u64 = 16 << 20;
 
@@ -120,8 +123,7 @@ impl Journal {
         self.fill_blocks(group);
         let end = self.end + self.blocks.len() as u64;
         while self.made < end {
-            let grown =
-                self.file.write_all_at(&vec![0; SEGMENT as usize], self.made).and_then(|()| self.file.sync_all());
+            let grown = write_segment_of_zeros(&self.file, self.made).and_then(|()| self.file.sync_all());
             grown.inspect_err(|_| {
                 // A disk that is full gets back what was of no use; if not even that works the journal is made anew.
                 let _ = self.file.set_len(self.made);
@@ -183,7 +185,7 @@ fn make(path: &Path) -> io::Result<File> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let made = File::options().read(true).write(true).create(true).truncate(true).open(&new).and_then(|file| {
-        file.write_all_at(&vec![0; SEGMENT as usize], 0)?;
+        write_segment_of_zeros(&file, 0)?;
         file.sync_all()?;
         std::fs::rename(&new, path)?;
         Ok(file)
@@ -194,6 +196,12 @@ fn make(path: &Path) -> io::Result<File> {
     })?;
     sync_folder_of(path)?;
     Ok(file)
+}
+
+/// A piece at a time: what is allocated at once stays with the process for a while.
+fn write_segment_of_zeros(file: &File, start: u64) -> io::Result<()> {
+    let zeros = vec![0; ZEROS_AT_ONCE];
+    (start..start + SEGMENT).step_by(ZEROS_AT_ONCE).try_for_each(|at| file.write_all_at(&zeros, at))
 }
 
 const fn is_whole(length: u64) -> bool {
