@@ -79,16 +79,10 @@ pub struct Options {
 /// A gate that listens, and does not serve yet.
 #[derive(Debug)]
 pub struct Server {
-    config: Config,
     listener: TcpListener,
     admin_listener: TcpListener,
-    current: Arc<ArcSwap<Current>>,
-    clock: Arc<dyn Clock>,
-    admin: Arc<Admin>,
-    shown: Shown,
-    ledger: Arc<Ledger>,
     store: Embedded,
-    counts: reload::Counts,
+    reloader: Reloader,
     tunnels: Gauge,
     connections: Gauge,
     in_flight: InFlight,
@@ -135,12 +129,12 @@ pub enum StartError {
 
 impl Server {
     /// Builds all parts and binds the listeners. The ledger is opened later, by [`run`](Self::run): a gate whose ledger is
-    /// missing or taken still forwards all that is no export. Its metrics are shown besides those of `registry`.
+    /// missing or taken still forwards all that is no export. Its metrics are shown besides those of `registry`. To be called within a runtime.
     ///
     /// # Errors
     ///
     /// [`StartError`].
-    pub async fn bind(config: Config, clock: Arc<dyn Clock>, mut registry: Registry) -> Result<Self, StartError> {
+    pub fn bind(config: Config, clock: Arc<dyn Clock>, mut registry: Registry) -> Result<Self, StartError> {
         let listen = |address| listener::listen(address).map_err(|source| StartError::Listen { address, source });
         let (listener, admin_listener) = (listen(config.server.listen)?, listen(config.admin.listen)?);
 
@@ -172,21 +166,8 @@ impl Server {
         let shown = Shown { policy: config.policy.clone(), shadow: config.gate.shadow, verifier, designs };
         let admin = Arc::new(Admin::new(&config.admin, ledger.clone(), registry, shown.clone()));
         let current = Arc::new(ArcSwap::from_pointee(current));
-        Ok(Self {
-            config,
-            listener,
-            admin_listener,
-            current,
-            clock,
-            admin,
-            shown,
-            ledger,
-            store,
-            counts,
-            tunnels,
-            connections,
-            in_flight,
-        })
+        let reloader = Reloader { config, current, clock, admin, shown, ledger, counts };
+        Ok(Self { listener, admin_listener, store, reloader, tunnels, connections, in_flight })
     }
 
     /// Where clients connect.
@@ -219,30 +200,21 @@ impl Server {
         at_once: CancellationToken,
         source: Option<Source>,
     ) -> Result<(), LastFlushFailed> {
+        let Self { listener, admin_listener, store, reloader, tunnels, connections, in_flight } = self;
+        let Reloader { ref config, ref current, ref clock, ref admin, ref ledger, .. } = reloader;
+        let (current, clock, admin, ledger) = (current.clone(), clock.clone(), admin.clone(), ledger.clone());
+        let Options { max_connections, max_connections_per_address, drain_timeout, shutdown_delay, .. } = config.server;
         let (flush_last, all_settled) = oneshot::channel::<()>();
-        let flusher = ledger::run(self.ledger.clone(), Box::new(self.store), async {
+        let flusher = ledger::run(ledger.clone(), Box::new(store), async {
             // A sender that is gone means the same.
             let _ = all_settled.await;
         });
         let flusher = tokio::spawn(flusher);
         // Ended when this function is.
         let mut helpers = JoinSet::new();
-        let admin = self.admin.clone();
-        helpers.spawn(serve_admin(self.admin_listener, admin.clone()));
-        let Options { max_connections, max_connections_per_address, drain_timeout, shutdown_delay, .. } =
-            self.config.server;
-        let reloader = Reloader {
-            config: self.config,
-            current: self.current.clone(),
-            clock: self.clock.clone(),
-            admin: self.admin,
-            shown: self.shown,
-            ledger: self.ledger.clone(),
-            counts: self.counts,
-        };
+        helpers.spawn(serve_admin(admin_listener, admin.clone()));
         helpers.spawn(reloader.run(source));
 
-        let ledger = self.ledger;
         let affordable = places::affordable(max_connections);
         if affordable < max_connections {
             tracing::warn!(
@@ -251,12 +223,12 @@ impl Server {
                 "few files may be open (ulimit -n): fewer connections are accepted at once, so that each may have one to a backend"
             );
         }
-        let places = Places::new(affordable, max_connections_per_address, self.connections);
+        let places = Places::new(affordable, max_connections_per_address, connections);
         let common = Arc::new(Common {
-            current: self.current,
-            in_flight: self.in_flight,
-            clock: self.clock,
-            tunnels: self.tunnels,
+            current,
+            in_flight,
+            clock,
+            tunnels,
             ending: CancellationToken::new(),
             streams: Streams::default(),
         });
@@ -273,7 +245,7 @@ impl Server {
             in_the_midst.cut_off();
         };
         let ended = common.ending.clone();
-        let served = listener::serve(self.listener, places, common, shutdown, patience);
+        let served = listener::serve(listener, places, common, shutdown, patience);
         // In a task of its own: should it panic, the ledger is flushed all the same.
         let mut served = tokio::spawn(served);
         let mut flush_last = Some(flush_last);

@@ -7,7 +7,6 @@ use comfy_table::presets::ASCII_MARKDOWN;
 
 use crate::contenders::Kind;
 use crate::figures::{median, spread};
-use crate::turns::Used;
 
 /// What was measured of one contender in one case.
 pub(crate) struct Line {
@@ -19,6 +18,16 @@ pub(crate) struct Line {
     pub(crate) store_memory: u64,
     /// How many exports, on average, the gate made durable at once.
     pub(crate) group_size: Option<f64>,
+}
+
+/// What a contender used while it was measured.
+#[derive(Clone, Copy)]
+pub(crate) struct Used {
+    /// Microseconds of CPU time a request.
+    pub(crate) cpu: f64,
+    /// The same of what it keeps its counts in.
+    pub(crate) store: f64,
+    pub(crate) per_second: f64,
 }
 
 /// What was measured at once. The yardstick has two in a round.

@@ -15,7 +15,7 @@ use crate::cores::Cores;
 use crate::driver::{Driver, Load};
 use crate::gate::{self, FREE_LIMIT};
 use crate::peers::{Peer, Place};
-use crate::report::{Line, Sample};
+use crate::report::{Line, Sample, Used};
 use crate::tally::{Expected, Tally};
 
 /// How much is measured.
@@ -89,16 +89,6 @@ async fn take_turns(runners: &mut [Runner<'_>], round: usize, lasts: Duration) -
         runner.samples.push(sample(used));
     }
     Ok(())
-}
-
-/// What a contender used while it was measured.
-#[derive(Clone, Copy)]
-pub(crate) struct Used {
-    /// Microseconds of CPU time a request.
-    pub(crate) cpu: f64,
-    /// The same of what it keeps its counts in.
-    pub(crate) store: f64,
-    pub(crate) per_second: f64,
 }
 
 /// A contender, and what was measured of it.

@@ -29,7 +29,7 @@ pub(super) fn run(file: config::File) -> Result<(), Failure> {
         let source = Source { file, hangups: signal(SignalKind::hangup())?, doubts };
         let mut metrics = Registry::default();
         log.register_metrics(&mut metrics);
-        let server = Server::bind(config, Arc::new(SystemClock::new()), metrics).await?;
+        let server = Server::bind(config, Arc::new(SystemClock::new()), metrics)?;
         let (clients, operators) = (server.address()?, server.admin_address()?);
         tracing::info!(%clients, %operators, "listening");
         let manager = Arc::new(Manager::of(&environment()?));

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use clap::ValueEnum;
 use jsonwebtoken::{EncodingKey, Header};
 use serde_json::{Map, Value, json};
 
@@ -26,8 +25,8 @@ pub(super) struct Arguments {
     #[command(flatten)]
     subject: Subject,
     /// Where the user is.
-    #[arg(long, value_enum)]
-    platform: Option<PlatformName>,
+    #[arg(long, value_parser = ["web", "ios", "android"])]
+    platform: Option<String>,
     /// The design's AI features, between commas; "" for a design without AI.
     #[arg(long, value_name = "NAMES")]
     ai_features: Option<String>,
@@ -39,20 +38,8 @@ pub(super) struct Arguments {
     expires_in: i64,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum PlatformName {
-    Web,
-    Ios,
-    Android,
-}
-
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let config = load(&arguments.config)?;
-    let platform = arguments.platform.map(|platform| match platform {
-        PlatformName::Web => "web",
-        PlatformName::Ios => "ios",
-        PlatformName::Android => "android",
-    });
     let features = arguments
         .ai_features
         .as_ref()
@@ -64,7 +51,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         (&pointers.seats, subject.seats.map(|seats| json!(seats))),
         (&pointers.billing_anchor, subject.billing_anchor.as_ref().map(anchor)),
         (&pointers.plan, arguments.plan.as_ref().map(|plan| json!(plan))),
-        (&pointers.platform, platform.map(|platform| json!(platform))),
+        (&pointers.platform, arguments.platform.as_ref().map(|platform| json!(platform))),
         (&pointers.ai_features, features),
         (&pointers.design, arguments.design.as_ref().map(|design| json!(design))),
     ];

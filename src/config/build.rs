@@ -172,6 +172,7 @@ pub(super) fn build(
     identity::count_by(&policy, &designs, &mut identity.claims);
     identity::token_query(&raw, &mut problems);
     identity.claims.plans = identity::plans(&raw.identity, &policy.plans, &mut problems);
+    check_across(&raw, &mut problems);
     let config = Config {
         server: server::options(&raw.server, surroundings, &mut problems),
         admin: admin_options(&raw.admin, surroundings, &mut problems),
@@ -416,11 +417,8 @@ fn origin(text: &str) -> Option<String> {
     is_host.then(|| format!("{scheme}://{}{port}", authority.host()))
 }
 
-/// The ledger's options; looks at what belongs to no other part as well.
-fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
-    if raw.ledger.path.is_empty() {
-        problems.add(Problem::at(&["ledger", "path"], "this is no file"));
-    }
+/// What belongs to no part alone.
+fn check_across(raw: &raw::Raw, problems: &mut Problems) {
     for (index, written) in raw.cors.allow_origins.iter().enumerate() {
         let sent = origin(written);
         if sent.as_ref() == Some(written) {
@@ -442,6 +440,12 @@ fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
     }
     if let Some(filter) = &raw.log.filter {
         log_filter(filter, problems);
+    }
+}
+
+fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
+    if raw.ledger.path.is_empty() {
+        problems.add(Problem::at(&["ledger", "path"], "this is no file"));
     }
     let waits = raw.ledger.durability == raw::Durability::Strict;
     if waits && raw.ledger.sync_interval.0 >= raw.ledger.sync_timeout.0 {

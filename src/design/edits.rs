@@ -21,8 +21,8 @@ const LATE: Duration = Duration::from_mins(2);
 /// How many designs are noted before those are looked for that need not be any more.
 const MANY: usize = 1_024;
 
-/// How many exports of a design ask for it at once while it is unsettled. Others share what the last of these is told: they must not use up
-/// what all designs are asked for by.
+/// How many exports of a design ask for it at once while it is unsettled. Others share what the last of these is told, or the exports of
+/// one design would use up the fetches that all designs share (`at_once`).
 const ASK_AT_ONCE: u32 = 2;
 
 /// What came of a save.

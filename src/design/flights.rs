@@ -56,8 +56,8 @@ pub(super) struct Flights {
 
 impl Flights {
     /// Joins a flight, or starts one. `landed` looks whether one has landed since the caller looked: flights land under the same
-    /// lock. Who `is_to_ask` starts one in any case, and calls off those before it: in one step, so that nobody in between starts another,
-    /// or takes what was known for what is.
+    /// lock. Who `is_to_ask` starts one in any case, and calls off those before it, under that lock: nobody in between starts another, or
+    /// takes what was known for what is.
     pub(super) fn board<A>(
         &self,
         design: &Arc<str>,

@@ -118,7 +118,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Of a design that no source knows, where that is all the same.
+    /// Of a design that no source knows, for exports whose charge does not depend on them.
     pub fn unknown() -> Self {
         let source = Source::Default;
         Self { ai: false, features: Arc::default(), source, age: None, stale: false, version: None, trouble: None }

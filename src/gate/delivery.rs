@@ -34,7 +34,8 @@ pub(super) fn promise(delivers: Delivers, head: &response::Parts, body_is_empty:
     if by_head { Promise::Head } else { Promise::Nothing }
 }
 
-/// Whether an answer to OPTIONS tells where a file is, as its route does when it counts. Messages are answers to OPTIONS, whatever they tell.
+/// Whether an answer to OPTIONS tells where a file is, as its route does when it counts. JSON and text are
+/// answers to OPTIONS, and no files.
 pub(super) fn tells_where(delivers: Delivers, head: &response::Parts) -> bool {
     delivers == Delivers::Redirect && redirects(head.status) && head.headers.contains_key(LOCATION)
 }

@@ -7,10 +7,10 @@ use super::layer::Gate;
 use crate::ledger::{Charge, Standing};
 use crate::policy::{MeterId, Policy};
 
-pub(super) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-pub(super) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-pub(super) const EXPORT_DEGRADED: HeaderName = HeaderName::from_static("export-degraded");
-pub(super) const EXPORT_WARNING: HeaderName = HeaderName::from_static("export-warning");
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const EXPORT_DEGRADED: HeaderName = HeaderName::from_static("export-degraded");
+const EXPORT_WARNING: HeaderName = HeaderName::from_static("export-warning");
 
 impl Gate {
     /// Says on an admitted export what is left.

@@ -139,7 +139,7 @@ impl ExportGateLayer {
     }
 
     /// The same gate for requests of one connection. Headers of [trusted hops](crate::design) are believed by `peer`; without a
-    /// peer nobody is trusted. `carrier` tells when a client has taken something, and who takes nothing from a backend that sends nothing.
+    /// peer nobody is trusted. `carrier` tells when a client has taken something, and whether a client or its backend holds an answer up.
     /// What comes by a connection must name a host (RFC 9112, section 3.2).
     #[must_use]
     pub fn for_client(&self, peer: IpAddr, carrier: Carrier) -> Self {

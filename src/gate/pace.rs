@@ -19,8 +19,8 @@ use crate::clock::Clock;
 /// A client that has kept an answer waiting for so long, all in all, holds it up.
 const HOLDS_UP: Duration = Duration::from_secs(1);
 
-/// A backend that was waited for so long is there itself: what a client held up before is nothing that it could have given up over. For
-/// less time also what has come already may be waited for, until its connection's turn.
+/// After so long a wait the backend is known to be there: what its client held up before cannot be why it gives up. In less time what has
+/// come already may just have waited for its connection's turn.
 const WAITED_FOR: Duration = Duration::from_millis(500);
 
 /// How a connection carries answers to its client.
@@ -102,7 +102,8 @@ impl Taking {
     }
 }
 
-/// How often a connection had to wait for its client to take something: twice that, and one more while it waits.
+/// How often a connection had to wait for its client to take something: two for each time, and one more while it waits, so that an odd number
+/// says that it waits now.
 #[derive(Debug, Clone, Default)]
 pub struct Pace(Arc<AtomicU64>);
 

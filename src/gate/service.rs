@@ -362,7 +362,7 @@ impl Gate {
                 self.leaks.report_status(&route.name, head.status);
                 self.metrics.unclassified_files.inc();
                 if self.keeps_back_files() {
-                    return self.keep_back(*delivery, asker);
+                    return self.keep_back(*delivery, Refusal::Unclassified, asker);
                 }
             }
             delivery.nothing();
@@ -373,11 +373,7 @@ impl Gate {
             delivery.record().passed(Phase::Deciding);
             match decided {
                 Ok(charge) => delivery.charged(charge),
-                Err(refusal) => {
-                    // A refusal after a backend's answer: nobody has seen any of it.
-                    delivery.refused(refusal.status());
-                    return self.refuse(refusal, asker).map(GateBody::own);
-                }
+                Err(refusal) => return self.keep_back(*delivery, refusal, asker),
             }
         }
         let is_screen = route.delivers == Delivers::Screen;
@@ -395,8 +391,7 @@ impl Gate {
         let made = self.make_durable(&mut delivery).await;
         delivery.record().passed(Phase::Sync);
         if let Err(refusal) = made {
-            delivery.refused(refusal.status());
-            return self.refuse(refusal, asker).map(GateBody::own);
+            return self.keep_back(*delivery, refusal, asker);
         }
         fields::make_private(&mut head.headers);
         if let Some(charge) = delivery.charge() {
@@ -420,10 +415,10 @@ impl Gate {
         Response::from_parts(head, GateBody::export(body, delivery))
     }
 
-    /// Refuses a file that nothing counts.
-    fn keep_back<R: Body>(&self, delivery: Delivery, asker: &Asker) -> Response<GateBody<R>> {
-        delivery.refused(Refusal::Unclassified.status());
-        self.refuse(Refusal::Unclassified, asker).map(GateBody::own)
+    /// Refuses what a backend has answered already: nobody has seen any of it.
+    fn keep_back<R: Body>(&self, delivery: Delivery, refusal: Refusal, asker: &Asker) -> Response<GateBody<R>> {
+        delivery.refused(refusal.status());
+        self.refuse(refusal, asker).map(GateBody::own)
     }
 
     /// Waits until the charge is safe from a crash. If it cannot be made safe, what no limit could refuse leaves uncharged, and all else

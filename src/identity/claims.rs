@@ -133,8 +133,8 @@ impl Default for ClaimPointers {
 }
 
 impl ClaimPointers {
-    /// Reads the caller out of verified claims. A claim of the wrong type is an error, never read as absent, but where what is absent is
-    /// refused by whatever needs it (seats and billing periods are only some plans' business), or where nothing is enforced by it.
+    /// Reads the caller out of verified claims. A claim of the wrong type is an error, not read as absent; except for seats and billing
+    /// periods, for whatever needs them refuses without them, and for claims by which only meters count that enforce nothing.
     pub(super) fn caller(&self, claims: &Value, signed_by: &SignedBy) -> Result<Caller, TokenError> {
         let user = name(claims, &self.user, "user")?.ok_or(TokenError::ClaimMissing("user"))?;
         let counted = self.counted;

@@ -209,7 +209,7 @@ pub(super) fn configured(keys: Vec<Key>) -> Result<Vec<Arc<CheckedKey>>, (usize,
 #[derive(Debug)]
 pub(super) struct Keys {
     set: ArcSwap<KeySet>,
-    /// Of the set, or of the one before it, just replaced. One word: nothing else of it is asked for by a token that is known.
+    /// Of the set; for a moment after it was replaced, still of the one before. Apart from it because a token that is known needs nothing else.
     generation: AtomicU64,
 }
 

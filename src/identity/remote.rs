@@ -1,9 +1,9 @@
 //! A key set that a server publishes: fetched on a timer and when a token names a key that nobody knows.
 //!
-//! One task fetches, one fetch at a time. That nobody knows a key is said only if a fetch has begun since it was asked for, or well
-//! after its token was issued; until then the token may be good. A fetch that is asked for waits for the cool-down since the last one,
-//! so that a flood of made-up keys costs one fetch per cool-down. While the server is down or sends rubbish, the last good set goes on counting, for as
-//! long as `keep` says.
+//! One task fetches, one fetch at a time. A key counts as unknown only if it was missing from a fetch that began after it was asked for, or
+//! well after its token was issued; until then the token may be good. A fetch that is asked for waits for the cool-down since the last one,
+//! so that a flood of made-up keys costs one fetch per cool-down. While the server is down or sends rubbish, the last good set goes on
+//! counting, for as long as `keep` says.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -149,7 +149,7 @@ impl Counters {
     }
 }
 
-/// Counters that somebody looks at: for a moment, for what is dropped meanwhile stays in memory.
+/// The counters as they were at one moment. For a short time only: buckets that are dropped meanwhile stay in memory until then.
 pub(super) struct Look<'c> {
     counters: &'c Counters,
     buckets: Guard<Arc<Buckets>>,

@@ -23,8 +23,8 @@ pub(super) const OWED: &str = "\t";
 /// How many covers of a kind a user can have.
 pub(super) const MOST_OF_A_KIND: usize = 256;
 
-/// How far apart a user's covers are looked through for those whose time has come: who has many would be looked at all the time. None is
-/// taken from after its time all the same.
+/// The least time between two sweeps of a user's covers for those whose time has come: a user with many would be swept constantly. A cover is
+/// of no use after its time, swept or not.
 const APART: Duration = Duration::from_secs(30);
 
 /// All covers. Of a name there is one of a delivered charge at most, and one of each charge that is under way: what comes to nothing ends
@@ -247,58 +247,48 @@ impl Covers {
 
     /// What the cover by the charge with this serial did not hold for was delivered under its name: it covers that as well from now on.
     pub(super) fn extend(&self, name: &CoverName, serial: u64, booked: &[(MeterId, u32)], used: &[(MeterId, u32)]) {
-        if let Some(mut of_user) = self.by_user.get_mut(&name.user)
-            && let Some(cover) = of_user.of(name.kind, &name.what, serial)
-        {
-            cover.extend(booked, used);
-        }
+        self.with(name, serial, |cover| cover.extend(booked, used));
     }
 
     /// So many images are used for the cover by the charge with this serial, if they were not more. How many were before; `None` if it is no
     /// more.
     pub(super) fn uses(&self, name: &CoverName, serial: u64, meter: MeterId, images: u32) -> Option<u32> {
-        let mut of_user = self.by_user.get_mut(&name.user)?;
-        let cover = of_user.of(name.kind, &name.what, serial)?;
-        let before = cover.used(meter);
-        cover.uses(meter, images);
-        Some(before)
+        self.with(name, serial, |cover| {
+            let before = cover.used(meter);
+            cover.uses(meter, images);
+            before
+        })
     }
 
     /// How many images on a meter are used for the cover that something was taken from; `None` if it is no more.
     pub(super) fn used_for(&self, by: &CoverUse, meter: MeterId) -> Option<u32> {
-        let mut of_user = self.by_user.get_mut(&by.name.user)?;
-        of_user.of(by.name.kind, &by.name.what, by.serial).map(|cover| cover.used(meter))
+        self.with(&by.name, by.serial, |cover| cover.used(meter))
     }
 
     /// So many files are wanted of a cover, in all; how many of them there are.
     pub(super) fn take_in_all(&self, by: &CoverUse, files: u32) -> u32 {
-        if let Some(mut of_user) = self.by_user.get_mut(&by.name.user)
-            && let Some(cover) = of_user.of(by.name.kind, &by.name.what, by.serial)
-        {
+        let taken = self.with(&by.name, by.serial, |cover| {
             let there = cover.files_left.saturating_add(by.files);
             cover.files_left = there.saturating_sub(files);
-            return there - cover.files_left;
-        }
-        by.files
+            there - cover.files_left
+        });
+        taken.unwrap_or(by.files)
     }
 
     /// What was taken was delivered: a session that is used does not idle.
     pub(super) fn used(&self, by: &CoverUse, idle_until: Option<Duration>) {
-        if let Some(mut of_user) = self.by_user.get_mut(&by.name.user)
-            && let Some(cover) = of_user.of(by.name.kind, &by.name.what, by.serial)
-            && cover.idle_until.is_some()
-        {
-            cover.idle_until = idle_until;
-        }
+        self.with(&by.name, by.serial, |cover| cover.idle_until = cover.idle_until.and(idle_until));
     }
 
     /// What was taken was not delivered: it is left again, if the cover is still that of the charge with this serial.
     pub(super) fn give_back(&self, name: &CoverName, serial: u64, files: u32) {
-        if let Some(mut of_user) = self.by_user.get_mut(&name.user)
-            && let Some(cover) = of_user.of(name.kind, &name.what, serial)
-        {
-            cover.files_left = cover.files_left.saturating_add(files);
-        }
+        self.with(name, serial, |cover| cover.files_left = cover.files_left.saturating_add(files));
+    }
+
+    /// Runs `change` on the cover by the charge with this serial; `None` if it is no more.
+    fn with<T>(&self, name: &CoverName, serial: u64, change: impl FnOnce(&mut Cover) -> T) -> Option<T> {
+        let mut of_user = self.by_user.get_mut(&name.user)?;
+        of_user.of(name.kind, &name.what, serial).map(change)
     }
 
     /// The charge of a cover is under way. What is takes no place: there is no more of it than of requests, and it may come to nothing.

@@ -87,8 +87,8 @@ impl FirstDelivery<'_> {
         cover.files_left = whole.saturating_add(1).saturating_sub(delivered.by_key);
         let unlike_booked = delivered.used.iter().filter(|used| !cover.meters.contains(used)).copied().collect();
         cover.delivered = unlike_booked;
-        // And what has been booked for this charge's repeats while it was under way. A new charge makes what an earlier one has left no
-        // more, whatever those under way give back of it: of that which has been used nothing goes on.
+        // And what has been booked for this charge's repeats while it was under way, and what an earlier charge under the key has left, unless
+        // one of its deliveries was used: it must not be filled up again, whatever those under way give back of it.
         for paid in ledger.covers.paid_under(retry, charge.serial, whole, now) {
             let is_own = |meter, cost| {
                 let own = charge.booked.iter().find(|own| own.meter == meter);

@@ -102,7 +102,7 @@ enum Progress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Requests {
     all: u32,
-    /// Those of them that are no resumes: the first of these that is delivered is no further delivery.
+    /// Those of them that are no resumes. The first of these to deliver is the charge's own delivery, and uses up none of the further ones.
     by_key: u32,
 }
 
@@ -233,7 +233,7 @@ impl Reservation {
     }
 
     /// The backend says how many images one of its requests brings. If that is more than what is reserved or used, `reserve` is to add the
-    /// rest; whether it was called. And how many were expected to be used before and are now; `None` if it came to nothing.
+    /// rest. Returns whether it was called and did, and how many images were expected before and are now; `None` if the charge is void.
     pub(super) fn report(
         &self,
         booked: &Booked,

@@ -172,7 +172,7 @@ impl Ledger {
         }
         unflushed.closed(by.intent.as_ref());
         unflushed.changed(self.digests.of(&by.name), by.name);
-        // An intent is worth it: or a crash would owe it once more, for nothing.
+        // Soon if there was an intent: until the store hears of its end a crash would owe this delivery once more, for nothing.
         if by.intent.is_some() || unflushed.are_many() {
             self.hurry();
         }

@@ -51,8 +51,8 @@ struct Connection<B> {
     bell: Arc<Bell>,
     /// Whether it has carried an exchange.
     was_used: bool,
-    /// Whether its server speaks HTTP/1.0. Then hyper leaves the body of unknown length that comes next out, and says nothing of it: no
-    /// request comes after the one that told.
+    /// Whether its server speaks HTTP/1.0. To such a server hyper drops the next body of unknown length without a word, so the connection is
+    /// not used again.
     is_old: bool,
     /// Whether it has carried a body that servers need not look for: one that does not would take it for the next request.
     may_be_ahead: bool,

@@ -452,7 +452,7 @@ fn died_unanswered(error: &hyper::Error) -> bool {
     error.is_incomplete_message() || error.is_user() || io.is_some_and(reset)
 }
 
-/// A request, written down: it can be sent again. Hardly any is: a clone would count and free each part for nothing.
+/// The head of a request as text, so that it can be sent again. Hardly any is, and one piece of text is cheaper than a clone of each field.
 struct Resend<B> {
     method: Method,
     target: Uri,

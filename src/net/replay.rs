@@ -111,13 +111,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Replay<B> {
     fn size_hint(&self) -> SizeHint {
         let kept = self.kept();
         let ahead = kept.rest(self.handed_out).len() as u64;
-        let rest = kept.body.size_hint();
-        let mut hint = SizeHint::new();
-        hint.set_lower(ahead.saturating_add(rest.lower()));
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(ahead.saturating_add(upper));
-        }
-        hint
+        SizeHint::with_exact(ahead) + kept.body.size_hint()
     }
 }
 

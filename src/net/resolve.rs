@@ -20,7 +20,7 @@ use crate::clock::Clock;
 /// For how long addresses are used again.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// For how long they are used while others are asked for, and nobody waits for that.
+/// For how long they are used at once, while new ones are asked for behind them.
 const GOOD: Duration = Duration::from_mins(1);
 
 /// For how long they are used if nobody can be asked: whoever moves a host does not take its name away first.

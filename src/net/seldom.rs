@@ -7,8 +7,8 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use pin_project_lite::pin_project;
 
-/// Asks for something once, and again only when it has been called: a timer or a socket would else be told each time who waits for it,
-/// which takes locks and counts. All who ask must do it here: who asks by itself is called in place of this one.
+/// Polls something once, and again only after its waker was called: a timer or a socket would else register a waker at each poll, which
+/// takes locks and counts. All must poll it through the same one of these: a poll past it registers another waker, and this one is never called.
 #[derive(Debug, Default)]
 pub(crate) struct Calls {
     expected: Option<Expected>,
@@ -58,7 +58,7 @@ impl Calls {
                     if !expected.call.has_come.load(Ordering::Relaxed) {
                         return Poll::Pending;
                     }
-                    // Of two calls the later may be taken with the first: what it is about is seen below.
+                    // This may clear two calls at once: the poll below sees what either was about.
                     expected.call.has_come.swap(false, Ordering::Acquire);
                 }
                 expected

@@ -108,8 +108,7 @@ pub fn with_query(uri: &Uri, query: &str) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// Whether some servers read a path otherwise than it is written, though it is canonical: up to a decoded `?` or `#`, or behind the name of a
-/// script.
+/// Whether all servers read a canonical path as it is written. Some stop at a decoded `?` or `#`, or begin behind the name of a script.
 pub fn is_read_alike(path: &str) -> bool {
     let ends = |escaped: &[u8]| matches!(escaped.get(..2).and_then(hex_pair), Some(b'?' | b'#'));
     let may_end = path.contains('%') && path.as_bytes().split(|byte| *byte == b'%').skip(1).any(ends);

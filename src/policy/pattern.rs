@@ -124,7 +124,7 @@ impl Pattern {
         }
     }
 
-    /// Whether it says what something is where the other, alike so far, takes anything.
+    /// Whether this pattern has a literal where the other has a parameter, in the first segment in which they differ.
     pub(super) fn is_exception_within(&self, other: &Self) -> bool {
         let mut pairs = self.segments.iter().zip(&other.segments);
         let differ = |(ours, theirs): &(&Segment, &Segment)| match (ours, theirs) {

@@ -184,8 +184,8 @@ impl Routes {
         (0..).map(RouteId).zip(&self.routes)
     }
 
-    /// Exports of which an earlier route that is none takes a part, and hardly as it was meant: it is no exception within their paths. The
-    /// earlier one first.
+    /// Pairs of an earlier route that is no export, and a later export of whose requests it takes some. Hardly as it was meant: the path of the
+    /// earlier one is no special case of the later one's.
     pub fn curtailed(&self) -> impl Iterator<Item = (&Route, &Route)> {
         let pairs = self.routes.iter().enumerate().flat_map(|(index, later)| {
             self.routes[..index].iter().map(move |earlier| (earlier.as_ref(), later.as_ref()))

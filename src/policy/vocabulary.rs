@@ -26,18 +26,6 @@ pub enum Action {
 }
 
 impl Action {
-    /// Every action, in the order of the counting rules.
-    pub const ALL: [Self; 8] = [
-        Self::Download,
-        Self::ShareFile,
-        Self::Autosave,
-        Self::OpenExportScreen,
-        Self::LeaveExportScreen,
-        Self::SaveDesign,
-        Self::ShareLink,
-        Self::View,
-    ];
-
     /// The name used in configuration, logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {

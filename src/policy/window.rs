@@ -154,26 +154,29 @@ impl Anchored {
             Anchor::On(date) => date,
         };
         let now = at.as_second();
-        let (guess, start) = match self.period {
-            Period::Seconds(seconds) => {
-                let first = self.instant(anchor);
-                let start = move |index: i64| first.saturating_add(index.saturating_mul(seconds));
-                ((now - first).div_euclid(seconds), Box::new(start) as Box<dyn Fn(i64) -> i64>)
-            }
+        let guess = match self.period {
+            Period::Seconds(seconds) => (now - self.instant(anchor)).div_euclid(seconds),
             Period::Months(months) => {
                 let today = at.to_zoned(self.zone.clone()).datetime();
                 let passed = |date: DateTime| i64::from(date.year()) * 12 + i64::from(date.month());
-                let guess = (passed(today) - passed(anchor)).div_euclid(i64::from(months));
-                let start = move |index: i64| {
-                    let added = index.saturating_mul(i64::from(months)).clamp(-200_000, 200_000).months();
-                    self.instant(anchor.checked_add(added).unwrap_or(DateTime::MAX))
-                };
-                (guess, Box::new(start) as Box<dyn Fn(i64) -> i64>)
+                (passed(today) - passed(anchor)).div_euclid(i64::from(months))
             }
         };
+        let start = |index| self.start(anchor, index);
         // The guess is right but for the days, or hours of a clock change, around the start.
         let index = if start(guess) > now { guess - 1 } else { guess + i64::from(start(guess + 1) <= now) };
         Span { start: start(index), end: start(index + 1) }
+    }
+
+    /// When the period begins that has this number, if the one that begins at the anchor has 0.
+    fn start(&self, anchor: DateTime, index: i64) -> i64 {
+        match self.period {
+            Period::Seconds(seconds) => self.instant(anchor).saturating_add(index.saturating_mul(seconds)),
+            Period::Months(months) => {
+                let added = index.saturating_mul(i64::from(months)).clamp(-200_000, 200_000).months();
+                self.instant(anchor.checked_add(added).unwrap_or(DateTime::MAX))
+            }
+        }
     }
 
     fn instant(&self, date: DateTime) -> i64 {

@@ -80,7 +80,7 @@ impl Exit {
 pub(super) struct Client {
     pub(super) peer: IpAddr,
     pub(super) is_secure: bool,
-    /// How fast it takes its answer; `None` if it may take several at once.
+    /// How its connection carries answers: one at a time, and how fast, or several at once.
     pub(super) carrier: Carrier,
 }
 

@@ -39,7 +39,7 @@ pub struct Embedded {
     jobs: Option<mpsc::Sender<Job>>,
     /// Ends when the thread has.
     ended: mpsc::Receiver<()>,
-    /// An answer is, or was when whoever waited for it had enough.
+    /// An answer of the thread is waited for. Stays `true` if whoever waited has given up.
     is_waited_for: AtomicBool,
 }
 
@@ -140,7 +140,7 @@ struct Writer {
     has_failed: bool,
     /// Why it cannot be opened any more: a journal is gone, and with it charges that memory knows.
     lost: Option<StoreError>,
-    /// That somebody has emptied it. SQLite puts into it what it had in mind, and then it looks like anything.
+    /// Set once the file was found emptied. SQLite then writes pages into it that it still has, and what is found later looks like anything.
     emptied: Option<StoreError>,
 }
 

@@ -101,8 +101,8 @@ pub struct CoverRow {
     pub number: u64,
     /// Which.
     pub name: CoverName,
-    /// Names of the meters that the charge booked, and how much; and once more, and behind these, those on which it was not that which was
-    /// delivered, and how much was.
+    /// Names of meters and numbers of images: first what the charge booked on each; behind these, once more, each meter on which something
+    /// else was delivered, and how much.
     pub meters: Vec<(Arc<str>, u32)>,
     /// Names of the meters over whose limit it was.
     pub degraded: Vec<Arc<str>>,
@@ -132,7 +132,7 @@ pub struct IntentRow {
 }
 
 /// What changed since the last group.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Counters as they are now.
     pub counters: Vec<CounterRow>,

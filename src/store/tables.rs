@@ -303,8 +303,8 @@ fn create(mut connection: Connection) -> rusqlite::Result<()> {
     creation.commit()
 }
 
-/// What a file says of its tables: kind, name, name of the table, definition. Where they begin is each file's own matter, and others may
-/// have added some of theirs.
+/// What a file says of its tables: kind, name, name of the table, definition. Where their pages begin differs from file to file, and
+/// others may have added tables of their own.
 fn definitions(connection: &Connection) -> rusqlite::Result<HashSet<[String; 4]>> {
     let mut definitions =
         connection.prepare("SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL")?;

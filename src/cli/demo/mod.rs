@@ -107,7 +107,7 @@ impl Stage {
     }
 
     async fn start_gate(&self) -> Result<Gate, Failure> {
-        let server = Server::bind(self.config()?, Arc::new(SystemClock::new()), Registry::default()).await?;
+        let server = Server::bind(self.config()?, Arc::new(SystemClock::new()), Registry::default())?;
         let (address, admin) = (server.address()?, server.admin_address()?);
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone().drop_guard();

@@ -249,9 +249,9 @@ fn limit(meter: &str, plan: &str, raw: &raw::Limit, problems: &mut Problems) -> 
     let path = ["meters", meter, "limits", plan];
     match raw {
         raw::Limit::Word(word) if word == "unlimited" => Some(Limit::Unlimited),
-        raw::Limit::Number(number) if u32::try_from(*number).is_ok() => u32::try_from(*number).ok().map(Limit::AtMost),
-        raw::Limit::PerSeat(raw::PerSeat { per_seat }) if u32::try_from(*per_seat).is_ok() => {
-            u32::try_from(*per_seat).ok().map(Limit::PerSeat)
+        raw::Limit::Number(number) if let Ok(most) = u32::try_from(*number) => Some(Limit::AtMost(most)),
+        raw::Limit::PerSeat(raw::PerSeat { per_seat }) if let Ok(most) = u32::try_from(*per_seat) => {
+            Some(Limit::PerSeat(most))
         }
         raw::Limit::Number(number) | raw::Limit::PerSeat(raw::PerSeat { per_seat: number }) => {
             let problem = Problem::at(&path, format!("{number} is no limit"));
