@@ -17,6 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 use super::Environment;
 use super::problem::{Problem, closest};
@@ -84,10 +86,12 @@ pub struct LogOutput {
     pub filter: Option<String>,
 }
 
-/// The form of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the log is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
     /// One JSON object a line.
+    #[default]
     Json,
     /// For people.
     Text,
@@ -157,10 +161,7 @@ pub(super) fn build(
         body_limit: raw.server.counted_body_limit as usize,
         body_timeout: positive(raw.server.counted_body_timeout, &["server", "counted_body_timeout"], &mut problems),
         shadow: raw.shadow.mode == raw::ShadowMode::On,
-        unclassified_files: match raw.unclassified_files {
-            raw::UnclassifiedFiles::Observe => gate::UnclassifiedFiles::Observe,
-            raw::UnclassifiedFiles::Refuse => gate::UnclassifiedFiles::Refuse,
-        },
+        unclassified_files: raw.unclassified_files,
         log: log_options(&raw.log, surroundings, &mut problems),
     };
     let acted_on = upstreams::acted_on(&routes, &policy, &gate);
@@ -197,13 +198,7 @@ pub(super) fn build(
             path: folder.join(&raw.ledger.path),
             compact_interval: positive(raw.ledger.compact_interval, &["ledger", "compact_interval"], &mut problems),
         },
-        log: LogOutput {
-            format: match raw.log.format {
-                raw::LogFormat::Json => LogFormat::Json,
-                raw::LogFormat::Text => LogFormat::Text,
-            },
-            filter: raw.log.filter,
-        },
+        log: LogOutput { format: raw.log.format, filter: raw.log.filter },
         files: Vec::new(),
         variables: Variables::of(environment, &asked.take()),
     };
@@ -358,11 +353,7 @@ fn log_options(raw: &raw::Log, surroundings: Surroundings<'_>, problems: &mut Pr
         problems.add(problem.help("write subjects = \"hash\", or leave the key out"));
     }
     gate::LogOptions {
-        access: match raw.access {
-            raw::Access::Off => gate::Access::Off,
-            raw::Access::Exports => gate::Access::Exports,
-            raw::Access::All => gate::Access::All,
-        },
+        access: raw.access,
         subjects: match raw.subjects {
             raw::Subjects::Plain => gate::Subjects::Plain,
             raw::Subjects::Hash => {
@@ -447,17 +438,14 @@ fn ledger_options(raw: &raw::Raw, problems: &mut Problems) -> ledger::Options {
     if raw.ledger.path.is_empty() {
         problems.add(Problem::at(&["ledger", "path"], "this is no file"));
     }
-    let waits = raw.ledger.durability == raw::Durability::Strict;
+    let waits = raw.ledger.durability == ledger::Durability::Strict;
     if waits && raw.ledger.sync_interval.0 >= raw.ledger.sync_timeout.0 {
         let message = "groups of charges are further apart (sync_interval) than exports wait for one (sync_timeout)";
         let problem = Problem::at(&["ledger", "sync_interval"], message);
         problems.add(problem.help("write e.g. sync_interval = \"1ms\", sync_timeout = \"5s\""));
     }
     ledger::Options {
-        durability: match raw.ledger.durability {
-            raw::Durability::Strict => ledger::Durability::Strict,
-            raw::Durability::Periodic => ledger::Durability::Periodic,
-        },
+        durability: raw.ledger.durability,
         sync_interval: raw.ledger.sync_interval.0,
         flush_interval: positive(raw.ledger.flush_interval, &["ledger", "flush_interval"], problems),
         sync_timeout: positive(raw.ledger.sync_timeout, &["ledger", "sync_timeout"], problems),

@@ -1,4 +1,5 @@
-//! The vocabulary of the configuration file, as it is written. Its rustdoc is what editors show: it goes into the JSON schema.
+//! The vocabulary of the configuration file, as it is written. Its rustdoc is what editors show: it goes into the JSON schema, as does
+//! that of the words that other modules know by themselves (an action, what happens over a limit).
 
 mod designs;
 mod identity;
@@ -16,7 +17,11 @@ pub(super) use identity::*;
 pub(super) use meters::*;
 pub(super) use upstreams::*;
 
+use super::build::LogFormat;
 use super::duration::DurationText;
+use crate::gate::{Access, UnclassifiedFiles};
+use crate::ledger::Durability;
+use crate::policy::{Action, Delivers};
 
 /// The JSON schema of the configuration file, for editors.
 pub fn schema() -> serde_json::Value {
@@ -189,42 +194,6 @@ pub(super) struct Route {
     pub(super) design: Option<DesignFrom>,
 }
 
-/// What a request does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Action {
-    /// An export: the user downloads the image.
-    Download,
-    /// An export: the image file goes to another app.
-    ShareFile,
-    /// An export: the app saves the image to the device by itself.
-    Autosave,
-    /// An export: the user enters the export screen of the iOS or Android app.
-    OpenExportScreen,
-    /// No export: the user leaves that screen. Ends its session.
-    LeaveExportScreen,
-    /// No export: the design is saved inside the product.
-    SaveDesign,
-    /// No export: a link is shared.
-    ShareLink,
-    /// No export: the design is shown inside the product.
-    View,
-}
-
-/// How a route hands the image out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Delivers {
-    /// The answer's body is the image.
-    File,
-    /// A redirect, e.g. to a signed URL.
-    Redirect,
-    /// Any 2xx, e.g. JSON with a signed URL.
-    Success,
-    /// Only data for the export screen, no image.
-    Screen,
-}
-
 /// Where a request names its design.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -320,17 +289,6 @@ pub(super) enum ShadowMode {
     On,
 }
 
-/// What to do about a file that leaves on a path that no route knows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum UnclassifiedFiles {
-    /// Count it, and log once for each kind of path which route to add.
-    #[default]
-    Observe,
-    /// Answer 403 in its place, too.
-    Refuse,
-}
-
 /// Where counts are kept.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -360,16 +318,6 @@ impl Default for Ledger {
             compact_interval: seconds(10),
         }
     }
-}
-
-/// When a charge is safe from a crash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Durability {
-    /// Before anything of the image leaves: the sync overlaps the render.
-    Strict,
-    /// Within `flush_interval` of when it has settled: a crash loses the charges of that time, and what is under way.
-    Periodic,
 }
 
 /// What clients are told.
@@ -416,19 +364,6 @@ pub(super) struct Log {
     pub(super) hash_key_file: Option<String>,
 }
 
-/// Which requests are logged.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Access {
-    /// None.
-    Off,
-    /// Each export, with all that was decided about it.
-    #[default]
-    Exports,
-    /// And one line for each other request: method, route, status, bytes, milliseconds.
-    All,
-}
-
 /// How users are named in the log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -440,17 +375,6 @@ pub(super) enum Subjects {
     Hash,
     /// Not at all.
     None,
-}
-
-/// How the log is written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum LogFormat {
-    /// One object a line.
-    #[default]
-    Json,
-    /// For people.
-    Text,
 }
 
 const fn seconds(seconds: u64) -> DurationText {

@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 use super::metrics::Metrics;
 use crate::policy::feature_names;
@@ -25,7 +27,8 @@ pub struct Options {
 }
 
 /// What a feature is taken for that nobody has configured.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum UnknownFeature {
     /// One that makes a design an AI design.
     Ai,

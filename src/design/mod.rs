@@ -27,6 +27,8 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 use prometheus_client::registry::Registry;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 use crate::clock::Clock;
 use crate::identity::Caller;
@@ -88,7 +90,8 @@ impl Source {
 }
 
 /// What to do with a design that no source knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum UnknownDesign {
     /// Count it as an AI design.
     Ai,

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Request, Response, request};
 use http_body_util::Full;
 use prometheus_client::registry::Registry;
+use schemars::JsonSchema;
+use serde::Deserialize;
 use tower::Layer;
 
 use super::answers::{Answers, Asker};
@@ -71,13 +73,14 @@ pub struct Options {
     pub log: LogOptions,
 }
 
-/// What to do about a file that leaves on a path that no route knows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What to do about a file that nothing counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum UnclassifiedFiles {
-    /// Count and report it.
+    /// Count it, and log once for each kind of path or each route what to change.
     #[default]
     Observe,
-    /// Answer 403 in its place.
+    /// Answer 403 in its place, too.
     Refuse,
 }
 

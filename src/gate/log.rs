@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use aws_lc_rs::{digest, hmac, rand};
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 /// What can be set about the log of requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,14 +17,15 @@ pub struct LogOptions {
 }
 
 /// Which requests are logged.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Access {
     /// None.
     Off,
     /// Each export, with all that was decided about it.
     #[default]
     Exports,
-    /// And one line for each other request.
+    /// And one line for each other request: method, route, status, bytes, milliseconds.
     All,
 }
 

@@ -1,9 +1,12 @@
 //! Signature algorithms.
 
 use aws_lc_rs::signature as aws;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 /// Signature algorithms that keys may have (RFC 7518, section 3.1; RFC 8037, section 3.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum Algorithm {
     /// HMAC with SHA-256: the secret can also mint tokens.
     Hs256,
@@ -28,6 +31,7 @@ pub enum Algorithm {
     /// ECDSA on P-384 with SHA-384.
     Es384,
     /// Ed25519.
+    #[serde(rename = "EdDSA")]
     EdDsa,
 }
 

@@ -94,6 +94,8 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 pub use crate::store::{CoverKind, Representation};
 pub use charge::{Admission, Charge, ChargeRequest, Denial, NotDurable, Settlement, Standing, UnderWay, Why};
@@ -125,11 +127,12 @@ const REDELIVERY: Duration = Duration::from_mins(15);
 const KEEP_CLOSED_WINDOWS: Duration = Duration::from_hours(35 * 24);
 
 /// When a charge is safe from a crash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Durability {
-    /// Before anything of the image leaves: see [`Charge::durable`].
+    /// Before anything of the image leaves: the sync overlaps the render.
     Strict,
-    /// Within a flush interval of when it has settled: a crash loses the charges of that time, and what is under way.
+    /// Within `flush_interval` of when it has settled: a crash loses the charges of that time, and what is under way.
     Periodic,
 }
 

@@ -10,6 +10,8 @@ use http::header::UPGRADE;
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
+use schemars::JsonSchema;
+use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
@@ -57,15 +59,17 @@ impl Default for Options {
     }
 }
 
-/// What is spoken on connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is spoken with a server.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Protocol {
+    /// HTTP/2 where the server chooses it as TLS begins (RFC 7301), else HTTP/1.1.
+    #[default]
+    Auto,
     /// HTTP/1.1.
     Http1,
     /// HTTP/2. Without TLS it is not asked for but spoken at once (RFC 9113, section 3.3).
     Http2,
-    /// What the server chooses as TLS begins (RFC 7301); HTTP/1.1 without TLS.
-    Auto,
 }
 
 /// Why an exchange failed.

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, Uri};
-use serde::Deserializer;
+use schemars::JsonSchema;
 use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::Misread;
 use super::feature_names;
@@ -44,7 +45,8 @@ impl Default for Cost {
 }
 
 /// How the prices of several features make one cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Combine {
     /// The highest price.
     Dearest,

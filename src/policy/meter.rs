@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use http::HeaderName;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 use super::{Action, Cost, Degrade, PlanId, Platform, Who, Whose, Window};
 
@@ -148,11 +150,12 @@ impl std::fmt::Display for Limit {
 }
 
 /// What happens to an export over the limit; the gravest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum OnExceed {
-    /// 429: it does not leave.
+    /// It is refused with 429.
     Deny,
-    /// It leaves, changed: with a watermark, say. It is not counted on this meter.
+    /// It is forwarded with the changes of `degrade`, a watermark say, and not counted on this meter.
     Degrade,
     /// It leaves, and is counted all the same.
     Observe,

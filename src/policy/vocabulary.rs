@@ -2,26 +2,29 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
+use serde::Deserialize;
 use serde_json::Value;
 
-/// What a request does with a design (counting rules, section 1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// What a request does (counting rules, section 1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Action {
-    /// The user downloads the image.
+    /// An export: the user downloads the image.
     Download,
-    /// The image file goes to another app.
+    /// An export: the image file goes to another app.
     ShareFile,
-    /// The app saves the image to the device by itself.
+    /// An export: the app saves the image to the device by itself.
     Autosave,
-    /// iOS and Android: the user enters the export screen.
+    /// An export: the user enters the export screen of the iOS or Android app.
     OpenExportScreen,
-    /// iOS and Android: the user leaves it; ends the session. Always forwarded.
+    /// No export: the user leaves that screen. Ends its session, and is always forwarded.
     LeaveExportScreen,
-    /// The design is saved inside the product.
+    /// No export: the design is saved inside the product.
     SaveDesign,
-    /// A link is shared: the image stays inside the product.
+    /// No export: a link is shared, and the image stays inside the product.
     ShareLink,
-    /// The design is shown inside the product.
+    /// No export: the design is shown inside the product.
     View,
 }
 
@@ -68,7 +71,8 @@ pub fn features_in(value: &Value) -> Option<Arc<[String]>> {
 }
 
 /// Where the user is (counting rules, section 5).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Platform {
     /// The web app, and whoever does not say.
     Web,
@@ -111,7 +115,8 @@ impl Platform {
 }
 
 /// How a route hands the image out, and so which answer makes a charge due (counting rules, section 4 rule 2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Delivers {
     /// The answer's body is the image: 200, 203 or 206 with a body.
     File,

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::file::{self, Changed, FileId, Lock};
+use super::file::{self, Changed, FileId, Lock, unavailable};
 use super::journal::{self, Extent, Journal, ReadError, Reader, Seal};
 use super::records::{Changes, Records, Undecodable};
 use super::tables::{Compacted, Tables, written_by_another};
@@ -495,10 +495,6 @@ fn undecodable(path: &Path) -> StoreError {
 
 fn journal_paths(path: &Path) -> [PathBuf; 2] {
     [".journal-0", ".journal-1"].map(|suffix| file::beside(path, suffix))
-}
-
-fn unavailable(path: &Path, error: &std::io::Error) -> StoreError {
-    StoreError::Unavailable(format!("{}: {error}", path.display()))
 }
 
 fn gone(who: &str) -> StoreError {

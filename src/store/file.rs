@@ -1,6 +1,6 @@
 //! Files that must stay the ones that they are.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, Metadata, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,20 @@ use super::StoreError;
 /// A file, whatever its name: device and inode.
 pub(super) type FileId = (u64, u64);
 
+/// What is the matter with a file.
+pub(super) fn unavailable(path: &Path, error: &io::Error) -> StoreError {
+    StoreError::Unavailable(format!("{}: {error}", path.display()))
+}
+
+/// Which file that is.
+pub(super) fn id_of(found: &Metadata) -> FileId {
+    (found.dev(), found.ino())
+}
+
 /// The file that has this name now; `None` if there is none.
 pub(super) fn identity(path: &Path) -> io::Result<Option<FileId>> {
     match std::fs::metadata(path) {
-        Ok(file) => Ok(Some((file.dev(), file.ino()))),
+        Ok(found) => Ok(Some(id_of(&found))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -36,8 +46,7 @@ pub(super) fn check_identity(path: &Path, id: FileId) -> Result<(), Changed> {
 /// Somebody may have cut it off, by a redirection for one: what was in it is gone, and nothing must make it look as if it were not. Or moved it,
 /// and left a link: what is beside the one name is not beside the other.
 pub(super) fn check_is_in_place(path: &Path) -> Result<(), StoreError> {
-    let file = std::fs::symlink_metadata(path)
-        .map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
+    let file = std::fs::symlink_metadata(path).map_err(|error| unavailable(path, &error))?;
     match file.len() {
         _ if file.is_symlink() => {
             Err(StoreError::Unavailable(format!("{} was moved while in use: put it back", path.display())))
@@ -130,7 +139,7 @@ impl Lock {
             Err(TryLockError::Error(error)) => return Err(unavailable(error, CANNOT_LOCK)),
         }
         let found = file.metadata().map_err(|error| unavailable(error, ""))?;
-        Ok(Self { _file: file, ledger: None, id: (found.dev(), found.ino()), path: lock_path })
+        Ok(Self { _file: file, ledger: None, id: id_of(&found), path: lock_path })
     }
 
     /// Locks the ledger under all its names. Held from then on: to close the file again would take SQLite's own locks from it.
@@ -138,7 +147,7 @@ impl Lock {
         if self.ledger.is_some() {
             return Ok(());
         }
-        let unavailable = |error: io::Error| StoreError::Unavailable(format!("{}: {error}", path.display()));
+        let unavailable = |error| unavailable(path, &error);
         let unlockable =
             |error: io::Error| StoreError::Unavailable(format!("{}: {error}{CANNOT_LOCK}", path.display()));
         let ledger = File::open(path).map_err(unavailable)?;

@@ -15,10 +15,10 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::file::{FileId, sync_folder_of};
+use super::file::{FileId, beside, id_of, sync_folder_of};
 use crate::seeded::{self, Bug};
 
 /// What a disk writes whole or not at all.
@@ -105,7 +105,7 @@ impl Journal {
         Ok(Self {
             file,
             path: path.to_owned(),
-            id: (found.dev(), found.ino()),
+            id: id_of(&found),
             seal: seal.clone(),
             generation,
             groups: 0,
@@ -182,8 +182,7 @@ impl Journal {
 
 /// Makes a file of zeros that has its name only once it is whole.
 fn make(path: &Path) -> io::Result<File> {
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
+    let new = beside(path, ".new");
     let made = File::options().read(true).write(true).create(true).truncate(true).open(&new).and_then(|file| {
         write_segment_of_zeros(&file, 0)?;
         file.sync_all()?;

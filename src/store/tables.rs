@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, params};
 
-use super::file::{beside, sync_folder_of};
+use super::file::{beside, sync_folder_of, unavailable};
 use super::journal;
 use super::records::Written;
 use super::{
@@ -260,7 +260,7 @@ pub(super) fn written_by_another(path: &Path) -> StoreError {
 /// Makes a file that has its name only once it is whole: SQLite would mend a half-made one by making it empty.
 fn make(path: &Path) -> Result<(), StoreError> {
     let new = beside(path, ".new");
-    let unavailable = |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", new.display()));
+    let unavailable = |error| unavailable(&new, &error);
     // Of a file that is gone. It would be of no use to the new one, and is what brings the old one back.
     for suffix in ["-wal", "-journal", ".journal-0", ".journal-1"] {
         let left = beside(path, suffix);
@@ -355,11 +355,11 @@ fn inspect(path: &Path) -> Result<bool, StoreError> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
-        Err(error) => return Err(StoreError::Unavailable(format!("{}: {error}", path.display()))),
+        Err(error) => return Err(unavailable(path, &error)),
     };
     let mut header = Vec::with_capacity(100);
     let read = file.by_ref().take(100).read_to_end(&mut header);
-    read.map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
+    read.map_err(|error| unavailable(path, &error))?;
     let unreadable = |what: &str| Err(StoreError::Unreadable(format!("{} {what}", path.display())));
     if header.is_empty() {
         // Never by us: a new one has its name once it is whole.

@@ -8,7 +8,6 @@ use crate::policy::Cost;
 use crate::policy::cost::{Combine, Number, NumberIn, Pointer};
 
 use super::Problems;
-use super::meters::action;
 
 /// The largest cost of one export: many of them can be under way at once.
 const MOST: u32 = 1_000_000;
@@ -71,9 +70,8 @@ fn by_route(
 ) -> Cost {
     let names = || routes.iter().map(|route| route.name.as_str());
     for route in routes.iter().filter(|route| prices.contains_key(&route.name)) {
-        let action = action(route.action);
-        if !action.is_export() {
-            let message = format!("`{}` is no export: it costs nothing", action.as_str());
+        if !route.action.is_export() {
+            let message = format!("`{}` is no export: it costs nothing", route.action.as_str());
             problems.add(Problem::at_key(&["meters", meter, "cost", "routes", &route.name], message));
         }
     }
@@ -101,10 +99,7 @@ fn by_feature(
         let problem = Problem::at_key(&["meters", meter, "cost", "features", name], message);
         problems.add(problem.suggest(name, features.iter().map(String::as_str)));
     }
-    let combine = match found.combine {
-        None | Some(raw::Combine::Dearest) => Combine::Dearest,
-        Some(raw::Combine::Sum) => Combine::Sum,
-    };
+    let combine = found.combine.unwrap_or(Combine::Dearest);
     let other = other(meter, found, prices, "features", problems);
     let price = |(name, price): (&String, &i64)| {
         (name.clone(), number(*price, &["meters", meter, "cost", "features", name], problems))

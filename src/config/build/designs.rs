@@ -7,9 +7,7 @@ use ipnet::IpNet;
 
 use crate::config::problem::Problem;
 use crate::config::raw;
-use crate::design::{
-    BadTemplate, FeatureOptions, Options, ServiceOptions, Source, Template, Times, UnknownDesign, UnknownFeature,
-};
+use crate::design::{BadTemplate, FeatureOptions, Options, ServiceOptions, Source, Template, Times};
 use crate::policy::FEATURES_END_AT;
 
 use super::{Problems, Surroundings, header, positive};
@@ -58,11 +56,7 @@ pub(super) fn options(raw: &raw::Designs, surroundings: Surroundings<'_>, proble
             .and_then(|name| header(name, &["designs", "version_header"], problems)),
         trusted_hops,
         service: service(raw, surroundings, problems),
-        unknown_design: match raw.unknown_design {
-            raw::UnknownDesign::Ai => UnknownDesign::Ai,
-            raw::UnknownDesign::Plain => UnknownDesign::Plain,
-            raw::UnknownDesign::Refuse => UnknownDesign::Refuse,
-        },
+        unknown_design: raw.unknown_design,
         features: features(raw, problems),
     }
 }
@@ -95,14 +89,7 @@ fn features(raw: &raw::Designs, problems: &mut Problems) -> FeatureOptions {
             }
         }
     }
-    FeatureOptions {
-        ai: raw.ai_features.clone(),
-        plain: raw.plain_features.clone(),
-        unknown: match raw.unknown_feature {
-            raw::UnknownFeature::Ai => UnknownFeature::Ai,
-            raw::UnknownFeature::Plain => UnknownFeature::Plain,
-        },
-    }
+    FeatureOptions { ai: raw.ai_features.clone(), plain: raw.plain_features.clone(), unknown: raw.unknown_feature }
 }
 
 /// The service, which must be both described and asked.

@@ -9,7 +9,7 @@ use crate::config::problem::Problem;
 use crate::config::raw;
 use crate::design;
 use crate::identity::{
-    Algorithm, ClaimPointers, Counted, Key, Location, Options, Places, Reading, RemoteOptions, Verifier, short_type,
+    ClaimPointers, Counted, Key, Location, Options, Places, Reading, RemoteOptions, Verifier, short_type,
 };
 use crate::policy::{PlanId, Plans, Policy, SubjectKind};
 
@@ -101,7 +101,7 @@ fn key(index: usize, raw: &raw::Key, surroundings: Surroundings<'_>, problems: &
         problems.add(problem.help("leave it out for a key of tokens that name no known one"));
     }
     let (env, file, pem) = (raw.secret_env.as_deref(), raw.secret_file.as_deref(), raw.public_key_file.as_deref());
-    let algorithm = algorithm(raw.alg);
+    let algorithm = raw.alg;
     let name = algorithm.as_str();
     let mut foreign = |key: &str, what: String| {
         problems.add(Problem::at_key(&["identity", "keys", &index, key], what));
@@ -142,7 +142,7 @@ fn remote(
         );
         problems.add(problem.help("give it a kid"));
     }
-    let algorithms: Vec<Algorithm> = raw.algorithms.iter().map(|alg| algorithm(*alg)).collect();
+    let algorithms = raw.algorithms.clone();
     if let Some(secret) = algorithms.iter().find(|algorithm| algorithm.is_symmetric()) {
         let message = format!("{} is for secrets, and no secret is published", secret.as_str());
         problems.add(Problem::at(&["identity", "jwks", "algorithms"], message));
@@ -206,23 +206,6 @@ fn location(identity: &raw::Identity, raw: &raw::Jwks, problems: &mut Problems) 
         );
     }
     found
-}
-
-const fn algorithm(alg: raw::Alg) -> Algorithm {
-    match alg {
-        raw::Alg::HS256 => Algorithm::Hs256,
-        raw::Alg::HS384 => Algorithm::Hs384,
-        raw::Alg::HS512 => Algorithm::Hs512,
-        raw::Alg::RS256 => Algorithm::Rs256,
-        raw::Alg::RS384 => Algorithm::Rs384,
-        raw::Alg::RS512 => Algorithm::Rs512,
-        raw::Alg::PS256 => Algorithm::Ps256,
-        raw::Alg::PS384 => Algorithm::Ps384,
-        raw::Alg::PS512 => Algorithm::Ps512,
-        raw::Alg::ES256 => Algorithm::Es256,
-        raw::Alg::ES384 => Algorithm::Es384,
-        raw::Alg::EdDSA => Algorithm::EdDsa,
-    }
 }
 
 fn claims(raw: &raw::Claims, problems: &mut Problems) -> ClaimPointers {

@@ -7,7 +7,7 @@ use http::HeaderValue;
 
 use crate::config::problem::{Problem, closest};
 use crate::config::raw;
-use crate::policy::{Action, Counts, Degrade, Limit, Meter, OnExceed, Plans, Platform, Policy, SubjectKind, Whose};
+use crate::policy::{Counts, Degrade, Limit, Meter, OnExceed, Plans, Policy, SubjectKind, Whose};
 
 use super::{Problems, costs, windows};
 
@@ -85,20 +85,14 @@ fn meter(name: &str, raw: &raw::Meter, all: &raw::Raw, plans: &Plans, problems: 
             }
         };
     }
-    let on_exceed = match raw.on_exceed {
-        Some(raw::OnExceed::Deny) => OnExceed::Deny,
-        Some(raw::OnExceed::Degrade) => OnExceed::Degrade,
-        Some(raw::OnExceed::Observe) => OnExceed::Observe,
-        None if raw.fair_use => OnExceed::Observe,
-        None => OnExceed::Deny,
-    };
+    let on_exceed = raw.on_exceed.unwrap_or(if raw.fair_use { OnExceed::Observe } else { OnExceed::Deny });
     Meter {
         name: name.into(),
         limits,
         counts: Counts {
             ai: raw.counts.ai,
-            actions: raw.counts.actions.iter().copied().map(action).collect(),
-            platforms: raw.counts.platforms.iter().copied().map(platform).collect(),
+            actions: raw.counts.actions.clone(),
+            platforms: raw.counts.platforms.clone(),
             plans: counted,
         },
         subject: subject(name, &raw.subject, problems),
@@ -266,27 +260,5 @@ fn limit(meter: &str, plan: &str, raw: &raw::Limit, problems: &mut Problems) -> 
             });
             None
         }
-    }
-}
-
-pub(super) const fn action(raw: raw::Action) -> Action {
-    match raw {
-        raw::Action::Download => Action::Download,
-        raw::Action::ShareFile => Action::ShareFile,
-        raw::Action::Autosave => Action::Autosave,
-        raw::Action::OpenExportScreen => Action::OpenExportScreen,
-        raw::Action::LeaveExportScreen => Action::LeaveExportScreen,
-        raw::Action::SaveDesign => Action::SaveDesign,
-        raw::Action::ShareLink => Action::ShareLink,
-        raw::Action::View => Action::View,
-    }
-}
-
-const fn platform(raw: raw::Platform) -> Platform {
-    match raw {
-        raw::Platform::Web => Platform::Web,
-        raw::Platform::Ios => Platform::Ios,
-        raw::Platform::Android => Platform::Android,
-        raw::Platform::Other => Platform::Other,
     }
 }

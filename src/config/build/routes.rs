@@ -9,7 +9,7 @@ use crate::config::raw;
 use crate::policy::path::as_in_a_url;
 use crate::policy::{Action, Conditions, Delivers, DesignFrom, Pattern, Route, Routes};
 
-use super::{Problems, header, meters};
+use super::{Problems, header};
 
 const DESIGN: &str = "design";
 
@@ -45,7 +45,7 @@ pub(super) fn routes(raw: &[raw::Route], problems: &mut Problems) -> Routes {
 fn route(index: usize, raw: &raw::Route, problems: &mut Problems) -> Option<Route> {
     let index = index.to_string();
     let path = |key| ["routes", &index, key];
-    let action = meters::action(raw.action);
+    let action = raw.action;
     if raw.path.contains(['?', '#']) {
         let problem = Problem::at(&path("path"), "a path has no query");
         problems.add(problem.help("write the query's conditions as query = { name = \"value\" }"));
@@ -105,18 +105,13 @@ fn delivers(index: &str, raw: &raw::Route, action: Action, problems: &mut Proble
         Some(_) if !action.is_export() => {
             problems.add(Problem::at(&path, format!("`{}` is no export: it delivers no file", action.as_str())));
         }
-        Some(raw::Delivers::Screen) if action != Action::OpenExportScreen => {
+        Some(Delivers::Screen) if action != Action::OpenExportScreen => {
             let problem = Problem::at(&path, "only `open-export-screen` delivers screen data");
             problems.add(problem.help("write delivers = \"file\", \"redirect\" or \"success\""));
         }
         _ => {}
     }
-    match raw.delivers {
-        None | Some(raw::Delivers::File) => Delivers::File,
-        Some(raw::Delivers::Redirect) => Delivers::Redirect,
-        Some(raw::Delivers::Success) => Delivers::Success,
-        Some(raw::Delivers::Screen) => Delivers::Screen,
-    }
+    raw.delivers.unwrap_or(Delivers::File)
 }
 
 fn design(index: &str, raw: &raw::Route, pattern: &Pattern, action: Action, problems: &mut Problems) -> DesignFrom {

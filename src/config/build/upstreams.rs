@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::config::problem::Problem;
 use crate::config::raw;
-use crate::net::{self, Origin, Protocol, Url};
+use crate::net::{self, Origin, Url};
 use crate::policy::cost::{Number, NumberIn};
 use crate::policy::{Cost, DesignFrom, Policy, Routes};
 use crate::{gate, proxy};
@@ -30,7 +30,7 @@ pub(super) fn upstream(
     let response_timeout = duration("response_timeout", raw.response_timeout, problems);
     let usual = net::Options::default();
     let connections = net::Options {
-        protocol: protocol(raw.protocol),
+        protocol: raw.protocol,
         connect_timeout: match raw.connect_timeout {
             Some(written) => duration("connect_timeout", written, problems),
             None => usual.connect_timeout.min(response_timeout / 2),
@@ -131,14 +131,6 @@ pub(super) fn acted_on(routes: &Routes, policy: &Policy, gate: &gate::Options) -
     names.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
     names.dedup();
     names
-}
-
-const fn protocol(raw: raw::Protocol) -> Protocol {
-    match raw {
-        raw::Protocol::Auto => Protocol::Auto,
-        raw::Protocol::Http1 => Protocol::Http1,
-        raw::Protocol::Http2 => Protocol::Http2,
-    }
 }
 
 fn endpoints(name: &str, raw: &raw::Upstream, surroundings: Surroundings<'_>, problems: &mut Problems) -> Vec<Origin> {

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{DurationText, seconds};
+use crate::design::{UnknownDesign, UnknownFeature};
 
 /// How to know whether a design uses AI features.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -57,28 +58,6 @@ pub(in crate::config) enum DesignSource {
     Header,
     /// The metadata service.
     Service,
-}
-
-/// What to do when no source knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(in crate::config) enum UnknownDesign {
-    /// Count it as an AI design.
-    Ai,
-    /// Count it as one without AI.
-    Plain,
-    /// Answer 503, charge nothing.
-    Refuse,
-}
-
-/// What to do about a feature that is in neither list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(in crate::config) enum UnknownFeature {
-    /// It makes a design an AI design.
-    Ai,
-    /// It does not.
-    Plain,
 }
 
 /// The metadata service: answers a GET of a design's URL with JSON. Plain `http:` is for a network that can be trusted: who is in

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{DurationText, refuse, seconds, thirty_seconds};
+use crate::identity::Algorithm;
 
 /// Whose tokens are accepted on export routes.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -52,30 +53,13 @@ pub(in crate::config) struct Key {
     /// The key's id. A key without one is for tokens that name no known key.
     pub(in crate::config) kid: Option<String>,
     /// The algorithm.
-    pub(in crate::config) alg: Alg,
+    pub(in crate::config) alg: Algorithm,
     /// HS256, HS384, HS512: environment variable that holds the secret.
     pub(in crate::config) secret_env: Option<String>,
     /// HS256, HS384, HS512: file that holds the secret; one newline at its end is dropped.
     pub(in crate::config) secret_file: Option<String>,
     /// The others: file that holds the public key as PEM.
     pub(in crate::config) public_key_file: Option<String>,
-}
-
-/// Signature algorithms (RFC 7518, RFC 8037).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-pub(in crate::config) enum Alg {
-    HS256,
-    HS384,
-    HS512,
-    RS256,
-    RS384,
-    RS512,
-    PS256,
-    PS384,
-    PS512,
-    ES256,
-    ES384,
-    EdDSA,
 }
 
 /// A key set that a server publishes (RFC 7517). Fetched at start, on a timer, and when a token names an unknown key.
@@ -97,7 +81,7 @@ pub(in crate::config) struct Jwks {
     /// The longest set that is read, in bytes.
     pub(in crate::config) size_limit: u32,
     /// What its keys may be for. A key that does not say what it is for takes the first that fits its kind.
-    pub(in crate::config) algorithms: Vec<Alg>,
+    pub(in crate::config) algorithms: Vec<Algorithm>,
     /// Root certificates in PEM that are trusted besides the system's.
     pub(in crate::config) ca_file: Option<String>,
 }
@@ -113,15 +97,15 @@ impl Default for Jwks {
             keep: seconds(86_400),
             size_limit: 262_144,
             algorithms: vec![
-                Alg::RS256,
-                Alg::RS384,
-                Alg::RS512,
-                Alg::PS256,
-                Alg::PS384,
-                Alg::PS512,
-                Alg::ES256,
-                Alg::ES384,
-                Alg::EdDSA,
+                Algorithm::Rs256,
+                Algorithm::Rs384,
+                Algorithm::Rs512,
+                Algorithm::Ps256,
+                Algorithm::Ps384,
+                Algorithm::Ps512,
+                Algorithm::Es256,
+                Algorithm::Es384,
+                Algorithm::EdDsa,
             ],
             ca_file: None,
         }

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 
-use super::Action;
 use crate::config::duration::DurationText;
 use crate::config::either::{Forms, either};
+use crate::policy::cost::Combine;
+use crate::policy::{Action, OnExceed, Platform};
 
 /// Something that is counted, for a subject and a window.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -60,16 +61,6 @@ pub(in crate::config) struct Counts {
     /// Only these plans.
     #[schemars(length(min = 1))]
     pub(in crate::config) plans: Vec<String>,
-}
-
-/// Where a user is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(in crate::config) enum Platform {
-    Web,
-    Ios,
-    Android,
-    Other,
 }
 
 /// Whose use is counted together.
@@ -165,16 +156,6 @@ pub(in crate::config) struct CostFound {
     pub(in crate::config) max: Option<i64>,
 }
 
-/// How the prices of several features make one cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(in crate::config) enum Combine {
-    /// The highest.
-    Dearest,
-    /// All together.
-    Sum,
-}
-
 /// What becomes of a request over the limit.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -237,19 +218,6 @@ pub(in crate::config) enum Weekday {
     Friday,
     Saturday,
     Sunday,
-}
-
-/// What happens to an export over the limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(in crate::config) enum OnExceed {
-    /// It is refused with 429.
-    #[default]
-    Deny,
-    /// It is forwarded with the changes of `degrade`, and not counted on this meter.
-    Degrade,
-    /// It leaves, and is counted all the same.
-    Observe,
 }
 
 /// How many a plan may have: a number, a number per seat, or "unlimited".

@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use super::DurationText;
 use super::{four_seconds, one_minute, ten_seconds};
+use crate::net::Protocol;
 
 /// A backend.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -52,17 +53,4 @@ pub(in crate::config) struct Upstream {
 
 const fn five() -> u32 {
     5
-}
-
-/// What is spoken with a backend.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(in crate::config) enum Protocol {
-    /// HTTP/2 where the backend offers it as TLS begins, else HTTP/1.1.
-    #[default]
-    Auto,
-    /// HTTP/1.1.
-    Http1,
-    /// HTTP/2, without TLS as well.
-    Http2,
 }
