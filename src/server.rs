@@ -11,6 +11,7 @@ mod reload;
 mod stream;
 mod tls;
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -288,11 +289,16 @@ async fn needs_no_ledger(ending: CancellationToken, ledger: &Ledger) {
     at_rest().await;
 }
 
+/// Each connection is for one request, and lives for a minute at most; of too many the oldest makes room. So nobody who asks and does not read
+/// keeps operators out, or takes the files that clients need.
 async fn serve_admin(listener: TcpListener, admin: Arc<Admin>) {
     const TIMEOUT: Duration = Duration::from_secs(10);
+    const LIFE: Duration = Duration::from_mins(1);
+    const MOST: usize = 64;
     let mut connections = JoinSet::new();
+    let mut in_order = VecDeque::<AbortHandle>::new();
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(TIMEOUT);
+    http.timer(TokioTimer::new()).header_read_timeout(TIMEOUT).keep_alive(false);
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -310,6 +316,13 @@ async fn serve_admin(listener: TcpListener, admin: Arc<Admin>) {
             .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, TIMEOUT))
             .service_fn(move |request: Request<Incoming>| admin.clone().answer(request));
         let service = TowerToHyperService::new(pages);
-        connections.spawn(http.serve_connection(TokioIo::new(stream), service));
+        in_order.retain(|connection| !connection.is_finished());
+        if in_order.len() >= MOST
+            && let Some(oldest) = in_order.pop_front()
+        {
+            oldest.abort();
+        }
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        in_order.push_back(connections.spawn(tokio::time::timeout(LIFE, connection)));
     }
 }

@@ -91,10 +91,17 @@ impl Admin {
     /// None.
     pub async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
         let path = request.uri().path();
-        let facts = facts_of(path).filter(|_| *request.method() == Method::DELETE);
-        if facts.is_none() && !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut page = json_page(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": "this is for GET" }));
-            page.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        let facts = facts_of(path);
+        let is_right = match *request.method() {
+            Method::GET | Method::HEAD => facts.is_none(),
+            Method::DELETE => facts.is_some(),
+            _ => false,
+        };
+        if !is_right {
+            let (said, allowed) = if facts.is_some() { ("DELETE", "DELETE") } else { ("GET", "GET, HEAD") };
+            let error = format!("this is for {said}");
+            let mut page = json_page(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": error }));
+            page.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
             return Ok(page);
         }
         Ok(match path {
@@ -224,7 +231,8 @@ impl Admin {
 
     fn is_allowed<B>(&self, request: &Request<B>) -> bool {
         let Some(token) = &self.token else { return true };
-        let sent = request.headers().get(AUTHORIZATION).and_then(|field| field.as_bytes().strip_prefix(b"Bearer "));
+        let sent = request.headers().get(AUTHORIZATION).and_then(|field| field.as_bytes().split_at_checked(7));
+        let sent = sent.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map(|(_, sent)| sent);
         sent.is_some_and(|sent| aws_lc_rs::constant_time::verify_slices_are_equal(sent, token).is_ok())
     }
 }

@@ -26,7 +26,10 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let token = arguments.token_env.as_ref().map(|name| {
-        std::env::var(name).map_err(|_| Failure::Other(format!("the environment variable {name} is not set")))
+        let token = std::env::var(name);
+        // As the gate reads it.
+        let token = token.map(|token| token.strip_suffix('\n').unwrap_or(&token).to_owned());
+        token.map_err(|_| Failure::Other(format!("the environment variable {name} is not set")))
     });
     let token = token.transpose()?;
     let subject = &arguments.subject;

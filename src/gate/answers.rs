@@ -158,6 +158,7 @@ impl Answers {
     pub fn preflight(&self, asker: &Asker) -> Response<Full<Bytes>> {
         let mut answer = Response::new(Full::default());
         *answer.status_mut() = StatusCode::NO_CONTENT;
+        answer.headers_mut().insert(REQUEST_ID, asker.request_id().clone());
         self.allow_origin(answer.headers_mut(), asker);
         answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET"));
         answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization"));

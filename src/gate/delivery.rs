@@ -1,7 +1,7 @@
 //! When a charge sticks (counting rules, section 4): which answers hand a file out, and how far one got.
 
 use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, LOCATION};
-use http::{HeaderMap, HeaderValue, StatusCode, response};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, response};
 
 use super::pace::Taking;
 use super::record::Record;
@@ -20,9 +20,19 @@ pub(super) enum Promise {
     Body,
 }
 
+/// By these a backend names a file that a hop in front of the gate is to send in place of the answer (nginx, Apache, lighttpd, Perlbal).
+const HAND_OVER: [HeaderName; 4] = [
+    HeaderName::from_static("x-accel-redirect"),
+    HeaderName::from_static("x-sendfile"),
+    HeaderName::from_static("x-lighttpd-send-file"),
+    HeaderName::from_static("x-reproxy-url"),
+];
+
 /// Reads an answer's head. `body_is_empty`: no byte will follow.
 pub(super) fn promise(delivers: Delivers, head: &response::Parts, body_is_empty: bool) -> Promise {
     let by_head = match delivers {
+        // Whatever its body is: who is to send the file does not pass that on.
+        Delivers::File | Delivers::Redirect if hands_over(head) => true,
         // A backend that redirects hands the file out itself at times, e.g. because its storage is not there.
         Delivers::File | Delivers::Redirect if is_file(head.status, &head.headers) && !body_is_empty => {
             return Promise::Body;
@@ -32,6 +42,10 @@ pub(super) fn promise(delivers: Delivers, head: &response::Parts, body_is_empty:
         Delivers::Success | Delivers::Screen => head.status.is_success(),
     };
     if by_head { Promise::Head } else { Promise::Nothing }
+}
+
+fn hands_over(head: &response::Parts) -> bool {
+    head.status.is_success() && HAND_OVER.iter().any(|name| head.headers.contains_key(name))
 }
 
 /// Whether an answer to OPTIONS tells where a file is, as its route does when it counts. JSON and text are
@@ -72,7 +86,8 @@ pub(super) fn looks_like_an_export(head: &response::Parts, body_is_empty: bool) 
         b"application/postscript",
     ];
     let is_one = |sent: &[u8]| kinds.iter().any(|kind| starts_with(sent, kind)) && !is_message(sent);
-    let carries_one = !body_is_empty && (media_types(&head.headers).any(is_one) || is_attachment(&head.headers));
+    let carries_one = (!body_is_empty || hands_over(head))
+        && (media_types(&head.headers).any(is_one) || is_attachment(&head.headers));
     carries_one && head.status.is_success()
 }
 

@@ -109,15 +109,15 @@ pub(super) fn make_private(headers: &mut HeaderMap) {
     }
     let mut directives: Vec<&str> = Vec::new();
     for field in headers.get_all(CACHE_CONTROL) {
-        directives
-            .extend(field.to_str().unwrap_or("").split(',').map(str::trim).filter(|directive| !directive.is_empty()));
+        directives.extend(parts(field.to_str().unwrap_or("")).map(str::trim).filter(|directive| !directive.is_empty()));
     }
     let name = |directive: &str| directive.split('=').next().unwrap_or("").trim().to_ascii_lowercase();
-    if directives.iter().any(|directive| name(directive) == "no-store") {
+    // With anything behind it, it is another one.
+    if directives.iter().any(|directive| directive.eq_ignore_ascii_case("no-store")) {
         return;
     }
     if directives.iter().any(|directive| directive.contains('"')) {
-        // A quoted list of field names has commas of its own: it restricts the other directives, so all go.
+        // A quoted list of field names restricts the other directives, so all go.
         directives.clear();
     }
     // What shared caches are allowed goes; what the client's own cache is told stays.
@@ -127,6 +127,20 @@ pub(super) fn make_private(headers: &mut HeaderMap) {
         false => HeaderValue::try_from(format!("private, {}", directives.join(", "))),
     };
     headers.insert(CACHE_CONTROL, value.unwrap_or(HeaderValue::from_static("private")));
+}
+
+/// What stands between the commas of a list, but for those in quotation marks (RFC 9110, section 5.6.4).
+fn parts(list: &str) -> impl Iterator<Item = &str> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    list.split(move |c| {
+        let is_literal = std::mem::take(&mut is_escaped);
+        match c {
+            '\\' if is_quoted && !is_literal => is_escaped = true,
+            '"' if !is_literal => is_quoted = !is_quoted,
+            _ => {}
+        }
+        c == ',' && !is_quoted
+    })
 }
 
 /// Whether caches of some kind go by this field and not by `Cache-Control` (RFC 9213, section 2.1, and what was there before it).
@@ -156,5 +170,9 @@ mod tests {
         assert_eq!(made_private(&["PUBLIC", "max-age=60"]), "private, max-age=60");
         assert_eq!(made_private(&["private=\"set-cookie, x\", max-age=5"]), "private");
         assert_eq!(made_private(&["no-store"]), "no-store");
+        assert_eq!(made_private(&["private=\"a, b\", No-Store"]), "private=\"a, b\", No-Store");
+        for not_bare in ["public, no-store=x", "public, ext=\"a, no-store, b\"", "public, ext=\"\\\", no-store, \""] {
+            assert!(made_private(&[not_bare]).starts_with("private"), "{not_bare}");
+        }
     }
 }

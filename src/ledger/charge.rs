@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use smallvec::SmallVec;
 
 use super::Count;
@@ -223,6 +224,8 @@ pub struct Charge {
     /// What the backend brings beyond what is covered.
     pub(super) excess: Vec<Excess>,
     pub(super) plan: PlanId,
+    /// When it was admitted: what is booked for it is booked in the windows of then.
+    pub(super) time: Timestamp,
     pub(super) standings: SmallVec<[Standing; 2]>,
     pub(super) degraded: Meters,
     pub(super) would_deny: Meters,
@@ -349,7 +352,9 @@ impl Charge {
             }
         }
         for beyond in excess.drain(..) {
-            ledger.settle_excess(&beyond, covered_by, settlement);
+            // A backend that says nothing of a repeat has brought what it said before.
+            let is_said = last_word(reports, beyond.meter()).is_some();
+            ledger.settle_excess(&beyond, covered_by, if is_said { settlement } else { Settlement::Void });
         }
         for by in covered_by.drain(..) {
             if let Some(shared) = &by.under_way {

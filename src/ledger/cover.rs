@@ -66,8 +66,7 @@ impl Cover {
 
     /// How many images on a meter are used for it.
     pub(super) fn used(&self, meter: MeterId) -> u32 {
-        let of = |images: &Images| images.iter().find(|(known, _)| *known == meter).map(|(_, images)| *images);
-        of(&self.delivered).or_else(|| of(&self.meters)).unwrap_or(0)
+        find(&self.delivered, meter).or_else(|| find(&self.meters, meter)).unwrap_or(0)
     }
 
     /// So many images are used for it on a meter, if they were not more before.
@@ -101,11 +100,16 @@ impl Cover {
         self.is_paid_for(kind, asked) || self.degraded.contains(&asked.meter)
     }
 
-    /// Whether as much was booked as is asked for.
+    /// Whether as much was booked as is asked for; and by its key, whether any of it is used: what was given back whole covers nothing.
     pub(super) fn is_paid_for(&self, kind: CoverKind, asked: &Amount) -> bool {
         let enough = |cost: u32| kind == CoverKind::Session || asked.cost <= cost;
-        self.meters.iter().any(|(meter, cost)| *meter == asked.meter && enough(*cost))
+        let is_used = kind != CoverKind::Retry || self.used(asked.meter) > 0;
+        is_used && self.meters.iter().any(|(meter, cost)| *meter == asked.meter && enough(*cost))
     }
+}
+
+fn find(images: &Images, meter: MeterId) -> Option<u32> {
+    images.iter().find(|(known, _)| *known == meter).map(|(_, images)| *images)
 }
 
 /// What a request asks for on a meter.
@@ -145,6 +149,8 @@ pub(super) struct CoverUse {
     pub(super) under_way: Option<Arc<Reservation>>,
     /// What was booked for it, where it was taken from a cover of a delivered charge.
     pub(super) paid: Images,
+    /// How much of that was used by then, where it was not all.
+    pub(super) delivered: Images,
     /// What the store is told of it besides.
     pub(super) intent: Option<Arc<Intent>>,
     /// The group that tells the store that it was taken; 0 if nobody has to wait for that.
@@ -159,6 +165,17 @@ impl CoverUse {
 
     /// How much was booked for it on a meter.
     pub(super) fn paid_for(&self, meter: MeterId) -> u32 {
-        self.paid.iter().find(|(paid, _)| *paid == meter).map_or(0, |(_, cost)| *cost)
+        find(&self.paid, meter).unwrap_or(0)
+    }
+
+    /// How much was used for it on a meter when it was taken.
+    pub(super) fn used(&self, meter: MeterId) -> u32 {
+        find(&self.delivered, meter).unwrap_or_else(|| self.paid_for(meter))
+    }
+
+    /// How much of what is asked for on a meter a key does not cover: it was given back.
+    pub(super) fn lacks(&self, meter: MeterId, cost: u32) -> u32 {
+        let is_of_key = self.name.kind == CoverKind::Retry && self.under_way.is_none() && self.meters.contains(&meter);
+        if is_of_key { cost.saturating_sub(self.used(meter)) } else { 0 }
     }
 }

@@ -213,9 +213,12 @@ impl Covers {
         }
         cover.files_left -= files;
         let (serial, under_way) = (cover.serial, cover.under_way.clone());
-        let paid = if under_way.is_none() { cover.meters.clone() } else { Images::new() };
+        let (paid, delivered) = match under_way {
+            None => (cover.meters.clone(), cover.delivered.clone()),
+            Some(_) => (Images::new(), Images::new()),
+        };
         let name = name.clone();
-        Some(CoverUse { name, serial, meters, degraded, files, under_way, paid, intent: None, group: 0 })
+        Some(CoverUse { name, serial, meters, degraded, files, under_way, paid, delivered, intent: None, group: 0 })
     }
 
     /// If there is an open cover of that name for some of what is asked: the meters that it degrades by. Of several that of the file with

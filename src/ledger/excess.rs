@@ -1,10 +1,14 @@
 //! What a backend brings beyond what an earlier charge covers (counting rules, section 4 rule 9). Only its answer tells, so no limit refuses
-//! it; it is reserved before its first byte, as a charge is, and used once that is delivered.
+//! it; it is reserved before its first byte, as a charge is, and used once that is delivered. What a repeat asks for, and its key does not
+//! cover any more because it was given back, is known before: for that there has to be room.
+
+use jiff::Timestamp;
 
 use super::Ledger;
 use super::charge::{Charge, Settlement};
 use super::cover::CoverUse;
 use super::reservation::{Booked, last_word};
+use super::unflushed::Unflushed;
 use crate::policy::{Demand, MeterId, OnExceed, PlanId};
 use crate::store::CoverKind;
 
@@ -18,7 +22,20 @@ pub(super) struct Excess {
     group: u64,
 }
 
+impl Excess {
+    pub(super) const fn meter(&self) -> MeterId {
+        self.booked.meter
+    }
+}
+
 impl Charge {
+    /// What its key lacks of a repeat is reserved: used, once it is delivered, if the backend says that it has brought it.
+    pub(super) fn lacked(&mut self, booked: Booked, images: u32, marks: Option<&mut Unflushed>) {
+        let group = marks.map_or(0, |marks| marks.booked(std::slice::from_ref(&booked)));
+        self.reported = self.reported.max(group);
+        self.excess.push(Excess { booked, images, group });
+    }
+
     /// The backend brings so many images, on a meter that an earlier charge covers. What was reserved of them before, and what is now.
     pub(super) fn report_covered(&mut self, meter: MeterId, images: u32) -> (u32, u32) {
         let Some(demand) = self.covered.iter().position(|demand| demand.meter == meter) else { return (0, 0) };
@@ -29,7 +46,7 @@ impl Charge {
             _ if by.under_way.is_some() => return (0, 0),
             CoverKind::Resume => return (0, 0),
             CoverKind::Redelivery => by.paid_for(meter),
-            CoverKind::Retry => self.ledger.covers.used_for(by, meter).unwrap_or_else(|| by.paid_for(meter)),
+            CoverKind::Retry => self.ledger.covers.used_for(by, meter).unwrap_or_else(|| by.used(meter)),
             CoverKind::Session => {
                 let held = self.covered.iter().filter(|demand| by.meters.contains(&demand.meter));
                 let brought = held.map(|demand| last_word(&self.reports, demand.meter).unwrap_or(demand.images));
@@ -51,7 +68,7 @@ impl Charge {
         let beyond = images.saturating_sub(covers);
         let excess = Some(beyond).filter(|beyond| *beyond > 0).and_then(|beyond| {
             let demand = Demand { cost: beyond, on_exceed: OnExceed::Observe, ..self.covered[demand].clone() };
-            self.ledger.book_excess(&demand, self.plan, &mut self.covered_by[cover], images)
+            self.ledger.book_excess(&demand, self.time, self.plan, &mut self.covered_by[cover], images)
         });
         let now = excess.as_ref().map_or(0, |excess| excess.booked.cost);
         self.tells(excess.as_ref().map_or(0, |excess| excess.group));
@@ -62,8 +79,14 @@ impl Charge {
 
 impl Ledger {
     /// `None` if so much cannot be counted.
-    fn book_excess(&self, demand: &Demand, plan: PlanId, by: &mut CoverUse, images: u32) -> Option<Excess> {
-        let time = self.clock.now();
+    fn book_excess(
+        &self,
+        demand: &Demand,
+        time: Timestamp,
+        plan: PlanId,
+        by: &mut CoverUse,
+        images: u32,
+    ) -> Option<Excess> {
         let planned = self.plan(demand, time)?;
         // As for a report.
         let _stripe = self.lock_stripe(planned.stripe());

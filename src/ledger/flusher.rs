@@ -15,6 +15,7 @@ use super::reservation::Place;
 use super::restore::load_into;
 use super::unflushed::Marks;
 use super::{Count, KEEP_CLOSED_WINDOWS, Ledger, MeterState};
+use crate::clock::Clock;
 use crate::policy::{MeterId, PlanId};
 use crate::seeded::{self, Bug};
 use crate::store::{Batch, CounterName, CounterRow, CoverName, CoverRow, IntentRow, Reply, RowSink, Store, StoreError};
@@ -91,7 +92,7 @@ async fn keep_writing(
     mut shutdown: oneshot::Receiver<()>,
 ) -> Result<(), LastFlushFailed> {
     // Not at once: the wall clock may be far ahead until somebody sets it, as that of a machine that has just begun.
-    let mut forget_at = ledger.clock.monotonic() + FIRST_FORGET;
+    let mut forgetting = Forgetting::begin(&*ledger.clock);
     let (mut loaded, mut ending) = (false, false);
     'open: loop {
         // Once read, memory is ahead of the store: reading it again could bring back a session that has ended meanwhile.
@@ -128,7 +129,7 @@ async fn keep_writing(
                 () = ledger.next_flush() => false,
                 _ = &mut shutdown => true,
             };
-            let forget = forget_before(ledger, &mut forget_at);
+            let forget = forget_before(ledger, &mut forgetting);
             if let Err(error) = flush(ledger, store, forget).await {
                 ledger.suspend(&error);
                 continue 'open;
@@ -151,14 +152,34 @@ fn last_words(ledger: &Ledger, cause: StoreError) -> Result<(), LastFlushFailed>
     if charges == 0 { Ok(()) } else { Err(LastFlushFailed { charges, cause }) }
 }
 
-/// The time before which closed windows may go, once an interval.
-fn forget_before(ledger: &Arc<Ledger>, at: &mut Duration) -> Option<i64> {
-    let now = ledger.clock.monotonic();
-    if now < *at {
-        return None;
+/// When closed windows are forgotten next, and what the clock said last time.
+struct Forgetting {
+    at: Duration,
+    seen: (Duration, i64),
+}
+
+impl Forgetting {
+    fn begin(clock: &dyn Clock) -> Self {
+        let now = clock.monotonic();
+        Self { at: now + FIRST_FORGET, seen: (now, clock.now().as_second()) }
     }
-    *at = now + FORGET_INTERVAL;
-    let before = ledger.clock.now().as_second() - KEEP_CLOSED_WINDOWS.as_secs() as i64;
+
+    /// The wall clock's time, once an interval, and no more than has passed since the last one: a clock that is far ahead for a moment is
+    /// not believed.
+    fn is_due(&mut self, clock: &dyn Clock) -> Option<i64> {
+        let (now, wall) = (clock.monotonic(), clock.now().as_second());
+        if now < self.at {
+            return None;
+        }
+        let (before, wall_before) = std::mem::replace(&mut self.seen, (now, wall));
+        self.at = now + FORGET_INTERVAL;
+        Some(wall.min(wall_before.saturating_add(now.saturating_sub(before).as_secs() as i64)))
+    }
+}
+
+/// The time before which closed windows may go, if it is time that they do.
+fn forget_before(ledger: &Arc<Ledger>, forgetting: &mut Forgetting) -> Option<i64> {
+    let before = forgetting.is_due(&*ledger.clock)? - KEEP_CLOSED_WINDOWS.as_secs() as i64;
     let ledger = ledger.clone();
     // All are looked at, a part of them at a time: no group, and nobody who waits for one, waits for that.
     tokio::task::spawn_blocking(move || {

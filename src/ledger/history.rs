@@ -186,7 +186,7 @@ impl History {
             left = left.saturating_sub(slot.used);
             room.is_none_or(|(cost, limit)| Count { used: left, ..Count::default() }.has_room(cost, limit))
         });
-        let resets_at = enough.next().map_or(now + rolling.lasts, |slot| rolling.span(slot.start).end);
+        let resets_at = enough.next().map_or(rolling.span(now).end, |slot| rolling.span(slot.start).end);
         Standing { count: count(used, reserved), resets_at, window: rolling.lasts }
     }
 

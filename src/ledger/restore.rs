@@ -114,9 +114,14 @@ impl Ledger {
         let now = self.clock.monotonic();
         // What is owed is owed from when the gate is there again, each time.
         let is_owed = row.name.kind == CoverKind::Redelivery;
-        // Not past the longest life of a cover, should the wall clock have been set back meanwhile.
+        // No longer than one of its kind lives, should the wall clock have been set back meanwhile.
         let Options { session_max, session_idle, retry_window, resume_window, .. } = **self.options();
-        let longest = session_max.max(retry_window).max(resume_window);
+        let longest = match row.name.kind {
+            CoverKind::Session => session_max,
+            CoverKind::Retry => retry_window,
+            CoverKind::Resume => resume_window,
+            CoverKind::Redelivery => REDELIVERY,
+        };
         let left = |ends_ms: i64| Duration::from_millis(u64::try_from(ends_ms - wall_ms).unwrap_or(0)).min(longest);
         let mut unflushed = self.unflushed();
         self.covers.has_number(row.number);

@@ -187,6 +187,12 @@ impl Ledger {
             // The store may know of it; and if it does, it may have to be read once more.
             unflushed.left_early(self.digests.of(&name), self.clock.now().as_millisecond());
         }
+        let was_open = known.is_some();
         unflushed.ended(known);
+        drop(unflushed);
+        // Or a crash would open it again, for whatever was exported from it.
+        if was_open && self.is_strict() {
+            self.hurry();
+        }
     }
 }

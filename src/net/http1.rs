@@ -9,7 +9,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, Version};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -21,7 +22,7 @@ use tokio::time::Instant;
 use super::bell::{Bell, Belled};
 use super::body::RequestBody;
 use super::patience::Patience;
-use super::pool::{Failed, Late, Options};
+use super::pool::{Failed, LONGEST_USE, Late, Options};
 use crate::clock::Clock;
 
 /// How much of an answer is read ahead of its client, and how long its head may be, in bytes. 128 KiB and room for a head: else an image
@@ -54,8 +55,11 @@ struct Connection<B> {
     /// Whether its server speaks HTTP/1.0. To such a server hyper drops the next body of unknown length without a word, so the connection is
     /// not used again.
     is_old: bool,
-    /// Whether it has carried a body that servers need not look for: one that does not would take it for the next request.
+    /// Whether one end may have sent more than the other looks for, which would be taken for the next request or answer: a body of a request
+    /// that servers expect to have none, or of an answer that has none.
     may_be_ahead: bool,
+    /// When it was made.
+    since: Duration,
     /// Goes from exchange to exchange with the connection: its timer is made once.
     patience: Patience,
     task: Task,
@@ -142,8 +146,9 @@ where
         });
         let task = Task { handle: task.abort_handle(), is_lent: true };
         let patience = Patience::new(self.body_idle_timeout);
+        let since = self.clock.coarse();
         let connection =
-            Connection { sender, bell, was_used: false, is_old: false, may_be_ahead: false, patience, task };
+            Connection { sender, bell, was_used: false, is_old: false, may_be_ahead: false, since, patience, task };
         Ok(Lent { connection: Box::new(connection), home: self.clone() })
     }
 }
@@ -179,6 +184,9 @@ impl<B> Lent<B> {
             return;
         }
         let since = self.home.clock.coarse();
+        if since.saturating_sub(self.connection.since) >= LONGEST_USE {
+            return;
+        }
         let mut idle = self.home.idle();
         if idle.len() >= self.home.max_idle {
             idle.pop_front();
@@ -204,6 +212,8 @@ where
         *was_used = true;
         let expects_none = whole.method().is_safe() || *whole.method() == Method::DELETE;
         *may_be_ahead |= expects_none && !whole.body().is_end_stream();
+        // Servers that take a HEAD for a GET send the body as well, and hardly with the head.
+        *may_be_ahead |= *whole.method() == Method::HEAD;
         let mut exchange = pin!(sender.try_send_request(whole));
         let answer = poll_fn(|cx| match (exchange.as_mut().poll(cx), until) {
             (Poll::Ready(answer), _) => Poll::Ready(Some(answer)),
@@ -213,11 +223,19 @@ where
         let answer = answer.await.ok_or(Late)?;
         patience.restore();
         *is_old = answer.as_ref().is_ok_and(|answer| answer.version() < Version::HTTP_11);
+        *may_be_ahead |= answer.as_ref().is_ok_and(names_a_body_that_it_has_not);
         answer.map_err(|mut failed| {
             *request = failed.take_message();
             Failed::Broken(failed.into_error())
         })
     }
+}
+
+/// Whether an answer says how long a body is that it must not have (RFC 9110, sections 15.3.5 and 15.4.5): some servers send it.
+fn names_a_body_that_it_has_not<B>(answer: &Response<B>) -> bool {
+    let has_none = matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let length = answer.headers().get(CONTENT_LENGTH);
+    has_none && (length.is_some_and(|length| length != "0") || answer.headers().contains_key(TRANSFER_ENCODING))
 }
 
 #[cfg(test)]
@@ -229,10 +247,11 @@ mod tests {
 
     use http_body::Frame;
     use http_body_util::Empty;
+    use jiff::Timestamp;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
     use super::*;
-    use crate::clock::SystemClock;
+    use crate::clock::{ManualClock, SystemClock};
     use crate::net::from_now;
 
     async fn lent() -> (Lent<Empty<Bytes>>, DuplexStream) {
@@ -261,6 +280,34 @@ mod tests {
         let (answer, ()) = tokio::join!(lent.exchange(None, &mut request), leaves);
         assert!(answer.is_err());
         assert!(request.is_none(), "the server may have looked at it");
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_used_again_unless_it_is_old_or_more_may_come_by_it() {
+        let cases: [(Method, &[u8], u64, bool); 6] = [
+            (Method::GET, b"HTTP/1.1 204 No Content\r\n\r\n", 59, true),
+            (Method::GET, b"HTTP/1.1 204 No Content\r\n\r\n", 61, false),
+            (Method::HEAD, b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n", 0, false),
+            (Method::GET, b"HTTP/1.1 204 No Content\r\ncontent-length: 4\r\n\r\n", 0, false),
+            (Method::GET, b"HTTP/1.1 304 Not Modified\r\ncontent-length: 0\r\n\r\n", 0, true),
+            (Method::GET, b"HTTP/1.1 304 Not Modified\r\ntransfer-encoding: chunked\r\n\r\n", 0, false),
+        ];
+        for (method, sent, seconds, is_kept) in cases {
+            let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
+            let connections = Arc::new(Connections::<Empty<Bytes>>::new(&Options::default(), clock.clone()));
+            let (ours, mut server) = tokio::io::duplex(1024);
+            let mut lent = connections.begin(ours).await.unwrap();
+            let mut request = Some(Request::builder().method(method.clone()).body(RequestBody::none()).unwrap());
+            let answers = async {
+                server.read_u8().await.unwrap();
+                server.write_all(sent).await.unwrap();
+            };
+            let (answer, ()) = tokio::join!(lent.exchange(None, &mut request), answers);
+            drop(answer.ok().unwrap());
+            clock.advance(Duration::from_secs(seconds));
+            lent.give_back();
+            assert_eq!(connections.idle().len(), usize::from(is_kept), "{method} after {seconds} s");
+        }
     }
 
     /// A body without an end.

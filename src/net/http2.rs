@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 use super::acknowledging::{Acknowledging, Heard};
 use super::body::RequestBody;
 use super::patience::Patience;
-use super::pool::Options;
+use super::pool::{LONGEST_USE, Options};
 use crate::clock::{Clock, milliseconds};
 
 /// How many exchanges share a connection, even if the server allows more.
@@ -57,6 +57,8 @@ struct Connection<B> {
     /// How many streams the server allows; `None` until it has said so.
     most: watch::Receiver<Option<usize>>,
     clock: Arc<dyn Clock>,
+    /// When it was made.
+    since: Duration,
     /// When the last stream ended, in milliseconds of the clock.
     unused_since: AtomicU64,
     heard: Arc<Heard>,
@@ -157,7 +159,8 @@ where
         });
         let (streams, unused_since) = (AtomicUsize::new(1), AtomicU64::new(0));
         let (clock, number) = (self.clock.clone(), self.made.fetch_add(1, Ordering::Relaxed));
-        let connection = Connection { number, sender, streams, most: most.clone(), clock, unused_since, heard };
+        let since = clock.coarse();
+        let connection = Connection { number, sender, streams, most: most.clone(), clock, since, unused_since, heard };
         let connection = Arc::new(connection);
         let stream = self.stream(&connection, Used::Never);
         self.open.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
@@ -176,8 +179,10 @@ impl<B> Connection<B> {
         let is_mute = self.most.borrow().is_none();
         // Who has something to do may be too busy for a sign of life, and may be dead: what is under way waits, and nothing is added.
         let is_silent = !is_unused && self.heard.silence() >= SILENCE;
+        let is_old = self.clock.coarse().saturating_sub(self.since) >= LONGEST_USE;
         !(self.sender.is_closed()
             || is_silent
+            || is_old
             || is_unused && (is_mute || expired.is_some_and(|expired| unused_since < expired)))
     }
 

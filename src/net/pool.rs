@@ -28,6 +28,9 @@ use crate::clock::Clock;
 /// How often a request is sent on yet another connection because a server says that it has not looked at it.
 const MOST_REFUSALS: u32 = 2;
 
+/// How long a connection is used again after it was made: what a name stands for may move while the old place still answers.
+pub(super) const LONGEST_USE: Duration = Duration::from_secs(60);
+
 /// What can be set about connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {

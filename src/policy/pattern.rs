@@ -52,19 +52,24 @@ impl Pattern {
 
     /// Whether a path fits.
     pub(super) fn fits(&self, path: &str) -> bool {
-        let Some(mut rest) = path.strip_prefix('/').map(Some) else { return false };
+        // What is left begins with the slash before the next segment. That segment's end is looked for where it may be any: a long one would
+        // be gone through for each route.
+        let mut rest = path;
         for wanted in &self.segments {
-            let Some(path) = rest else { return false };
-            let (segment, others) = first_segment(path);
-            match wanted {
-                Segment::Literal(literal) if segment == literal => {}
-                Segment::One(_) if !segment.is_empty() => {}
+            let Some(path) = rest.strip_prefix('/') else { return false };
+            rest = match wanted {
+                Segment::Literal(literal) => match path.strip_prefix(literal.as_str()) {
+                    Some(others) if others.is_empty() || others.starts_with('/') => others,
+                    _ => return false,
+                },
+                Segment::One(_) => match first_segment(path).0.len() {
+                    0 => return false,
+                    length => &path[length..],
+                },
                 Segment::Rest(_) => return !path.is_empty(),
-                _ => return false,
-            }
-            rest = others;
+            };
         }
-        rest.is_none()
+        rest.is_empty()
     }
 
     /// The raw value of a parameter in a path that fits.

@@ -1,6 +1,7 @@
 //! Which request is which action (counting rules, section 1).
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, HOST};
@@ -150,6 +151,22 @@ impl std::fmt::Display for Misread {
     }
 }
 
+/// The lenient readings of a request's path: made when they are asked for, and once for all methods.
+struct Readings<'u> {
+    path: &'u str,
+    all: OnceCell<Option<Vec<String>>>,
+}
+
+impl<'u> Readings<'u> {
+    fn of(uri: &'u Uri) -> Self {
+        Self { path: uri.path(), all: OnceCell::new() }
+    }
+
+    fn all(&self) -> Option<&[String]> {
+        self.all.get_or_init(|| lenient_readings(self.path)).as_deref()
+    }
+}
+
 impl Routes {
     /// Routes in this order.
     ///
@@ -197,8 +214,9 @@ impl Routes {
 
     /// What a request is. Allocates nothing for an ordinary request that matches no route.
     pub fn find(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Match {
-        let found = self.find_by(method, uri, headers);
-        let is_one_by = |other: &Method| self.find_by(other, uri, headers).may_be_export();
+        let readings = Readings::of(uri);
+        let found = self.find_by(method, uri, headers, &readings);
+        let is_one_by = |other: &Method| self.find_by(other, uri, headers, &readings).may_be_export();
         if !found.may_be_export() && self.other_methods(method, uri).any(|other| is_one_by(&other)) {
             return Match::Misread(Misread::Method);
         }
@@ -208,7 +226,7 @@ impl Routes {
     /// The first export that a misread request may be meant for.
     pub fn nearly(&self, method: &Method, uri: &Uri) -> Option<RouteId> {
         let path = uri.path();
-        let readings: Option<Vec<String>> = lenient_readings(path).map(Iterator::collect);
+        let readings = lenient_readings(path);
         let methods: Vec<Cow<'_, Method>> = self.other_methods(method, uri).chain([Cow::Borrowed(method)]).collect();
         let fits = |route: &Route, lenient: &Pattern| {
             route.path.fits(path) || readings.as_ref().is_none_or(|all| all.iter().any(|reading| lenient.fits(reading)))
@@ -235,18 +253,20 @@ impl Routes {
         itself.map(Cow::Owned).into_iter().chain(by_parameter.collect::<Vec<_>>())
     }
 
-    fn find_by(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Match {
+    fn find_by(&self, method: &Method, uri: &Uri, headers: &HeaderMap, readings: &Readings<'_>) -> Match {
         let path = uri.path();
         let (id, route) = match self.first_fit(method, uri, headers) {
             Ok(Some(found)) => found,
-            Ok(None) if self.is_disguised_export(method, uri, headers) => return Match::Misread(Misread::Path),
+            Ok(None) if self.is_disguised_export(method, uri, headers, readings) => {
+                return Match::Misread(Misread::Path);
+            }
             Ok(None) => return Match::Unmatched,
             Err(misread) => return Match::Misread(misread),
         };
         // An export in its plain spelling is one, whatever else it could be read as.
         let ends_alike = path.strip_suffix('/').filter(|_| route.path.ends_in_slash());
         let is_plain_export = route.action.is_export() && is_canonical(ends_alike.unwrap_or(path));
-        if !is_plain_export && self.is_disguised_export(method, uri, headers) {
+        if !is_plain_export && self.is_disguised_export(method, uri, headers, readings) {
             return Match::Misread(Misread::Path);
         }
         match design(route, uri, headers) {
@@ -276,7 +296,7 @@ impl Routes {
     }
 
     /// Whether a lenient backend might serve this as an export, though its path is not spelt as one.
-    fn is_disguised_export(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
+    fn is_disguised_export(&self, method: &Method, uri: &Uri, headers: &HeaderMap, readings: &Readings<'_>) -> bool {
         let path = uri.path();
         let is_plain = is_canonical(path)
             && is_read_alike(path)
@@ -285,16 +305,16 @@ impl Routes {
         if is_plain && !self.has_odd_export {
             return false;
         }
-        let Some(mut readings) = lenient_readings(path) else {
+        let Some(readings) = readings.all() else {
             return self.routes.iter().any(|route| route.action.is_export() && allows(route, method));
         };
         // Then nobody knows what the query is: it may be all that an export asks for.
         let has_query = may_hold_a_query(path);
-        readings.any(|reading| {
+        readings.iter().any(|reading| {
             let mut fitting = self.routes.iter().zip(&self.lenient).filter(|(route, pattern)| {
                 let is_export = route.action.is_export();
                 let may_meet = || is_export && has_query || meets(&route.conditions, uri, headers).unwrap_or(is_export);
-                allows(route, method) && pattern.fits(&reading) && may_meet()
+                allows(route, method) && pattern.fits(reading) && may_meet()
             });
             fitting.next().is_some_and(|(route, _)| route.action.is_export())
         })

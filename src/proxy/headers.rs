@@ -16,9 +16,9 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// By these a backend may let the sender choose another method, path or origin than the gate has classified.
+/// By these a backend may let the sender choose another method, path or origin than the gate has classified, or how a file is sent.
 /// Besides all that begin with [`X_FORWARDED`].
-pub(super) const OVERRIDES: [&str; 11] = [
+pub(super) const OVERRIDES: [&str; 13] = [
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
@@ -31,6 +31,9 @@ pub(super) const OVERRIDES: [&str; 11] = [
     "script-name",
     "path-info",
     "x-script-name",
+    // Rack sends no file, but tells a hop in front which one it is.
+    "x-sendfile-type",
+    "x-accel-mapping",
 ];
 
 const X_FORWARDED: &str = "x-forwarded-";

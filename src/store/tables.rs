@@ -450,6 +450,10 @@ fn spelled(meters: &[(Arc<str>, u32)]) -> String {
 }
 
 fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
+    // First: of groups that are taken together what was written after this stays. What should go as well goes with the next one.
+    if let Some(before) = batch.forget_before {
+        group.execute("DELETE FROM counters WHERE ends < ?", params![before])?;
+    }
     let mut put_counter = group.prepare_cached(
         "INSERT INTO counters (meter, kind, subject, starts, ends, used, reserved, plan, seal)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -506,9 +510,6 @@ fn write_group(group: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
             end_open.execute(params![user, what])?;
         }
     }
-    if let Some(before) = batch.forget_before {
-        group.execute("DELETE FROM counters WHERE ends < ?", params![before])?;
-    }
     Ok(())
 }
 
@@ -549,6 +550,36 @@ mod tests {
         tables.absorb(nothing, 0, next, None).unwrap();
         assert!(!tables.was_in_the_way());
         assert!(tables.prepare_to_write(true).unwrap_err().to_string().contains("being read by somebody"));
+    }
+
+    /// As after a clock that was far ahead: what it had forgotten is counted anew behind that, in the same part of a journal.
+    #[test]
+    fn what_is_written_along_with_a_forgetting_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tables = Tables::open(&folder.path().join("ledger.db")).unwrap();
+        tables.prepare_to_write(false).unwrap();
+        let row = |user: &str| CounterRow {
+            name: CounterName { meter: "m".into(), subject: Subject::user(user), span: Span { start: 0, end: 10 } },
+            used: 1,
+            reserved: 0,
+            plan: "free".into(),
+        };
+        let mut absorb = |generation: u32, batch: Batch| {
+            let next = at(generation, &tables);
+            let mut batches = [batch].into_iter();
+            tables.absorb(|| Ok(batches.next()), generation - 1, next, None).unwrap();
+        };
+        absorb(1, Batch { counters: vec![row("before")], ..Batch::default() });
+        absorb(2, Batch { counters: vec![row("behind")], forget_before: Some(100), ..Batch::default() });
+        let kept: Vec<String> = tables
+            .connection
+            .prepare("SELECT subject FROM counters")
+            .unwrap()
+            .query_map([], |row| row.get(0))
+            .unwrap()
+            .collect::<Result<_, _>>()
+            .unwrap();
+        assert_eq!(kept, ["behind"]);
     }
 
     #[test]

@@ -160,6 +160,27 @@ fn a_redirect_that_has_reached_its_client_counts_whatever_becomes_of_its_body() 
     assert_eq!((gate.used("u", "exports"), charges(&gate, "void")), (1, 0.0));
 }
 
+/// As behind nginx, which fetches what `X-Accel-Redirect` names in place of the answer.
+#[test]
+fn a_file_that_a_hop_in_front_is_to_send_counts_with_the_head_that_names_it() {
+    let (backend, gate) = stage(Reply::with("200 OK", &["x-accel-redirect: /protected/d1.png"], b""));
+    let token = Token::of("u").line();
+    let ask = || get(gate.address, "/v1/designs/d1/download", &[&token]);
+    let answer = ask();
+    assert_eq!((answer.status, answer.header("x-accel-redirect")), (200, Some("/protected/d1.png")));
+    assert_eq!(gate.used("u", "exports"), 1);
+    for (status, fields, body, total) in [
+        ("200 OK", &["x-sendfile: /files/d1.png", "content-type: text/html"][..], &b"<p>"[..], 2),
+        ("204 No Content", &["x-reproxy-url: http://files/d1.png"], b"", 3),
+        ("404 Not Found", &["x-accel-redirect: /missing"], b"", 3),
+        ("200 OK", &["x-accel-buffering: no"], b"", 3),
+    ] {
+        backend.will(Reply::with(status, fields, body));
+        ask();
+        assert_eq!(gate.used("u", "exports"), total, "{status} {fields:?}");
+    }
+}
+
 #[test]
 fn a_file_that_was_made_is_not_counted_and_reported_once() {
     let backend = Backend::start(Reply::with("201 Created", &["content-type: image/png"], b"an image"));

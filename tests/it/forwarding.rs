@@ -22,6 +22,8 @@ fn a_request_arrives_as_it_was_sent_but_for_what_belongs_to_the_connection() {
         "cookie: a=b",
         "x-forwarded-for: 10.0.0.1",
         "x-original-url: /v1/designs/d1/download",
+        "x-sendfile-type: X-Accel-Redirect",
+        "x-accel-mapping: /=/protected/",
         "x-http-method-override: DELETE",
     ];
     assert_eq!(request(gate.address, "PUT", "/a%2Fb//c?x=%41&y", &lines, b"the body").status, 200);

@@ -46,6 +46,7 @@ fn what_is_no_file_or_has_a_route_is_no_leak() {
         Reply::with("200 OK", &["content-type: application/javascript"], b"1"),
         Reply::with("200 OK", &["content-type: font/woff2"], b"font"),
         Reply::with("200 OK", &["content-type: image/png"], b""),
+        Reply::with("200 OK", &["content-type: text/html", "x-accel-redirect: /pages/1"], b""),
         Reply::with("404 Not Found", &["content-type: image/png"], b"x"),
         Reply::with("304 Not Modified", &["content-type: image/png"], b""),
     ];
@@ -63,6 +64,9 @@ fn what_is_no_file_or_has_a_route_is_no_leak() {
     backend.will(Reply::with("206 Partial Content", &["content-type: multipart/byteranges; boundary=x"], b"--x--"));
     get(gate.address, "/elsewhere/1", &["range: bytes=0-0,1-"]);
     assert_eq!(leaks(&gate), 2.0);
+    backend.will(Reply::with("200 OK", &["content-type: image/png", "x-accel-redirect: /protected/1.png"], b""));
+    get(gate.address, "/elsewhere/1", &[]);
+    assert_eq!(leaks(&gate), 3.0, "a hop in front sends it");
 }
 
 #[test]

@@ -595,6 +595,35 @@ async fn the_rest_of_a_download_is_degraded_as_the_one_was_that_it_is_the_rest_o
 }
 
 #[tokio::test]
+async fn where_nothing_is_enforced_the_rest_of_a_download_is_known_by_what_only_watches() {
+    let (ledger, _) = ledger(2);
+    let (user, what, design) = (Arc::from("u"), Arc::from("GET /d"), Arc::from("d1"));
+    let demands = [demand(0, 0), Demand { on_exceed: OnExceed::Observe, ..demand(1, 9) }];
+    let request = || ChargeRequest { shadow: true, ..ChargeRequest::new(&user, PLAN, &design, &demands) };
+    let Admission::Charged(whole) = ledger.charge(request()).await else { panic!() };
+    whole.resumable(&what, &Representation { validator: "a".into(), length: 10 });
+    whole.settle(Settlement::Delivered);
+    assert_eq!(ledger.may_resume(&request(), &what, None), Some(SmallVec::new()));
+    assert_eq!(ledger.may_resume(&ChargeRequest { shadow: false, ..request() }, &what, None), None);
+}
+
+/// Time is paused: nothing but a hurry writes within the hour.
+#[tokio::test(start_paused = true)]
+async fn that_a_screen_was_left_is_written_at_once() {
+    let (clock, disk) = (clock(), Disk::default());
+    let options = Options { flush_interval: Duration::from_hours(1), ..Options::default() };
+    let ledger = Ledger::new(&policy(1), options, clock.clone());
+    let (_end, ended) = tokio::sync::oneshot::channel::<()>();
+    tokio::spawn(run(ledger.clone(), Box::new(disk.clone()), async { ended.await.unwrap_or(()) }));
+    settled(|| ledger.availability().is_ok()).await;
+    let opening = Demand { session: SessionUse::Opens, ..demand(0, 10) };
+    assert!(delivered(charge(&ledger, "u", &[opening]).await));
+    settled(|| disk.covers() == 1).await;
+    ledger.leave(&"u".into(), &"d1".into());
+    settled(|| disk.covers() == 0).await;
+}
+
+#[tokio::test]
 async fn what_is_only_degraded_takes_nothing_from_what_was_paid_for_under_its_key() {
     let (ledger, _) = ledger(1);
     let of = |cost| Demand { cost, on_exceed: OnExceed::Degrade, ..demand(0, 3) };
@@ -1102,6 +1131,9 @@ async fn windows_that_closed_long_ago_are_forgotten() {
     clock.set_wall(wednesday);
     assert_eq!(used(&ledger, "u"), [(1, 0)], "35 days have not passed");
     clock.set_wall("2027-01-01T00:00:00Z".parse().unwrap());
+    clock.advance(Duration::from_hours(2));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(disk.used("u"), Some(1), "a clock that is far ahead is not believed until it has been so for an hour");
     clock.advance(Duration::from_hours(2));
     settled(|| disk.used("u").is_none()).await;
     clock.set_wall(wednesday);

@@ -281,6 +281,8 @@ struct Request {
     shares: Vec<usize>,
     /// What delivered charges cover of it.
     held: Vec<Held>,
+    /// When it was admitted.
+    wall: i64,
     state: State,
 }
 
@@ -449,7 +451,7 @@ impl Model {
         };
         let delivered = counting.iter().filter(|booking| booking.used.is_some_and(|used| used > 0));
         let ends = delivered.map(|booking| booking.span.end).filter(|end| used_after(*end) + cost <= limit);
-        ends.min().unwrap_or(self.wall + rolling.lasts)
+        ends.min().unwrap_or(rolling.span(self.wall).end)
     }
 
     fn why_not(&self, demand: &Demand) -> Option<Why> {
@@ -473,21 +475,34 @@ impl Model {
             let room = (demand.cost, demand.limit);
             self.resets_at(demand.meter.0, &demand.subject, demand.anchor, room)
         };
+        // Of what was paid for under a key, what was given back is not covered: there has to be room for it.
+        let lacking = |demand: &Demand| {
+            let by_key = |cover: &&Cover| cover.name.0 == CoverKind::Retry && cover.until.is_some();
+            let key = held_by(demand).filter(by_key).filter(|cover| !degrades(cover, demand));
+            let lacks = key.map(|key| demand.cost.saturating_sub(key.used(demand.meter.0)));
+            lacks.filter(|lacks| *lacks > 0).map(|cost| Demand { cost, ..demand.clone() })
+        };
         let (mut booked, mut degraded, mut would_deny, mut refusing) = (vec![], vec![], vec![], vec![]);
+        let mut lacked = vec![];
         for demand in &demands {
             let meter = demand.meter.0;
             let held = held_by(demand);
             let is_degraded = held.is_some_and(|cover| degrades(cover, demand));
             let in_shadow = demand.shadow || ask.shadow;
-            match (self.why_not(demand), demand.on_exceed) {
-                _ if held.is_some() && !is_degraded => {}
+            let lacks = lacking(demand);
+            let asked = lacks.as_ref().unwrap_or(demand);
+            let why_not = self.why_not(asked);
+            let is_enforced = demand.on_exceed != OnExceed::Observe && !in_shadow;
+            let has_room = lacks.is_none() || !is_enforced || why_not.is_none();
+            match (why_not, demand.on_exceed) {
+                _ if held.is_some() && !is_degraded && has_room => lacked.extend(lacks),
                 (_, OnExceed::Degrade) if !in_shadow && ask.made.is_some_and(|made| made & 1 << meter != 0) => {
                     degraded.push(meter);
                 }
                 // Unless the meter has become one that does not degrade.
                 (why, OnExceed::Degrade) if is_degraded && !in_shadow => {
                     if ask.made.is_some() {
-                        refusing.push((why, resets_at(demand), meter));
+                        refusing.push((why, resets_at(asked), meter));
                     } else {
                         degraded.push(meter);
                     }
@@ -495,7 +510,7 @@ impl Model {
                 (None, _) | (Some(_), OnExceed::Observe) => booked.push(demand),
                 _ if in_shadow => would_deny.push(meter),
                 (Some(_), OnExceed::Degrade) if ask.made.is_none() => degraded.push(meter),
-                (why, _) => refusing.push((why, resets_at(demand), meter)),
+                (why, _) => refusing.push((why, resets_at(asked), meter)),
             }
         }
         if let Some((why, resets_at, _)) = refusing.iter().max() {
@@ -518,6 +533,11 @@ impl Model {
         for demand in &booked {
             let Demand { meter: MeterId(meter), subject, anchor, cost, .. } = (*demand).clone();
             let span = self.window(meter, &subject, anchor);
+            self.bookings.push(Booking { charge, meter, subject, span, cost, used: None, kept: 0 });
+        }
+        for Demand { meter: MeterId(meter), subject, anchor, cost, .. } in lacked {
+            let span = self.window(meter, &subject, anchor);
+            let charge = lacked_by(self.requests.len());
             self.bookings.push(Booking { charge, meter, subject, span, cost, used: None, kept: 0 });
         }
         // Whoever is degraded has left the screen that was open, and opens none; unless it is the same opening once more.
@@ -559,13 +579,15 @@ impl Model {
         let by = covers.iter().map(|(cover, files)| (cover.name, cover.charge, *files)).collect();
         let held = demands.iter().filter_map(|demand| {
             let cover = held_by(demand).filter(|cover| cover.until.is_some() && cover.name.0 != CoverKind::Resume)?;
-            let (meter, paid) = *cover.meters.iter().find(|(meter, _)| *meter == demand.meter.0)?;
+            let (meter, booked) = *cover.meters.iter().find(|(meter, _)| *meter == demand.meter.0)?;
+            let paid = if cover.name.0 == CoverKind::Retry { cover.used(meter) } else { booked };
             let held = !degrades(cover, demand);
             let (subject, anchor) = (demand.subject.clone(), demand.anchor);
             held.then_some(Held { by: (cover.name, cover.charge), meter, subject, anchor, paid })
         });
         let held = held.collect();
-        self.requests.push(Request { own: is_new.then_some(charge), by, shares, held, state: State::UnderWay });
+        let (own, wall) = (is_new.then_some(charge), self.wall);
+        self.requests.push(Request { own, by, shares, held, wall, state: State::UnderWay });
         let counts = demands.iter().map(|demand| self.count(demand.meter.0, &demand.subject, demand.anchor)).collect();
         let admitted = Admitted { degraded, would_deny, booked: !booked.is_empty() || shares_bookings, counts };
         let decides = demands.iter().any(|demand| held_by(demand).is_some_and(|cover| !degrades(cover, demand)));
@@ -668,6 +690,8 @@ impl Model {
 
     fn end(&mut self, request: usize, end: &End) {
         let delivered = !matches!(end, End::Void | End::Drop);
+        // What was reserved of what its key lacks is what the backend says, or nothing.
+        self.bookings.retain(|booking| booking.charge != lacked_by(request));
         let excess = if let End::Report(images) = end { self.excess(request, *images) } else { Vec::new() };
         self.requests[request].state = if delivered { State::Delivered } else { State::Void };
         let Request { own, shares, by, .. } = self.requests[request].clone();
@@ -724,7 +748,11 @@ impl Model {
                 Booking { charge: usize::MAX, meter, subject, span, cost: used, used: Some(images), kept: 0 },
             ))
         };
-        held.into_iter().filter_map(|held| booking(self, held)).collect()
+        // In the windows of when it was admitted.
+        let now = std::mem::replace(&mut self.wall, self.requests[request].wall);
+        let excess = held.into_iter().filter_map(|held| booking(self, held)).collect();
+        self.wall = now;
+        excess
     }
 
     fn take_files(&mut self, request: usize, by: (Name, usize), wanted: u32) -> u32 {
@@ -952,10 +980,16 @@ impl Model {
         self.marked.clear();
         self.bookings.clone_from(&self.kept_bookings);
         self.covers.clear();
-        let restored = |end: i64| self.monotonic + (end - self.wall).clamp(0, SESSION);
+        let restored = |end: i64, longest: i64| self.monotonic + (end - self.wall).clamp(0, longest);
         for Kept { cover, until, idle_until, files_left } in &self.kept_covers {
-            let longest_idle = self.monotonic + self.idle.unwrap_or(SESSION);
-            let (until, idle_until) = (Some(restored(*until)), idle_until.map(|idle| restored(idle).min(longest_idle)));
+            let longest = match cover.name.0 {
+                CoverKind::Session => SESSION,
+                CoverKind::Retry => RETRY,
+                CoverKind::Resume | CoverKind::Redelivery => RESUME,
+            };
+            let longest_idle = self.idle.unwrap_or(SESSION);
+            let until = Some(restored(*until, longest));
+            let idle_until = idle_until.map(|idle| restored(idle, longest_idle));
             self.covers.push(Cover { until, idle_until, files: *files_left, ..cover.clone() });
         }
     }
@@ -984,6 +1018,11 @@ fn shown(mut row: CoverRow) -> String {
     format!("{row:?}")
 }
 
+/// The bookings of what the key of a request lacks are no charge's.
+fn lacked_by(request: usize) -> usize {
+    usize::MAX - 1 - request
+}
+
 /// A session has to do with meters that have sessions.
 fn of_session(cover: &Cover, demand: &Demand) -> bool {
     cover.name.0 != CoverKind::Session || demand.session == SessionUse::Covered
@@ -994,9 +1033,11 @@ fn holds(cover: &Cover, demand: &Demand) -> bool {
     is_paid(cover, demand) || cover.degraded.contains(&demand.meter.0)
 }
 
+/// By a key only if any of it is used.
 fn is_paid(cover: &Cover, demand: &Demand) -> bool {
     let enough = |cost: u32| cover.name.0 == CoverKind::Session || demand.cost <= cost;
-    cover.meters.iter().any(|(meter, cost)| *meter == demand.meter.0 && enough(*cost))
+    let is_used = cover.name.0 != CoverKind::Retry || cover.used(demand.meter.0) > 0;
+    is_used && cover.meters.iter().any(|(meter, cost)| *meter == demand.meter.0 && enough(*cost))
 }
 
 /// Whether what it covers is degraded: not what was paid for.

@@ -281,3 +281,51 @@ fn a_second_signal_ends_at_once_what_a_first_one_lets_end_and_nothing_that_was_d
     let gate = setup.start();
     assert_eq!((gate.used("u", "exports"), gate.used("v", "exports")), (1, 0));
 }
+
+/// A connection is for one request, and of too many the oldest makes room: whoever asks and does not read keeps nobody out.
+#[test]
+fn nobody_holds_the_admin_listener() {
+    let (_backend, gate) = stage();
+    let ask = || {
+        let mut stream = TcpStream::connect(gate.admin_address).unwrap();
+        stream.write_all(&b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n".repeat(3)).unwrap();
+        stream
+    };
+    let mut several = ask();
+    let mut answers = String::new();
+    several.read_to_string(&mut answers).unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 200").count(), 1, "{answers}");
+    let idle: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(gate.admin_address).unwrap()).collect();
+    assert_eq!(gate.admin("/healthz").0, 200);
+    // It was closed without a word.
+    let mut byte = [0];
+    assert!((&idle[0]).read(&mut byte).is_ok_and(|read| read == 0) || (&idle[0]).read(&mut byte).is_err());
+}
+
+#[test]
+fn the_admin_listener_says_what_a_page_is_for_and_takes_a_scheme_in_any_case() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address)
+        .set("ADMIN", "an-admin-token-of-some-length")
+        .set("EXPORT_GATE__ADMIN__TOKEN_ENV", "ADMIN")
+        .start();
+    let ask = |method: &str, target: &str, scheme: &str| {
+        let line = format!("authorization: {scheme} an-admin-token-of-some-length");
+        crate::support::request(gate.admin_address, method, target, &[&line], b"")
+    };
+    assert_eq!(ask("GET", "/metrics", "bearer").status, 200);
+    assert_eq!(ask("GET", "/metrics", "basic").status, 401);
+    let wrong = |method, target| {
+        let answer = ask(method, target, "Bearer");
+        (answer.status, answer.header("allow").map(str::to_owned))
+    };
+    assert_eq!(wrong("GET", "/v1/designs/d1/facts"), (405, Some("DELETE".to_owned())));
+    assert_eq!(wrong("DELETE", "/metrics"), (405, Some("GET, HEAD".to_owned())));
+    assert_eq!(ask("DELETE", "/v1/designs/d1/facts", "Bearer").status, 204);
+    let mut usage = gate.setup.command("usage");
+    usage
+        .args(["u", "--plan", "free", "--token-env", "TYPED", "--admin"])
+        .arg(gate.admin_address.to_string())
+        .env("TYPED", "an-admin-token-of-some-length\n");
+    assert!(usage.output().unwrap().status.success(), "as the gate reads a token from a file");
+}
