@@ -1,7 +1,7 @@
 //! When a charge sticks (counting rules, section 4): which answers hand a file out, and how far one got.
 
 use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, LOCATION};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, response};
 
 use super::pace::Taking;
 use super::record::Record;
@@ -21,18 +21,21 @@ pub(super) enum Promise {
 }
 
 /// By these a backend names a file that a hop in front of the gate is to send in place of the answer (nginx, Apache, lighttpd, Perlbal).
-const HAND_OVER: [HeaderName; 4] = [
+const HAND_OVER: [HeaderName; 7] = [
     HeaderName::from_static("x-accel-redirect"),
     HeaderName::from_static("x-sendfile"),
+    HeaderName::from_static("x-sendfile2"),
     HeaderName::from_static("x-lighttpd-send-file"),
+    HeaderName::from_static("x-litespeed-location"),
+    HeaderName::from_static("x-reproxy-file"),
     HeaderName::from_static("x-reproxy-url"),
 ];
 
-/// Reads an answer's head. `body_is_empty`: no byte will follow.
-pub(super) fn promise(delivers: Delivers, head: &response::Parts, body_is_empty: bool) -> Promise {
+/// Reads the head of an answer to a request by `method`. `body_is_empty`: no byte will follow.
+pub(super) fn promise(delivers: Delivers, method: &Method, head: &response::Parts, body_is_empty: bool) -> Promise {
     let by_head = match delivers {
-        // Whatever its body is: who is to send the file does not pass that on.
-        Delivers::File | Delivers::Redirect if hands_over(head) => true,
+        // Whatever its body is: who is to send the file does not pass that on, and sends none for a HEAD.
+        Delivers::File | Delivers::Redirect if hands_over(head) => *method != Method::HEAD,
         // A backend that redirects hands the file out itself at times, e.g. because its storage is not there.
         Delivers::File | Delivers::Redirect if is_file(head.status, &head.headers) && !body_is_empty => {
             return Promise::Body;
@@ -44,7 +47,8 @@ pub(super) fn promise(delivers: Delivers, head: &response::Parts, body_is_empty:
     if by_head { Promise::Head } else { Promise::Nothing }
 }
 
-fn hands_over(head: &response::Parts) -> bool {
+/// Whether somebody in front of the gate is to send a file in place of the answer.
+pub(super) fn hands_over(head: &response::Parts) -> bool {
     head.status.is_success() && HAND_OVER.iter().any(|name| head.headers.contains_key(name))
 }
 
@@ -325,7 +329,7 @@ mod tests {
         for (name, value) in headers {
             response = response.header(*name, *value);
         }
-        promise(delivers, &response.body(()).unwrap().into_parts().0, body_is_empty)
+        promise(delivers, &Method::GET, &response.body(()).unwrap().into_parts().0, body_is_empty)
     }
 
     #[test]

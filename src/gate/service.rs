@@ -19,7 +19,7 @@ use super::answers::Asker;
 use super::asked::Asked;
 use super::body::GateBody;
 use super::delivery::{
-    Client, Delivery, Promise, is_uncounted_success, leads_elsewhere, looks_like_an_export, promise,
+    Client, Delivery, Promise, hands_over, is_uncounted_success, leads_elsewhere, looks_like_an_export, promise,
 };
 use super::fields;
 use super::framing;
@@ -354,7 +354,7 @@ impl Gate {
         head.headers.insert(REQUEST_ID, asker.request_id().clone());
         delivery.answered(head.status);
         delivery.record().passed(Phase::Backend);
-        let promise = promise(route.delivers, &head, body.is_end_stream());
+        let promise = promise(route.delivers, &target.method, &head, body.is_end_stream());
         if promise == Promise::Nothing {
             if leads_elsewhere(route.delivers, &head) {
                 self.leaks.report_redirect(&route.name);
@@ -405,8 +405,9 @@ impl Gate {
         }
         self.parts.answers.expose_fields(&mut head.headers, asker);
         if promise == Promise::Head {
-            // Unless the backend breaks off right behind it: then the client has not seen it, nor all of what a success says.
-            delivery.due_by_head(route.delivers == Delivers::Redirect);
+            // Unless the backend breaks off right behind it: then the client has not seen it, nor all of what a success says. But what only has
+            // to be read to act on it has left.
+            delivery.due_by_head(route.delivers == Delivers::Redirect || hands_over(&head));
         }
         if body.is_end_stream() {
             delivery.complete();

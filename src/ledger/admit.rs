@@ -124,14 +124,10 @@ impl Ledger {
         let mut covered_by = self.covers_for(request, retry.as_ref());
         self.announce_uses(&mut covered_by, request.design);
         let counters = self.counters.look();
-        let lacking: SmallVec<[u32; 2]> = planned.iter().map(|planned| lacks(planned.demand, &covered_by)).collect();
-        let standing = |(planned, lacks): (&Planned<'_>, &u32)| {
-            let cost = if *lacks > 0 { *lacks } else { planned.demand.cost };
-            self.standing(&counters, planned, cost, time.as_second(), request.shadow)
-        };
-        let standings: SmallVec<[Standing; 2]> = planned.iter().zip(&lacking).map(standing).collect();
-        let rule = |(standing, lacks): (&Standing, &u32)| rule(standing, *lacks > 0, &covered_by, request.made);
-        let rulings: SmallVec<[Ruling; 2]> = standings.iter().zip(&lacking).map(rule).collect();
+        let standing = |planned| self.standing(&counters, planned, time.as_second(), request.shadow);
+        let standings: SmallVec<[Standing; 2]> = planned.iter().map(standing).collect();
+        let rulings: SmallVec<[Ruling; 2]> =
+            standings.iter().map(|standing| rule(standing, &covered_by, request.made)).collect();
         let with = |wanted: Ruling| standings.iter().zip(&rulings).filter(move |(_, ruling)| **ruling == wanted);
         let meters = |wanted| with(wanted).map(|(standing, _)| standing.meter).collect::<Meters>();
         let refusing: SmallVec<[Standing; 2]> = with(Ruling::Refuse).map(|(standing, _)| *standing).collect();
@@ -163,24 +159,11 @@ impl Ledger {
         let mut own = Reservation::new(self.next_serial(), request.user.clone());
         // Booked and marked under the lock that a group is read under, if groups tell of what is under way: none has a charge in part.
         let mut marks = self.tells_of_charges().then(|| self.unflushed());
-        for (index, planned) in planned.iter().enumerate() {
-            let booked = match rulings[index] {
-                Ruling::Book => self.book(&counters, planned, time.as_second(), request.plan, &mut marks),
-                Ruling::Covered if lacking[index] > 0 => {
-                    let demand = &Demand { cost: lacking[index], ..planned.demand.clone() };
-                    let planned = Planned { demand, spot: planned.spot };
-                    self.book(&counters, &planned, time.as_second(), request.plan, &mut marks)
-                }
-                _ => continue,
-            };
-            match booked {
+        for (index, planned) in planned.iter().enumerate().filter(|(index, _)| rulings[*index] == Ruling::Book) {
+            match self.book(&counters, planned, time.as_second(), request.plan, &mut marks) {
                 Ok((booked, count)) => {
+                    own.booked.push(booked);
                     charge.standings[index].count = count;
-                    if rulings[index] == Ruling::Book {
-                        own.booked.push(booked);
-                    } else {
-                        charge.lacked(booked, planned.demand.cost, marks.as_deref_mut());
-                    }
                 }
                 // Millions under way on one counter. Where nothing is enforced nobody is refused for it.
                 Err(_) if !charge.standings[index].is_enforced() => {}
@@ -273,9 +256,8 @@ impl Ledger {
         found
     }
 
-    /// How a subject stands to what costs so much.
-    fn standing(&self, counters: &Look<'_>, planned: &Planned<'_>, cost: u32, now: i64, shadow: bool) -> Standing {
-        let Demand { meter, on_exceed, limit, .. } = *planned.demand;
+    fn standing(&self, counters: &Look<'_>, planned: &Planned<'_>, now: i64, shadow: bool) -> Standing {
+        let Demand { meter, on_exceed, limit, cost, .. } = *planned.demand;
         let shadow = shadow || planned.demand.shadow;
         let history::Standing { count, resets_at, window } = match planned.spot {
             Spot::Counter { key, span } => {
@@ -373,16 +355,10 @@ fn opening(request: &ChargeRequest<'_>, own: &Reservation, covered_by: &[CoverUs
     })
 }
 
-/// How much of what a demand asks for its key does not cover, of which it covers the rest.
-fn lacks(demand: &Demand, covered_by: &[CoverUse]) -> u32 {
-    covered_by.iter().map(|by| by.lacks(demand.meter, demand.cost)).max().unwrap_or(0)
-}
-
-/// Decides about one demand, or about what its key lacks of it; deny beats degrade.
-fn rule(standing: &Standing, lacks_some: bool, covered_by: &[CoverUse], made: Option<&[MeterId]>) -> Ruling {
+/// Decides about one demand; deny beats degrade.
+fn rule(standing: &Standing, covered_by: &[CoverUse], made: Option<&[MeterId]>) -> Ruling {
     let meter = &standing.meter;
-    let has_room = !lacks_some || !standing.is_enforced() || standing.why_not().is_none();
-    if has_room && covered_by.iter().any(|by| by.meters.contains(meter)) {
+    if covered_by.iter().any(|by| by.meters.contains(meter)) {
         return Ruling::Covered;
     }
     let degrades = standing.on_exceed == OnExceed::Degrade && !standing.shadow;

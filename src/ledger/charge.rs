@@ -352,9 +352,7 @@ impl Charge {
             }
         }
         for beyond in excess.drain(..) {
-            // A backend that says nothing of a repeat has brought what it said before.
-            let is_said = last_word(reports, beyond.meter()).is_some();
-            ledger.settle_excess(&beyond, covered_by, if is_said { settlement } else { Settlement::Void });
+            ledger.settle_excess(&beyond, covered_by, settlement);
         }
         for by in covered_by.drain(..) {
             if let Some(shared) = &by.under_way {

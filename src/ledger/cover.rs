@@ -172,10 +172,4 @@ impl CoverUse {
     pub(super) fn used(&self, meter: MeterId) -> u32 {
         find(&self.delivered, meter).unwrap_or_else(|| self.paid_for(meter))
     }
-
-    /// How much of what is asked for on a meter a key does not cover: it was given back.
-    pub(super) fn lacks(&self, meter: MeterId, cost: u32) -> u32 {
-        let is_of_key = self.name.kind == CoverKind::Retry && self.under_way.is_none() && self.meters.contains(&meter);
-        if is_of_key { cost.saturating_sub(self.used(meter)) } else { 0 }
-    }
 }

@@ -1,6 +1,5 @@
 //! What a backend brings beyond what an earlier charge covers (counting rules, section 4 rule 9). Only its answer tells, so no limit refuses
-//! it; it is reserved before its first byte, as a charge is, and used once that is delivered. What a repeat asks for, and its key does not
-//! cover any more because it was given back, is known before: for that there has to be room.
+//! it; it is reserved before its first byte, as a charge is, and used once that is delivered.
 
 use jiff::Timestamp;
 
@@ -8,7 +7,6 @@ use super::Ledger;
 use super::charge::{Charge, Settlement};
 use super::cover::CoverUse;
 use super::reservation::{Booked, last_word};
-use super::unflushed::Unflushed;
 use crate::policy::{Demand, MeterId, OnExceed, PlanId};
 use crate::store::CoverKind;
 
@@ -22,20 +20,7 @@ pub(super) struct Excess {
     group: u64,
 }
 
-impl Excess {
-    pub(super) const fn meter(&self) -> MeterId {
-        self.booked.meter
-    }
-}
-
 impl Charge {
-    /// What its key lacks of a repeat is reserved: used, once it is delivered, if the backend says that it has brought it.
-    pub(super) fn lacked(&mut self, booked: Booked, images: u32, marks: Option<&mut Unflushed>) {
-        let group = marks.map_or(0, |marks| marks.booked(std::slice::from_ref(&booked)));
-        self.reported = self.reported.max(group);
-        self.excess.push(Excess { booked, images, group });
-    }
-
     /// The backend brings so many images, on a meter that an earlier charge covers. What was reserved of them before, and what is now.
     pub(super) fn report_covered(&mut self, meter: MeterId, images: u32) -> (u32, u32) {
         let Some(demand) = self.covered.iter().position(|demand| demand.meter == meter) else { return (0, 0) };

@@ -22,12 +22,15 @@ use tokio::time::Instant;
 use super::bell::{Bell, Belled};
 use super::body::RequestBody;
 use super::patience::Patience;
-use super::pool::{Failed, LONGEST_USE, Late, Options};
+use super::pool::{Failed, Late, Options, longest_use};
 use crate::clock::Clock;
 
 /// How much of an answer is read ahead of its client, and how long its head may be, in bytes. 128 KiB and room for a head: else an image
 /// of 256 KiB took one more read, and one more write, for the few bytes that its head has pushed out.
 const BUFFER: usize = 132 << 10;
+
+/// For how long a connection is left alone by which more may come than there should.
+const SAYS_MORE: Duration = Duration::from_secs(1);
 
 /// The unused connections to one endpoint.
 #[derive(Debug)]
@@ -44,6 +47,8 @@ pub(super) struct Connections<B> {
 struct Idle<B> {
     connection: Box<Connection<B>>,
     since: Duration,
+    /// When it may be used again.
+    from: Duration,
 }
 
 #[derive(Debug)]
@@ -55,11 +60,12 @@ struct Connection<B> {
     /// Whether its server speaks HTTP/1.0. To such a server hyper drops the next body of unknown length without a word, so the connection is
     /// not used again.
     is_old: bool,
-    /// Whether one end may have sent more than the other looks for, which would be taken for the next request or answer: a body of a request
-    /// that servers expect to have none, or of an answer that has none.
+    /// Whether it has carried a body that servers need not look for: one that does not would take it for the next request.
     may_be_ahead: bool,
-    /// When it was made.
-    since: Duration,
+    /// Whether the last answer has no body, and its server may send one: it would be taken for the next answer.
+    may_say_more: bool,
+    /// When it is old.
+    until: Duration,
     /// Goes from exchange to exchange with the connection: its timer is made once.
     patience: Patience,
     task: Task,
@@ -107,10 +113,14 @@ impl<B> Connections<B> {
 
     /// The connection used last that is ready. One whose exchange is not quite over (a request body still on its way) is passed over.
     pub(super) fn take_idle(self: &Arc<Self>) -> Option<Lent<B>> {
+        let now = self.clock.coarse();
         let mut idle = self.without_expired();
         let mut index = idle.len();
         while index > 0 {
             index -= 1;
+            if idle[index].from > now {
+                continue;
+            }
             let sender = &idle[index].connection.sender;
             if sender.is_ready() || sender.is_closed() {
                 let mut taken = idle.remove(index)?.connection;
@@ -146,9 +156,17 @@ where
         });
         let task = Task { handle: task.abort_handle(), is_lent: true };
         let patience = Patience::new(self.body_idle_timeout);
-        let since = self.clock.coarse();
-        let connection =
-            Connection { sender, bell, was_used: false, is_old: false, may_be_ahead: false, since, patience, task };
+        let connection = Connection {
+            sender,
+            bell,
+            was_used: false,
+            is_old: false,
+            may_be_ahead: false,
+            may_say_more: false,
+            until: self.clock.coarse() + longest_use(),
+            patience,
+            task,
+        };
         Ok(Lent { connection: Box::new(connection), home: self.clone() })
     }
 }
@@ -184,14 +202,16 @@ impl<B> Lent<B> {
             return;
         }
         let since = self.home.clock.coarse();
-        if since.saturating_sub(self.connection.since) >= LONGEST_USE {
+        if since >= self.connection.until {
             return;
         }
+        // What comes meanwhile ends it.
+        let from = if self.connection.may_say_more { since + SAYS_MORE } else { since };
         let mut idle = self.home.idle();
         if idle.len() >= self.home.max_idle {
             idle.pop_front();
         }
-        idle.push_back(Idle { connection: self.connection, since });
+        idle.push_back(Idle { connection: self.connection, since, from });
     }
 }
 
@@ -208,12 +228,12 @@ where
         request: &mut Option<Request<RequestBody<B>>>,
     ) -> Result<Response<Incoming>, Failed> {
         let Some(whole) = request.take() else { unreachable!("there is no request to send") };
-        let Connection { sender, was_used, is_old, may_be_ahead, patience, .. } = &mut *self.connection;
+        let Connection { sender, was_used, is_old, may_be_ahead, may_say_more, patience, .. } = &mut *self.connection;
         *was_used = true;
         let expects_none = whole.method().is_safe() || *whole.method() == Method::DELETE;
         *may_be_ahead |= expects_none && !whole.body().is_end_stream();
-        // Servers that take a HEAD for a GET send the body as well, and hardly with the head.
-        *may_be_ahead |= *whole.method() == Method::HEAD;
+        // Some servers take a HEAD for a GET.
+        *may_say_more = *whole.method() == Method::HEAD;
         let mut exchange = pin!(sender.try_send_request(whole));
         let answer = poll_fn(|cx| match (exchange.as_mut().poll(cx), until) {
             (Poll::Ready(answer), _) => Poll::Ready(Some(answer)),
@@ -223,7 +243,7 @@ where
         let answer = answer.await.ok_or(Late)?;
         patience.restore();
         *is_old = answer.as_ref().is_ok_and(|answer| answer.version() < Version::HTTP_11);
-        *may_be_ahead |= answer.as_ref().is_ok_and(names_a_body_that_it_has_not);
+        *may_say_more |= answer.as_ref().is_ok_and(names_a_body_that_it_has_not);
         answer.map_err(|mut failed| {
             *request = failed.take_message();
             Failed::Broken(failed.into_error())
@@ -283,16 +303,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_is_used_again_unless_it_is_old_or_more_may_come_by_it() {
-        let cases: [(Method, &[u8], u64, bool); 6] = [
-            (Method::GET, b"HTTP/1.1 204 No Content\r\n\r\n", 59, true),
-            (Method::GET, b"HTTP/1.1 204 No Content\r\n\r\n", 61, false),
-            (Method::HEAD, b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n", 0, false),
-            (Method::GET, b"HTTP/1.1 204 No Content\r\ncontent-length: 4\r\n\r\n", 0, false),
-            (Method::GET, b"HTTP/1.1 304 Not Modified\r\ncontent-length: 0\r\n\r\n", 0, true),
-            (Method::GET, b"HTTP/1.1 304 Not Modified\r\ntransfer-encoding: chunked\r\n\r\n", 0, false),
+    async fn a_connection_is_used_again_unless_it_is_old_and_not_at_once_if_more_may_come_by_it() {
+        let cases: [(Method, &[u8], u64, bool, bool); 6] = [
+            (Method::GET, b"HTTP/1.1 204 No Content\r\n\r\n", 239, true, true),
+            (Method::GET, b"HTTP/1.1 204 No Content\r\n\r\n", 300, false, false),
+            (Method::HEAD, b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n", 0, false, true),
+            (Method::GET, b"HTTP/1.1 204 No Content\r\ncontent-length: 4\r\n\r\n", 0, false, true),
+            (Method::GET, b"HTTP/1.1 304 Not Modified\r\ncontent-length: 0\r\n\r\n", 0, true, true),
+            (Method::GET, b"HTTP/1.1 304 Not Modified\r\ntransfer-encoding: chunked\r\n\r\n", 0, false, true),
         ];
-        for (method, sent, seconds, is_kept) in cases {
+        for (method, sent, seconds, at_once, soon) in cases {
             let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
             let connections = Arc::new(Connections::<Empty<Bytes>>::new(&Options::default(), clock.clone()));
             let (ours, mut server) = tokio::io::duplex(1024);
@@ -304,9 +324,14 @@ mod tests {
             };
             let (answer, ()) = tokio::join!(lent.exchange(None, &mut request), answers);
             drop(answer.ok().unwrap());
+            // Until it is ready again.
+            tokio::task::yield_now().await;
             clock.advance(Duration::from_secs(seconds));
             lent.give_back();
-            assert_eq!(connections.idle().len(), usize::from(is_kept), "{method} after {seconds} s");
+            let is_there = || connections.take_idle().map(Lent::give_back).is_some();
+            assert_eq!(is_there(), at_once, "{method} after {seconds} s");
+            clock.advance(Duration::from_secs(1));
+            assert_eq!(is_there(), soon, "{method} after {seconds} s, and a second");
         }
     }
 

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 use super::acknowledging::{Acknowledging, Heard};
 use super::body::RequestBody;
 use super::patience::Patience;
-use super::pool::{LONGEST_USE, Options};
+use super::pool::{Options, longest_use};
 use crate::clock::{Clock, milliseconds};
 
 /// How many exchanges share a connection, even if the server allows more.
@@ -57,8 +57,8 @@ struct Connection<B> {
     /// How many streams the server allows; `None` until it has said so.
     most: watch::Receiver<Option<usize>>,
     clock: Arc<dyn Clock>,
-    /// When it was made.
-    since: Duration,
+    /// When it is old.
+    until: Duration,
     /// When the last stream ended, in milliseconds of the clock.
     unused_since: AtomicU64,
     heard: Arc<Heard>,
@@ -159,8 +159,8 @@ where
         });
         let (streams, unused_since) = (AtomicUsize::new(1), AtomicU64::new(0));
         let (clock, number) = (self.clock.clone(), self.made.fetch_add(1, Ordering::Relaxed));
-        let since = clock.coarse();
-        let connection = Connection { number, sender, streams, most: most.clone(), clock, since, unused_since, heard };
+        let until = clock.coarse() + longest_use();
+        let connection = Connection { number, sender, streams, most: most.clone(), clock, until, unused_since, heard };
         let connection = Arc::new(connection);
         let stream = self.stream(&connection, Used::Never);
         self.open.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
@@ -179,7 +179,7 @@ impl<B> Connection<B> {
         let is_mute = self.most.borrow().is_none();
         // Who has something to do may be too busy for a sign of life, and may be dead: what is under way waits, and nothing is added.
         let is_silent = !is_unused && self.heard.silence() >= SILENCE;
-        let is_old = self.clock.coarse().saturating_sub(self.since) >= LONGEST_USE;
+        let is_old = self.clock.coarse() >= self.until;
         !(self.sender.is_closed()
             || is_silent
             || is_old
@@ -309,8 +309,11 @@ mod tests {
         theirs.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
         drop(connections.begin(ours).await.unwrap());
         clock.advance(2 * SILENCE);
-        let Found::Place(_first) = connections.find(None) else { panic!("it is unused, and no more") };
+        let Found::Place(first) = connections.find(None) else { panic!("it is unused, and no more") };
         assert!(matches!(connections.find(None), Found::Place(_)));
         assert!(matches!(connections.find(connections.newest()), Found::Nothing), "it is the newest");
+        clock.advance(Duration::from_mins(5));
+        assert!(matches!(connections.find(None), Found::Nothing), "it is old");
+        assert!(!first.sender().is_closed(), "what is under way goes on");
     }
 }

@@ -1,5 +1,6 @@
 //! The connections to one endpoint.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
@@ -28,8 +29,13 @@ use crate::clock::Clock;
 /// How often a request is sent on yet another connection because a server says that it has not looked at it.
 const MOST_REFUSALS: u32 = 2;
 
-/// How long a connection is used again after it was made: what a name stands for may move while the old place still answers.
-pub(super) const LONGEST_USE: Duration = Duration::from_secs(60);
+/// How long a connection is used again after it was made: what a name stands for may move while the old place still answers. Of many that
+/// were made at once, not all end at once.
+pub(super) fn longest_use() -> Duration {
+    // `RandomState` is the standard library's way to fresh randomness.
+    let random = BuildHasher::hash_one(&RandomState::new(), ());
+    Duration::from_secs(240 + random % 60)
+}
 
 /// What can be set about connections.
 #[derive(Debug, Clone, PartialEq, Eq)]

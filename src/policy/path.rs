@@ -210,6 +210,16 @@ pub fn lenient_readings(path: &str) -> Option<Vec<String>> {
     Some(readings.collect())
 }
 
+/// Whether some reading of a path may have all of these in it, in lower case: none that [`lenient_readings`] makes joins what is not together in
+/// the path, decoded not at all, once or twice. What it takes is told by its length alone.
+pub(super) fn may_read_as<'l>(path: &str, mut literals: impl Iterator<Item = &'l str> + Clone) -> bool {
+    let once: Vec<u8> = percent_decode_str(path).collect();
+    let twice: Vec<u8> = percent_decode(&once).collect();
+    let texts = [path.as_bytes(), &once, &twice].map(|text| String::from_utf8_lossy(text).to_ascii_lowercase());
+    let is_by_code_units = texts.iter().any(|text| text.contains("%u"));
+    is_by_code_units || literals.all(|literal| texts.iter().any(|text| text.contains(literal)))
+}
+
 /// A path, decoded not at all, once or twice, behind a host and without `;params` before or after.
 fn decodings(path: &str) -> Vec<Vec<u8>> {
     let mut texts = vec![path.as_bytes().to_vec()];

@@ -87,6 +87,14 @@ impl Pattern {
         None
     }
 
+    /// The parts that are no parameters.
+    pub(super) fn literals(&self) -> impl Iterator<Item = &str> + Clone {
+        self.segments.iter().filter_map(|segment| match segment {
+            Segment::Literal(literal) => Some(literal.as_str()),
+            Segment::One(_) | Segment::Rest(_) => None,
+        })
+    }
+
     /// Whether there is a parameter of that name.
     pub fn has_parameter(&self, name: &str) -> bool {
         self.segments.iter().filter_map(Segment::name).any(|known| known == name)

@@ -8,7 +8,9 @@ use http::header::{CONNECTION, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::host;
-use super::path::{decoded, decoded_text, is_canonical, is_read_alike, lenient_readings, may_hold_a_query};
+use super::path::{
+    decoded, decoded_text, is_canonical, is_read_alike, lenient_readings, may_hold_a_query, may_read_as,
+};
 use super::pattern::Pattern;
 use super::{Action, Delivers, query};
 
@@ -306,7 +308,8 @@ impl Routes {
             return false;
         }
         let Some(readings) = readings.all() else {
-            return self.routes.iter().any(|route| route.action.is_export() && allows(route, method));
+            let mut exports = self.routes.iter().zip(&self.lenient).filter(|(route, _)| route.action.is_export());
+            return exports.any(|(route, lenient)| allows(route, method) && may_read_as(path, lenient.literals()));
         };
         // Then nobody knows what the query is: it may be all that an export asks for.
         let has_query = may_hold_a_query(path);

@@ -199,6 +199,7 @@ fn a_web_app_can_read_what_the_gate_says_on_all_its_answers() {
     assert_eq!(backend.last().line, format!("OPTIONS {DOWNLOAD} HTTP/1.1"));
     let own = request(gate.address, "OPTIONS", "/.export-gate/usage", &ask, b"");
     assert_eq!((own.status, own.header("access-control-allow-headers")), (204, Some("authorization")));
+    assert!(own.header("x-request-id").is_some());
 }
 
 #[test]

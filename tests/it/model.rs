@@ -475,34 +475,21 @@ impl Model {
             let room = (demand.cost, demand.limit);
             self.resets_at(demand.meter.0, &demand.subject, demand.anchor, room)
         };
-        // Of what was paid for under a key, what was given back is not covered: there has to be room for it.
-        let lacking = |demand: &Demand| {
-            let by_key = |cover: &&Cover| cover.name.0 == CoverKind::Retry && cover.until.is_some();
-            let key = held_by(demand).filter(by_key).filter(|cover| !degrades(cover, demand));
-            let lacks = key.map(|key| demand.cost.saturating_sub(key.used(demand.meter.0)));
-            lacks.filter(|lacks| *lacks > 0).map(|cost| Demand { cost, ..demand.clone() })
-        };
         let (mut booked, mut degraded, mut would_deny, mut refusing) = (vec![], vec![], vec![], vec![]);
-        let mut lacked = vec![];
         for demand in &demands {
             let meter = demand.meter.0;
             let held = held_by(demand);
             let is_degraded = held.is_some_and(|cover| degrades(cover, demand));
             let in_shadow = demand.shadow || ask.shadow;
-            let lacks = lacking(demand);
-            let asked = lacks.as_ref().unwrap_or(demand);
-            let why_not = self.why_not(asked);
-            let is_enforced = demand.on_exceed != OnExceed::Observe && !in_shadow;
-            let has_room = lacks.is_none() || !is_enforced || why_not.is_none();
-            match (why_not, demand.on_exceed) {
-                _ if held.is_some() && !is_degraded && has_room => lacked.extend(lacks),
+            match (self.why_not(demand), demand.on_exceed) {
+                _ if held.is_some() && !is_degraded => {}
                 (_, OnExceed::Degrade) if !in_shadow && ask.made.is_some_and(|made| made & 1 << meter != 0) => {
                     degraded.push(meter);
                 }
                 // Unless the meter has become one that does not degrade.
                 (why, OnExceed::Degrade) if is_degraded && !in_shadow => {
                     if ask.made.is_some() {
-                        refusing.push((why, resets_at(asked), meter));
+                        refusing.push((why, resets_at(demand), meter));
                     } else {
                         degraded.push(meter);
                     }
@@ -510,7 +497,7 @@ impl Model {
                 (None, _) | (Some(_), OnExceed::Observe) => booked.push(demand),
                 _ if in_shadow => would_deny.push(meter),
                 (Some(_), OnExceed::Degrade) if ask.made.is_none() => degraded.push(meter),
-                (why, _) => refusing.push((why, resets_at(asked), meter)),
+                (why, _) => refusing.push((why, resets_at(demand), meter)),
             }
         }
         if let Some((why, resets_at, _)) = refusing.iter().max() {
@@ -533,11 +520,6 @@ impl Model {
         for demand in &booked {
             let Demand { meter: MeterId(meter), subject, anchor, cost, .. } = (*demand).clone();
             let span = self.window(meter, &subject, anchor);
-            self.bookings.push(Booking { charge, meter, subject, span, cost, used: None, kept: 0 });
-        }
-        for Demand { meter: MeterId(meter), subject, anchor, cost, .. } in lacked {
-            let span = self.window(meter, &subject, anchor);
-            let charge = lacked_by(self.requests.len());
             self.bookings.push(Booking { charge, meter, subject, span, cost, used: None, kept: 0 });
         }
         // Whoever is degraded has left the screen that was open, and opens none; unless it is the same opening once more.
@@ -690,8 +672,6 @@ impl Model {
 
     fn end(&mut self, request: usize, end: &End) {
         let delivered = !matches!(end, End::Void | End::Drop);
-        // What was reserved of what its key lacks is what the backend says, or nothing.
-        self.bookings.retain(|booking| booking.charge != lacked_by(request));
         let excess = if let End::Report(images) = end { self.excess(request, *images) } else { Vec::new() };
         self.requests[request].state = if delivered { State::Delivered } else { State::Void };
         let Request { own, shares, by, .. } = self.requests[request].clone();
@@ -1016,11 +996,6 @@ fn shown(mut row: CoverRow) -> String {
     row.number = 0;
     row.meters.sort_by(|(one, _), (other, _)| one.cmp(other));
     format!("{row:?}")
-}
-
-/// The bookings of what the key of a request lacks are no charge's.
-fn lacked_by(request: usize) -> usize {
-    usize::MAX - 1 - request
 }
 
 /// A session has to do with meters that have sessions.

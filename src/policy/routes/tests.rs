@@ -104,6 +104,16 @@ fn a_path_that_could_be_read_in_very_many_ways_is_read_in_none() {
 }
 
 #[test]
+fn a_long_path_is_read_by_nobody_only_if_it_may_be_an_export() {
+    let long = "%2Fa%253b;b".repeat(2_500);
+    assert_eq!(found(Method::GET, &format!("/thumbs/{long}")), "-");
+    assert_eq!(found(Method::GET, &format!("/thumbs/{long}/v1/designs/x/download")), "400");
+    assert_eq!(found(Method::GET, &format!("/thumbs/{long}/V1/%64esigns/x/%2564ownload")), "400");
+    assert_eq!(found(Method::GET, &format!("/thumbs/{long}/%u0076")), "400", "nobody knows");
+    assert_eq!(found(Method::PUT, &format!("/thumbs/{long}/v1/designs/x/download")), "-");
+}
+
+#[test]
 fn a_design_id_is_decoded() {
     assert_eq!(found(Method::GET, "/v1/designs/caf%C3%A9/download"), "download café");
 }
