@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -99,11 +99,11 @@ impl<B> Connections<B> {
 
     /// Closes those that were not used for too long.
     pub(super) fn end_expired(&self) {
-        drop(self.without_expired());
+        drop(self.without_expired(self.clock.coarse()));
     }
 
-    fn without_expired(&self) -> MutexGuard<'_, VecDeque<Idle<B>>> {
-        let expired = self.clock.coarse().checked_sub(self.idle_timeout);
+    fn without_expired(&self, now: Duration) -> MutexGuard<'_, VecDeque<Idle<B>>> {
+        let expired = now.checked_sub(self.idle_timeout);
         let mut idle = self.idle();
         while idle.front().is_some_and(|oldest| expired.is_some_and(|expired| oldest.since < expired)) {
             idle.pop_front();
@@ -114,7 +114,7 @@ impl<B> Connections<B> {
     /// The connection used last that is ready. One whose exchange is not quite over (a request body still on its way) is passed over.
     pub(super) fn take_idle(self: &Arc<Self>) -> Option<Lent<B>> {
         let now = self.clock.coarse();
-        let mut idle = self.without_expired();
+        let mut idle = self.without_expired(now);
         let mut index = idle.len();
         while index > 0 {
             index -= 1;
@@ -253,9 +253,10 @@ where
 
 /// Whether an answer says how long a body is that it must not have (RFC 9110, sections 15.3.5 and 15.4.5): some servers send it.
 fn names_a_body_that_it_has_not<B>(answer: &Response<B>) -> bool {
-    let has_none = matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let length = answer.headers().get(CONTENT_LENGTH);
-    has_none && (length.is_some_and(|length| length != "0") || answer.headers().contains_key(TRANSFER_ENCODING))
+    let names_one = |headers: &HeaderMap| {
+        headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0") || headers.contains_key(TRANSFER_ENCODING)
+    };
+    matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) && names_one(answer.headers())
 }
 
 #[cfg(test)]
