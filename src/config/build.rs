@@ -17,8 +17,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
-use schemars::JsonSchema;
-use serde::Deserialize;
 
 use super::Environment;
 use super::problem::{Problem, closest};
@@ -81,20 +79,9 @@ pub struct Upstream {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogOutput {
     /// The form.
-    pub format: LogFormat,
+    pub format: raw::LogFormat,
     /// What is logged, in the syntax of `RUST_LOG`.
     pub filter: Option<String>,
-}
-
-/// How the log is written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogFormat {
-    /// One JSON object a line.
-    #[default]
-    Json,
-    /// For people.
-    Text,
 }
 
 impl Config {

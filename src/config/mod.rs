@@ -20,9 +20,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use build::{Config, LogFormat, LogOutput, Upstream};
+pub use build::{Config, LogOutput, Upstream};
 pub use problem::ConfigError;
-pub use raw::schema;
+pub use raw::{LogFormat, schema};
 pub use seen::Seen;
 pub use variables::{Unread, Variables};
 

@@ -17,7 +17,6 @@ pub(super) use identity::*;
 pub(super) use meters::*;
 pub(super) use upstreams::*;
 
-use super::build::LogFormat;
 use super::duration::DurationText;
 use crate::gate::{Access, UnclassifiedFiles};
 use crate::ledger::Durability;
@@ -362,6 +361,17 @@ pub(super) struct Log {
     pub(super) hash_key_env: Option<String>,
     /// File that holds it.
     pub(super) hash_key_file: Option<String>,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    #[default]
+    Json,
+    /// For people.
+    Text,
 }
 
 /// How users are named in the log.

@@ -166,7 +166,7 @@ impl Forgetting {
 
     /// The wall clock's time, once an interval, and no more than has passed since the last one: a clock that is far ahead for a moment is
     /// not believed.
-    fn is_due(&mut self, clock: &dyn Clock) -> Option<i64> {
+    fn due(&mut self, clock: &dyn Clock) -> Option<i64> {
         let (now, wall) = (clock.monotonic(), clock.now().as_second());
         if now < self.at {
             return None;
@@ -179,7 +179,7 @@ impl Forgetting {
 
 /// The time before which closed windows may go, if it is time that they do.
 fn forget_before(ledger: &Arc<Ledger>, forgetting: &mut Forgetting) -> Option<i64> {
-    let before = forgetting.is_due(&*ledger.clock)? - KEEP_CLOSED_WINDOWS.as_secs() as i64;
+    let before = forgetting.due(&*ledger.clock)? - KEEP_CLOSED_WINDOWS.as_secs() as i64;
     let ledger = ledger.clone();
     // All are looked at, a part of them at a time: no group, and nobody who waits for one, waits for that.
     tokio::task::spawn_blocking(move || {

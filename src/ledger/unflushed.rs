@@ -67,8 +67,8 @@ pub(super) struct DirtyCounters {
     in_order: Vec<(Place, DirtyCounter)>,
 }
 
-/// A place in 24 bytes; an enum with a `u128` takes 48. A counter and a slot never share one: their digests begin
-/// differently.
+/// A place in 24 bytes; an enum with a `u128` takes 48. A counter and a slot never share one: their digests
+/// begin differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mark {
     digest: [u64; 2],

@@ -210,14 +210,22 @@ pub fn lenient_readings(path: &str) -> Option<Vec<String>> {
     Some(readings.collect())
 }
 
-/// Whether some reading of a path may have all of these in it, in lower case: none that [`lenient_readings`] makes joins what is not together in
-/// the path, decoded not at all, once or twice. What it takes is told by its length alone.
-pub(super) fn may_read_as<'l>(path: &str, mut literals: impl Iterator<Item = &'l str> + Clone) -> bool {
-    let once: Vec<u8> = percent_decode_str(path).collect();
-    let twice: Vec<u8> = percent_decode(&once).collect();
-    let texts = [path.as_bytes(), &once, &twice].map(|text| String::from_utf8_lossy(text).to_ascii_lowercase());
-    let is_by_code_units = texts.iter().any(|text| text.contains("%u"));
-    is_by_code_units || literals.all(|literal| texts.iter().any(|text| text.contains(literal)))
+/// A path that has more readings than anybody looks at, in lower case: decoded not at all, once and twice.
+#[derive(Debug)]
+pub(super) struct Unread([String; 3]);
+
+impl Unread {
+    pub(super) fn of(path: &str) -> Self {
+        let once: Vec<u8> = percent_decode_str(path).collect();
+        let twice: Vec<u8> = percent_decode(&once).collect();
+        Self([path.as_bytes(), &once, &twice].map(|text| String::from_utf8_lossy(text).to_ascii_lowercase()))
+    }
+
+    /// Whether some reading may have all of these in it: none joins what is not together here, but for what is spelt in code units.
+    pub(super) fn may_hold<'l>(&self, mut literals: impl Iterator<Item = &'l str>) -> bool {
+        let holds = |part: &str| self.0.iter().any(|text| text.contains(part));
+        holds("%u") || literals.all(holds)
+    }
 }
 
 /// A path, decoded not at all, once or twice, behind a host and without `;params` before or after.

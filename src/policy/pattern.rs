@@ -88,7 +88,7 @@ impl Pattern {
     }
 
     /// The parts that are no parameters.
-    pub(super) fn literals(&self) -> impl Iterator<Item = &str> + Clone {
+    pub(super) fn literals(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().filter_map(|segment| match segment {
             Segment::Literal(literal) => Some(literal.as_str()),
             Segment::One(_) | Segment::Rest(_) => None,

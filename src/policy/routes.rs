@@ -8,9 +8,7 @@ use http::header::{CONNECTION, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::host;
-use super::path::{
-    decoded, decoded_text, is_canonical, is_read_alike, lenient_readings, may_hold_a_query, may_read_as,
-};
+use super::path::{Unread, decoded, decoded_text, is_canonical, is_read_alike, lenient_readings, may_hold_a_query};
 use super::pattern::Pattern;
 use super::{Action, Delivers, query};
 
@@ -153,10 +151,10 @@ impl std::fmt::Display for Misread {
     }
 }
 
-/// The lenient readings of a request's path: made when they are asked for, and once for all methods.
+/// The lenient readings of a request's path, unless they are too many: made when they are asked for, and once for all methods.
 struct Readings<'u> {
     path: &'u str,
-    all: OnceCell<Option<Vec<String>>>,
+    all: OnceCell<Result<Vec<String>, Unread>>,
 }
 
 impl<'u> Readings<'u> {
@@ -164,8 +162,8 @@ impl<'u> Readings<'u> {
         Self { path: uri.path(), all: OnceCell::new() }
     }
 
-    fn all(&self) -> Option<&[String]> {
-        self.all.get_or_init(|| lenient_readings(self.path)).as_deref()
+    fn all(&self) -> &Result<Vec<String>, Unread> {
+        self.all.get_or_init(|| lenient_readings(self.path).ok_or_else(|| Unread::of(self.path)))
     }
 }
 
@@ -307,9 +305,12 @@ impl Routes {
         if is_plain && !self.has_odd_export {
             return false;
         }
-        let Some(readings) = readings.all() else {
-            let mut exports = self.routes.iter().zip(&self.lenient).filter(|(route, _)| route.action.is_export());
-            return exports.any(|(route, lenient)| allows(route, method) && may_read_as(path, lenient.literals()));
+        let readings = match readings.all() {
+            Ok(readings) => readings,
+            Err(unread) => {
+                let mut exports = self.routes.iter().zip(&self.lenient).filter(|(route, _)| route.action.is_export());
+                return exports.any(|(route, lenient)| allows(route, method) && unread.may_hold(lenient.literals()));
+            }
         };
         // Then nobody knows what the query is: it may be all that an export asks for.
         let has_query = may_hold_a_query(path);
