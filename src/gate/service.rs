@@ -397,7 +397,7 @@ impl Gate {
         if let Some(charge) = delivery.charge() {
             let file = file_of(&head, body.size_hint().exact());
             // By no other method can the rest be asked for.
-            let can_resume = target.method == Method::GET && promise == Promise::Body && charge.is_paid();
+            let can_resume = target.method == Method::GET && promise == Promise::Body && charge.covers_its_rest();
             if let Some(file) = file.filter(|_| can_resume) {
                 charge.resumable(&target.name("", None), &file);
             }

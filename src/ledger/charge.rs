@@ -10,7 +10,8 @@ use smallvec::SmallVec;
 
 use super::Count;
 use super::Ledger;
-use super::cover::CoverUse;
+use super::admit::cover;
+use super::cover::{CoverUse, Rest};
 use super::excess::Excess;
 use super::reservation::{Images, Meters, Reservation, last_word};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId};
@@ -287,10 +288,27 @@ impl Charge {
         }
     }
 
-    /// The answer can be resumed: from now on this charge covers the rest of this file under this name.
-    pub fn resumable(&self, what: &Arc<str>, file: &Representation) {
+    /// Whether the rest of what it delivers is no new export: see [`resumable`](Self::resumable).
+    pub fn covers_its_rest(&self) -> bool {
+        self.is_paid() || self.covered_by.iter().any(CoverUse::is_by_session)
+    }
+
+    /// The answer can be resumed: from now on this charge covers the rest of this file under this name. Where a session covers it, the rest
+    /// is covered once it is delivered, whether the screen has been left by then or not.
+    pub fn resumable(&mut self, what: &Arc<str>, file: &Representation) {
         if let Some(paid) = self.under_way().find(|reservation| reservation.is_paid()) {
             self.ledger.resumable(paid, what, file);
+        }
+        if let Some(by) = self.covered_by.iter_mut().find(|by| by.is_by_session()) {
+            let held = self.covered.iter().filter(|demand| by.meters.contains(&demand.meter));
+            by.rest.get_or_insert_with(|| {
+                Box::new(Rest {
+                    name: cover(CoverKind::Resume, &by.name.user, what),
+                    file: file.clone(),
+                    meters: held.map(|demand| (demand.meter, demand.cost)).collect(),
+                    degraded: self.degraded.clone(),
+                })
+            });
         }
     }
 

@@ -45,11 +45,20 @@ impl Cover {
     /// A cover by a charge that is delivered, for what it has booked.
     pub(super) fn of_settled(charge: &Reservation) -> Self {
         Self {
-            serial: charge.serial,
-            number: 0,
             meters: charge.booked.iter().map(|booked| (booked.meter, booked.cost)).collect(),
-            delivered: Images::new(),
             degraded: charge.degraded.clone(),
+            ..Self::of_nothing(charge.serial)
+        }
+    }
+
+    /// A cover that nothing was booked for.
+    pub(super) fn of_nothing(serial: u64) -> Self {
+        Self {
+            serial,
+            number: 0,
+            meters: Images::new(),
+            delivered: Images::new(),
+            degraded: Meters::new(),
             until: Duration::MAX,
             idle_until: None,
             files_left: 1,
@@ -155,9 +164,27 @@ pub(super) struct CoverUse {
     pub(super) intent: Option<Arc<Intent>>,
     /// The group that tells the store that it was taken; 0 if nobody has to wait for that.
     pub(super) group: u64,
+    /// The rest of what it delivers, if that can be asked for: what a session covers is no charge of its own, and its rest is none either.
+    pub(super) rest: Option<Box<Rest>>,
+}
+
+/// The rest of a download, and what covers it.
+#[derive(Debug)]
+pub(super) struct Rest {
+    pub(super) name: CoverName,
+    pub(super) file: Representation,
+    /// What the download asked for, of what covered it.
+    pub(super) meters: Images,
+    /// The meters that it was degraded by.
+    pub(super) degraded: Meters,
 }
 
 impl CoverUse {
+    /// Whether a session has paid for it.
+    pub(super) fn is_by_session(&self) -> bool {
+        self.name.kind == CoverKind::Session && !self.meters.is_empty()
+    }
+
     /// Whether it decides about a meter.
     pub(super) fn holds(&self, meter: MeterId) -> bool {
         self.meters.contains(&meter) || self.degraded.contains(&meter)

@@ -4,7 +4,7 @@ use std::sync::MutexGuard;
 use std::time::Duration;
 
 use super::Ledger;
-use super::cover::Cover;
+use super::cover::{Cover, Rest};
 use super::reservation::{Delivered, Images, Reservation, of};
 use super::unflushed::Unflushed;
 use crate::policy::MeterId;
@@ -25,6 +25,33 @@ impl Ledger {
         let covers_much = charge.opens.is_some() || charge.retry.is_some();
         if (covers_much && self.is_strict()) || delivery.unflushed.are_many() {
             self.hurry();
+        }
+    }
+
+    /// What a session has covered was delivered: the rest of it is covered as well, for as long as that of a charge.
+    pub(super) fn open_rest_of_covered(&self, rest: Rest, unflushed: &mut Unflushed) {
+        let Rest { name, file, meters, degraded } = rest;
+        let cover = Cover { meters, degraded, file: Some(file), ..Cover::of_nothing(self.next_serial()) };
+        self.open_rest(&name, cover, self.clock.coarse(), unflushed);
+    }
+
+    /// Opens the rest of a file, which may be that of one that others were booked for.
+    fn open_rest(&self, name: &CoverName, mut cover: Cover, now: Duration, unflushed: &mut Unflushed) {
+        let is_same = |before: &Cover| before.file == cover.file && before.ends() > now;
+        if let Some(before) = self.covers.find(name).filter(is_same) {
+            cover.extend(&before.meters, &used_of(&before, &before.meters));
+        }
+        cover.until = now.saturating_add(self.options().resume_window);
+        self.open(name, cover, now, unflushed);
+    }
+
+    fn open(&self, name: &CoverName, cover: Cover, now: Duration, unflushed: &mut Unflushed) {
+        unflushed.changed(self.digests.of(name), name.clone());
+        let Some((surplus, ends)) = self.covers.open(name, cover) else { return };
+        unflushed.ended([surplus]);
+        // What has ended by itself has lost nothing.
+        if ends > now {
+            self.stats.crowded_out();
         }
     }
 }
@@ -107,16 +134,11 @@ impl FirstDelivery<'_> {
         known.is_some_and(|known| self.charge.is_owed_only() || self.charge.booked.is_empty() && is_left(&known))
     }
 
-    /// The rest of the file, which may be that of one that others were booked for.
+    /// The rest of the file.
     fn open_rest(&mut self) {
-        let Self { ledger, delivered, now, .. } = *self;
-        let Some((name, file)) = &delivered.resume else { return };
-        let mut cover = Cover { file: Some(file.clone()), ..self.cover() };
-        let is_same = |before: &Cover| before.file.as_ref() == Some(file) && before.ends() > now;
-        if let Some(before) = ledger.covers.find(name).filter(is_same) {
-            cover.extend(&before.meters, &used_of(&before, &before.meters));
-        }
-        self.open(name, ledger.options().resume_window, cover);
+        let Some((name, file)) = &self.delivered.resume else { return };
+        let cover = Cover { file: Some(file.clone()), ..self.cover() };
+        self.ledger.open_rest(name, cover, self.now, &mut self.unflushed);
     }
 
     /// The key that is there covers what was owed as well.
@@ -148,14 +170,8 @@ impl FirstDelivery<'_> {
     }
 
     fn open(&mut self, name: &CoverName, lasts: Duration, cover: Cover) {
-        let cover = Cover { until: self.now.saturating_add(lasts), under_way: None, ..cover };
-        self.mark(name);
-        let Some((surplus, ends)) = self.ledger.covers.open(name, cover) else { return };
-        self.unflushed.ended([surplus]);
-        // What has ended by itself has lost nothing.
-        if ends > self.now {
-            self.ledger.stats.crowded_out();
-        }
+        let cover = Cover { until: self.now.saturating_add(lasts), ..cover };
+        self.ledger.open(name, cover, self.now, &mut self.unflushed);
     }
 
     fn mark(&mut self, name: &CoverName) {

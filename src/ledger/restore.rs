@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::cover::Cover;
-use super::reservation::{Images, Meters};
+use super::reservation::Images;
 use super::{Count, Ledger, MeterState, Options, REDELIVERY};
 use crate::policy::Window;
 use crate::seeded::{self, Bug};
@@ -140,7 +140,6 @@ impl Ledger {
             if is_booked { &mut delivered } else { &mut meters }.push((id, *images));
         }
         let cover = Cover {
-            serial: self.next_serial(),
             number: row.number,
             meters,
             delivered,
@@ -150,7 +149,7 @@ impl Ledger {
             files_left: row.files_left,
             version: row.version,
             file: row.file,
-            under_way: None,
+            ..Cover::of_nothing(self.next_serial())
         };
         if is_owed {
             self.owes_redeliveries.store(true, Ordering::Relaxed);
@@ -172,17 +171,10 @@ impl Ledger {
         let owed = self.covers.find(&name).map_or(0, |earlier| earlier.files_left);
         let known = |name: &str| self.meter_named(name).map(|(id, _)| id);
         let cover = Cover {
-            serial: self.next_serial(),
-            number: 0,
             meters: row.meters.iter().filter_map(|(name, cost)| Some((known(name)?, *cost))).collect(),
-            delivered: Images::new(),
-            degraded: Meters::new(),
             until: self.clock.monotonic() + REDELIVERY,
-            idle_until: None,
             files_left: owed.saturating_add(row.charges),
-            version: None,
-            file: None,
-            under_way: None,
+            ..Cover::of_nothing(self.next_serial())
         };
         let mut unflushed = self.unflushed();
         self.owes_redeliveries.store(true, Ordering::Relaxed);

@@ -160,13 +160,16 @@ impl Ledger {
         unflushed.booked(std::slice::from_ref(booked))
     }
 
-    pub(super) fn settle_cover(&self, by: CoverUse, settlement: Settlement) {
+    pub(super) fn settle_cover(&self, mut by: CoverUse, settlement: Settlement) {
         let mut unflushed = self.unflushed();
         match settlement {
             Settlement::Delivered => {
                 by.meters.iter().for_each(|meter| self.meter_stats(*meter, |stats| &stats.covered));
                 let idle = self.options().session_idle.map(|idle| self.clock.monotonic().saturating_add(idle));
                 self.covers.used(&by, idle);
+                if let Some(rest) = by.rest.take() {
+                    self.open_rest_of_covered(*rest, &mut unflushed);
+                }
             }
             Settlement::Void => self.covers.give_back(&by.name, by.serial, by.files),
         }

@@ -354,7 +354,7 @@ async fn what_is_delivered_for_a_crash_covers_what_any_delivery_does() {
     under_way.durable().await.unwrap();
     let disk = disk.as_it_is();
     let ledger = start(&disk).await;
-    let owed = with_key(&ledger).await;
+    let mut owed = with_key(&ledger).await;
     assert_eq!(used(&ledger, "u"), [(1, 0)], "the crash has cut it short");
     let meanwhile = with_key(&ledger).await;
     assert_eq!(used(&ledger, "u"), [(1, 1)], "what is owed is owed once");

@@ -480,7 +480,7 @@ async fn what_the_rest_of_a_download_is_charged_on_takes_nothing_from_what_was_p
             ..ChargeRequest::new(&user, PLAN, &user, &demands)
         };
         match ledger.charge(request).await {
-            Admission::Charged(charge) | Admission::Covered(_, charge) => {
+            Admission::Charged(mut charge) | Admission::Covered(_, mut charge) => {
                 charge.resumable(&what, &file);
                 charge.settle(Settlement::Delivered);
             }
@@ -562,10 +562,10 @@ async fn the_rest_of_a_download_is_degraded_as_the_one_was_that_it_is_the_rest_o
         Demand { on_exceed: OnExceed::Degrade, ..demand(0, 1) },
         Demand { on_exceed: OnExceed::Observe, ..demand(1, 9) },
     ];
-    let Admission::Charged(full) = charge(&ledger, "u", &demands).await else { panic!() };
+    let Admission::Charged(mut full) = charge(&ledger, "u", &demands).await else { panic!() };
     full.resumable(&what, &file("full"));
     full.settle(Settlement::Delivered);
-    let Admission::Charged(marked) = charge(&ledger, "u", &demands).await else { panic!() };
+    let Admission::Charged(mut marked) = charge(&ledger, "u", &demands).await else { panic!() };
     marked.resumable(&what, &file("marked"));
     let design = Arc::from("d");
     let degraded = |validator| {
@@ -600,7 +600,7 @@ async fn where_nothing_is_enforced_the_rest_of_a_download_is_known_by_what_only_
     let (user, what, design) = (Arc::from("u"), Arc::from("GET /d"), Arc::from("d1"));
     let demands = [demand(0, 0), Demand { on_exceed: OnExceed::Observe, ..demand(1, 9) }];
     let request = || ChargeRequest { shadow: true, ..ChargeRequest::new(&user, PLAN, &design, &demands) };
-    let Admission::Charged(whole) = ledger.charge(request()).await else { panic!() };
+    let Admission::Charged(mut whole) = ledger.charge(request()).await else { panic!() };
     whole.resumable(&what, &Representation { validator: "a".into(), length: 10 });
     whole.settle(Settlement::Delivered);
     assert_eq!(ledger.may_resume(&request(), &what, None), Some(SmallVec::new()));

@@ -281,6 +281,9 @@ struct Request {
     shares: Vec<usize>,
     /// What delivered charges cover of it.
     held: Vec<Held>,
+    degraded: Vec<u8>,
+    /// The file whose rest may be asked for, where a session covers it.
+    rest: Option<u8>,
     /// When it was admitted.
     wall: i64,
     state: State,
@@ -293,6 +296,8 @@ struct Held {
     meter: u8,
     subject: Subject,
     anchor: Option<Anchor>,
+    /// What it asks for.
+    cost: u32,
     /// How many images were paid for; of a session it is files that count.
     paid: u32,
 }
@@ -564,12 +569,15 @@ impl Model {
             let (meter, booked) = *cover.meters.iter().find(|(meter, _)| *meter == demand.meter.0)?;
             let paid = if cover.name.0 == CoverKind::Retry { cover.used(meter) } else { booked };
             let held = !degrades(cover, demand);
-            let (subject, anchor) = (demand.subject.clone(), demand.anchor);
-            held.then_some(Held { by: (cover.name, cover.charge), meter, subject, anchor, paid })
+            let Demand { ref subject, anchor, cost, .. } = *demand;
+            let (by, subject) = ((cover.name, cover.charge), subject.clone());
+            held.then_some(Held { by, meter, subject, anchor, cost, paid })
         });
         let held = held.collect();
         let (own, wall) = (is_new.then_some(charge), self.wall);
-        self.requests.push(Request { own, by, shares, held, wall, state: State::UnderWay });
+        let request = Request { own, by, shares, held, degraded, rest: None, wall, state: State::UnderWay };
+        let degraded = request.degraded.clone();
+        self.requests.push(request);
         let counts = demands.iter().map(|demand| self.count(demand.meter.0, &demand.subject, demand.anchor)).collect();
         let admitted = Admitted { degraded, would_deny, booked: !booked.is_empty() || shares_bookings, counts };
         let decides = demands.iter().any(|demand| held_by(demand).is_some_and(|cover| !degrades(cover, demand)));
@@ -674,7 +682,7 @@ impl Model {
         let delivered = !matches!(end, End::Void | End::Drop);
         let excess = if let End::Report(images) = end { self.excess(request, *images) } else { Vec::new() };
         self.requests[request].state = if delivered { State::Delivered } else { State::Void };
-        let Request { own, shares, by, .. } = self.requests[request].clone();
+        let Request { own, shares, by, held, degraded, rest, .. } = self.requests[request].clone();
         let rests: Vec<usize> =
             by.iter().filter(|(name, ..)| name.0 == CoverKind::Resume).map(|(_, of, _)| *of).collect();
         let is_rest = |charge: usize| rests.contains(&charge);
@@ -704,6 +712,22 @@ impl Model {
             if let Some(cover) = of_it.filter(|_| delivered) {
                 cover.idle_until = cover.idle_until.and(idle);
             }
+            if let Some(number) = rest.filter(|_| delivered && name.0 == CoverKind::Session) {
+                let held = held.iter().filter(|held| held.by == (name, charge));
+                let charge = self.charges.len();
+                self.charges.push(ModelCharge {
+                    user: name.1,
+                    degraded: degraded.clone(),
+                    opens: None,
+                    repeated: vec![],
+                    key: None,
+                    extends: None,
+                    file: None,
+                    state: State::Delivered,
+                });
+                let meters = held.map(|held| (held.meter, held.cost)).collect();
+                self.open_rest((CoverKind::Resume, name.1, number), charge, meters);
+            }
         }
         if !delivered && let Some(ModelCharge { user, key: Some(key), .. }) = own.map(|own| &self.charges[own]) {
             self.marked.push((CoverKind::Retry, *user, *key));
@@ -715,7 +739,7 @@ impl Model {
         let mut held = self.requests[request].held.clone();
         // As the reports come.
         held.sort_by_key(|held| held.meter);
-        let booking = |model: &mut Self, Held { by, meter, subject, anchor, paid }: Held| {
+        let booking = |model: &mut Self, Held { by, meter, subject, anchor, paid, .. }: Held| {
             let (name, charge) = by;
             let covers = match name.0 {
                 CoverKind::Session => model.take_files(request, by, images),
@@ -776,6 +800,10 @@ impl Model {
             self.charges[charge].file = Some(number);
             let name = (CoverKind::Resume, self.charges[charge].user, number);
             self.open(name, charge, None).file = Some(number);
+        }
+        let Request { held, rest, .. } = &mut self.requests[request];
+        if held.iter().any(|held| held.by.0.0 == CoverKind::Session) {
+            rest.get_or_insert(number);
         }
     }
 
@@ -838,15 +866,7 @@ impl Model {
             }
         }
         if let Some(number) = file {
-            let name = (CoverKind::Resume, user, number);
-            let before =
-                self.covers.iter().find(|cover| cover.name == name && cover.until.is_some() && self.is_open(cover));
-            let before = before.cloned();
-            let rest = self.open(name, charge, Some(self.monotonic + RESUME));
-            rest.file = Some(number);
-            for (meter, cost) in before.iter().flat_map(|before| &before.meters) {
-                rest.extend(*meter, *cost, before.as_ref().map_or(0, |before| before.used(*meter)));
-            }
+            self.open_rest((CoverKind::Resume, user, number), charge, vec![]);
         }
         if let Some((name, by)) = extends.map(|(key, by)| ((CoverKind::Retry, user, key), by)) {
             self.marked.push(name);
@@ -855,6 +875,19 @@ impl Model {
             }
         }
         self.empty();
+    }
+
+    /// For what a charge has booked, for what a session has covered, and for what was paid for under the same name before.
+    fn open_rest(&mut self, name: Name, charge: usize, covered: Vec<(u8, u32)>) {
+        let before =
+            self.covers.iter().find(|cover| cover.name == name && cover.until.is_some() && self.is_open(cover));
+        let before = before.cloned();
+        let rest = self.open(name, charge, Some(self.monotonic + RESUME));
+        rest.file = Some(name.2);
+        rest.meters.extend(covered);
+        for (meter, cost) in before.iter().flat_map(|before| &before.meters) {
+            rest.extend(*meter, *cost, before.as_ref().map_or(0, |before| before.used(*meter)));
+        }
     }
 
     /// An empty delivery leaves nothing, not even the start of a window.
@@ -1158,7 +1191,7 @@ async fn compare(idle: Option<Duration>, operations: Vec<Operation>) -> Result<(
                 if !under_way.is_empty() {
                     let request = *which.get(&under_way);
                     let what = format!("file-{number}").into();
-                    real.charges[request].as_ref().unwrap().resumable(&what, &file(*number));
+                    real.charges[request].as_mut().unwrap().resumable(&what, &file(*number));
                     model.resumable(request, *number);
                 }
             }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::TcpStream;
 
-use crate::support::{Answer, Backend, Gate, Reply, Setup, Token, eventually, get, read_until, request};
+use crate::support::{Answer, Backend, Gate, Reply, Setup, Token, eventually, get, read_until, request, send_raw};
 
 const DOWNLOAD: &str = "/v1/designs/d1/download";
 
@@ -324,4 +324,55 @@ fn a_range_that_cannot_be_a_rest_is_decided_before_a_backend_hears_of_it() {
         assert_eq!((answer.status, answer.header("export-degraded")), (200, Some("\"exports\"")), "{range}");
         assert_eq!(backend.last().line, format!("GET {DOWNLOAD}?watermark=1 HTTP/1.1"));
     }
+}
+
+/// Opens the export screen of the design, and downloads it from there.
+fn download_from_the_screen(gate: &Gate, token: &Token) -> u16 {
+    assert_eq!(request(gate.address, "POST", SCREEN, &[&token.line()], b"").status, 200);
+    get(gate.address, DOWNLOAD, &[&token.line()]).status
+}
+
+fn leave_the_screen(backend: &Backend, gate: &Gate, token: &Token) {
+    backend.will(Reply::json("200 OK"));
+    assert_eq!(request(gate.address, "DELETE", SCREEN, &[&token.line()], b"").status, 200);
+}
+
+const SCREEN: &str = "/v1/designs/d1/export-screen";
+
+#[test]
+fn the_rest_of_what_a_session_covered_is_no_new_export_and_takes_none_of_its_files() {
+    let backend = Backend::start(whole(TAG));
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__SESSIONS__MAX_FILES", "1").start();
+    let token = Token::of("u").ai().on("ios").plan("pro");
+    assert_eq!(download_from_the_screen(&gate, &token), 200);
+    backend.will(part(TAG, "bytes 5-7/10"));
+    for _ in 0..3 {
+        assert_eq!(range(&gate, &token).status, 206);
+    }
+    assert_eq!(gate.used("u", "ai-exports"), 1, "there are no files left");
+    leave_the_screen(&backend, &gate, &token);
+    backend.will(part(TAG, "bytes 5-7/10"));
+    assert_eq!(range(&gate, &token).status, 206);
+    let gate = gate.restart();
+    assert_eq!(range(&gate, &token).status, 206);
+    assert_eq!(gate.used("u", "ai-exports"), 1, "what was begun from the screen may end after it was left");
+    backend.will(part("etag: \"b\"", "bytes 5-7/10"));
+    assert_eq!(range(&gate, &token).status, 206);
+    assert_eq!(gate.used("u", "ai-exports"), 2, "another file");
+}
+
+#[test]
+fn what_a_session_covered_and_its_backend_did_not_deliver_has_no_rest() {
+    let (backend, gate) = stage(Reply::image());
+    let token = Token::of("u").ai().on("ios").plan("pro");
+    assert_eq!(request(gate.address, "POST", SCREEN, &[&token.line()], b"").status, 200);
+    let head = format!("HTTP/1.1 200 OK\r\n{TAG}\r\ncontent-length: 99\r\n\r\n");
+    backend.will(Reply::RawThenClose(head.into_bytes()));
+    let asked = format!("GET {DOWNLOAD} HTTP/1.1\r\nhost: gate\r\n{}\r\n\r\n", token.line());
+    send_raw(gate.address, asked.as_bytes());
+    leave_the_screen(&backend, &gate, &token);
+    assert_eq!(gate.used("u", "ai-exports"), 1);
+    backend.will(part(TAG, "bytes 5-7/99"));
+    assert_eq!(range(&gate, &token).status, 206);
+    assert_eq!(gate.used("u", "ai-exports"), 2);
 }
