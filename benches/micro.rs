@@ -15,9 +15,9 @@
 //! ```
 //!
 //! A charge by several threads is given as time that passes, divided by all charges that were made in it. The aim is 0.5 us,
-//! on a million random counters by one thread and on one hot counter by eight. `memory` is a ledger that nobody writes to a store: the
-//! way through the code. `stored` has a store in a temporary folder and a flusher, with durability `periodic`, as in the gate: they
-//! take their share of cores, caches and the lock. A random user is made up anew for each charge, as a request brings one, so that nothing
+//! on a million random counters by one thread and on one hot counter by eight. `memory` is a ledger whose flusher takes what has changed
+//! and throws it away: the way through the code. `stored` has a store in a temporary folder, with durability `periodic`, as in the gate:
+//! it takes its share of cores, caches and the lock. A random user is made up anew for each charge, as a request brings one, so that nothing
 //! but the ledger's memory is cold: what that costs by itself is `charge/user`, and the charge is what is more.
 //!
 //! `durable` is time that passes, divided by all charges in it: nearly all of it is the disk's, and the pause between two groups. In the
@@ -32,6 +32,7 @@
 
 use std::convert::Infallible;
 use std::fmt::Write;
+use std::future::ready;
 use std::hint::black_box;
 use std::path::Path;
 use std::pin::pin;
@@ -50,7 +51,7 @@ use export_gate::gate::{ExportGateLayer, Parts, Upload};
 use export_gate::identity::Verifier;
 use export_gate::ledger::{self, Admission, Charge, ChargeRequest, Durability, Ledger, Settlement};
 use export_gate::policy::{Action, Delivers, Demand, Export, Match, PlanId, Platform, Subject, Verdict, Who, cost};
-use export_gate::store::{self, Embedded};
+use export_gate::store::{self, Batch, Embedded, Reply, RowSink, Store};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Full};
 use jsonwebtoken::{EncodingKey, Header};
@@ -173,10 +174,24 @@ enum Kept {
     Stored,
 }
 
-/// A ledger with its store, if it has one.
+/// A ledger and its flusher.
 struct Rig {
     ledger: Arc<Ledger>,
     flusher: Option<Flusher>,
+}
+
+/// A store that keeps nothing.
+#[derive(Debug)]
+struct Nowhere;
+
+impl Store for Nowhere {
+    fn open(&mut self, _: RowSink) -> Reply<'_> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn write(&mut self, _: Arc<Batch>) -> Reply<'_> {
+        Box::pin(ready(Ok(())))
+    }
 }
 
 struct Flusher {
@@ -188,16 +203,17 @@ struct Flusher {
 impl Rig {
     fn new(config: &Config, kept: Kept) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        match kept {
-            Kept::Memory => {
-                Self { ledger: Ledger::in_memory(&config.policy, config.ledger.clone(), clock), flusher: None }
-            }
+        let folder = tempfile::tempdir().unwrap();
+        let store: Box<dyn Store> = match kept {
+            Kept::Memory => Box::new(Nowhere),
             Kept::Stored => {
-                let ledger = Ledger::new(&config.policy, config.ledger.clone(), clock.clone());
-                let flusher = Some(Flusher::start(&ledger, config, clock));
-                Self { ledger, flusher }
+                let options = store::Options { path: folder.path().join("ledger.db"), ..config.store.clone() };
+                Box::new(Embedded::new(options, clock.clone()).unwrap())
             }
-        }
+        };
+        let ledger = Ledger::new(&config.policy, config.ledger.clone(), clock);
+        let flusher = Some(Flusher::start(&ledger, store, folder));
+        Self { ledger, flusher }
     }
 }
 
@@ -211,10 +227,7 @@ impl Drop for Rig {
 }
 
 impl Flusher {
-    fn start(ledger: &Arc<Ledger>, config: &Config, clock: Arc<dyn Clock>) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let options = store::Options { path: folder.path().join("ledger.db"), ..config.store.clone() };
-        let store = Box::new(Embedded::new(options, clock).unwrap());
+    fn start(ledger: &Arc<Ledger>, store: Box<dyn Store>, folder: TempDir) -> Self {
         let (end, ended) = oneshot::channel::<()>();
         let writing = ledger.clone();
         let running = thread::spawn(move || {
@@ -455,7 +468,7 @@ fn layer(criterion: &mut Criterion) {
     let (export, other) = (DOWNLOAD, "/assets/logo.png");
 
     let bare = answer.clone();
-    let mut service = service_fn(move |_: Request<Empty<Bytes>>| std::future::ready(Ok::<_, Infallible>(bare())));
+    let mut service = service_fn(move |_: Request<Empty<Bytes>>| ready(Ok::<_, Infallible>(bare())));
     group.bench_function("service", |bench| {
         bench.iter(|| {
             runtime.block_on(async {
@@ -464,7 +477,7 @@ fn layer(criterion: &mut Criterion) {
             })
         });
     });
-    let inner = service_fn(move |_: Request<Upload<Empty<Bytes>>>| std::future::ready(Ok::<_, Infallible>(answer())));
+    let inner = service_fn(move |_: Request<Upload<Empty<Bytes>>>| ready(Ok::<_, Infallible>(answer())));
     let mut service = gate.layer(inner);
     let cases = [
         ("unmatched", other, &max, StatusCode::OK),

@@ -153,9 +153,8 @@ impl ClaimPointers {
         };
         Ok(Caller {
             who,
-            plan: text(claims, &self.plan, "plan")?
-                .map(|name| self.plans.get(name).cloned().unwrap_or_else(|| name.into())),
-            platform: text(claims, &self.platform, "platform")?.and_then(Platform::sent),
+            plan: name(claims, &self.plan, "plan")?.map(|plan| self.plans.get(&*plan).cloned().unwrap_or(plan)),
+            platform: name(claims, &self.platform, "platform")?.and_then(|platform| Platform::sent(&platform)),
             ai_features: if counted.ai_features { list(claims, &self.ai_features, "ai_features")? } else { None },
             design: design(claims, &self.design)?,
             design_version: name(claims, &self.design_version, "design_version")?,
@@ -168,7 +167,7 @@ fn find<'c>(claims: &'c Value, pointer: &str, name: &'static str) -> Result<Opti
     json::find(claims, pointer).map_err(|WrongType| TokenError::ClaimType(name))
 }
 
-/// What a subject is called: text that is not empty, or a whole number.
+/// What a subject, plan or platform is called: text that is not empty, or a whole number.
 fn name(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Arc<str>>, TokenError> {
     let called = find(claims, pointer, name)?.map(json::name).transpose();
     let called = called.map_err(|WrongType| TokenError::ClaimType(name))?;
@@ -202,14 +201,6 @@ fn anchor(claims: &Value, pointer: &str) -> Option<Anchor> {
     }
 }
 
-fn text<'c>(claims: &'c Value, pointer: &str, name: &'static str) -> Result<Option<&'c str>, TokenError> {
-    match find(claims, pointer, name)? {
-        None => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(TokenError::ClaimType(name)),
-    }
-}
-
 fn list(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Arc<[String]>>, TokenError> {
     let listed = find(claims, pointer, name)?;
     listed.map(|listed| features_in(listed).ok_or(TokenError::ClaimType(name))).transpose()
@@ -224,7 +215,7 @@ mod tests {
     use crate::identity::Algorithm;
 
     fn caller(claims: &Value) -> Result<Caller, TokenError> {
-        let plans = [("price_123".to_owned(), "pro".into())].into();
+        let plans = [("price_123".to_owned(), "pro".into()), ("7".to_owned(), "max".into())].into();
         let pointers =
             ClaimPointers { others: vec![("/org/id".into(), Reading::Strict)], plans, ..ClaimPointers::default() };
         pointers.caller(claims, &SignedBy { kid: None, algorithm: Algorithm::Hs256 })
@@ -235,6 +226,9 @@ mod tests {
         let plan = |plan: Value| caller(&json!({ "sub": "anna", "plan": plan })).unwrap().plan;
         assert_eq!(plan(json!("price_123")).as_deref(), Some("pro"));
         assert_eq!(plan(json!("free")).as_deref(), Some("free"));
+        assert_eq!(plan(json!(7)).as_deref(), Some("max"), "a number has a name, too");
+        assert_eq!(plan(json!(" ")).as_deref(), Some(" "));
+        assert_eq!(plan(json!("")), None);
         assert_eq!(
             plan(json!("price_9")).as_deref(),
             Some("price_9"),
