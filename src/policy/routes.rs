@@ -217,7 +217,9 @@ impl Routes {
         let readings = Readings::of(uri);
         let found = self.find_by(method, uri, headers, &readings);
         let is_one_by = |other: &Method| self.find_by(other, uri, headers, &readings).may_be_export();
-        if !found.may_be_export() && self.other_methods(method, uri).any(|other| is_one_by(&other)) {
+        // A GET is what it says.
+        let is_in_doubt = *method != Method::GET && !found.may_be_export();
+        if is_in_doubt && self.other_methods(method, uri).any(|other| is_one_by(&other)) {
             return Match::Misread(Misread::Method);
         }
         found

@@ -9,6 +9,7 @@ use http::header::{
 use http::uri::PathAndQuery;
 use http::{Method, Request, Uri};
 use http_body::Body;
+use smallvec::SmallVec;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -52,15 +53,14 @@ const MOST_NAMED: usize = 100;
 /// Returns the names that were found on such lines, but for those that every message may have there.
 pub(super) fn strip_connection_fields(headers: &mut HeaderMap) -> Vec<HeaderName> {
     let mut named = Vec::new();
-    // Most messages have none: one look at what there is costs less than a search for each.
-    if !headers.keys().any(|name| CONNECTION_FIELDS.contains(name)) {
-        return named;
-    }
-    if headers.contains_key(TRANSFER_ENCODING) {
+    // Most messages have none or one: to look at what there is costs less than a search for each.
+    let is_one = |name: &&HeaderName| CONNECTION_FIELDS.contains(name);
+    let found: SmallVec<[HeaderName; 2]> = headers.keys().filter(is_one).cloned().collect();
+    if found.contains(&TRANSFER_ENCODING) {
         // It was read by that, and is not so long (RFC 9112, section 6.3).
         headers.remove(CONTENT_LENGTH);
     }
-    if headers.contains_key(CONNECTION) {
+    if found.contains(&CONNECTION) {
         let lines = headers.get_all(CONNECTION).iter().filter_map(|line| line.to_str().ok());
         let names = lines.flat_map(|line| line.split(',')).filter_map(|name| name.trim().parse::<HeaderName>().ok());
         named.extend(names.filter(|name| *name != "close" && !CONNECTION_FIELDS.contains(name)).take(MOST_NAMED));
@@ -72,7 +72,7 @@ pub(super) fn strip_connection_fields(headers: &mut HeaderMap) -> Vec<HeaderName
             }
         }
     }
-    for name in CONNECTION_FIELDS {
+    for name in found {
         headers.remove(name);
     }
     named
@@ -88,9 +88,9 @@ pub(super) fn origin_form(absolute: &Uri) -> Uri {
 
 /// An answer that says its length several times says it once (RFC 9110, section 8.6): all are the same, or it would not have been read.
 pub(super) fn say_length_once(headers: &mut HeaderMap) {
-    let Some(first) = headers.get(CONTENT_LENGTH) else { return };
-    let is_list = first.as_bytes().contains(&b',');
-    if !is_list && headers.get_all(CONTENT_LENGTH).iter().nth(1).is_none() {
+    let mut lines = headers.get_all(CONTENT_LENGTH).iter();
+    let Some(first) = lines.next() else { return };
+    if lines.next().is_none() && !first.as_bytes().contains(&b',') {
         return;
     }
     let length = first.to_str().ok().and_then(|first| first.split(',').next()?.trim().parse::<u64>().ok());
