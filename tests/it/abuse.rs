@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use crate::support::{Gate, Setup, Token, eventually, get};
+use crate::support::{DOWNLOAD, Gate, Setup, Token, eventually, get};
 
 /// How much more memory than at rest the gate may take under any of them, in KiB. Most take those who leave many answers lying: for each
 /// of a thousand as much as may be ahead of its client (see `server/connection.rs`), once read and once on its way, and what HTTP/2 sends
@@ -246,7 +246,7 @@ fn memory_stays_bounded_and_others_are_served_whatever_clients_do() {
         let gate = Setup::before(backend).set("EXPORT_GATE__SERVER__H2C", "true").start();
         let is_served = || {
             let page = get(gate.address, "/page", &[]);
-            let export = get(gate.address, "/v1/designs/d1/download", &[&Token::of("u").plan("max").ai().line()]);
+            let export = get(gate.address, DOWNLOAD, &[&Token::of("u").plan("max").ai().line()]);
             let log = gate.log();
             let last = &log[log.len().saturating_sub(5)..];
             assert_eq!((page.status, export.status), (200, 200), "{name}: {last:#?}");

@@ -3,9 +3,8 @@
 
 use serde_json::json;
 
-use crate::support::{Answer, Backend, Gate, Nobody, Reply, SECRET, Setup, Token, eventually, get, request};
+use crate::support::{Answer, Backend, DOWNLOAD, Gate, Nobody, Reply, SECRET, Setup, Token, eventually, get, request};
 
-const DOWNLOAD: &str = "/v1/designs/d1/download";
 /// What a browser sends that navigates.
 const BROWSER: &str =
     "accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8";

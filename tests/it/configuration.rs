@@ -16,7 +16,7 @@ use export_gate::policy::{Anchored, Calendar, CalendarUnit, Period, Rolling, Win
 use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
 
-use crate::support::{SECRET, Setup, Token, shipped_config};
+use crate::support::{DOWNLOAD, SECRET, Setup, Token, shipped_config};
 
 /// `check` on the shipped configuration with some text replaced: what it says on standard error.
 fn complaint(old: &str, new: &str) -> String {
@@ -1046,35 +1046,35 @@ fn explain_tells_each_step_and_the_rule_that_decides() {
         assert!(text.contains(part), "no `{part}` in\n{text}");
     }
     let pro = Token::of("p").plan("pro").signed_by(SECRET);
-    let text = explain(&["--token", &pro, "GET", "/v1/designs/d1/download"]);
+    let text = explain(&["--token", &pro, "GET", DOWNLOAD]);
     assert!(text.contains("nothing on `exports`: unlimited for pro"), "{text}");
     assert!(text.contains("=> charged and forwarded to `renderer`"), "{text}");
     assert!(explain(&["GET", "/elsewhere"]).contains("forwarded to `renderer`; nothing is counted"));
     assert!(explain(&["GET", "/.export-gate/usage"]).contains("answered by the gate itself"));
     let keys = ["--header", "idempotency-key: a", "--header", "idempotency-key: b"];
-    let twice = [&["--token", &*token], &keys[..], &["GET", "/v1/designs/d1/download"]].concat();
+    let twice = [&["--token", &*token], &keys[..], &["GET", DOWNLOAD]].concat();
     assert!(explain(&twice).contains("refused with 400"));
-    assert!(explain(&["GET", "/v1/designs/d1/download"]).contains("refused with 401"));
+    assert!(explain(&["GET", DOWNLOAD]).contains("refused with 401"));
     let nameless = Token::of("anna").without("plan").signed_by(SECRET);
-    let text = explain(&["--token", &nameless, "GET", "/v1/designs/d1/download"]);
+    let text = explain(&["--token", &nameless, "GET", DOWNLOAD]);
     assert!(text.contains("nothing at `/plan`") && text.contains("refused with 403"), "{text}");
-    let text = explain(&["--token", &token, "GET", "/v1/designs/d1/download"]);
+    let text = explain(&["--token", &token, "GET", DOWNLOAD]);
     assert!(text.contains("`export-gate usage anna --plan free --admin 127.0.0.1:0` tells"), "{text}");
     let odd = Token::of("anna").with("ai_features", serde_json::json!(["hologram"])).signed_by(SECRET);
-    let text = explain(&["--token", &odd, "GET", "/v1/designs/d1/download"]);
+    let text = explain(&["--token", &odd, "GET", DOWNLOAD]);
     assert!(text.contains("neither in ai_features nor in plain_features: hologram"), "{text}");
     let together = Token::of("anna").with("ai_features", serde_json::json!(["logo sticker"])).signed_by(SECRET);
-    let text = explain(&["--token", &together, "GET", "/v1/designs/d1/download"]);
+    let text = explain(&["--token", &together, "GET", DOWNLOAD]);
     assert!(text.contains("an AI design") && !text.contains("neither"), "{text}");
     let foreign = Token::of("anna").with("aud", serde_json::json!("saves")).signed_by(SECRET);
-    let text = explain(&["--token", &foreign, "GET", "/v1/designs/d1/download"]);
+    let text = explain(&["--token", &foreign, "GET", DOWNLOAD]);
     assert!(text.contains("\"aud\" is \"saves\", and has to contain \"exports\""), "{text}");
     assert!(explain(&["GET", "/v1/designs/d1/download/"]).contains("refused with 400"));
     assert!(explain(&["PUT", "/v1/designs/d1"]).contains("never counted, never refused"));
-    assert!(explain(&["HEAD", "/v1/designs/d1/download"]).contains("hands no file out"));
+    assert!(explain(&["HEAD", DOWNLOAD]).contains("hands no file out"));
     let unknown = Token::of("x").without("ai_features").signed_by(SECRET);
-    assert!(explain(&["--token", &unknown, "GET", "/v1/designs/d1/download"]).contains("refused with 503"));
-    let header = ["--token", &unknown, "--header", "x-design-ai-features: logo", "GET", "/v1/designs/d1/download"];
+    assert!(explain(&["--token", &unknown, "GET", DOWNLOAD]).contains("refused with 503"));
+    let header = ["--token", &unknown, "--header", "x-design-ai-features: logo", "GET", DOWNLOAD];
     assert!(explain(&header).contains("refused with 503"), "nobody is trusted");
 }
 
@@ -1121,7 +1121,7 @@ fn token_mints_what_the_gate_accepts() {
     command.args(["--user", "anna", "--plan", "pro", "--platform", "ios", "--ai-features", "logo,crop"]);
     let token = String::from_utf8(command.output().unwrap().stdout).unwrap();
     let line = format!("authorization: Bearer {}", token.trim());
-    assert_eq!(crate::support::get(gate.address, "/v1/designs/d1/download", &[&line]).status, 200);
+    assert_eq!(crate::support::get(gate.address, DOWNLOAD, &[&line]).status, 200);
     assert_eq!(gate.used("anna", "ai-exports"), 1);
     let expires_in = |text: &str| {
         let mut command = gate.setup.command("token");
@@ -1143,7 +1143,7 @@ fn secrets_from_a_file_lose_one_newline_at_their_end() {
         Setup::before(backend.address).replacing("secret_env = \"EXPORT_GATE_JWT_SECRET\"", "secret_file = \"secret\"");
     std::fs::write(setup.folder.path("secret"), format!("{SECRET}\n")).unwrap();
     let gate = setup.start();
-    assert_eq!(crate::support::get(gate.address, "/v1/designs/d1/download", &[&Token::of("u").line()]).status, 200);
+    assert_eq!(crate::support::get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 
-use crate::support::{Backend, Folder, Gate, Reply, Setup, Token, certify, eventually, get, read_until, send_raw};
-
-const DOWNLOAD: &str = "/v1/designs/d1/download";
+use crate::support::{
+    Backend, DOWNLOAD, Folder, Gate, Reply, Setup, Token, certify, eventually, get, read_until, send_raw, stage,
+};
 
 /// What curl says: the version of HTTP, the status and the body, or that there was no answer.
 fn curl(arguments: &[&str]) -> String {
@@ -263,8 +263,7 @@ fn one_request_too_many_is_answered_at_once_and_the_others_go_on() {
 
 #[test]
 fn when_file_descriptors_run_out_the_gate_goes_on_once_there_are_some_again() {
-    let backend = Backend::start(Reply::json("200 OK"));
-    let gate = Setup::before(backend.address).start();
+    let (_backend, gate) = stage(Reply::json("200 OK"));
     let limited = Command::new("prlimit").args([format!("--pid={}", gate.pid()), "--nofile=60:60".to_owned()]).status();
     assert!(limited.unwrap().success());
     let flood: Vec<_> = (0..100).map(|_| TcpStream::connect(gate.address).unwrap()).collect();

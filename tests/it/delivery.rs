@@ -3,15 +3,9 @@
 use std::io::Write;
 use std::net::TcpStream;
 
-use crate::support::{Backend, Gate, Nobody, Reply, Setup, Token, eventually, get, read_until, request};
-
-const DOWNLOAD: &str = "/v1/designs/d1/download";
-
-fn stage(reply: Reply) -> (Backend, Gate) {
-    let backend = Backend::start(reply);
-    let gate = Setup::before(backend.address).start();
-    (backend, gate)
-}
+use crate::support::{
+    Backend, DOWNLOAD, Gate, Nobody, Reply, Setup, Token, eventually, get, read_until, request, stage,
+};
 
 fn charges(gate: &Gate, outcome: &str) -> f64 {
     gate.metric(&format!("exportgate_charges_total{{meter=\"exports\",outcome=\"{outcome}\"}}"))
@@ -105,8 +99,7 @@ fn redirects_and_successes_are_delivered_by_their_head_also_to_a_head_request() 
 
 #[test]
 fn a_redirect_where_files_are_to_be_delivered_is_not_charged_and_reported_once() {
-    let backend = Backend::start(Reply::with("302 Found", &["location: /signed"], b""));
-    let gate = Setup::before(backend.address).start();
+    let (_backend, gate) = stage(Reply::with("302 Found", &["location: /signed"], b""));
     let token = Token::of("u").line();
     for _ in 0..2 {
         assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 302);
@@ -165,7 +158,7 @@ fn a_redirect_that_has_reached_its_client_counts_whatever_becomes_of_its_body() 
 fn a_file_that_a_hop_in_front_is_to_send_counts_with_the_head_that_names_it() {
     let (backend, gate) = stage(Reply::with("200 OK", &["x-accel-redirect: /protected/d1.png"], b""));
     let token = Token::of("u").line();
-    let ask = || get(gate.address, "/v1/designs/d1/download", &[&token]);
+    let ask = || get(gate.address, DOWNLOAD, &[&token]);
     let answer = ask();
     assert_eq!((answer.status, answer.header("x-accel-redirect")), (200, Some("/protected/d1.png")));
     assert_eq!(gate.used("u", "exports"), 1);
@@ -183,8 +176,7 @@ fn a_file_that_a_hop_in_front_is_to_send_counts_with_the_head_that_names_it() {
 
 #[test]
 fn a_file_that_was_made_is_not_counted_and_reported_once() {
-    let backend = Backend::start(Reply::with("201 Created", &["content-type: image/png"], b"an image"));
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::with("201 Created", &["content-type: image/png"], b"an image"));
     for _ in 0..2 {
         let answer = request(gate.address, "POST", "/v1/designs/d1/share", &[&Token::of("u").line()], b"");
         assert_eq!((answer.status, answer.body), (201, b"an image".to_vec()));

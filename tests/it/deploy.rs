@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use crate::support::{Backend, Folder, Reply, Setup, Token, eventually, get};
+use crate::support::{Backend, DOWNLOAD, Folder, Reply, Setup, Token, eventually, get};
 
 fn repository(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -64,7 +64,7 @@ fn the_units_filter_lets_the_gate_make_all_its_system_calls() {
     let path = folder.path("trace");
     let gate = setup.traced(&["-o", &path.display().to_string()]).start();
     let process = gate.pid().to_string();
-    assert_eq!(get(gate.address, "/v1/designs/d1/download", &[&Token::of("u").line()]).status, 200);
+    assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").line()]).status, 200);
     assert_eq!(get(gate.address, "/elsewhere", &[]).status, 200);
     assert!(gate.stop().success());
     let mut trace = String::new();

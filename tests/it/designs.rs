@@ -6,9 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use serde_json::{Value, json};
 
 use crate::reload::change;
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, post, request};
-
-const DOWNLOAD: &str = "/v1/designs/d1/download";
+use crate::support::{Backend, DOWNLOAD, Gate, Reply, Setup, Token, eventually, get, post, request};
 
 /// A service's answer about a design.
 fn describes(document: &Value) -> Reply {

@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, request};
-
-const DOWNLOAD: &str = "/v1/designs/d1/download";
+use crate::support::{Backend, DOWNLOAD, Gate, Reply, Setup, Token, eventually, get, request};
 
 /// A gate whose groups are written for nobody but those who wait.
 fn stage() -> (Backend, Setup) {

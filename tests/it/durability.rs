@@ -6,9 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, read_until, request};
-
-const DOWNLOAD: &str = "/v1/designs/d1/download";
+use crate::support::{Backend, DOWNLOAD, Gate, Reply, Setup, Token, eventually, get, read_until, request};
 
 fn stage() -> (Backend, Setup) {
     let backend = Backend::start(Reply::image());

@@ -17,10 +17,11 @@ use prometheus_client::metrics::histogram::Histogram;
 use tower::ServiceExt;
 
 use crate::support::{
-    Backend, Gate, Http2Backend, Http2Reply, Nobody, Reply, Setup, Token, eventually, get, read_until, request,
+    Backend, DOWNLOAD, Gate, Http2Backend, Http2Reply, Nobody, Reply, Setup, Token, eventually, get, read_until,
+    request,
 };
 
-const EXPORT: &str = "/v1/designs/d1/download";
+const EXPORT: &str = DOWNLOAD;
 
 /// A gate whose only upstream has these endpoints.
 fn before(endpoints: &[SocketAddr]) -> Setup {

@@ -5,9 +5,8 @@ use std::net::TcpStream;
 
 use serde_json::json;
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, read_until, request};
+use crate::support::{Backend, DOWNLOAD, Gate, Reply, Setup, Token, eventually, get, read_until, request};
 
-const DOWNLOAD: &str = "/v1/designs/d1/download";
 const JSON: &str = "content-type: application/json";
 
 fn backend() -> Backend {

@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Request;
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, read_until};
+use crate::support::{Backend, DOWNLOAD, Gate, Reply, Setup, Token, eventually, get, read_until};
 
-const EXPORT: &str = "/v1/designs/d1/download";
+const EXPORT: &str = DOWNLOAD;
 
 /// A backend that does this with each connection once a request's head has come.
 fn backend(converse: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> SocketAddr {

@@ -4,12 +4,11 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use crate::support::{Backend, Reply, Setup, Token, eventually, get, read_until, request, send_raw};
+use crate::support::{Backend, DOWNLOAD, Reply, Setup, Token, eventually, get, read_until, request, send_raw, stage};
 
 #[test]
 fn a_request_arrives_as_it_was_sent_but_for_what_belongs_to_the_connection() {
-    let backend = Backend::start(Reply::json("200 OK"));
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::json("200 OK"));
     let lines = [
         "connection: x-mine",
         "connection: X-Other, keep-alive",
@@ -64,8 +63,7 @@ fn an_answer_arrives_as_it_was_sent_but_for_what_belongs_to_the_connection() {
         "x-mine: 1",
         "x-own: 1",
     ];
-    let backend = Backend::start(Reply::with("418 I'm a teapot", &headers, b"short and stout"));
-    let gate = Setup::before(backend.address).start();
+    let (_backend, gate) = stage(Reply::with("418 I'm a teapot", &headers, b"short and stout"));
     let answer = get(gate.address, "/teapot", &[]);
     assert_eq!((answer.status, answer.body.as_slice()), (418, &b"short and stout"[..]));
     let cookies: Vec<_> =
@@ -81,9 +79,8 @@ fn an_answer_arrives_as_it_was_sent_but_for_what_belongs_to_the_connection() {
 fn an_answer_that_is_chunked_is_not_as_long_as_it_says_besides() {
     for length in ["3", "5", "900"] {
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\ntransfer-encoding: chunked\r\n\r\n");
-        let backend = Backend::start(Reply::Raw(format!("{head}5\r\nhello\r\n0\r\n\r\n").into_bytes()));
-        let gate = Setup::before(backend.address).start();
-        for target in ["/x", "/v1/designs/d1/download"] {
+        let (_backend, gate) = stage(Reply::Raw(format!("{head}5\r\nhello\r\n0\r\n\r\n").into_bytes()));
+        for target in ["/x", DOWNLOAD] {
             let answer = get(gate.address, target, &[&Token::of("u").line()]);
             assert_eq!((answer.status, answer.body.as_slice()), (200, &b"hello"[..]), "{length}");
             assert_eq!(answer.header("content-length"), None);
@@ -94,8 +91,7 @@ fn an_answer_that_is_chunked_is_not_as_long_as_it_says_besides() {
 
 #[test]
 fn bodies_of_any_framing_reach_the_backend() {
-    let backend = Backend::start(Reply::json("200 OK"));
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::json("200 OK"));
     for method in ["GET", "POST", "DELETE"] {
         let chunked = format!(
             "{method} /upload HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
@@ -152,8 +148,7 @@ fn a_backend_that_stops_reading_an_upload_is_given_up() {
 
 #[test]
 fn a_client_without_a_host_field_gets_one_for_the_backend() {
-    let backend = Backend::start(Reply::json("200 OK"));
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::json("200 OK"));
     assert_eq!(send_raw(gate.address, b"GET /old HTTP/1.0\r\n\r\n").unwrap().status, 200);
     assert_eq!(backend.last().header("host"), Some(backend.address.to_string().as_str()));
 }
@@ -161,15 +156,13 @@ fn a_client_without_a_host_field_gets_one_for_the_backend() {
 #[test]
 fn large_answers_are_streamed_through() {
     let large = vec![b'y'; 5 << 20];
-    let backend = Backend::start(Reply::with("200 OK", &[], &large));
-    let gate = Setup::before(backend.address).start();
+    let (_backend, gate) = stage(Reply::with("200 OK", &[], &large));
     assert!(get(gate.address, "/large", &[]).body == large);
 }
 
 #[test]
 fn connections_to_the_backend_are_used_again() {
-    let backend = Backend::start(Reply::json("200 OK"));
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::json("200 OK"));
     for _ in 0..20 {
         assert_eq!(get(gate.address, "/x", &[]).status, 200);
     }
@@ -180,8 +173,7 @@ fn connections_to_the_backend_are_used_again() {
 #[test]
 fn a_body_that_servers_do_not_look_for_is_the_last_on_its_connection() {
     // As one that reads no body of a GET: it would take it for a request, and its answer for that to the next one.
-    let backend = Backend::start(Reply::json("200 OK"));
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::json("200 OK"));
     for (method, connections) in [("GET", 1), ("POST", 2), ("DELETE", 2), ("PUT", 3)] {
         request(gate.address, method, "/page", &[], b"GET /v1/designs/d1/download HTTP/1.1\r\n\r\n");
         assert_eq!(backend.connections(), connections, "{method}");
@@ -193,8 +185,7 @@ fn a_body_that_servers_do_not_look_for_is_the_last_on_its_connection() {
 
 #[test]
 fn a_request_is_sent_again_when_a_used_connection_turns_out_dead() {
-    let backend = Backend::start(Reply::json("200 OK"));
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::json("200 OK"));
     assert_eq!(get(gate.address, "/x", &[]).status, 200);
     // The connection stays open, and ends when the next request has arrived on it.
     backend.will(Reply::RawThenClose(Vec::new()));
@@ -214,8 +205,7 @@ fn a_request_is_sent_again_when_a_used_connection_turns_out_dead() {
 #[test]
 fn a_request_is_sent_again_once_however_many_used_connections_are_dead() {
     let (reply, release) = Reply::held(b"", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
-    let backend = Backend::start(reply);
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(reply);
     let address = gate.address;
     let clients: Vec<_> = (0..5).map(|_| std::thread::spawn(move || get(address, "/x", &[]).status)).collect();
     eventually("five connections", || backend.seen().len() == 5);
@@ -228,8 +218,7 @@ fn a_request_is_sent_again_once_however_many_used_connections_are_dead() {
 
 #[test]
 fn a_backend_that_speaks_http_1_0_does_not_make_the_gate_speak_it() {
-    let backend = Backend::start(Reply::RawThenClose(b"HTTP/1.0 200 OK\r\n\r\nold".to_vec()));
-    let gate = Setup::before(backend.address).start();
+    let (_backend, gate) = stage(Reply::RawThenClose(b"HTTP/1.0 200 OK\r\n\r\nold".to_vec()));
     let mut client = TcpStream::connect(gate.address).unwrap();
     client.write_all(b"GET /x HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -240,8 +229,7 @@ fn a_backend_that_speaks_http_1_0_does_not_make_the_gate_speak_it() {
 #[test]
 fn an_upload_of_unknown_length_reaches_a_backend_that_keeps_connections_by_http_1_0() {
     let kept = b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\n{}";
-    let backend = Backend::start(Reply::Raw(kept.to_vec()));
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::Raw(kept.to_vec()));
     assert_eq!(get(gate.address, "/x", &[]).status, 200);
     let chunked = b"PUT /v1/designs/d1 HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n\
                     8\r\na design\r\n0\r\n\r\n";
@@ -253,10 +241,9 @@ fn an_upload_of_unknown_length_reaches_a_backend_that_keeps_connections_by_http_
 fn an_answer_with_trailers_gives_its_connection_back_and_is_complete() {
     let trailed = b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ntransfer-encoding: chunked\r\n\r\n\
                     8\r\nan image\r\n0\r\nserver-timing: render;dur=5\r\n\r\n";
-    let backend = Backend::start(Reply::Raw(trailed.to_vec()));
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::Raw(trailed.to_vec()));
     for _ in 0..3 {
-        let answer = get(gate.address, "/v1/designs/d1/download", &[&Token::of("u").line(), "te: trailers"]);
+        let answer = get(gate.address, DOWNLOAD, &[&Token::of("u").line(), "te: trailers"]);
         assert_eq!(answer.status, 200);
     }
     assert_eq!(backend.connections(), 1);
@@ -266,8 +253,7 @@ fn an_answer_with_trailers_gives_its_connection_back_and_is_complete() {
 
 #[test]
 fn an_absolute_target_is_forwarded_as_a_path_if_the_host_field_agrees() {
-    let backend = Backend::start(Reply::json("200 OK"));
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::json("200 OK"));
     let raw = b"GET http://real.test/x?y HTTP/1.1\r\nhost: other.test\r\n\r\n";
     assert_eq!(send_raw(gate.address, raw).unwrap().status, 400);
     assert!(backend.seen().is_empty());
@@ -280,8 +266,7 @@ fn an_absolute_target_is_forwarded_as_a_path_if_the_host_field_agrees() {
 fn a_length_that_is_said_twice_is_passed_on_once() {
     for twice in ["content-length: 2\r\ncontent-length: 2", "content-length: 2, 2"] {
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n{twice}\r\n\r\nok");
-        let backend = Backend::start(Reply::Raw(answer.into_bytes()));
-        let gate = Setup::before(backend.address).start();
+        let (_backend, gate) = stage(Reply::Raw(answer.into_bytes()));
         let mut client = TcpStream::connect(gate.address).unwrap();
         client.write_all(b"GET /x HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
@@ -293,8 +278,7 @@ fn a_length_that_is_said_twice_is_passed_on_once() {
 
 #[test]
 fn a_connection_of_a_client_serves_many_requests() {
-    let backend = Backend::start(Reply::json("200 OK"));
-    let gate = Setup::before(backend.address).start();
+    let (_backend, gate) = stage(Reply::json("200 OK"));
     let mut client = TcpStream::connect(gate.address).unwrap();
     for _ in 0..3 {
         client.write_all(b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
@@ -304,8 +288,7 @@ fn a_connection_of_a_client_serves_many_requests() {
 
 #[test]
 fn trace_is_not_forwarded() {
-    let backend = Backend::start(Reply::json("200 OK"));
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::json("200 OK"));
     assert_eq!(request(gate.address, "TRACE", "/x", &[], b"").status, 405);
     assert!(backend.seen().is_empty());
 }

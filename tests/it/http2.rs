@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support::{
-    Backend, Gate, Http2Backend, Http2Reply, Reply, Setup, Token, eventually, get, read_until, request,
+    Backend, DOWNLOAD, Gate, Http2Backend, Http2Reply, Reply, Setup, Token, eventually, get, read_until, request,
 };
 
-const EXPORT: &str = "/v1/designs/d1/download";
+const EXPORT: &str = DOWNLOAD;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const DATA: u8 = 0;

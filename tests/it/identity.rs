@@ -5,14 +5,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{EncodingKey, Header};
 use serde_json::json;
 
-use crate::support::{Backend, Reply, SECRET, Setup, Token, eventually, get, request};
-
-const DOWNLOAD: &str = "/v1/designs/d1/download";
+use crate::support::{Backend, DOWNLOAD, Reply, SECRET, Setup, Token, eventually, get, request, stage};
 
 #[test]
 fn without_a_good_token_an_export_is_refused_with_401_and_nothing_is_forwarded() {
-    let backend = Backend::start(Reply::image());
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::image());
     let bearer = |token: String| vec![format!("authorization: Bearer {token}")];
     let good = Token::of("u");
     let cases = [
@@ -124,8 +121,7 @@ fn the_platform_comes_from_the_claim_else_the_header_else_it_is_web() {
 
 #[test]
 fn every_kind_of_wrong_token_is_refused_with_a_reason_and_reaches_nobody() {
-    let backend = Backend::start(Reply::image());
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::image());
     let good = Token::of("u");
     let (token, key) = (good.signed_by(SECRET), EncodingKey::from_secret(SECRET.as_bytes()));
     let header = || Header { kid: Some("dev".into()), ..Header::default() };
@@ -309,8 +305,7 @@ fn values_of_the_plan_claim_may_stand_for_plans() {
 
 #[test]
 fn users_who_come_back_are_known_without_a_signature() {
-    let backend = Backend::start(Reply::image());
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::image());
     let line = Token::of("u").line();
     for _ in 0..5 {
         assert_eq!(get(gate.address, DOWNLOAD, &[&line]).status, 200);

@@ -10,9 +10,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 
-use crate::support::{Backend, Folder, Gate, Reply, Setup, Token, WebServer, eventually, get, post, request};
+use crate::support::{Backend, DOWNLOAD, Folder, Gate, Reply, Setup, Token, WebServer, eventually, get, post, request};
 
-const DOWNLOAD: &str = "/v1/designs/d1/download";
 /// The beginning of the shipped keys.
 const KEYS: &str = "keys = [\n  { kid = \"dev\", alg = \"HS256\", secret_env = \"EXPORT_GATE_JWT_SECRET\" },";
 

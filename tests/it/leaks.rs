@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, post, request};
+use crate::support::{Backend, DOWNLOAD, Gate, Reply, Setup, Token, eventually, get, post, request, stage};
 
 fn leaks(gate: &Gate) -> f64 {
     gate.metric("exportgate_unclassified_files_total")
@@ -10,8 +10,7 @@ fn leaks(gate: &Gate) -> f64 {
 
 #[test]
 fn a_file_on_a_path_that_no_route_knows_is_counted_and_reported_once_for_its_kind_of_path() {
-    let backend = Backend::start(Reply::image());
-    let gate = Setup::before(backend.address).start();
+    let (_backend, gate) = stage(Reply::image());
     for id in 1..=3 {
         assert_eq!(get(gate.address, &format!("/files/{id}/original"), &[]).status, 200);
     }
@@ -37,8 +36,7 @@ fn a_file_on_a_path_that_no_route_knows_is_counted_and_reported_once_for_its_kin
 
 #[test]
 fn what_is_no_file_or_has_a_route_is_no_leak() {
-    let backend = Backend::start(Reply::image());
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::image());
     assert_eq!(get(gate.address, "/v1/designs/d1/preview", &[]).status, 200);
     let others = [
         Reply::json("200 OK"),
@@ -74,16 +72,16 @@ fn a_file_that_comes_for_options_is_a_leak() {
     let backend = Backend::start(Reply::image());
     let setup = Setup::before(backend.address);
     let gate = setup.start();
-    assert_eq!(request(gate.address, "OPTIONS", "/v1/designs/d1/download", &[], b"").status, 200);
-    assert_eq!(request(gate.address, "HEAD", "/v1/designs/d1/download", &[], b"").status, 200);
+    assert_eq!(request(gate.address, "OPTIONS", DOWNLOAD, &[], b"").status, 200);
+    assert_eq!(request(gate.address, "HEAD", DOWNLOAD, &[], b"").status, 200);
     backend.will(Reply::with("204 No Content", &["access-control-allow-methods: GET"], b""));
-    assert_eq!(request(gate.address, "OPTIONS", "/v1/designs/d1/download", &[], b"").status, 204);
+    assert_eq!(request(gate.address, "OPTIONS", DOWNLOAD, &[], b"").status, 204);
     assert_eq!(leaks(&gate), 1.0);
     gate.logs(&["no route counts", "OPTIONS without a file"]);
     assert!(gate.stop().success());
     backend.will(Reply::image());
     let gate = setup.set("EXPORT_GATE__UNCLASSIFIED_FILES", "refuse").start();
-    assert_eq!(request(gate.address, "OPTIONS", "/v1/designs/d1/download", &[], b"").status, 403);
+    assert_eq!(request(gate.address, "OPTIONS", DOWNLOAD, &[], b"").status, 403);
 }
 
 #[test]
@@ -94,11 +92,11 @@ fn an_answer_to_options_that_tells_where_a_file_is_is_a_leak() {
         Setup::before(backend.address).replacing("action = \"download\"", &route).start()
     };
     let gate = by("redirect");
-    request(gate.address, "OPTIONS", "/v1/designs/d1/download", &[], b"");
+    request(gate.address, "OPTIONS", DOWNLOAD, &[], b"");
     assert_eq!(leaks(&gate), 1.0);
     let gate = by("success");
     backend.will(Reply::with("200 OK", &["content-type: text/plain"], b"GET,HEAD"));
-    request(gate.address, "OPTIONS", "/v1/designs/d1/download", &[], b"");
+    request(gate.address, "OPTIONS", DOWNLOAD, &[], b"");
     assert_eq!(leaks(&gate), 0.0, "as many servers answer it");
 }
 

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::support::{Backend, Reply, Setup, Token, get, request, send_raw};
-
-const DOWNLOAD: &str = "/v1/designs/d1/download";
+use crate::support::{Backend, DOWNLOAD, Reply, Setup, Token, get, request, send_raw, stage};
 
 #[test]
 fn a_refusal_says_what_is_used_up_and_until_when_and_never_reaches_the_backend() {
@@ -121,8 +119,7 @@ fn a_web_app_of_an_allowed_origin_can_read_a_refusal() {
 
 #[test]
 fn an_export_in_a_disguised_spelling_is_a_bad_request_and_everything_else_passes() {
-    let backend = Backend::start(Reply::image());
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::image());
     for path in
         ["/v1//designs/d1/download", "/v1/designs/d1/%64ownload", "/v1/designs/d1/DOWNLOAD", "/v1/designs/d1/download/"]
     {

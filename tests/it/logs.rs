@@ -6,9 +6,8 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, request};
+use crate::support::{Backend, DOWNLOAD, Gate, Reply, Setup, Token, eventually, get, request};
 
-const DOWNLOAD: &str = "/v1/designs/d1/download";
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 fn backend() -> Backend {

@@ -5,19 +5,11 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, post, read_until};
-
-const DOWNLOAD: &str = "/v1/designs/d1/download";
-
-fn stage() -> (Backend, Gate) {
-    let backend = Backend::start(Reply::image());
-    let gate = Setup::before(backend.address).start();
-    (backend, gate)
-}
+use crate::support::{Backend, DOWNLOAD, Gate, Reply, Setup, Token, eventually, get, post, read_until, stage};
 
 #[test]
 fn users_see_their_own_usage_and_nobody_elses() {
-    let (_backend, gate) = stage();
+    let (_backend, gate) = stage(Reply::image());
     let token = Token::of("u").ai().line();
     assert_eq!(get(gate.address, DOWNLOAD, &[&token]).status, 200);
     let answer = get(gate.address, "/.export-gate/usage", &[&token]);
@@ -37,7 +29,7 @@ fn users_see_their_own_usage_and_nobody_elses() {
 
 #[test]
 fn operators_see_any_users_usage_with_the_plan_of_the_last_charge() {
-    let (_backend, gate) = stage();
+    let (_backend, gate) = stage(Reply::image());
     assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("a b/c").plan("max").ai().line()]).status, 200);
     let ask = |gate: &Gate| {
         let (status, text) = gate.admin("/v1/usage/a%20b%2Fc");
@@ -55,7 +47,7 @@ fn operators_see_any_users_usage_with_the_plan_of_the_last_charge() {
 
 #[test]
 fn the_usage_command_asks_the_admin_listener() {
-    let (_backend, gate) = stage();
+    let (_backend, gate) = stage(Reply::image());
     assert_eq!(get(gate.address, DOWNLOAD, &[&Token::of("u").ai().line()]).status, 200);
     let admin = gate.admin_address.to_string();
     let output = gate.setup.command("usage").args(["u", "--admin", &admin]).output().unwrap();
@@ -101,7 +93,7 @@ fn a_token_guards_all_admin_pages_but_health_and_readiness() {
 
 #[test]
 fn every_request_has_exactly_one_outcome_and_all_outcomes_are_there_from_the_start() {
-    let (backend, gate) = stage();
+    let (backend, gate) = stage(Reply::image());
     let sum = |gate: &Gate| {
         let (_, text) = gate.admin("/metrics");
         let lines = text.lines().filter(|line| line.starts_with("exportgate_requests_total{"));
@@ -152,7 +144,7 @@ fn every_request_has_exactly_one_outcome_and_all_outcomes_are_there_from_the_sta
 
 #[test]
 fn every_export_leaves_one_decision_record() {
-    let (backend, gate) = stage();
+    let (backend, gate) = stage(Reply::image());
     let token = Token::of("u").ai().line();
     for _ in 0..3 {
         get(gate.address, DOWNLOAD, &[&token, "x-request-id: r-7"]);
@@ -190,8 +182,7 @@ fn every_export_leaves_one_decision_record() {
 
 #[test]
 fn a_record_tells_what_a_refused_token_says_and_its_client_is_not_told() {
-    let backend = Backend::start(Reply::image());
-    let gate = Setup::before(backend.address).start();
+    let (_backend, gate) = stage(Reply::image());
     let foreign = Token::of("u").with("iss", json!("https://other.example")).line();
     let refused = get(gate.address, DOWNLOAD, &[&foreign]);
     assert!(refused.status == 401 && !format!("{refused:?}").contains("other.example"), "{refused:?}");
@@ -246,8 +237,7 @@ fn a_gate_that_is_to_end_says_so_before_it_takes_no_more_connections() {
 
 #[test]
 fn who_has_just_connected_to_a_gate_that_is_to_end_is_served() {
-    let backend = Backend::start(Reply::json("200 OK"));
-    let gate = Setup::before(backend.address).start();
+    let (_backend, gate) = stage(Reply::json("200 OK"));
     let mut fresh = TcpStream::connect(gate.address).unwrap();
     let mut used = TcpStream::connect(gate.address).unwrap();
     write!(used, "GET /page HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
@@ -285,7 +275,7 @@ fn a_second_signal_ends_at_once_what_a_first_one_lets_end_and_nothing_that_was_d
 /// A connection is for one request, and of too many the oldest makes room: whoever asks and does not read keeps nobody out.
 #[test]
 fn nobody_holds_the_admin_listener() {
-    let (_backend, gate) = stage();
+    let (_backend, gate) = stage(Reply::image());
     let connect = || TcpStream::connect(gate.admin_address).unwrap();
     // Who has been closed without a word cannot even ask.
     let answers = |mut stream: &TcpStream| {

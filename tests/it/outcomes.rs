@@ -8,9 +8,9 @@ use std::path::Path;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::json;
 
-use crate::support::{Backend, Gate, Reply, Seen, Setup, Token, eventually, get, post, read_until, request, send_raw};
-
-const DOWNLOAD: &str = "/v1/designs/d1/download";
+use crate::support::{
+    Backend, DOWNLOAD, Gate, Reply, Seen, Setup, Token, eventually, get, post, read_until, request, send_raw, stage,
+};
 
 /// A sample of a metric: its name, labels in order, value.
 type Sample = (String, Vec<(String, String)>, f64);
@@ -47,8 +47,7 @@ fn outcomes(gate: &Gate) -> BTreeMap<[String; 3], f64> {
 
 #[test]
 fn every_metric_is_there_from_the_start_with_every_label_at_zero() {
-    let backend = Backend::start(Reply::image());
-    let gate = Setup::before(backend.address).start();
+    let (_backend, gate) = stage(Reply::image());
     let samples = samples(&gate);
     let of = |name: &str| -> Vec<&Sample> { samples.iter().filter(|(known, ..)| known == name).collect() };
 

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::support::{Answer, Backend, Gate, Reply, Setup, Token, eventually, get, request};
-
-const DOWNLOAD: &str = "/v1/designs/d1/download";
+use crate::support::{Answer, Backend, DOWNLOAD, Gate, Reply, Setup, Token, eventually, get, request};
 
 fn stage(example: &str) -> (Backend, Setup) {
     let backend = Backend::start(Reply::image());

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::keys::{at, gate_with, jwk, line, set};
-use crate::support::{Backend, Gate, Reply, Setup, Token, certify, eventually, get, post, read_until, request};
+use crate::support::{
+    Backend, DOWNLOAD, Gate, Reply, Setup, Token, certify, eventually, get, post, read_until, request, stage,
+};
 
-const DOWNLOAD: &str = "/v1/designs/d1/download";
 const LIMITS: &str = "limits = { free = 2, pro = 30, max = 120 }";
 
 /// Changes the file, whole at once.
@@ -51,8 +52,7 @@ fn refused(gate: &Gate, old: &str, new: &str) -> String {
 }
 
 fn gate() -> (Backend, Gate) {
-    let backend = Backend::start(Reply::image());
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::image());
     (backend, gate)
 }
 

@@ -3,15 +3,9 @@
 use std::io::Write;
 use std::net::TcpStream;
 
-use crate::support::{Answer, Backend, Gate, Reply, Setup, Token, eventually, get, read_until, request, send_raw};
-
-const DOWNLOAD: &str = "/v1/designs/d1/download";
-
-fn stage(reply: Reply) -> (Backend, Gate) {
-    let backend = Backend::start(reply);
-    let gate = Setup::before(backend.address).start();
-    (backend, gate)
-}
+use crate::support::{
+    Answer, Backend, DOWNLOAD, Gate, Reply, Setup, Token, eventually, get, read_until, request, send_raw, stage,
+};
 
 /// Ten bytes under a validator.
 fn whole(validator: &str) -> Reply {

@@ -1,15 +1,9 @@
 //! Charges that cover later requests (counting rules, section 4 rule 5).
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, request};
+use crate::support::{Backend, DOWNLOAD, Gate, Reply, Setup, Token, eventually, get, request, stage};
 
 const DENY: &str = "sessions = true\non_exceed = \"deny\"";
 const DEGRADE: &str = "sessions = true\non_exceed = \"degrade\"\ndegrade = { set_query = { watermark = \"1\" } }";
-
-fn stage() -> (Backend, Gate) {
-    let backend = Backend::start(Reply::image());
-    let gate = Setup::before(backend.address).start();
-    (backend, gate)
-}
 
 fn send(gate: &Gate, token: &Token, method: &str, what: &str, key: Option<&str>) -> u16 {
     let key = key.map(|key| format!("idempotency-key: {key}"));
@@ -20,7 +14,7 @@ fn send(gate: &Gate, token: &Token, method: &str, what: &str, key: Option<&str>)
 
 #[test]
 fn leaving_the_export_screen_ends_its_session() {
-    let (_backend, gate) = stage();
+    let (_backend, gate) = stage(Reply::image());
     let token = Token::of("u").ai().on("ios");
     assert_eq!(send(&gate, &token, "POST", "d1/export-screen", None), 200);
     assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
@@ -32,7 +26,7 @@ fn leaving_the_export_screen_ends_its_session() {
 
 #[test]
 fn leaving_without_a_valid_token_is_forwarded_and_ends_nothing() {
-    let (backend, gate) = stage();
+    let (backend, gate) = stage(Reply::image());
     let token = Token::of("u").ai().on("ios");
     assert_eq!(send(&gate, &token, "POST", "d1/export-screen", None), 200);
     assert_eq!(request(gate.address, "DELETE", "/v1/designs/d1/export-screen", &[], b"").status, 200);
@@ -44,7 +38,7 @@ fn leaving_without_a_valid_token_is_forwarded_and_ends_nothing() {
 
 #[test]
 fn a_session_covers_its_own_user_and_design_only() {
-    let (_backend, gate) = stage();
+    let (_backend, gate) = stage(Reply::image());
     assert_eq!(send(&gate, &Token::of("u").ai().on("ios"), "POST", "d1/export-screen", None), 200);
     assert_eq!(send(&gate, &Token::of("u").ai().on("ios"), "POST", "d2/share", None), 200);
     assert_eq!(send(&gate, &Token::of("v").ai().on("ios"), "POST", "d1/share", None), 200);
@@ -53,7 +47,7 @@ fn a_session_covers_its_own_user_and_design_only() {
 
 #[test]
 fn a_session_does_not_cover_designs_without_ai() {
-    let (_backend, gate) = stage();
+    let (_backend, gate) = stage(Reply::image());
     assert_eq!(send(&gate, &Token::of("u").ai().on("ios"), "POST", "d1/export-screen", None), 200);
     assert_eq!(send(&gate, &Token::of("u").on("ios"), "POST", "d1/share", None), 200);
     assert_eq!((gate.used("u", "ai-exports"), gate.used("u", "exports")), (1, 1));
@@ -61,7 +55,7 @@ fn a_session_does_not_cover_designs_without_ai() {
 
 #[test]
 fn a_screen_that_was_not_delivered_opens_no_session() {
-    let (backend, gate) = stage();
+    let (backend, gate) = stage(Reply::image());
     let token = Token::of("u").ai().on("ios");
     backend.will(Reply::json("500 Internal Server Error"));
     assert_eq!(send(&gate, &token, "POST", "d1/export-screen", None), 500);
@@ -90,7 +84,7 @@ fn a_session_covers_so_many_files_and_no_more() {
 
 #[test]
 fn an_idempotency_key_covers_the_same_request_twice_more() {
-    let (_backend, gate) = stage();
+    let (_backend, gate) = stage(Reply::image());
     let token = Token::of("u");
     for _ in 0..3 {
         assert_eq!(send(&gate, &token, "GET", "d1/download", Some("k")), 200);
@@ -102,7 +96,7 @@ fn an_idempotency_key_covers_the_same_request_twice_more() {
 
 #[test]
 fn an_idempotency_key_covers_neither_another_target_nor_method_nor_user() {
-    let (_backend, gate) = stage();
+    let (_backend, gate) = stage(Reply::image());
     let token = Token::of("u");
     for (method, what) in
         [("GET", "d1/download"), ("GET", "d2/download"), ("GET", "d1/download?size=2"), ("POST", "d1/download")]
@@ -129,7 +123,7 @@ fn an_idempotency_key_covers_no_other_design_wherever_its_id_is() {
 
 #[test]
 fn a_refused_request_releases_its_key() {
-    let (_backend, gate) = stage();
+    let (_backend, gate) = stage(Reply::image());
     let token = Token::of("u").ai();
     assert_eq!(send(&gate, &token, "GET", "d1/download", None), 200);
     assert_eq!(send(&gate, &token, "GET", "d1/download", None), 200);
@@ -140,18 +134,18 @@ fn a_refused_request_releases_its_key() {
 
 #[test]
 fn a_broken_idempotency_key_is_a_bad_request() {
-    let (backend, gate) = stage();
+    let (backend, gate) = stage(Reply::image());
     let token = Token::of("u").line();
     for lines in [vec!["idempotency-key:"], vec!["idempotency-key: a", "idempotency-key: b"]] {
         let lines = [vec![token.as_str()], lines].concat();
-        assert_eq!(request(gate.address, "GET", "/v1/designs/d1/download", &lines, b"").status, 400);
+        assert_eq!(request(gate.address, "GET", DOWNLOAD, &lines, b"").status, 400);
     }
     assert!(backend.seen().is_empty());
 }
 
 #[test]
 fn covers_survive_a_restart() {
-    let (_backend, gate) = stage();
+    let (_backend, gate) = stage(Reply::image());
     let token = Token::of("u").ai().on("ios");
     assert_eq!(send(&gate, &token, "POST", "d1/export-screen", Some("k")), 200);
     assert_eq!(send(&gate, &token, "POST", "d1/share", None), 200);
@@ -172,15 +166,14 @@ fn in_the_background(gate: &Gate, token: &Token) -> std::thread::JoinHandle<u16>
     std::thread::spawn(move || {
         let lines = lines();
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-        request(address, "GET", "/v1/designs/d1/download", &lines, b"").status
+        request(address, "GET", DOWNLOAD, &lines, b"").status
     })
 }
 
 #[test]
 fn retries_that_are_under_way_together_are_one_charge_that_sticks_when_any_is_delivered() {
     let (slow, release) = Reply::held(b"", b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n");
-    let backend = Backend::start(slow);
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(slow);
     let token = Token::of("u").ai();
     let first = in_the_background(&gate, &token);
     eventually("the first is under way", || backend.seen().len() == 1);
@@ -201,8 +194,7 @@ fn retries_that_are_under_way_together_are_one_charge_that_sticks_when_any_is_de
 #[test]
 fn retries_that_are_under_way_together_are_void_when_none_is_delivered() {
     let (slow, release) = Reply::held(b"", b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc");
-    let backend = Backend::start(slow);
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(slow);
     let token = Token::of("u").ai();
     let first = in_the_background(&gate, &token);
     eventually("the first is under way", || backend.seen().len() == 1);
@@ -222,8 +214,7 @@ fn retries_that_are_under_way_together_are_void_when_none_is_delivered() {
 #[test]
 fn a_screen_that_is_left_while_it_opens_opens_no_session() {
     let (slow, release) = Reply::held(b"", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
-    let backend = Backend::start(slow);
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(slow);
     let token = Token::of("u").ai().on("ios");
     let (address, line) = (gate.address, token.line());
     let opening =
@@ -240,7 +231,7 @@ fn a_screen_that_is_left_while_it_opens_opens_no_session() {
 
 #[test]
 fn a_reopening_that_fails_leaves_the_open_session_as_it_was() {
-    let (backend, gate) = stage();
+    let (backend, gate) = stage(Reply::image());
     let token = Token::of("u").ai().on("ios");
     assert_eq!(send(&gate, &token, "POST", "d1/export-screen", None), 200);
     backend.will(Reply::json("503 Service Unavailable"));
@@ -301,7 +292,7 @@ fn what_was_degraded_is_not_covered_once_its_meter_refuses() {
         .set("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "0")
         .start();
     let token = Token::of("u").ai().line();
-    let export = || get(gate.address, "/v1/designs/d1/download", &[&token, "idempotency-key: k"]).status;
+    let export = || get(gate.address, DOWNLOAD, &[&token, "idempotency-key: k"]).status;
     assert_eq!(export(), 200);
     assert!(backend.last().line.contains("watermark=1"));
     crate::reload::change(&gate, DEGRADE, DENY);

@@ -1,6 +1,6 @@
 //! The table of the counting rules (section 2), row by row, through the binary with the shipped configuration.
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, get, post, request};
+use crate::support::{Backend, DOWNLOAD, Gate, Reply, Setup, Token, get, post, request, stage};
 
 const AI: &str = "ai-exports";
 const PLAIN: &str = "exports";
@@ -14,8 +14,7 @@ struct Stage {
 
 impl Stage {
     fn set() -> Self {
-        let backend = Backend::start(Reply::image());
-        let gate = Setup::before(backend.address).start();
+        let (backend, gate) = stage(Reply::image());
         Self { backend, gate }
     }
 
@@ -194,6 +193,6 @@ fn changing_plan_changes_the_limit_not_the_count() {
     stage.download(&Token::of("u").ai(), 429);
     stage.download(&Token::of("u").ai().plan("pro"), 200);
     assert_eq!(stage.used("u"), [3, 0, 0]);
-    let refused = get(stage.gate.address, "/v1/designs/d1/download", &[&Token::of("u").ai().line()]);
+    let refused = get(stage.gate.address, DOWNLOAD, &[&Token::of("u").ai().line()]);
     assert_eq!(refused.json()["remaining"], 0, "never negative");
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use http::{HeaderMap, Request};
 
-use crate::support::{Gate, Http2Backend, Http2Reply, Setup, Token, by_http2, eventually, fields};
+use crate::support::{DOWNLOAD, Gate, Http2Backend, Http2Reply, Setup, Token, by_http2, eventually, fields};
 
 /// What somebody might act on.
 const DROPPED: &[(&str, &str)] = &[
@@ -37,7 +37,7 @@ const DROPPED: &[(&str, &str)] = &[
     ("forwarded", "for=10.0.0.1"),
     ("x-forwarded-for", "10.0.0.1"),
     ("x_forwarded_for", "10.0.0.1"),
-    ("x-original-url", "/v1/designs/d1/download"),
+    ("x-original-url", DOWNLOAD),
     ("x_http.method_override", "DELETE"),
     ("x-design-ai-features", ""),
     ("x_design_ai_features", ""),

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tungstenite::{Message, WebSocket};
 
-use crate::support::{Backend, Gate, Reply, Setup, Token, eventually, get, read_until};
+use crate::support::{DOWNLOAD, Gate, Reply, Setup, Token, eventually, get, read_until, stage};
 
 const ROUTE: &str = "/v1/designs/d1/live";
-const EXPORT: &str = "/v1/designs/d1/download";
+const EXPORT: &str = DOWNLOAD;
 
 /// A backend that echoes WebSocket messages until the client says good-bye, and then says so.
 fn websocket_echo() -> (SocketAddr, Arc<Mutex<Vec<&'static str>>>) {
@@ -168,8 +168,7 @@ fn what_a_hasty_client_sends_before_the_answer_is_part_of_the_tunnel() {
 
 #[test]
 fn a_backend_that_does_not_agree_gives_an_ordinary_answer_and_the_connection_goes_on() {
-    let backend = Backend::start(Reply::with("426 Upgrade Required", &["content-type: text/plain"], b"no"));
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::with("426 Upgrade Required", &["content-type: text/plain"], b"no"));
     let mut stream = ask(&gate, "/live", "upgrade: websocket\r\n");
     assert_eq!(status_line(&mut stream), "HTTP/1.1 426 Upgrade Required");
     assert_eq!(backend.last().header("upgrade"), Some("websocket"));
@@ -181,8 +180,7 @@ fn a_backend_that_does_not_agree_gives_an_ordinary_answer_and_the_connection_goe
 
 #[test]
 fn an_export_cannot_leave_http_and_so_not_leave_uncounted() {
-    let backend = Backend::start(Reply::image());
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::image());
     let token = format!("{}\r\nupgrade: websocket\r\n", Token::of("u").ai().line());
     let mut stream = ask(&gate, EXPORT, &token);
     assert_eq!(status_line(&mut stream), "HTTP/1.1 200 OK");
@@ -197,8 +195,7 @@ fn an_export_cannot_leave_http_and_so_not_leave_uncounted() {
 
 #[test]
 fn only_a_plain_wish_for_another_protocol_is_passed_on() {
-    let backend = Backend::start(Reply::json("200 OK"));
-    let gate = Setup::before(backend.address).start();
+    let (backend, gate) = stage(Reply::json("200 OK"));
     let upgrade_of = |head: &str, body: &str| {
         let mut stream = TcpStream::connect(gate.address).unwrap();
         write!(stream, "{head}\r\nhost: gate.test\r\n\r\n{body}").unwrap();

@@ -18,6 +18,16 @@ pub(crate) use web::{WebServer, certify, nginx};
 
 use std::time::{Duration, Instant};
 
+/// An export of the shipped configuration.
+pub(crate) const DOWNLOAD: &str = "/v1/designs/d1/download";
+
+/// A backend that answers everything so, and a gate with the shipped configuration in front of it.
+pub(crate) fn stage(reply: Reply) -> (Backend, Gate) {
+    let backend = Backend::start(reply);
+    let gate = Setup::before(backend.address).start();
+    (backend, gate)
+}
+
 /// Waits until something is true. How long it takes is not asserted; that it never comes is a failure.
 pub(crate) fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
