@@ -153,7 +153,8 @@ impl ClaimPointers {
         };
         Ok(Caller {
             who,
-            plan: name(claims, &self.plan, "plan")?.map(|plan| self.plans.get(&*plan).cloned().unwrap_or(plan)),
+            // One may be called nothing.
+            plan: called(claims, &self.plan, "plan")?.map(|plan| self.plans.get(&*plan).cloned().unwrap_or(plan)),
             platform: name(claims, &self.platform, "platform")?.and_then(|platform| Platform::sent(&platform)),
             ai_features: if counted.ai_features { list(claims, &self.ai_features, "ai_features")? } else { None },
             design: design(claims, &self.design)?,
@@ -167,11 +168,15 @@ fn find<'c>(claims: &'c Value, pointer: &str, name: &'static str) -> Result<Opti
     json::find(claims, pointer).map_err(|WrongType| TokenError::ClaimType(name))
 }
 
-/// What a subject, plan or platform is called: text that is not empty, or a whole number.
+/// What a subject or platform is called: text that is not empty, or a whole number.
 fn name(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Arc<str>>, TokenError> {
+    Ok(called(claims, pointer, name)?.filter(|called| !called.is_empty()))
+}
+
+/// Text, or a whole number.
+fn called(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Arc<str>>, TokenError> {
     let called = find(claims, pointer, name)?.map(json::name).transpose();
-    let called = called.map_err(|WrongType| TokenError::ClaimType(name))?;
-    Ok(called.filter(|called| !called.is_empty()).map(Arc::from))
+    Ok(called.map_err(|WrongType| TokenError::ClaimType(name))?.map(Arc::from))
 }
 
 /// A design that the token speaks for; one without a name is none, and not any.
@@ -215,7 +220,8 @@ mod tests {
     use crate::identity::Algorithm;
 
     fn caller(claims: &Value) -> Result<Caller, TokenError> {
-        let plans = [("price_123".to_owned(), "pro".into()), ("7".to_owned(), "max".into())].into();
+        let plans = [("price_123", "pro"), ("7", "max"), ("", "free")];
+        let plans = plans.map(|(value, plan)| (value.to_owned(), plan.into())).into();
         let pointers =
             ClaimPointers { others: vec![("/org/id".into(), Reading::Strict)], plans, ..ClaimPointers::default() };
         pointers.caller(claims, &SignedBy { kid: None, algorithm: Algorithm::Hs256 })
@@ -228,7 +234,8 @@ mod tests {
         assert_eq!(plan(json!("free")).as_deref(), Some("free"));
         assert_eq!(plan(json!(7)).as_deref(), Some("max"), "a number has a name, too");
         assert_eq!(plan(json!(" ")).as_deref(), Some(" "));
-        assert_eq!(plan(json!("")), None);
+        assert_eq!(plan(json!("")).as_deref(), Some("free"), "nothing may be a value");
+        assert_eq!(plan(json!(null)), None);
         assert_eq!(
             plan(json!("price_9")).as_deref(),
             Some("price_9"),
