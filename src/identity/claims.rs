@@ -155,7 +155,7 @@ impl ClaimPointers {
             who,
             // One may be called nothing.
             plan: called(claims, &self.plan, "plan")?.map(|plan| self.plans.get(&*plan).cloned().unwrap_or(plan)),
-            platform: name(claims, &self.platform, "platform")?.and_then(|platform| Platform::sent(&platform)),
+            platform: text(claims, &self.platform, "platform")?.and_then(Platform::sent),
             ai_features: if counted.ai_features { list(claims, &self.ai_features, "ai_features")? } else { None },
             design: design(claims, &self.design)?,
             design_version: name(claims, &self.design_version, "design_version")?,
@@ -168,7 +168,7 @@ fn find<'c>(claims: &'c Value, pointer: &str, name: &'static str) -> Result<Opti
     json::find(claims, pointer).map_err(|WrongType| TokenError::ClaimType(name))
 }
 
-/// What a subject or platform is called: text that is not empty, or a whole number.
+/// What a subject is called: text that is not empty, or a whole number.
 fn name(claims: &Value, pointer: &str, name: &'static str) -> Result<Option<Arc<str>>, TokenError> {
     Ok(called(claims, pointer, name)?.filter(|called| !called.is_empty()))
 }
@@ -203,6 +203,14 @@ fn anchor(claims: &Value, pointer: &str) -> Option<Anchor> {
     match json::find(claims, pointer).ok()?? {
         Value::String(text) => Anchor::from_text(text),
         other => whole(other).and_then(Anchor::from_number),
+    }
+}
+
+fn text<'c>(claims: &'c Value, pointer: &str, name: &'static str) -> Result<Option<&'c str>, TokenError> {
+    match find(claims, pointer, name)? {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(TokenError::ClaimType(name)),
     }
 }
 
@@ -295,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_claim_of_the_wrong_type_is_an_error_and_not_absent() {
-        let wrong = [json!({ "team": ["acme"] }), json!({ "design_version": [] })];
+        let wrong = [json!({ "team": ["acme"] }), json!({ "design_version": [] }), json!({ "platform": 1 })];
         for mut claims in wrong {
             claims["sub"] = json!("anna");
             assert!(matches!(caller(&claims), Err(TokenError::ClaimType(_))), "{claims}");
