@@ -32,16 +32,20 @@ impl Ledger {
     pub(super) fn open_rest_of_covered(&self, rest: Rest, unflushed: &mut Unflushed) {
         let Rest { name, file, meters, degraded } = rest;
         let cover = Cover { meters, degraded, file: Some(file), ..Cover::of_nothing(self.next_serial()) };
-        self.open_rest(&name, cover, self.clock.coarse(), unflushed);
+        self.open_rest(&name, cover, false, self.clock.coarse(), unflushed);
     }
 
-    /// Opens the rest of a file, which may be that of one that others were booked for.
-    fn open_rest(&self, name: &CoverName, mut cover: Cover, now: Duration, unflushed: &mut Unflushed) {
+    /// Opens the rest of a file, which may be that of one that others were booked for. Unless it is paid for now, that ends no later for it.
+    fn open_rest(&self, name: &CoverName, mut cover: Cover, is_paid: bool, now: Duration, unflushed: &mut Unflushed) {
         let is_same = |before: &Cover| before.file == cover.file && before.ends() > now;
+        cover.until = now.saturating_add(self.options().resume_window);
         if let Some(before) = self.covers.find(name).filter(is_same) {
+            let is_held = |meter: MeterId| cover.meters.iter().any(|(held, _)| *held == meter);
+            if !is_paid && !before.meters.iter().all(|(meter, _)| is_held(*meter)) {
+                cover.until = cover.until.min(before.until);
+            }
             cover.extend(&before.meters, &used_of(&before, &before.meters));
         }
-        cover.until = now.saturating_add(self.options().resume_window);
         self.open(name, cover, now, unflushed);
     }
 
@@ -138,7 +142,7 @@ impl FirstDelivery<'_> {
     fn open_rest(&mut self) {
         let Some((name, file)) = &self.delivered.resume else { return };
         let cover = Cover { file: Some(file.clone()), ..self.cover() };
-        self.ledger.open_rest(name, cover, self.now, &mut self.unflushed);
+        self.ledger.open_rest(name, cover, true, self.now, &mut self.unflushed);
     }
 
     /// The key that is there covers what was owed as well.

@@ -468,6 +468,42 @@ async fn a_larger_repeat_of_what_is_under_way_is_covered_once_that_is_delivered(
 }
 
 #[tokio::test]
+async fn what_a_session_covers_prolongs_the_rest_of_nothing_that_was_paid_for_elsewhere() {
+    let (ledger, clock) = ledger(2);
+    let (user, what): (Arc<str>, Arc<str>) = ("u".into(), "download".into());
+    let file = Representation { validator: "e".into(), length: 10 };
+    let of_screen = |session| [Demand { session, ..demand(0, 9) }, demand(1, 9)];
+    let opening = of_screen(SessionUse::Opens);
+    let Admission::Charged(opened) = ledger.charge(ChargeRequest::new(&user, PLAN, &user, &opening)).await else {
+        panic!()
+    };
+    opened.settle(Settlement::Delivered);
+    let within = of_screen(SessionUse::Covered);
+    let download = |resume: Option<(Arc<str>, Representation)>| ChargeRequest {
+        retry: Some("k".into()).filter(|_| resume.is_none()),
+        resume,
+        ..ChargeRequest::new(&user, PLAN, &user, &within)
+    };
+    for minutes in [0, 14] {
+        clock.advance(Duration::from_mins(minutes));
+        match ledger.charge(download(None)).await {
+            Admission::Charged(mut charge) | Admission::Covered(_, mut charge) => {
+                charge.resumable(&what, &file);
+                charge.settle(Settlement::Delivered);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(used(&ledger, "u"), [(1, 0), (2, 0)], "by the session, and by the key");
+    }
+    clock.advance(Duration::from_mins(2));
+    match ledger.charge(download(Some((what.clone(), file.clone())))).await {
+        Admission::Charged(charge) => charge.settle(Settlement::Delivered),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(used(&ledger, "u"), [(1, 0), (3, 0)], "16 minutes after it was charged");
+}
+
+#[tokio::test]
 async fn what_the_rest_of_a_download_is_charged_on_takes_nothing_from_what_was_paid_for_it() {
     let (ledger, _) = ledger(2);
     let (user, what): (Arc<str>, Arc<str>) = ("u".into(), "download".into());

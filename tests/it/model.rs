@@ -878,13 +878,19 @@ impl Model {
     }
 
     /// For what a charge has booked, for what a session has covered, and for what was paid for under the same name before.
+    /// What a session covers prolongs nothing that it does not cover.
     fn open_rest(&mut self, name: Name, charge: usize, covered: Vec<(u8, u32)>) {
+        let by_session = !covered.is_empty();
         let before =
             self.covers.iter().find(|cover| cover.name == name && cover.until.is_some() && self.is_open(cover));
         let before = before.cloned();
         let rest = self.open(name, charge, Some(self.monotonic + RESUME));
         rest.file = Some(name.2);
         rest.meters.extend(covered);
+        let is_other = |(meter, _): &(u8, u32)| !rest.meters.iter().any(|(held, _)| held == meter);
+        if by_session && let Some(before) = before.as_ref().filter(|before| before.meters.iter().any(is_other)) {
+            rest.until = rest.until.min(before.until);
+        }
         for (meter, cost) in before.iter().flat_map(|before| &before.meters) {
             rest.extend(*meter, *cost, before.as_ref().map_or(0, |before| before.used(*meter)));
         }
