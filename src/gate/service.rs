@@ -395,11 +395,10 @@ impl Gate {
         }
         fields::make_private(&mut head.headers);
         if let Some(charge) = delivery.charge() {
-            let file = file_of(&head, body.size_hint().exact());
             // By no other method can the rest be asked for.
-            let can_resume = target.method == Method::GET && promise == Promise::Body && charge.covers_its_rest();
-            if let Some(file) = file.filter(|_| can_resume) {
-                charge.resumable(&target.name("", None), &file);
+            let can_resume = target.method == Method::GET && promise == Promise::Body;
+            if let Some(file) = file_of(&head, body.size_hint().exact()).filter(|_| can_resume) {
+                charge.resumable(&file, || target.name("", None));
             }
             self.put_fields(charge, &mut head.headers);
         }

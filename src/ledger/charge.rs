@@ -11,9 +11,9 @@ use smallvec::SmallVec;
 use super::Count;
 use super::Ledger;
 use super::admit::cover;
-use super::cover::{CoverUse, Rest};
+use super::cover::CoverUse;
 use super::excess::Excess;
-use super::reservation::{Images, Meters, Reservation, last_word};
+use super::reservation::{Images, Meters, Reservation, Rest, last_word};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId};
 use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, Representation};
@@ -288,28 +288,28 @@ impl Charge {
         }
     }
 
-    /// Whether the rest of what it delivers is no new export: see [`resumable`](Self::resumable).
-    pub fn covers_its_rest(&self) -> bool {
-        self.is_paid() || self.covered_by.iter().any(CoverUse::is_by_session)
-    }
-
-    /// The answer can be resumed: from now on this charge covers the rest of this file under this name. Where a session covers it, the rest
-    /// is covered once it is delivered, whether the screen has been left by then or not.
-    pub fn resumable(&mut self, what: &Arc<str>, file: &Representation) {
-        if let Some(paid) = self.under_way().find(|reservation| reservation.is_paid()) {
-            self.ledger.resumable(paid, what, file);
-        }
-        if let Some(by) = self.covered_by.iter_mut().find(|by| by.is_by_session()) {
-            let held = self.covered.iter().filter(|demand| by.meters.contains(&demand.meter));
-            by.rest.get_or_insert_with(|| {
-                Box::new(Rest {
-                    name: cover(CoverKind::Resume, &by.name.user, what),
-                    file: file.clone(),
-                    meters: held.map(|demand| (demand.meter, demand.cost)).collect(),
-                    degraded: self.degraded.clone(),
-                })
-            });
-        }
+    /// The answer can be resumed: from now on the rest of this file, under the name that `what` makes, is no new export, unless this comes to
+    /// nothing. Where a session covers it, so it is also once the screen has been left.
+    pub fn resumable(&mut self, file: &Representation, what: impl FnOnce() -> Arc<str>) {
+        let session = self.covered_by.iter().find(|by| by.is_by_session());
+        let is_held = |demand: &&Demand| session.is_some_and(|by| by.meters.contains(&demand.meter));
+        let held = self.covered.iter().filter(is_held).map(|demand| (demand.meter, demand.cost)).collect();
+        let paid = self.under_way().find(|reservation| reservation.is_paid() && reservation.is_under_way()).cloned();
+        let charge = match (paid, session) {
+            (Some(paid), _) => paid,
+            (None, None) => return,
+            // Nothing is booked, and there is something to share.
+            (None, Some(by)) => {
+                let new = || {
+                    let mut own = Reservation::new(self.ledger.next_serial(), by.name.user.clone());
+                    own.degraded.clone_from(&self.degraded);
+                    Arc::new(own)
+                };
+                self.own.get_or_insert_with(new).clone()
+            }
+        };
+        let name = cover(CoverKind::Resume, &charge.user, &what());
+        self.ledger.resumable(&charge, &Rest { name, file: file.clone(), by_session: held });
     }
 
     /// Waits until a crash cannot lose it: no byte of the image may leave before. At once with durability `periodic`.
@@ -366,7 +366,7 @@ impl Charge {
         if let Some(own) = own.take() {
             ledger.end(&own, CoverKind::Retry, settlement, reports);
             if settlement == Settlement::Void {
-                ledger.hand_over(&own);
+                ledger.hand_over(&own, covered_by);
             }
         }
         for beyond in excess.drain(..) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::intents::Intent;
-use super::reservation::{Images, Meters, Reservation};
+use super::reservation::{Images, Meters, Reservation, Rest};
 use crate::policy::{Demand, MeterId};
 use crate::store::{CoverKind, CoverName, Representation};
 
@@ -40,6 +40,13 @@ impl Cover {
     /// A cover by a charge under way: for what it has booked itself. What a crash owes is owed once, and not shared.
     pub(super) fn of(charge: &Arc<Reservation>) -> Self {
         Self { under_way: Some(charge.clone()), ..Self::of_settled(charge) }
+    }
+
+    /// A cover of the rest of a file, for what was booked for that and what a session covers of it.
+    pub(super) fn of_rest(charge: &Reservation, rest: &Rest) -> Self {
+        let mut cover = Self { file: Some(rest.file.clone()), ..Self::of_settled(charge) };
+        cover.meters.extend(rest.by_session.iter().copied());
+        cover
     }
 
     /// A cover by a charge that is delivered, for what it has booked.
@@ -164,19 +171,6 @@ pub(super) struct CoverUse {
     pub(super) intent: Option<Arc<Intent>>,
     /// The group that tells the store that it was taken; 0 if nobody has to wait for that.
     pub(super) group: u64,
-    /// The rest of what it delivers, if that can be asked for: what a session covers is no charge of its own, and its rest is none either.
-    pub(super) rest: Option<Box<Rest>>,
-}
-
-/// The rest of a download, and what covers it.
-#[derive(Debug)]
-pub(super) struct Rest {
-    pub(super) name: CoverName,
-    pub(super) file: Representation,
-    /// What the download asked for, of what covered it.
-    pub(super) meters: Images,
-    /// The meters that it was degraded by.
-    pub(super) degraded: Meters,
 }
 
 impl CoverUse {

@@ -217,19 +217,8 @@ impl Covers {
             None => (cover.meters.clone(), cover.delivered.clone()),
             Some(_) => (Images::new(), Images::new()),
         };
-        Some(CoverUse {
-            name: name.clone(),
-            serial,
-            meters,
-            degraded,
-            files,
-            under_way,
-            paid,
-            delivered,
-            intent: None,
-            group: 0,
-            rest: None,
-        })
+        let name = name.clone();
+        Some(CoverUse { name, serial, meters, degraded, files, under_way, paid, delivered, intent: None, group: 0 })
     }
 
     /// If there is an open cover of that name for some of what is asked: the meters that it degrades by. Of several that of the file with

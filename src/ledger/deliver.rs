@@ -4,7 +4,7 @@ use std::sync::MutexGuard;
 use std::time::Duration;
 
 use super::Ledger;
-use super::cover::{Cover, Rest};
+use super::cover::Cover;
 use super::reservation::{Delivered, Images, Reservation, of};
 use super::unflushed::Unflushed;
 use crate::policy::MeterId;
@@ -25,37 +25,6 @@ impl Ledger {
         let covers_much = charge.opens.is_some() || charge.retry.is_some();
         if (covers_much && self.is_strict()) || delivery.unflushed.are_many() {
             self.hurry();
-        }
-    }
-
-    /// What a session has covered was delivered: the rest of it is covered as well, for as long as that of a charge.
-    pub(super) fn open_rest_of_covered(&self, rest: Rest, unflushed: &mut Unflushed) {
-        let Rest { name, file, meters, degraded } = rest;
-        let cover = Cover { meters, degraded, file: Some(file), ..Cover::of_nothing(self.next_serial()) };
-        self.open_rest(&name, cover, false, self.clock.coarse(), unflushed);
-    }
-
-    /// Opens the rest of a file, which may be that of one that others were booked for. Unless it is paid for now, that ends no later for it.
-    fn open_rest(&self, name: &CoverName, mut cover: Cover, is_paid: bool, now: Duration, unflushed: &mut Unflushed) {
-        let is_same = |before: &Cover| before.file == cover.file && before.ends() > now;
-        cover.until = now.saturating_add(self.options().resume_window);
-        if let Some(before) = self.covers.find(name).filter(is_same) {
-            let is_held = |meter: MeterId| cover.meters.iter().any(|(held, _)| *held == meter);
-            if !is_paid && !before.meters.iter().all(|(meter, _)| is_held(*meter)) {
-                cover.until = cover.until.min(before.until);
-            }
-            cover.extend(&before.meters, &used_of(&before, &before.meters));
-        }
-        self.open(name, cover, now, unflushed);
-    }
-
-    fn open(&self, name: &CoverName, cover: Cover, now: Duration, unflushed: &mut Unflushed) {
-        unflushed.changed(self.digests.of(name), name.clone());
-        let Some((surplus, ends)) = self.covers.open(name, cover) else { return };
-        unflushed.ended([surplus]);
-        // What has ended by itself has lost nothing.
-        if ends > now {
-            self.stats.crowded_out();
         }
     }
 }
@@ -138,11 +107,22 @@ impl FirstDelivery<'_> {
         known.is_some_and(|known| self.charge.is_owed_only() || self.charge.booked.is_empty() && is_left(&known))
     }
 
-    /// The rest of the file.
+    /// The rest of the file, which may be that of one that others were booked for.
     fn open_rest(&mut self) {
-        let Some((name, file)) = &self.delivered.resume else { return };
-        let cover = Cover { file: Some(file.clone()), ..self.cover() };
-        self.ledger.open_rest(name, cover, true, self.now, &mut self.unflushed);
+        let Some(rest) = &self.delivered.rest else { return };
+        let cover = Cover::of_rest(self.charge, rest);
+        let mut cover = Cover { meters: self.with_owed(cover.meters), ..cover };
+        let mut lasts = self.ledger.options().resume_window;
+        let is_same = |before: &Cover| before.file == cover.file && before.ends() > self.now;
+        if let Some(before) = self.ledger.covers.find(&rest.name).filter(is_same) {
+            // What a session covers is charged nowhere: what was paid for elsewhere ends no later for it.
+            let is_held = |meter: MeterId| cover.meters.iter().any(|(held, _)| *held == meter);
+            if !self.charge.is_paid() && !before.meters.iter().all(|(meter, _)| is_held(*meter)) {
+                lasts = lasts.min(before.until.saturating_sub(self.now));
+            }
+            cover.extend(&before.meters, &used_of(&before, &before.meters));
+        }
+        self.open(&rest.name, lasts, cover);
     }
 
     /// The key that is there covers what was owed as well.
@@ -174,8 +154,14 @@ impl FirstDelivery<'_> {
     }
 
     fn open(&mut self, name: &CoverName, lasts: Duration, cover: Cover) {
+        self.mark(name);
         let cover = Cover { until: self.now.saturating_add(lasts), ..cover };
-        self.ledger.open(name, cover, self.now, &mut self.unflushed);
+        let Some((surplus, ends)) = self.ledger.covers.open(name, cover) else { return };
+        self.unflushed.ended([surplus]);
+        // What has ended by itself has lost nothing.
+        if ends > self.now {
+            self.ledger.stats.crowded_out();
+        }
     }
 
     fn mark(&mut self, name: &CoverName) {

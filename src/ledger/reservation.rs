@@ -87,8 +87,17 @@ struct State {
     extra: Images,
     /// What is still reserved once it is delivered: requests under way may bring more.
     kept: Images,
-    /// The download that may be resumed.
-    resume: Option<(CoverName, Representation)>,
+    /// What may be asked for once more, if it breaks off.
+    rest: Option<Rest>,
+}
+
+/// The rest of a download.
+#[derive(Debug, Clone)]
+pub(super) struct Rest {
+    pub(super) name: CoverName,
+    pub(super) file: Representation,
+    /// What a session covers of it, and so was not booked for it.
+    pub(super) by_session: Images,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,7 +172,7 @@ pub(super) struct Delivered {
     pub(super) used: Images,
     /// Of what was booked before a crash.
     pub(super) owed: Images,
-    pub(super) resume: Option<(CoverName, Representation)>,
+    pub(super) rest: Option<Rest>,
 }
 
 impl Reservation {
@@ -187,7 +196,7 @@ impl Reservation {
                 tellers: Images::new(),
                 extra: Images::new(),
                 kept: Images::new(),
-                resume: None,
+                rest: None,
             }),
         }
     }
@@ -264,11 +273,11 @@ impl Reservation {
     }
 
     /// The download can be resumed; whether that is news.
-    pub(super) fn resumable(&self, name: &CoverName, file: &Representation) -> bool {
+    pub(super) fn resumable(&self, rest: &Rest) -> bool {
         let mut state = self.state();
-        let news = state.resume.is_none() && matches!(state.progress, Progress::UnderWay(_));
+        let news = state.rest.is_none() && matches!(state.progress, Progress::UnderWay(_));
         if news {
-            state.resume = Some((name.clone(), file.clone()));
+            state.rest = Some(rest.clone());
         }
         news
     }
@@ -278,9 +287,9 @@ impl Reservation {
         matches!(self.state().progress, Progress::UnderWay(_))
     }
 
-    /// The name of the download that can be resumed.
-    pub(super) fn resume(&self) -> Option<CoverName> {
-        self.state().resume.as_ref().map(|(name, _)| name.clone())
+    /// The download that can be resumed.
+    pub(super) fn rest(&self) -> Option<Rest> {
+        self.state().rest.clone()
     }
 
     /// One of its requests delivered what its backend says, and where it says nothing what was booked; the rest of a file is as much as was
@@ -307,8 +316,8 @@ impl Reservation {
                 let brought =
                     |&(meter, paid): &(MeterId, u32)| (meter, last_word(reports, meter).unwrap_or(paid).max(paid));
                 let owed = self.owed.iter().map(brought).collect();
-                let (used, resume) = (state.used.clone(), state.resume.take());
-                Delivery::First(Delivered { released, by_key: requests.by_key, used, owed, resume })
+                let (used, rest) = (state.used.clone(), state.rest.take());
+                Delivery::First(Delivered { released, by_key: requests.by_key, used, owed, rest })
             }
             Progress::Delivered(requests) => {
                 let others = requests.without(kind);

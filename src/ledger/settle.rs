@@ -6,11 +6,11 @@ use super::Ledger;
 use super::admit::cover;
 use super::charge::Settlement;
 use super::cover::{Cover, CoverUse};
-use super::reservation::{Booked, Delivery, More, Place, Released, Reservation, Undelivered, of};
+use super::reservation::{Booked, Delivery, More, Place, Released, Reservation, Rest, Undelivered, of};
 use super::unflushed::Unflushed;
 use crate::policy::MeterId;
 use crate::seeded::{self, Bug};
-use crate::store::{CoverKind, Representation};
+use crate::store::CoverKind;
 
 impl Ledger {
     /// One of the requests that share a charge has ended: the one that booked it, or shares its key, or fetches the rest of it.
@@ -87,28 +87,31 @@ impl Ledger {
         if let Some(opening) = &charge.opens {
             self.covers.opened(&opening.session, charge.serial);
         }
-        for name in charge.retry.iter().cloned().chain(charge.resume()) {
-            self.covers.drop_under_way(&name, charge.serial);
+        for name in charge.retry.iter().chain(charge.rest().as_ref().map(|rest| &rest.name)) {
+            self.covers.drop_under_way(name, charge.serial);
         }
     }
 
     /// The request that booked a charge did not deliver it. Those who share it may: the first of them needs no file of its cover.
-    pub(super) fn hand_over(&self, own: &Reservation) {
+    pub(super) fn hand_over(&self, own: &Reservation, covered_by: &mut [CoverUse]) {
         if let Some(retry) = &own.retry {
             self.covers.give_back(retry, own.serial, 1);
             self.unflushed().changed(self.digests.of(retry), retry.clone());
         }
+        // But who fetches the rest of it has taken none of the session, and goes on with this one.
+        if own.is_under_way() && own.rest().is_some_and(|rest| !rest.by_session.is_empty()) {
+            covered_by.iter_mut().filter(|by| by.is_by_session()).for_each(|by| by.files = 0);
+        }
     }
 
     /// The rest of a file that is about to be delivered may be asked for from now on.
-    pub(super) fn resumable(&self, charge: &Arc<Reservation>, what: &Arc<str>, file: &Representation) {
-        let name = cover(CoverKind::Resume, &charge.user, what);
-        if !charge.resumable(&name, file) {
+    pub(super) fn resumable(&self, charge: &Arc<Reservation>, rest: &Rest) {
+        if !charge.resumable(rest) {
             return;
         }
-        self.covers.begin(&name, Cover { file: Some(file.clone()), ..Cover::of(charge) });
+        self.covers.begin(&rest.name, Cover { under_way: Some(charge.clone()), ..Cover::of_rest(charge, rest) });
         if !charge.is_under_way() {
-            self.covers.drop_under_way(&name, charge.serial);
+            self.covers.drop_under_way(&rest.name, charge.serial);
         }
     }
 
@@ -160,16 +163,13 @@ impl Ledger {
         unflushed.booked(std::slice::from_ref(booked))
     }
 
-    pub(super) fn settle_cover(&self, mut by: CoverUse, settlement: Settlement) {
+    pub(super) fn settle_cover(&self, by: CoverUse, settlement: Settlement) {
         let mut unflushed = self.unflushed();
         match settlement {
             Settlement::Delivered => {
                 by.meters.iter().for_each(|meter| self.meter_stats(*meter, |stats| &stats.covered));
                 let idle = self.options().session_idle.map(|idle| self.clock.monotonic().saturating_add(idle));
                 self.covers.used(&by, idle);
-                if let Some(rest) = by.rest.take() {
-                    self.open_rest_of_covered(*rest, &mut unflushed);
-                }
             }
             Settlement::Void => self.covers.give_back(&by.name, by.serial, by.files),
         }

@@ -360,7 +360,7 @@ async fn what_is_delivered_for_a_crash_covers_what_any_delivery_does() {
     assert_eq!(used(&ledger, "u"), [(1, 1)], "what is owed is owed once");
     drop(meanwhile);
     let (name, file) = (Arc::from("file"), Representation { validator: "\"a\"".into(), length: 9 });
-    owed.resumable(&name, &file);
+    owed.resumable(&file, || "file".into());
     owed.durable().await.unwrap();
     owed.settle(Settlement::Delivered);
     for _ in 0..2 {

@@ -488,7 +488,7 @@ async fn what_a_session_covers_prolongs_the_rest_of_nothing_that_was_paid_for_el
         clock.advance(Duration::from_mins(minutes));
         match ledger.charge(download(None)).await {
             Admission::Charged(mut charge) | Admission::Covered(_, mut charge) => {
-                charge.resumable(&what, &file);
+                charge.resumable(&file, || what.clone());
                 charge.settle(Settlement::Delivered);
             }
             other => panic!("{other:?}"),
@@ -501,6 +501,57 @@ async fn what_a_session_covers_prolongs_the_rest_of_nothing_that_was_paid_for_el
         other => panic!("{other:?}"),
     }
     assert_eq!(used(&ledger, "u"), [(1, 0), (3, 0)], "16 minutes after it was charged");
+}
+
+#[tokio::test]
+async fn what_is_charged_prolongs_the_rest_of_what_its_key_covers() {
+    let (ledger, clock) = ledger(2);
+    let (user, what): (Arc<str>, Arc<str>) = ("u".into(), "download".into());
+    let file = Representation { validator: "e".into(), length: 10 };
+    let demands = [Demand { cost: 2, ..demand(0, 9) }, demand(1, 9)];
+    let dear = ChargeRequest { retry: Some("k".into()), ..ChargeRequest::new(&user, PLAN, &user, &demands) };
+    let cheap = [demand(0, 9), demand(1, 9)];
+    for (demands, minutes) in [(&cheap, 14), (&demands, 2)] {
+        let Admission::Charged(mut charge) = ledger.charge(ChargeRequest { demands, ..dear.clone() }).await else {
+            panic!()
+        };
+        charge.resumable(&file, || what.clone());
+        charge.settle(Settlement::Delivered);
+        clock.advance(Duration::from_mins(minutes));
+    }
+    let counts = used(&ledger, "u");
+    let rest = ChargeRequest { retry: None, resume: Some((what, file)), ..dear.clone() };
+    assert!(matches!(ledger.charge(rest).await, Admission::Covered(CoverKind::Resume, _)));
+    assert_eq!(used(&ledger, "u"), counts);
+}
+
+#[tokio::test]
+async fn who_fetches_the_rest_of_what_a_session_covers_goes_on_with_the_file_of_that_and_is_degraded_as_it_was() {
+    let options = Options { session_files: 1, ..Options::default() };
+    let ledger = Ledger::in_memory(&policy(2), options, clock());
+    let (user, what): (Arc<str>, Arc<str>) = ("u".into(), "download".into());
+    let file = Representation { validator: "e".into(), length: 10 };
+    let of_screen =
+        |session| [Demand { session, ..demand(0, 9) }, Demand { on_exceed: OnExceed::Degrade, ..demand(1, 0) }];
+    let opening = of_screen(SessionUse::Opens);
+    assert!(delivered(ledger.charge(ChargeRequest::new(&user, PLAN, &user, &opening)).await));
+    let within = of_screen(SessionUse::Covered);
+    let download = |resume| ChargeRequest { resume, ..ChargeRequest::new(&user, PLAN, &user, &within) };
+    let Admission::Covered(CoverKind::Session, mut whole) = ledger.charge(download(None)).await else { panic!() };
+    whole.resumable(&file, || what.clone());
+    let mut while_it_is_open = Some(whole);
+    for _ in 0..2 {
+        let degraded = ledger.may_resume(&download(None), &what, Some("e")).unwrap();
+        assert_eq!(*degraded, [MeterId(1)]);
+        let rest = download(Some((what.clone(), file.clone())));
+        let rest = ChargeRequest { made: Some(&degraded), ..rest };
+        let Admission::Covered(CoverKind::Resume, rest) = ledger.charge(rest).await else { panic!() };
+        assert_eq!(rest.degraded(), [MeterId(1)]);
+        drop(while_it_is_open.take());
+        rest.settle(Settlement::Delivered);
+    }
+    assert!(matches!(ledger.charge(download(None)).await, Admission::Charged(_)), "the session had one file");
+    assert_eq!(used(&ledger, "u"), [(1, 0), (0, 0)]);
 }
 
 #[tokio::test]
@@ -517,7 +568,7 @@ async fn what_the_rest_of_a_download_is_charged_on_takes_nothing_from_what_was_p
         };
         match ledger.charge(request).await {
             Admission::Charged(mut charge) | Admission::Covered(_, mut charge) => {
-                charge.resumable(&what, &file);
+                charge.resumable(&file, || what.clone());
                 charge.settle(Settlement::Delivered);
             }
             other => panic!("{other:?}"),
@@ -599,10 +650,10 @@ async fn the_rest_of_a_download_is_degraded_as_the_one_was_that_it_is_the_rest_o
         Demand { on_exceed: OnExceed::Observe, ..demand(1, 9) },
     ];
     let Admission::Charged(mut full) = charge(&ledger, "u", &demands).await else { panic!() };
-    full.resumable(&what, &file("full"));
+    full.resumable(&file("full"), || what.clone());
     full.settle(Settlement::Delivered);
     let Admission::Charged(mut marked) = charge(&ledger, "u", &demands).await else { panic!() };
-    marked.resumable(&what, &file("marked"));
+    marked.resumable(&file("marked"), || what.clone());
     let design = Arc::from("d");
     let degraded = |validator| {
         let request = ChargeRequest::new(&user, PLAN, &design, &demands);
@@ -633,11 +684,11 @@ async fn the_rest_of_a_download_is_degraded_as_the_one_was_that_it_is_the_rest_o
 #[tokio::test]
 async fn where_nothing_is_enforced_the_rest_of_a_download_is_known_by_what_only_watches() {
     let (ledger, _) = ledger(2);
-    let (user, what, design) = (Arc::from("u"), Arc::from("GET /d"), Arc::from("d1"));
+    let (user, what, design) = (Arc::from("u"), Arc::<str>::from("GET /d"), Arc::from("d1"));
     let demands = [demand(0, 0), Demand { on_exceed: OnExceed::Observe, ..demand(1, 9) }];
     let request = || ChargeRequest { shadow: true, ..ChargeRequest::new(&user, PLAN, &design, &demands) };
     let Admission::Charged(mut whole) = ledger.charge(request()).await else { panic!() };
-    whole.resumable(&what, &Representation { validator: "a".into(), length: 10 });
+    whole.resumable(&Representation { validator: "a".into(), length: 10 }, || what.clone());
     whole.settle(Settlement::Delivered);
     assert_eq!(ledger.may_resume(&request(), &what, None), Some(SmallVec::new()));
     assert_eq!(ledger.may_resume(&ChargeRequest { shadow: false, ..request() }, &what, None), None);
@@ -820,12 +871,12 @@ async fn the_rest_of_a_file_is_as_much_as_was_said_of_the_file() {
     for (says, counted) in [(Some(1), 1), (Some(9), 9), (None, 3)] {
         let (ledger, _) = ledger(1);
         let (user, design): (Arc<str>, Arc<str>) = ("u".into(), "d1".into());
-        let (name, file) = (Arc::from("file"), Representation { validator: "\"a\"".into(), length: 9 });
+        let (name, file) = (Arc::<str>::from("file"), Representation { validator: "\"a\"".into(), length: 9 });
         let demands = [Demand { cost: 3, ..demand(0, 10) }];
         let request = || ChargeRequest::new(&user, PLAN, &design, &demands);
         let Admission::Charged(mut first) = ledger.charge(request()).await else { panic!() };
         says.iter().for_each(|says| first.report(MeterId(0), *says));
-        first.resumable(&name, &file);
+        first.resumable(&file, || name.clone());
         let rest = ChargeRequest { resume: Some((name, file)), ..request() };
         let Admission::Covered(_, rest) = ledger.charge(rest).await else { panic!() };
         rest.settle(Settlement::Delivered);

@@ -261,6 +261,8 @@ struct ModelCharge {
     extends: Option<(u8, usize)>,
     /// The download that can be resumed.
     file: Option<u8>,
+    /// What a session covers of that.
+    by_session: Vec<(u8, u32)>,
     state: State,
 }
 
@@ -282,8 +284,8 @@ struct Request {
     /// What delivered charges cover of it.
     held: Vec<Held>,
     degraded: Vec<u8>,
-    /// The file whose rest may be asked for, where a session covers it.
-    rest: Option<u8>,
+    /// Whether others go on with what it has taken of a session.
+    handed_over: bool,
     /// When it was admitted.
     wall: i64,
     state: State,
@@ -392,6 +394,22 @@ struct Admitted {
     booked: bool,
     /// Used and reserved after it, meter by meter.
     counts: Vec<(u32, u32)>,
+}
+
+impl ModelCharge {
+    fn of_nothing() -> Self {
+        Self {
+            user: 0,
+            degraded: vec![],
+            opens: None,
+            repeated: vec![],
+            key: None,
+            extends: None,
+            file: None,
+            by_session: vec![],
+            state: State::UnderWay,
+        }
+    }
 }
 
 impl Model {
@@ -554,6 +572,7 @@ impl Model {
                     Some((key, by.0.charge))
                 }),
                 file: None,
+                by_session: vec![],
                 state: State::UnderWay,
             });
             if let Some(key) = self.charges[charge].key {
@@ -575,7 +594,7 @@ impl Model {
         });
         let held = held.collect();
         let (own, wall) = (is_new.then_some(charge), self.wall);
-        let request = Request { own, by, shares, held, degraded, rest: None, wall, state: State::UnderWay };
+        let request = Request { own, by, shares, held, degraded, handed_over: false, wall, state: State::UnderWay };
         let degraded = request.degraded.clone();
         self.requests.push(request);
         let counts = demands.iter().map(|demand| self.count(demand.meter.0, &demand.subject, demand.anchor)).collect();
@@ -633,7 +652,11 @@ impl Model {
             let is_first = name.0 == CoverKind::Retry && request.own == Some(charge);
             let files =
                 request.by.iter().find(|(of, by, _)| (*of, *by) == (name, charge)).map_or(0, |(.., files)| *files);
-            if request.state == State::Void { 0 } else { files + usize::from(is_first) }
+            match request.state {
+                State::Void if name.0 == CoverKind::Session && request.handed_over => files,
+                State::Void => 0,
+                State::UnderWay | State::Delivered => files + usize::from(is_first),
+            }
         };
         cover.files - self.requests.iter().map(takes).sum::<usize>()
     }
@@ -682,7 +705,7 @@ impl Model {
         let delivered = !matches!(end, End::Void | End::Drop);
         let excess = if let End::Report(images) = end { self.excess(request, *images) } else { Vec::new() };
         self.requests[request].state = if delivered { State::Delivered } else { State::Void };
-        let Request { own, shares, by, held, degraded, rest, .. } = self.requests[request].clone();
+        let Request { own, shares, by, .. } = self.requests[request].clone();
         let rests: Vec<usize> =
             by.iter().filter(|(name, ..)| name.0 == CoverKind::Resume).map(|(_, of, _)| *of).collect();
         let is_rest = |charge: usize| rests.contains(&charge);
@@ -712,23 +735,11 @@ impl Model {
             if let Some(cover) = of_it.filter(|_| delivered) {
                 cover.idle_until = cover.idle_until.and(idle);
             }
-            if let Some(number) = rest.filter(|_| delivered && name.0 == CoverKind::Session) {
-                let held = held.iter().filter(|held| held.by == (name, charge));
-                let charge = self.charges.len();
-                self.charges.push(ModelCharge {
-                    user: name.1,
-                    degraded: degraded.clone(),
-                    opens: None,
-                    repeated: vec![],
-                    key: None,
-                    extends: None,
-                    file: None,
-                    state: State::Delivered,
-                });
-                let meters = held.map(|held| (held.meter, held.cost)).collect();
-                self.open_rest((CoverKind::Resume, name.1, number), charge, meters);
-            }
         }
+        // Who fetches the rest of a file takes none of a session.
+        let goes_on =
+            |own: &ModelCharge| own.state == State::UnderWay && own.file.is_some() && !own.by_session.is_empty();
+        self.requests[request].handed_over = own.is_some_and(|own| goes_on(&self.charges[own]));
         if !delivered && let Some(ModelCharge { user, key: Some(key), .. }) = own.map(|own| &self.charges[own]) {
             self.marked.push((CoverKind::Retry, *user, *key));
         }
@@ -790,20 +801,33 @@ impl Model {
 
     /// From now on the rest of this file may be asked for.
     fn resumable(&mut self, request: usize, number: u8) {
-        let Request { own, shares, .. } = &self.requests[request];
+        let Request { own, shares, held, degraded, .. } = &self.requests[request];
         let booked = |charge: &usize| {
             self.charges[*charge].state == State::UnderWay
                 && self.bookings.iter().any(|booking| booking.charge == *charge)
         };
-        let of_file = own.iter().chain(shares).copied().find(booked);
-        if let Some(charge) = of_file.filter(|charge| self.charges[*charge].file.is_none()) {
+        let booked = own.iter().chain(shares).copied().find(booked);
+        let by_session = held.iter().filter(|held| held.by.0.0 == CoverKind::Session);
+        let user = by_session.clone().map(|held| held.by.0.1).next();
+        let by_session: Vec<_> = by_session.map(|held| (held.meter, held.cost)).collect();
+        let charge = match (booked.or(*own), user) {
+            (Some(charge), Some(_)) => charge,
+            (Some(charge), None) if booked.is_some() => charge,
+            (_, None) => return,
+            (None, Some(user)) => {
+                let degraded = degraded.clone();
+                self.requests[request].own = Some(self.charges.len());
+                self.charges.push(ModelCharge { user, degraded, ..ModelCharge::of_nothing() });
+                self.charges.len() - 1
+            }
+        };
+        if self.charges[charge].file.is_none() && self.charges[charge].state == State::UnderWay {
             self.charges[charge].file = Some(number);
+            self.charges[charge].by_session.clone_from(&by_session);
             let name = (CoverKind::Resume, self.charges[charge].user, number);
-            self.open(name, charge, None).file = Some(number);
-        }
-        let Request { held, rest, .. } = &mut self.requests[request];
-        if held.iter().any(|held| held.by.0.0 == CoverKind::Session) {
-            rest.get_or_insert(number);
+            let rest = self.open(name, charge, None);
+            rest.file = Some(number);
+            rest.meters.extend(by_session);
         }
     }
 
@@ -821,7 +845,7 @@ impl Model {
             // Who has said nothing yet may bring what was booked.
             booking.kept = if others { booking.cost.saturating_sub(used) } else { 0 };
         }
-        let ModelCharge { user, opens, repeated, key, extends, file, .. } = self.charges[charge].clone();
+        let ModelCharge { user, opens, repeated, key, extends, file, by_session, .. } = self.charges[charge].clone();
         let booked = self.bookings.iter().filter(|booking| booking.charge == charge);
         let booked: Vec<_> = booked.map(|booking| (booking.meter, booking.cost, booking.used.unwrap())).collect();
         if let Some((design, version)) = opens {
@@ -866,7 +890,7 @@ impl Model {
             }
         }
         if let Some(number) = file {
-            self.open_rest((CoverKind::Resume, user, number), charge, vec![]);
+            self.open_rest((CoverKind::Resume, user, number), charge, by_session, booked.is_empty());
         }
         if let Some((name, by)) = extends.map(|(key, by)| ((CoverKind::Retry, user, key), by)) {
             self.marked.push(name);
@@ -879,16 +903,15 @@ impl Model {
 
     /// For what a charge has booked, for what a session has covered, and for what was paid for under the same name before.
     /// What a session covers prolongs nothing that it does not cover.
-    fn open_rest(&mut self, name: Name, charge: usize, covered: Vec<(u8, u32)>) {
-        let by_session = !covered.is_empty();
+    fn open_rest(&mut self, name: Name, charge: usize, by_session: Vec<(u8, u32)>, is_free: bool) {
         let before =
             self.covers.iter().find(|cover| cover.name == name && cover.until.is_some() && self.is_open(cover));
         let before = before.cloned();
         let rest = self.open(name, charge, Some(self.monotonic + RESUME));
         rest.file = Some(name.2);
-        rest.meters.extend(covered);
+        rest.meters.extend(by_session);
         let is_other = |(meter, _): &(u8, u32)| !rest.meters.iter().any(|(held, _)| held == meter);
-        if by_session && let Some(before) = before.as_ref().filter(|before| before.meters.iter().any(is_other)) {
+        if is_free && let Some(before) = before.as_ref().filter(|before| before.meters.iter().any(is_other)) {
             rest.until = rest.until.min(before.until);
         }
         for (meter, cost) in before.iter().flat_map(|before| &before.meters) {
@@ -1196,8 +1219,8 @@ async fn compare(idle: Option<Duration>, operations: Vec<Operation>) -> Result<(
                 let under_way: Vec<usize> = (0..real.charges.len()).filter(|at| real.charges[*at].is_some()).collect();
                 if !under_way.is_empty() {
                     let request = *which.get(&under_way);
-                    let what = format!("file-{number}").into();
-                    real.charges[request].as_mut().unwrap().resumable(&what, &file(*number));
+                    let what = || format!("file-{number}").into();
+                    real.charges[request].as_mut().unwrap().resumable(&file(*number), what);
                     model.resumable(request, *number);
                 }
             }

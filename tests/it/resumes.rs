@@ -356,6 +356,30 @@ fn the_rest_of_what_a_session_covered_is_no_new_export_and_takes_none_of_its_fil
 }
 
 #[test]
+fn the_rest_of_what_a_session_covers_may_be_fetched_after_the_screen_was_left_while_the_gate_takes_it_for_open() {
+    let backend = Backend::start(Reply::image());
+    let gate = Setup::before(backend.address).set("EXPORT_GATE__METERS__AI_EXPORTS__LIMITS__FREE", "1").start();
+    let token = Token::of("u").ai().on("ios");
+    assert_eq!(request(gate.address, "POST", SCREEN, &[&token.line()], b"").status, 200);
+    let (slow, release) = Reply::held(b"HTTP/1.1 200 OK\r\netag: \"a\"\r\ncontent-length: 10\r\n\r\n01234", b"56789");
+    backend.will(slow);
+    // The phone changes its network: nobody hears of this connection any more.
+    let mut lost = TcpStream::connect(gate.address).unwrap();
+    write!(lost, "GET {DOWNLOAD} HTTP/1.1\r\nhost: a\r\n{}\r\n\r\n", token.line()).unwrap();
+    assert!(read_until(&mut lost, b"01234"));
+    leave_the_screen(&backend, &gate, &token);
+    backend.will(part(TAG, "bytes 5-9/10"));
+    assert_eq!(range(&gate, &token).status, 206, "the quota is used up, and this is no new export");
+    backend.will(part("etag: \"b\"", "bytes 5-9/10"));
+    assert_eq!(range(&gate, &token).status, 429, "and another file is");
+    drop(lost);
+    // The backend's thread may have ended with its connection.
+    let _ = release.send(());
+    eventually("both have ended", || gate.usage("u?plan=free", "ai-exports")["in_flight"] == 0);
+    assert_eq!(gate.used("u", "ai-exports"), 1);
+}
+
+#[test]
 fn what_a_session_covered_and_its_backend_did_not_deliver_has_no_rest() {
     let (backend, gate) = stage(Reply::image());
     let token = Token::of("u").ai().on("ios").plan("pro");
