@@ -377,6 +377,8 @@ struct Model {
     marked: Vec<Name>,
     kept_bookings: Vec<Booking>,
     kept_covers: Vec<Kept>,
+    /// When the last group was written, in monotonic time.
+    flushed: Option<i64>,
 }
 
 /// What the ledger's answer must be.
@@ -747,7 +749,12 @@ impl Model {
 
     /// What the backend brings beyond what delivered charges cover: of a session it takes files, as far as there are any.
     fn excess(&mut self, request: usize, images: u32) -> Vec<((Name, usize), Booking)> {
-        let mut held = self.requests[request].held.clone();
+        let Request { own, shares, mut held, .. } = self.requests[request].clone();
+        // What is said of a charge that it ends is said of that one.
+        let of_charge = |booking: &&Booking| own.iter().chain(&shares).any(|charge| *charge == booking.charge);
+        let told: Vec<u8> =
+            self.bookings.iter().chain(&self.emptied).filter(of_charge).map(|booking| booking.meter).collect();
+        held.retain(|held| !told.contains(&held.meter));
         // As the reports come.
         held.sort_by_key(|held| held.meter);
         let booking = |model: &mut Self, Held { by, meter, subject, anchor, paid, .. }: Held| {
@@ -875,7 +882,7 @@ impl Model {
                 .filter(|cover| cover.charge == charge || cover.until.is_some_and(|_| self.is_open(cover)));
             let before: Vec<Cover> = before.collect();
             // What has been used goes on no longer.
-            let is_whole = |cover: &Cover| self.files_left(cover) == DELIVERIES_OF_A_KEY - 1;
+            let is_whole = |cover: &Cover| self.files_left(cover) >= DELIVERIES_OF_A_KEY - 1;
             let before: Vec<Cover> =
                 before.into_iter().filter(|earlier| earlier.charge == charge || is_whole(earlier)).collect();
             let key = self.open(name, charge, Some(self.monotonic + RETRY));
@@ -962,7 +969,17 @@ impl Model {
         }
     }
 
+    /// Whether something has ended so soon after a group was written that the next one need not say so yet: users are not swept constantly.
+    fn may_linger(&self) -> bool {
+        let just_now = self.flushed.filter(|last| self.monotonic - last < 30);
+        just_now.is_some_and(|last| {
+            let mut ends = self.covers.iter().flat_map(|cover| [cover.until, cover.idle_until]).flatten();
+            ends.any(|end| (last + 1..=self.monotonic).contains(&end))
+        })
+    }
+
     fn flush(&mut self) {
+        self.flushed = Some(self.monotonic);
         let over = self.covers.iter().filter(|cover| !self.is_open(cover)).map(|cover| cover.name);
         over.collect::<Vec<_>>().into_iter().for_each(|name| self.forget(name));
         let marked = std::mem::take(&mut self.marked);
@@ -1239,6 +1256,7 @@ async fn compare(idle: Option<Duration>, operations: Vec<Operation>) -> Result<(
                 model.wall -= 3_600;
                 clock.set_wall(Timestamp::from_second(model.wall).unwrap());
             }
+            Operation::Flush if model.may_linger() => {}
             Operation::Flush => {
                 real.flush().await;
                 model.flush();
