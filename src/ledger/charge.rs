@@ -216,7 +216,7 @@ impl Drop for UnderWay {
 #[must_use = "dropping a charge gives it back"]
 pub struct Charge {
     pub(super) ledger: UnderWay,
-    /// What this request has booked itself.
+    /// What this request has booked itself: nothing, where others share what a session covers.
     pub(super) own: Option<Arc<Reservation>>,
     /// Earlier charges that cover it, each on some meters.
     pub(super) covered_by: SmallVec<[CoverUse; 1]>,
@@ -289,27 +289,32 @@ impl Charge {
     }
 
     /// The answer can be resumed: from now on the rest of this file, under the name that `what` makes, is no new export, unless this comes to
-    /// nothing. Where a session covers it, so it is also once the screen has been left.
+    /// nothing. Where a session covers it, so it is also once the screen has been left. To be told after all [reports](Self::report).
     pub fn resumable(&mut self, file: &Representation, what: impl FnOnce() -> Arc<str>) {
-        let session = self.covered_by.iter().find(|by| by.is_by_session());
-        let is_held = |demand: &&Demand| session.is_some_and(|by| by.meters.contains(&demand.meter));
-        let held = self.covered.iter().filter(is_held).map(|demand| (demand.meter, demand.cost)).collect();
         let paid = self.under_way().find(|reservation| reservation.is_paid() && reservation.is_under_way()).cloned();
-        let charge = match (paid, session) {
-            (Some(paid), _) => paid,
+        let session = self.covered_by.iter().position(CoverUse::is_by_session);
+        let (charge, session) = match (paid, session.map(|at| self.covered_by.remove(at))) {
+            (Some(paid), session) => (paid, session),
+            (None, Some(session)) => (self.own_or_nothing(&session.name.user), Some(session)),
             (None, None) => return,
-            // Nothing is booked, and there is something to share.
-            (None, Some(by)) => {
-                let new = || {
-                    let mut own = Reservation::new(self.ledger.next_serial(), by.name.user.clone());
-                    own.degraded.clone_from(&self.degraded);
-                    Arc::new(own)
-                };
-                self.own.get_or_insert_with(new).clone()
-            }
         };
+        let is_held = |demand: &&Demand| session.as_ref().is_some_and(|by| by.meters.contains(&demand.meter));
+        let held = self.covered.iter().filter(is_held).map(|demand| (demand.meter, demand.cost)).collect();
         let name = cover(CoverKind::Resume, &charge.user, &what());
-        self.ledger.resumable(&charge, &Rest { name, file: file.clone(), by_session: held });
+        let rest = Rest { name, file: file.clone(), held, session: session.map(Box::new) };
+        if let Err(known) = self.ledger.resumable(&charge, rest) {
+            self.covered_by.extend(known.session.map(|session| *session));
+        }
+    }
+
+    /// A reservation of its own, be it of nothing, for others to share.
+    fn own_or_nothing(&mut self, user: &Arc<str>) -> Arc<Reservation> {
+        let nothing = || {
+            let mut own = Reservation::new(self.ledger.next_serial(), user.clone());
+            own.degraded.clone_from(&self.degraded);
+            Arc::new(own)
+        };
+        self.own.get_or_insert_with(nothing).clone()
     }
 
     /// Waits until a crash cannot lose it: no byte of the image may leave before. At once with durability `periodic`.
@@ -366,7 +371,7 @@ impl Charge {
         if let Some(own) = own.take() {
             ledger.end(&own, CoverKind::Retry, settlement, reports);
             if settlement == Settlement::Void {
-                ledger.hand_over(&own, covered_by);
+                ledger.hand_over(&own);
             }
         }
         for beyond in excess.drain(..) {

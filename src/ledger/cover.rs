@@ -16,7 +16,8 @@ pub(super) struct Cover {
     /// What the store knows it by: its own for as long as its charge, or one that has taken its place, covers anything. Given to it as it is
     /// delivered.
     pub(super) number: u64,
-    /// The meters that the charge booked, and how much: a cover holds for these only, and for requests that ask for no more.
+    /// The meters that the charge booked, or whose session covered it, and how much: a cover holds for these only, and for requests that ask for
+    /// no more.
     pub(super) meters: Images,
     /// How many images were delivered for it, and so are used, where that is not what was booked.
     pub(super) delivered: Images,
@@ -45,7 +46,7 @@ impl Cover {
     /// A cover of the rest of a file, for what was booked for that and what a session covers of it.
     pub(super) fn of_rest(charge: &Reservation, rest: &Rest) -> Self {
         let mut cover = Self { file: Some(rest.file.clone()), ..Self::of_settled(charge) };
-        cover.meters.extend(rest.by_session.iter().copied());
+        cover.meters.extend(rest.held.iter().copied());
         cover
     }
 

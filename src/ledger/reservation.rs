@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use smallvec::SmallVec;
 
 use super::counters::CounterKey;
+use super::cover::CoverUse;
 use super::intents::Intent;
 use crate::policy::{MeterId, Span, Subject};
 use crate::store::{CoverKind, CoverName, Representation};
@@ -92,12 +93,14 @@ struct State {
 }
 
 /// The rest of a download.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Rest {
     pub(super) name: CoverName,
     pub(super) file: Representation,
     /// What a session covers of it, and so was not booked for it.
-    pub(super) by_session: Images,
+    pub(super) held: Images,
+    /// What was taken from that session: whoever delivers the charge uses it.
+    pub(super) session: Option<Box<CoverUse>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,8 +138,8 @@ pub(super) type Released = Images;
 /// What becomes of what is reserved when a request ends without delivering.
 #[derive(Debug)]
 pub(super) enum Undelivered {
-    /// It was the last one, and none had delivered: all of it.
-    Void(Released),
+    /// It was the last one, and none had delivered: all of it. And nobody may ask for the rest any more.
+    Void(Released, Option<Rest>),
     /// It was the last one that could have brought more than was delivered.
     Kept(Released),
     /// Others are under way, or there is nothing.
@@ -272,24 +275,23 @@ impl Reservation {
         Some((is_reserved, before, if is_alone { delivered } else { before.max(delivered) }))
     }
 
-    /// The download can be resumed; whether that is news.
-    pub(super) fn resumable(&self, rest: &Rest) -> bool {
+    /// The download can be resumed.
+    ///
+    /// # Errors
+    ///
+    /// The same, if that is known, or if it has ended.
+    pub(super) fn resumable(&self, rest: Rest) -> Result<(), Rest> {
         let mut state = self.state();
-        let news = state.rest.is_none() && matches!(state.progress, Progress::UnderWay(_));
-        if news {
-            state.rest = Some(rest.clone());
+        if state.rest.is_some() || !matches!(state.progress, Progress::UnderWay(_)) {
+            return Err(rest);
         }
-        news
+        state.rest = Some(rest);
+        Ok(())
     }
 
     /// Whether its requests may still deliver it.
     pub(super) fn is_under_way(&self) -> bool {
         matches!(self.state().progress, Progress::UnderWay(_))
-    }
-
-    /// The download that can be resumed.
-    pub(super) fn rest(&self) -> Option<Rest> {
-        self.state().rest.clone()
     }
 
     /// One of its requests delivered what its backend says, and where it says nothing what was booked; the rest of a file is as much as was
@@ -349,7 +351,7 @@ impl Reservation {
                 state.progress = if others.all > 0 { Progress::UnderWay(others) } else { Progress::Void };
                 let reserved = |booked: &Booked| (booked.meter, booked.cost + of(&state.extra, booked.meter));
                 match others.all {
-                    0 => Undelivered::Void(self.booked.iter().map(reserved).collect()),
+                    0 => Undelivered::Void(self.booked.iter().map(reserved).collect(), state.rest.take()),
                     _ => Undelivered::Nothing,
                 }
             }

@@ -24,12 +24,12 @@ impl Ledger {
     ) {
         match settlement {
             Settlement::Delivered => match charge.deliver(kind, reports) {
-                Delivery::First(delivered) => self.deliver(charge, &delivered),
+                Delivery::First(delivered) => self.deliver(charge, delivered),
                 Delivery::Further(more) if more.is_empty() => {}
                 Delivery::Further(more) => self.deliver_more(charge, &more),
             },
             Settlement::Void => match charge.give_up(kind, reports) {
-                Undelivered::Void(released) => self.void(charge, &released),
+                Undelivered::Void(released, rest) => self.void(charge, &released, rest),
                 Undelivered::Kept(released) => self.release(charge, &released),
                 Undelivered::Nothing => {}
             },
@@ -68,7 +68,7 @@ impl Ledger {
     }
 
     /// A charge came to nothing: all who shared it have ended.
-    fn void(&self, charge: &Reservation, released: &Released) {
+    fn void(&self, charge: &Reservation, released: &Released, rest: Option<Rest>) {
         // If the store may know of the reservation, a group says all of this, or nothing: never that it is owed, and not counted.
         let mut unflushed = (charge.group > 0).then(|| self.unflushed());
         for booked in &charge.booked {
@@ -87,32 +87,39 @@ impl Ledger {
         if let Some(opening) = &charge.opens {
             self.covers.opened(&opening.session, charge.serial);
         }
-        for name in charge.retry.iter().chain(charge.rest().as_ref().map(|rest| &rest.name)) {
+        for name in charge.retry.iter().chain(rest.as_ref().map(|rest| &rest.name)) {
             self.covers.drop_under_way(name, charge.serial);
+        }
+        if let Some(session) = rest.and_then(|rest| rest.session) {
+            self.settle_cover(*session, Settlement::Void);
         }
     }
 
     /// The request that booked a charge did not deliver it. Those who share it may: the first of them needs no file of its cover.
-    pub(super) fn hand_over(&self, own: &Reservation, covered_by: &mut [CoverUse]) {
+    pub(super) fn hand_over(&self, own: &Reservation) {
         if let Some(retry) = &own.retry {
             self.covers.give_back(retry, own.serial, 1);
             self.unflushed().changed(self.digests.of(retry), retry.clone());
         }
-        // But who fetches the rest of it has taken none of the session, and goes on with this one.
-        if own.is_under_way() && own.rest().is_some_and(|rest| !rest.by_session.is_empty()) {
-            covered_by.iter_mut().filter(|by| by.is_by_session()).for_each(|by| by.files = 0);
-        }
     }
 
     /// The rest of a file that is about to be delivered may be asked for from now on.
-    pub(super) fn resumable(&self, charge: &Arc<Reservation>, rest: &Rest) {
-        if !charge.resumable(rest) {
-            return;
+    ///
+    /// # Errors
+    ///
+    /// The same, if that is known.
+    pub(super) fn resumable(&self, charge: &Arc<Reservation>, rest: Rest) -> Result<(), Rest> {
+        let name = rest.name.clone();
+        let cover = Cover { under_way: Some(charge.clone()), ..Cover::of_rest(charge, &rest) };
+        charge.resumable(rest)?;
+        // What a crash owes is owed once, and shared by nobody.
+        if !charge.is_owed_only() {
+            self.covers.begin(&name, cover);
         }
-        self.covers.begin(&rest.name, Cover { under_way: Some(charge.clone()), ..Cover::of_rest(charge, rest) });
         if !charge.is_under_way() {
-            self.covers.drop_under_way(&rest.name, charge.serial);
+            self.covers.drop_under_way(&name, charge.serial);
         }
+        Ok(())
     }
 
     pub(super) fn settle_count(&self, booked: &Booked, reserved: u32, delivered: u32) {

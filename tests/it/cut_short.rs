@@ -346,6 +346,34 @@ async fn files_that_a_session_gives_by_the_answer_are_gone_after_a_crash() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_crash_owes_is_shared_by_nobody_though_a_session_covers_the_file_as_well() {
+    let disk = Disk::default();
+    let ledger = start_with(&disk, &policy(2), clock()).await;
+    let opening = Demand { session: SessionUse::Opens, ..costing(1, 100) };
+    let opened = charged(&ledger, opening).await;
+    opened.durable().await.unwrap();
+    opened.settle(Settlement::Delivered);
+    let of_screen = [Demand { session: SessionUse::Covered, ..costing(1, 100) }, demand(1, 100)];
+    let Admission::Charged(cut_short) = charge(&ledger, "u", &of_screen).await else { panic!() };
+    cut_short.durable().await.unwrap();
+    let ledger = start_with(&disk.as_it_is(), &policy(2), clock()).await;
+    let Admission::Covered(_, mut owed) = charge(&ledger, "u", &of_screen).await else { panic!() };
+    assert_eq!(used(&ledger, "u"), [(1, 0), (1, 0)], "the crash has cut it short");
+    let (user, design): (Arc<str>, Arc<str>) = ("u".into(), "d1".into());
+    let file = Representation { validator: "a".into(), length: 9 };
+    owed.resumable(&file, || "file".into());
+    ledger.leave(&user, &design);
+    let resume = Some(("file".into(), file));
+    let rest = ChargeRequest { resume, ..ChargeRequest::new(&user, PLAN, &design, &of_screen) };
+    let Admission::Charged(meanwhile) = ledger.charge(rest.clone()).await else { panic!() };
+    assert_eq!(used(&ledger, "u"), [(1, 1), (1, 1)]);
+    drop(meanwhile);
+    owed.settle(Settlement::Delivered);
+    assert!(matches!(ledger.charge(rest).await, Admission::Covered(CoverKind::Resume, _)));
+    assert_eq!(used(&ledger, "u"), [(1, 0), (1, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_delivered_for_a_crash_covers_what_any_delivery_does() {
     let disk = Disk::default();
     let ledger = start(&disk).await;

@@ -526,32 +526,68 @@ async fn what_is_charged_prolongs_the_rest_of_what_its_key_covers() {
 }
 
 #[tokio::test]
-async fn who_fetches_the_rest_of_what_a_session_covers_goes_on_with_the_file_of_that_and_is_degraded_as_it_was() {
-    let options = Options { session_files: 1, ..Options::default() };
-    let ledger = Ledger::in_memory(&policy(2), options, clock());
-    let (user, what): (Arc<str>, Arc<str>) = ("u".into(), "download".into());
+async fn what_is_taken_of_a_session_is_used_by_whoever_delivers_the_file_or_its_rest() {
+    let what: Arc<str> = "download".into();
     let file = Representation { validator: "e".into(), length: 10 };
     let of_screen =
         |session| [Demand { session, ..demand(0, 9) }, Demand { on_exceed: OnExceed::Degrade, ..demand(1, 0) }];
-    let opening = of_screen(SessionUse::Opens);
-    assert!(delivered(ledger.charge(ChargeRequest::new(&user, PLAN, &user, &opening)).await));
-    let within = of_screen(SessionUse::Covered);
+    let (opening, within) = (of_screen(SessionUse::Opens), of_screen(SessionUse::Covered));
+    let user: Arc<str> = "u".into();
     let download = |resume| ChargeRequest { resume, ..ChargeRequest::new(&user, PLAN, &user, &within) };
-    let Admission::Covered(CoverKind::Session, mut whole) = ledger.charge(download(None)).await else { panic!() };
-    whole.resumable(&file, || what.clone());
-    let mut while_it_is_open = Some(whole);
-    for _ in 0..2 {
-        let degraded = ledger.may_resume(&download(None), &what, Some("e")).unwrap();
-        assert_eq!(*degraded, [MeterId(1)]);
-        let rest = download(Some((what.clone(), file.clone())));
-        let rest = ChargeRequest { made: Some(&degraded), ..rest };
-        let Admission::Covered(CoverKind::Resume, rest) = ledger.charge(rest).await else { panic!() };
-        assert_eq!(rest.degraded(), [MeterId(1)]);
-        drop(while_it_is_open.take());
-        rest.settle(Settlement::Delivered);
+    for whole_ends_first in [true, false] {
+        for [whole_ends, rest_ends, used_up] in
+            [[true, true, true], [true, false, true], [false, true, true], [false, false, false]]
+        {
+            let options = Options { session_files: 1, ..Options::default() };
+            let ledger = Ledger::in_memory(&policy(2), options, clock());
+            assert!(delivered(ledger.charge(ChargeRequest::new(&user, PLAN, &user, &opening)).await));
+            let Admission::Covered(CoverKind::Session, mut whole) = ledger.charge(download(None)).await else {
+                panic!()
+            };
+            whole.resumable(&file, || what.clone());
+            let degraded = ledger.may_resume(&download(None), &what, Some("e")).unwrap();
+            let rest = ChargeRequest { made: Some(&degraded), ..download(Some((what.clone(), file.clone()))) };
+            let Admission::Covered(CoverKind::Resume, rest) = ledger.charge(rest).await else { panic!() };
+            assert_eq!(rest.degraded(), [MeterId(1)], "as the whole was");
+            let mut ends = [(whole, whole_ends), (rest, rest_ends)];
+            if !whole_ends_first {
+                ends.reverse();
+            }
+            for (charge, is_delivered) in ends {
+                charge.settle(if is_delivered { Settlement::Delivered } else { Settlement::Void });
+            }
+            let case = format!("the first first: {whole_ends_first}; delivered: {whole_ends}, {rest_ends}");
+            let rest = ledger.charge(download(Some((what.clone(), file.clone())))).await;
+            assert_eq!(matches!(rest, Admission::Covered(CoverKind::Resume, _)), used_up, "{case}");
+            drop(rest);
+            let next = ledger.charge(download(None)).await;
+            assert_eq!(matches!(next, Admission::Charged(_)), used_up, "{case}");
+        }
     }
-    assert!(matches!(ledger.charge(download(None)).await, Admission::Charged(_)), "the session had one file");
-    assert_eq!(used(&ledger, "u"), [(1, 0), (0, 0)]);
+}
+
+#[tokio::test]
+async fn of_two_repeats_that_can_be_resumed_each_gives_a_session_back_what_it_has_taken() {
+    let options = Options { session_files: 2, ..Options::default() };
+    let ledger = Ledger::in_memory(&policy(2), options, clock());
+    let user: Arc<str> = "u".into();
+    let of_screen = |session| [Demand { session, ..demand(0, 9) }, demand(1, 9)];
+    assert!(delivered(ledger.charge(ChargeRequest::new(&user, PLAN, &user, &of_screen(SessionUse::Opens))).await));
+    let within = of_screen(SessionUse::Covered);
+    let download = ChargeRequest { retry: Some("k".into()), ..ChargeRequest::new(&user, PLAN, &user, &within) };
+    for _ in 0..2 {
+        let mut repeats = Vec::new();
+        for _ in 0..2 {
+            match ledger.charge(download.clone()).await {
+                Admission::Charged(charge) | Admission::Covered(CoverKind::Retry, charge) => repeats.push(charge),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(used(&ledger, "u"), [(1, 0), (1, 1)], "by the session, and by the key");
+        for charge in &mut repeats {
+            charge.resumable(&Representation { validator: "e".into(), length: 10 }, || "download".into());
+        }
+    }
 }
 
 #[tokio::test]

@@ -263,6 +263,8 @@ struct ModelCharge {
     file: Option<u8>,
     /// What a session covers of that.
     by_session: Vec<(u8, u32)>,
+    /// How many files it has taken of which session.
+    taken: Option<((Name, usize), usize)>,
     state: State,
 }
 
@@ -284,8 +286,6 @@ struct Request {
     /// What delivered charges cover of it.
     held: Vec<Held>,
     degraded: Vec<u8>,
-    /// Whether others go on with what it has taken of a session.
-    handed_over: bool,
     /// When it was admitted.
     wall: i64,
     state: State,
@@ -409,6 +409,7 @@ impl ModelCharge {
             extends: None,
             file: None,
             by_session: vec![],
+            taken: None,
             state: State::UnderWay,
         }
     }
@@ -575,6 +576,7 @@ impl Model {
                 }),
                 file: None,
                 by_session: vec![],
+                taken: None,
                 state: State::UnderWay,
             });
             if let Some(key) = self.charges[charge].key {
@@ -596,7 +598,7 @@ impl Model {
         });
         let held = held.collect();
         let (own, wall) = (is_new.then_some(charge), self.wall);
-        let request = Request { own, by, shares, held, degraded, handed_over: false, wall, state: State::UnderWay };
+        let request = Request { own, by, shares, held, degraded, wall, state: State::UnderWay };
         let degraded = request.degraded.clone();
         self.requests.push(request);
         let counts = demands.iter().map(|demand| self.count(demand.meter.0, &demand.subject, demand.anchor)).collect();
@@ -654,13 +656,12 @@ impl Model {
             let is_first = name.0 == CoverKind::Retry && request.own == Some(charge);
             let files =
                 request.by.iter().find(|(of, by, _)| (*of, *by) == (name, charge)).map_or(0, |(.., files)| *files);
-            match request.state {
-                State::Void if name.0 == CoverKind::Session && request.handed_over => files,
-                State::Void => 0,
-                State::UnderWay | State::Delivered => files + usize::from(is_first),
-            }
+            if request.state == State::Void { 0 } else { files + usize::from(is_first) }
         };
-        cover.files - self.requests.iter().map(takes).sum::<usize>()
+        let of_charges = self.charges.iter().filter(|charge| charge.state != State::Void);
+        let of_charges = of_charges.filter_map(|charge| charge.taken).filter(|(by, _)| *by == (name, cover.charge));
+        let of_charges = of_charges.map(|(_, files)| files).sum::<usize>();
+        cover.files - self.requests.iter().map(takes).sum::<usize>() - of_charges
     }
 
     /// A charge's cover. Once it is delivered it is the only one of its name that is.
@@ -731,19 +732,20 @@ impl Model {
             self.bookings.extend(counts);
         }
         for (name, charge, _) in by {
-            self.marked.push(name);
-            let idle = self.idle.map(|idle| self.monotonic + idle);
-            let of_it = self.covers.iter_mut().find(|cover| (cover.name, cover.charge) == (name, charge));
-            if let Some(cover) = of_it.filter(|_| delivered) {
-                cover.idle_until = cover.idle_until.and(idle);
-            }
+            self.uses(name, charge, delivered);
         }
-        // Who fetches the rest of a file takes none of a session.
-        let goes_on =
-            |own: &ModelCharge| own.state == State::UnderWay && own.file.is_some() && !own.by_session.is_empty();
-        self.requests[request].handed_over = own.is_some_and(|own| goes_on(&self.charges[own]));
         if !delivered && let Some(ModelCharge { user, key: Some(key), .. }) = own.map(|own| &self.charges[own]) {
             self.marked.push((CoverKind::Retry, *user, *key));
+        }
+    }
+
+    /// What was taken of a cover has come to its end.
+    fn uses(&mut self, name: Name, charge: usize, delivered: bool) {
+        self.marked.push(name);
+        let idle = self.idle.map(|idle| self.monotonic + idle);
+        let of_it = self.covers.iter_mut().find(|cover| (cover.name, cover.charge) == (name, charge));
+        if let Some(cover) = of_it.filter(|_| delivered) {
+            cover.idle_until = cover.idle_until.and(idle);
         }
     }
 
@@ -831,6 +833,12 @@ impl Model {
         if self.charges[charge].file.is_none() && self.charges[charge].state == State::UnderWay {
             self.charges[charge].file = Some(number);
             self.charges[charge].by_session.clone_from(&by_session);
+            // Whoever delivers the charge uses what was taken of the session.
+            let request = &mut self.requests[request];
+            let mut taken = request.by.extract_if(.., |(name, ..)| name.0 == CoverKind::Session && user.is_some());
+            self.charges[charge].taken = taken.next().map(|(name, of, files)| ((name, of), files));
+            drop(taken);
+            request.held.retain(|held| held.by.0.0 != CoverKind::Session);
             let name = (CoverKind::Resume, self.charges[charge].user, number);
             let rest = self.open(name, charge, None);
             rest.file = Some(number);
@@ -852,7 +860,11 @@ impl Model {
             // Who has said nothing yet may bring what was booked.
             booking.kept = if others { booking.cost.saturating_sub(used) } else { 0 };
         }
-        let ModelCharge { user, opens, repeated, key, extends, file, by_session, .. } = self.charges[charge].clone();
+        let ModelCharge { user, opens, repeated, key, extends, file, by_session, taken, .. } =
+            self.charges[charge].clone();
+        if let Some(((name, of), _)) = taken {
+            self.uses(name, of, true);
+        }
         let booked = self.bookings.iter().filter(|booking| booking.charge == charge);
         let booked: Vec<_> = booked.map(|booking| (booking.meter, booking.cost, booking.used.unwrap())).collect();
         if let Some((design, version)) = opens {
@@ -958,6 +970,9 @@ impl Model {
 
     fn void(&mut self, charge: usize) {
         self.charges[charge].state = State::Void;
+        if let Some(((name, of), _)) = self.charges[charge].taken {
+            self.uses(name, of, false);
+        }
         self.bookings.retain(|booking| booking.charge != charge);
         self.covers.retain(|cover| cover.name.0 == CoverKind::Session || cover.charge != charge);
     }
@@ -1036,6 +1051,7 @@ impl Model {
     /// What was under way is lost, and what the store does not know.
     fn crash(&mut self) {
         self.requests.clear();
+        self.charges.iter_mut().for_each(|charge| charge.taken = None);
         self.marked.clear();
         self.bookings.clone_from(&self.kept_bookings);
         self.covers.clear();
