@@ -289,7 +289,7 @@ impl Charge {
     }
 
     /// The answer can be resumed: from now on the rest of this file, under the name that `what` makes, is no new export, unless this comes to
-    /// nothing. Where a session covers it, so it is also once the screen has been left. To be told after all [reports](Self::report).
+    /// nothing. Where a session covers it, so it is also once the screen has been left. To be told once it is [durable](Self::durable).
     pub fn resumable(&mut self, file: &Representation, what: impl FnOnce() -> Arc<str>) {
         let paid = self.under_way().find(|reservation| reservation.is_paid() && reservation.is_under_way()).cloned();
         let session = self.covered_by.iter().position(CoverUse::is_by_session);
