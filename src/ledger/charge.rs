@@ -264,7 +264,9 @@ impl Charge {
         let is_first = last_word(&self.reports, meter).is_none();
         self.reports.push((meter, delivered));
         let own = self.own.iter().map(|own| (own, CoverKind::Retry));
-        let shared = self.covered_by.iter().filter_map(|by| Some((by.under_way.as_ref()?, by.name.kind)));
+        // What another charge has booked on a meter that this one has to pay for itself is not what is brought.
+        let sharing = self.covered_by.iter().filter(|by| by.meters.contains(&meter));
+        let shared = sharing.filter_map(|by| Some((by.under_way.as_ref()?, by.name.kind)));
         let told = own.chain(shared).filter_map(|(charge, kind)| {
             self.ledger.report(charge, meter, delivered, is_first && kind != CoverKind::Resume)
         });
@@ -379,7 +381,8 @@ impl Charge {
         }
         for by in covered_by.drain(..) {
             if let Some(shared) = &by.under_way {
-                ledger.end(shared, by.name.kind, settlement, reports);
+                let said = reports.iter().filter(|(meter, _)| by.meters.contains(meter)).copied();
+                ledger.end(shared, by.name.kind, settlement, &said.collect::<Images>());
             }
             ledger.settle_cover(by, settlement);
         }

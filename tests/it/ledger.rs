@@ -294,6 +294,32 @@ async fn of_requests_that_share_a_charge_each_counts_by_what_its_own_backend_say
 }
 
 #[tokio::test]
+async fn what_a_backend_says_of_a_meter_that_a_repeat_pays_for_itself_is_not_said_of_the_charge_that_it_repeats() {
+    let dearer = [demand(0, 10), Demand { cost: 3, ..demand(1, 10) }];
+    for (first_ends, second_is_first) in [
+        (Settlement::Delivered, false),
+        (Settlement::Delivered, true),
+        (Settlement::Void, false),
+        (Settlement::Void, true),
+    ] {
+        let (ledger, _) = ledger(2);
+        let Admission::Charged(first) = keyed(&ledger, &[demand(0, 10), demand(1, 10)]).await else { panic!() };
+        let Admission::Charged(mut second) = keyed(&ledger, &dearer).await else { panic!() };
+        second.report(MeterId(1), 5);
+        assert_eq!(used(&ledger, "u"), [(0, 1), (0, 1 + 5)]);
+        if second_is_first {
+            second.settle(Settlement::Delivered);
+            first.settle(first_ends);
+        } else {
+            first.settle(first_ends);
+            second.settle(Settlement::Delivered);
+        }
+        // What is shared is delivered whole by any of them.
+        assert_eq!(used(&ledger, "u"), [(1, 0), (1 + 5, 0)], "{first_ends:?} {second_is_first}");
+    }
+}
+
+#[tokio::test]
 async fn what_a_backend_brings_beyond_what_a_delivered_key_covers_is_counted_once() {
     let says = |charge: &mut export_gate::ledger::Charge, images| charge.report(MeterId(0), images);
     let (ledger, _) = ledger(1);

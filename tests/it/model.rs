@@ -283,6 +283,8 @@ struct Request {
     by: Vec<(Name, usize, usize)>,
     /// The charges under way that it shares.
     shares: Vec<usize>,
+    /// By which of them it is paid for, on which meter.
+    paid_by: Vec<(usize, u8)>,
     /// What delivered charges cover of it.
     held: Vec<Held>,
     degraded: Vec<u8>,
@@ -587,6 +589,11 @@ impl Model {
             covers.iter().filter(|(cover, _)| cover.until.is_none()).map(|(cover, _)| cover.charge).collect();
         let shares_bookings = self.bookings.iter().any(|booking| shares.contains(&booking.charge));
         let by = covers.iter().map(|(cover, files)| (cover.name, cover.charge, *files)).collect();
+        let paid_by = demands.iter().filter_map(|demand| {
+            let cover = held_by(demand).filter(|cover| cover.until.is_none() && !degrades(cover, demand))?;
+            Some((cover.charge, demand.meter.0))
+        });
+        let paid_by = paid_by.collect();
         let held = demands.iter().filter_map(|demand| {
             let cover = held_by(demand).filter(|cover| cover.until.is_some() && cover.name.0 != CoverKind::Resume)?;
             let (meter, booked) = *cover.meters.iter().find(|(meter, _)| *meter == demand.meter.0)?;
@@ -598,7 +605,7 @@ impl Model {
         });
         let held = held.collect();
         let (own, wall) = (is_new.then_some(charge), self.wall);
-        let request = Request { own, by, shares, held, degraded, wall, state: State::UnderWay };
+        let request = Request { own, by, shares, paid_by, held, degraded, wall, state: State::UnderWay };
         let degraded = request.degraded.clone();
         self.requests.push(request);
         let counts = demands.iter().map(|demand| self.count(demand.meter.0, &demand.subject, demand.anchor)).collect();
@@ -708,11 +715,15 @@ impl Model {
         let delivered = !matches!(end, End::Void | End::Drop);
         let excess = if let End::Report(images) = end { self.excess(request, *images) } else { Vec::new() };
         self.requests[request].state = if delivered { State::Delivered } else { State::Void };
-        let Request { own, shares, by, .. } = self.requests[request].clone();
+        let Request { own, shares, paid_by, by, .. } = self.requests[request].clone();
         let rests: Vec<usize> =
             by.iter().filter(|(name, ..)| name.0 == CoverKind::Resume).map(|(_, of, _)| *of).collect();
         let is_rest = |charge: usize| rests.contains(&charge);
         for charge in own.into_iter().chain(shares) {
+            let says = |meter| match end {
+                End::Report(images) if own == Some(charge) || paid_by.contains(&(charge, meter)) => Some(*images),
+                _ => None,
+            };
             let takes_part = |other: &&Request| other.own == Some(charge) || other.shares.contains(&charge);
             let under_way = self.requests.iter().filter(|other| other.state == State::UnderWay);
             let others: Vec<&Request> = under_way.filter(takes_part).collect();
@@ -720,9 +731,9 @@ impl Model {
                 |other: &Request| other.by.iter().any(|(name, of, _)| name.0 == CoverKind::Resume && *of == charge);
             let (any, any_by_key) = (!others.is_empty(), others.iter().any(|other| !is_rest_of(other)));
             match self.charges[charge].state {
-                State::UnderWay if delivered => self.stick(charge, end, any_by_key),
+                State::UnderWay if delivered => self.stick(charge, says, any_by_key),
                 State::UnderWay if !any => self.void(charge),
-                State::Delivered if delivered => self.add(charge, end, is_rest(charge), any_by_key),
+                State::Delivered if delivered => self.add(charge, says, is_rest(charge), any_by_key),
                 State::Delivered if !any => self.release(charge),
                 _ => {}
             }
@@ -751,9 +762,10 @@ impl Model {
 
     /// What the backend brings beyond what delivered charges cover: of a session it takes files, as far as there are any.
     fn excess(&mut self, request: usize, images: u32) -> Vec<((Name, usize), Booking)> {
-        let Request { own, shares, mut held, .. } = self.requests[request].clone();
+        let Request { own, paid_by, mut held, .. } = self.requests[request].clone();
         // What is said of a charge that it ends is said of that one.
-        let of_charge = |booking: &&Booking| own.iter().chain(&shares).any(|charge| *charge == booking.charge);
+        let of_charge =
+            |booking: &&Booking| own == Some(booking.charge) || paid_by.contains(&(booking.charge, booking.meter));
         let told: Vec<u8> =
             self.bookings.iter().chain(&self.emptied).filter(of_charge).map(|booking| booking.meter).collect();
         held.retain(|held| !told.contains(&held.meter));
@@ -852,10 +864,10 @@ impl Model {
         self.empty();
     }
 
-    fn stick(&mut self, charge: usize, end: &End, others: bool) {
+    fn stick(&mut self, charge: usize, says: impl Fn(u8) -> Option<u32>, others: bool) {
         self.charges[charge].state = State::Delivered;
         for booking in self.bookings.iter_mut().filter(|booking| booking.charge == charge) {
-            let used = if let End::Report(delivered) = end { *delivered } else { booking.cost };
+            let used = says(booking.meter).unwrap_or(booking.cost);
             booking.used = Some(used);
             // Who has said nothing yet may bring what was booked.
             booking.kept = if others { booking.cost.saturating_sub(used) } else { 0 };
@@ -944,13 +956,13 @@ impl Model {
     }
 
     /// Another request of a charge was delivered before: what this one brings more is used as well.
-    fn add(&mut self, charge: usize, end: &End, is_rest: bool, others: bool) {
+    fn add(&mut self, charge: usize, says: impl Fn(u8) -> Option<u32>, is_rest: bool, others: bool) {
         self.bookings.extend(self.emptied.extract_if(.., |booking| booking.charge == charge));
         let mut more = Vec::new();
         for booking in self.bookings.iter_mut().filter(|booking| booking.charge == charge) {
             let silent = Some(booking.cost).filter(|_| !is_rest);
             let before = booking.used;
-            booking.used = booking.used.max(if let End::Report(images) = end { Some(*images) } else { silent });
+            booking.used = booking.used.max(says(booking.meter).or(silent));
             more.extend(booking.used.filter(|_| booking.used > before).map(|used| (booking.meter, used)));
             let may_come = if others { booking.cost.saturating_sub(booking.used.unwrap()) } else { 0 };
             booking.kept = booking.kept.min(may_come);
