@@ -1,5 +1,6 @@
 //! Bodies on pooled connections.
 
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -7,7 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use pin_project_lite::pin_project;
 use tokio::sync::watch;
 
 use super::patience::Patience;
@@ -170,6 +170,9 @@ pub enum BodyError {
     /// The connection broke.
     #[error(transparent)]
     Broken(hyper::Error),
+    /// The same, where hyper was not asked.
+    #[error("the connection broke: {0}")]
+    Lost(io::Error),
     /// It is shorter than was said, and nothing was said to be wrong.
     #[error("the stream was reset before its end")]
     Short,
@@ -178,29 +181,79 @@ pub enum BodyError {
     StoodStill(Duration),
 }
 
-pin_project! {
-    /// An answer's body. Holds the connection until the last byte has been read.
-    #[derive(Debug)]
-    pub struct PooledBody<B> {
-        #[pin]
-        body: Incoming,
-        lease: Option<Lease<B>>,
+/// What is left of an answer's body.
+#[derive(Debug)]
+pub(super) enum Rest {
+    /// What hyper gives.
+    Streamed(Incoming),
+    /// So many bytes on the connection.
+    Counted(u64),
+}
+
+impl Rest {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Streamed(body) => body.is_end_stream(),
+            Self::Counted(left) => *left == 0,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Streamed(body) => body.size_hint(),
+            Self::Counted(left) => SizeHint::with_exact(*left),
+        }
+    }
+
+    fn poll_frame<B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        lease: Option<&mut Lease<B>>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let body = match self {
+            Self::Streamed(body) => body,
+            Self::Counted(0) => return Poll::Ready(None),
+            Self::Counted(left) => {
+                let Some(direct) = lease.and_then(Lease::direct) else { return Poll::Ready(None) };
+                let piece = ready!(direct.poll_piece(cx, left)).map_err(BodyError::Lost)?;
+                return Poll::Ready(piece.map(Frame::data).map(Ok));
+            }
+        };
+        let polled = match lease.and_then(|lease| lease.bell()) {
+            Some(bell) => {
+                let (polled, makes_room) = bell.hold(|| Pin::new(&mut *body).poll_frame(cx));
+                let is_last_piece = matches!(polled, Poll::Ready(Some(Ok(_)))) && body.is_end_stream();
+                if makes_room && !is_last_piece {
+                    bell.ring();
+                }
+                polled
+            }
+            None => Pin::new(body).poll_frame(cx),
+        };
+        polled.map_err(BodyError::Broken)
     }
 }
 
+/// An answer's body. Holds the connection until the last byte has been read.
+#[derive(Debug)]
+pub struct PooledBody<B> {
+    rest: Rest,
+    lease: Option<Lease<B>>,
+}
+
 impl<B> PooledBody<B> {
-    pub(super) fn new(body: Incoming, lease: Lease<B>) -> Self {
-        let mut pooled = Self { body, lease: Some(lease) };
+    pub(super) fn new(rest: Rest, lease: Lease<B>) -> Self {
+        let mut pooled = Self { rest, lease: Some(lease) };
         // An answer without a body may never be read.
-        if pooled.body.is_end_stream() {
+        if pooled.rest.is_end_stream() {
             give_back(&mut pooled.lease);
         }
         pooled
     }
 
     /// The body of an answer after which something else is spoken on the connection: it is not to be used again.
-    pub(super) fn last(body: Incoming) -> Self {
-        Self { body, lease: None }
+    pub(super) const fn last(rest: Rest) -> Self {
+        Self { rest, lease: None }
     }
 }
 
@@ -215,54 +268,43 @@ impl<B> Body for PooledBody<B> {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let mut this = self.project();
-        let polled = match this.lease {
-            Some(Lease::Http1(lent)) => {
-                let (polled, makes_room) = lent.bell().hold(|| this.body.as_mut().poll_frame(cx));
-                let is_last_piece = matches!(polled, Poll::Ready(Some(Ok(_)))) && this.body.is_end_stream();
-                if makes_room && !is_last_piece {
-                    lent.bell().ring();
-                }
-                polled
-            }
-            _ => this.body.as_mut().poll_frame(cx),
-        };
-        let frame = match (polled, this.lease.as_mut().map(Lease::patience)) {
+        let Self { rest, lease } = self.get_mut();
+        let frame = match (rest.poll_frame(cx, lease.as_mut()), lease.as_mut().map(Lease::patience)) {
             (Poll::Pending, Some(patience)) => {
                 ready!(patience.poll_exhausted(cx));
                 Some(Err(BodyError::StoodStill(patience.limit())))
             }
             (Poll::Pending, None) => return Poll::Pending,
             // A reset that names no error is an end for hyper (RFC 9113, section 8.1): it is one if all is there.
-            (Poll::Ready(None), _) if !this.body.is_end_stream() && this.body.size_hint().lower() > 0 => {
+            (Poll::Ready(None), _) if !rest.is_end_stream() && rest.size_hint().lower() > 0 => {
                 Some(Err(BodyError::Short))
             }
             (Poll::Ready(frame), patience) => {
                 patience.map(Patience::restore);
-                frame.map(|frame| frame.map_err(BodyError::Broken))
+                frame
             }
         };
         let ended = match &frame {
             None => true,
             // Nobody asks again after the last byte of a known length, nor after trailers.
-            Some(Ok(frame)) => frame.is_trailers() || this.body.is_end_stream(),
+            Some(Ok(frame)) => frame.is_trailers() || rest.is_end_stream(),
             Some(Err(_)) => {
-                *this.lease = None;
+                *lease = None;
                 false
             }
         };
         if ended {
-            give_back(this.lease);
+            give_back(lease);
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.rest.size_hint()
     }
 }
 

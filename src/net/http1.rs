@@ -5,22 +5,23 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
-use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::bell::{Bell, Belled};
-use super::body::RequestBody;
+use super::body::{RequestBody, Rest};
+use super::direct::{Direct, Head};
 use super::patience::Patience;
 use super::pool::{Failed, Late, Options, longest_use};
 use crate::clock::Clock;
@@ -53,8 +54,7 @@ struct Idle<B> {
 
 #[derive(Debug)]
 struct Connection<B> {
-    sender: SendRequest<RequestBody<B>>,
-    bell: Arc<Bell>,
+    carrier: Carrier<B>,
     /// Whether it has carried an exchange.
     was_used: bool,
     /// Whether its server speaks HTTP/1.0. To such a server hyper drops the next body of unknown length without a word, so the connection is
@@ -68,6 +68,21 @@ struct Connection<B> {
     until: Duration,
     /// Goes from exchange to exchange with the connection: its timer is made once.
     patience: Patience,
+}
+
+/// What reads and writes a connection.
+#[derive(Debug)]
+enum Carrier<B> {
+    /// Whoever is lent it.
+    Direct(Direct),
+    /// hyper.
+    Driven(Driven<B>),
+}
+
+#[derive(Debug)]
+struct Driven<B> {
+    sender: SendRequest<RequestBody<B>>,
+    bell: Arc<Bell>,
     task: Task,
 }
 
@@ -121,13 +136,12 @@ impl<B> Connections<B> {
             if idle[index].from > now {
                 continue;
             }
-            let sender = &idle[index].connection.sender;
-            if sender.is_ready() || sender.is_closed() {
-                let mut taken = idle.remove(index)?.connection;
-                if taken.sender.is_ready() {
-                    taken.task.is_lent = true;
-                    return Some(Lent { connection: taken, home: self.clone() });
-                }
+            if idle[index].connection.carrier.is_busy() {
+                continue;
+            }
+            let mut connection = idle.remove(index)?.connection;
+            if connection.carrier.lend() {
+                return Some(Lent { connection, home: self.clone() });
             }
         }
         None
@@ -140,7 +154,70 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// A new connection, lent at once.
-    pub(super) async fn begin<IO>(self: &Arc<Self>, stream: IO) -> io::Result<Lent<B>>
+    pub(super) fn begin(self: &Arc<Self>, stream: TcpStream) -> Lent<B> {
+        self.lend(Carrier::Direct(Direct::new(stream, BUFFER)))
+    }
+
+    /// The same for hyper, whatever is sent on it.
+    pub(super) async fn begin_driven<IO>(self: &Arc<Self>, stream: IO) -> io::Result<Lent<B>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        Ok(self.lend(Carrier::Driven(Driven::begin(stream).await?)))
+    }
+
+    fn lend(self: &Arc<Self>, carrier: Carrier<B>) -> Lent<B> {
+        let connection = Connection {
+            carrier,
+            was_used: false,
+            is_old: false,
+            may_be_ahead: false,
+            may_say_more: false,
+            until: self.clock.coarse() + longest_use(),
+            patience: Patience::new(self.body_idle_timeout),
+        };
+        Lent { connection: Box::new(connection), home: self.clone() }
+    }
+}
+
+impl<B> Carrier<B> {
+    /// Whether its last exchange is not quite over.
+    fn is_busy(&self) -> bool {
+        match self {
+            Self::Direct(_) => false,
+            Self::Driven(Driven { sender, .. }) => !sender.is_ready() && !sender.is_closed(),
+        }
+    }
+
+    /// Whether it can be lent, and is.
+    fn lend(&mut self) -> bool {
+        match self {
+            Self::Direct(direct) => direct.is_quiet(),
+            Self::Driven(Driven { sender, task, .. }) => {
+                task.is_lent = sender.is_ready();
+                task.is_lent
+            }
+        }
+    }
+
+    /// It belongs to nobody from now on. Whether it may be lent again.
+    fn let_go(&mut self) -> bool {
+        match self {
+            Self::Direct(direct) => direct.rest(),
+            Self::Driven(Driven { sender, task, .. }) => {
+                task.is_lent = false;
+                !sender.is_closed()
+            }
+        }
+    }
+}
+
+impl<B> Driven<B>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    async fn begin<IO>(stream: IO) -> io::Result<Self>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -154,20 +231,7 @@ where
                 tracing::debug!(%error, "a connection to a backend ended");
             }
         });
-        let task = Task { handle: task.abort_handle(), is_lent: true };
-        let patience = Patience::new(self.body_idle_timeout);
-        let connection = Connection {
-            sender,
-            bell,
-            was_used: false,
-            is_old: false,
-            may_be_ahead: false,
-            may_say_more: false,
-            until: self.clock.coarse() + longest_use(),
-            patience,
-            task,
-        };
-        Ok(Lent { connection: Box::new(connection), home: self.clone() })
+        Ok(Self { sender, bell, task: Task { handle: task.abort_handle(), is_lent: true } })
     }
 }
 
@@ -183,8 +247,19 @@ impl<B> Lent<B> {
         self.connection.was_used
     }
 
-    pub(super) fn bell(&self) -> &Bell {
-        &self.connection.bell
+    /// What hyper is woken by.
+    pub(super) fn bell(&self) -> Option<&Bell> {
+        match &self.connection.carrier {
+            Carrier::Direct(_) => None,
+            Carrier::Driven(driven) => Some(&driven.bell),
+        }
+    }
+
+    pub(super) fn direct(&mut self) -> Option<&mut Direct> {
+        match &mut self.connection.carrier {
+            Carrier::Direct(direct) => Some(direct),
+            Carrier::Driven(_) => None,
+        }
     }
 
     pub(super) fn patience(&mut self) -> &mut Patience {
@@ -193,12 +268,12 @@ impl<B> Lent<B> {
 
     /// Lets it go on without the pool.
     pub(super) fn let_go(mut self) {
-        self.connection.task.is_lent = false;
+        self.connection.carrier.let_go();
     }
 
     pub(super) fn give_back(mut self) {
-        self.connection.task.is_lent = false;
-        if self.connection.sender.is_closed() || self.connection.is_old || self.connection.may_be_ahead {
+        let is_usable = self.connection.carrier.let_go();
+        if !is_usable || self.connection.is_old || self.connection.may_be_ahead {
             return;
         }
         let since = self.home.clock.coarse();
@@ -220,35 +295,87 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    /// Whether it keeps a request until its answer is there: no copy is needed to send it again.
+    pub(super) fn keeps(&self, request: &Request<RequestBody<B>>) -> bool {
+        matches!(self.connection.carrier, Carrier::Direct(_)) && Direct::serves(request)
+    }
+
     /// Sends a request and waits for the head of its answer; no longer than `until`, and after that the connection is good for nothing. If
     /// not a byte of the request was sent, it is in `request` again.
     pub(super) async fn exchange(
-        &mut self,
+        mut self,
         until: Option<Instant>,
         request: &mut Option<Request<RequestBody<B>>>,
-    ) -> Result<Response<Incoming>, Failed> {
-        let Some(whole) = request.take() else { unreachable!("there is no request to send") };
-        let Connection { sender, was_used, is_old, may_be_ahead, may_say_more, patience, .. } = &mut *self.connection;
+    ) -> Result<(Response<Rest>, Self), Failed<B>> {
+        let Some(whole) = request.as_ref() else { unreachable!("there is no request to send") };
+        let Connection { carrier, was_used, may_be_ahead, may_say_more, patience, .. } = &mut *self.connection;
         *was_used = true;
         let expects_none = whole.method().is_safe() || *whole.method() == Method::DELETE;
         *may_be_ahead |= expects_none && !whole.body().is_end_stream();
         // Some servers take a HEAD for a GET.
         *may_say_more = *whole.method() == Method::HEAD;
-        let mut exchange = pin!(sender.try_send_request(whole));
-        let answer = poll_fn(|cx| match (exchange.as_mut().poll(cx), until) {
-            (Poll::Ready(answer), _) => Poll::Ready(Some(answer)),
-            (Poll::Pending, Some(until)) => patience.poll_passed(cx, until).map(|()| None),
-            (Poll::Pending, None) => Poll::Pending,
-        });
-        let answer = answer.await.ok_or(Late)?;
-        patience.restore();
+        let mut has_begun = false;
+        if let Carrier::Direct(direct) = carrier
+            && Direct::serves(whole)
+        {
+            direct.begin(whole);
+            let head = in_time(patience, until, |cx| direct.poll_head(cx)).await;
+            // One that answers so soon takes the rest of the request for another one.
+            *may_be_ahead |= direct.is_ahead();
+            match head {
+                Ok(Ok(Head::Simple(answer))) => {
+                    *request = None;
+                    *may_say_more |= names_a_body_that_it_has_not(&answer);
+                    return Ok((answer.map(Rest::Counted), self));
+                }
+                Ok(Ok(Head::Other)) => has_begun = true,
+                Ok(Err(source)) => {
+                    return Err(match request.take_if(|_| direct.was_seen()).map(Box::new) {
+                        Some(request) => Failed::Ended { source, request },
+                        None => Failed::Unsent(source),
+                    });
+                }
+                Err(late) => {
+                    *request = None;
+                    return Err(late.into());
+                }
+            }
+        }
+        let Some(whole) = request.take() else { unreachable!("a request is seen once it is sent") };
+        let mut driven = match self.connection.carrier {
+            Carrier::Direct(direct) => Driven::begin(direct.hand_over(has_begun)).await.map_err(Failed::Unsent)?,
+            Carrier::Driven(driven) => driven,
+        };
+        let mut exchange = pin!(driven.sender.try_send_request(whole));
+        self.connection.carrier = Carrier::Driven(driven);
+        let Connection { is_old, may_say_more, patience, .. } = &mut *self.connection;
+        let answer = in_time(patience, until, |cx| exchange.as_mut().poll(cx)).await?;
         *is_old = answer.as_ref().is_ok_and(|answer| answer.version() < Version::HTTP_11);
         *may_say_more |= answer.as_ref().is_ok_and(names_a_body_that_it_has_not);
-        answer.map_err(|mut failed| {
-            *request = failed.take_message();
-            Failed::Broken(failed.into_error())
-        })
+        match answer {
+            Ok(answer) => Ok((answer.map(Rest::Streamed), self)),
+            Err(mut failed) => {
+                *request = failed.take_message();
+                Err(Failed::Broken(failed.into_error()))
+            }
+        }
     }
+}
+
+/// Waits no longer than `until`.
+async fn in_time<T>(
+    patience: &mut Patience,
+    until: Option<Instant>,
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+) -> Result<T, Late> {
+    let awaited = poll_fn(|cx| match (poll(cx), until) {
+        (Poll::Ready(awaited), _) => Poll::Ready(Some(awaited)),
+        (Poll::Pending, Some(until)) => patience.poll_passed(cx, until).map(|()| None),
+        (Poll::Pending, None) => Poll::Pending,
+    });
+    let awaited = awaited.await.ok_or(Late)?;
+    patience.restore();
+    Ok(awaited)
 }
 
 /// Whether an answer says how long a body is that it must not have (RFC 9110, sections 15.3.5 and 15.4.5): some servers send it.
@@ -264,7 +391,6 @@ fn names_a_body_that_it_has_not<B>(answer: &Response<B>) -> bool {
 mod tests {
     use std::convert::Infallible;
     use std::pin::Pin;
-    use std::task::Context;
 
     use http_body::Frame;
     use http_body_util::Empty;
@@ -278,12 +404,12 @@ mod tests {
     async fn lent() -> (Lent<Empty<Bytes>>, DuplexStream) {
         let connections = Arc::new(Connections::new(&Options::default(), Arc::new(SystemClock::new())));
         let (ours, theirs) = tokio::io::duplex(1024);
-        (connections.begin(ours).await.unwrap(), theirs)
+        (connections.begin_driven(ours).await.unwrap(), theirs)
     }
 
     #[tokio::test]
     async fn a_request_that_finds_its_connection_ended_is_still_there() {
-        let (mut lent, server) = lent().await;
+        let (lent, server) = lent().await;
         drop(server);
         let mut request = Some(Request::new(RequestBody::none()));
         assert!(lent.exchange(None, &mut request).await.is_err());
@@ -292,7 +418,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_of_which_something_was_sent_is_gone() {
-        let (mut lent, mut server) = lent().await;
+        let (lent, mut server) = lent().await;
         let mut request = Some(Request::new(RequestBody::none()));
         let leaves = async {
             server.read_u8().await.unwrap();
@@ -317,14 +443,15 @@ mod tests {
             let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
             let connections = Arc::new(Connections::<Empty<Bytes>>::new(&Options::default(), clock.clone()));
             let (ours, mut server) = tokio::io::duplex(1024);
-            let mut lent = connections.begin(ours).await.unwrap();
+            let lent = connections.begin_driven(ours).await.unwrap();
             let mut request = Some(Request::builder().method(method.clone()).body(RequestBody::none()).unwrap());
             let answers = async {
                 server.read_u8().await.unwrap();
                 server.write_all(sent).await.unwrap();
             };
             let (answer, ()) = tokio::join!(lent.exchange(None, &mut request), answers);
-            drop(answer.ok().unwrap());
+            let (answer, lent) = answer.ok().unwrap();
+            drop(answer);
             // Until it is ready again.
             tokio::task::yield_now().await;
             clock.advance(Duration::from_secs(seconds));
@@ -355,28 +482,29 @@ mod tests {
     async fn an_upload_that_its_server_does_not_read_is_let_go_with_its_connection() {
         let connections = Arc::new(Connections::new(&Options::default(), Arc::new(SystemClock::new())));
         let (ours, _theirs) = tokio::io::duplex(1024);
-        let mut lent = connections.begin(ours).await.unwrap();
+        let lent = connections.begin_driven(ours).await.unwrap();
         let held = Arc::new(());
         let (body, _) = RequestBody::of(Endless { _held: held.clone() });
         let mut request = Some(Request::put("/").body(body).unwrap());
         assert!(lent.exchange(Some(from_now(Duration::from_secs(1))), &mut request).await.is_err());
-        drop(lent);
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(Arc::strong_count(&held), 1, "its client may want to know");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_head_has_to_be_there_in_time_whatever_was_waited_for_before() {
-        let (mut lent, mut server) = lent().await;
-        let mut send = async |until| lent.exchange(until, &mut Some(Request::new(RequestBody::none()))).await;
+        let (lent, mut server) = lent().await;
+        let send = async |lent: Lent<Empty<Bytes>>, limit| {
+            lent.exchange(Some(from_now(limit)), &mut Some(Request::new(RequestBody::none()))).await
+        };
         let answers = async {
             tokio::time::sleep(Duration::from_secs(8)).await;
             server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
         };
-        let (answer, ()) = tokio::join!(send(Some(from_now(Duration::from_secs(9)))), answers);
-        assert!(answer.is_ok(), "it was there");
+        let (answer, ()) = tokio::join!(send(lent, Duration::from_secs(9)), answers);
+        let Ok((_, lent)) = answer else { panic!("it was there") };
         let (began, limit) = (from_now(Duration::ZERO), Duration::from_secs(3));
-        assert!(matches!(send(Some(from_now(limit))).await, Err(Failed::Late(_))));
+        assert!(matches!(send(lent, limit).await, Err(Failed::Late(_))));
         assert_eq!(from_now(Duration::ZERO) - began, limit, "neither the rest of the time before nor more");
     }
 }

@@ -7,6 +7,7 @@
 mod acknowledging;
 mod bell;
 mod body;
+mod direct;
 mod documents;
 mod gather;
 mod http1;

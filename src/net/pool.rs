@@ -13,10 +13,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::body::{Again, PooledBody, RequestBody, Sending};
+use super::bell::Bell;
+use super::body::{Again, PooledBody, RequestBody, Rest, Sending};
+use super::direct::Direct;
 use super::http1;
 use super::http2::{self, Found};
 use super::last_words::LastWords;
@@ -98,7 +99,7 @@ pub enum SendError {
         /// Where to.
         address: String,
         /// Why.
-        source: hyper::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
         /// Whether the request's body had broken off, and is to blame.
         of_body: bool,
     },
@@ -175,8 +176,20 @@ impl<B> Lease<B> {
         }
     }
 
-    const fn is_http2(&self) -> bool {
-        matches!(self, Self::Http2(_))
+    /// What hyper is woken by, where that can be put off.
+    pub(super) fn bell(&self) -> Option<&Bell> {
+        match self {
+            Self::Http1(lent) => lent.bell(),
+            Self::Http2(_) => None,
+        }
+    }
+
+    /// The connection, if nobody else reads it.
+    pub(super) fn direct(&mut self) -> Option<&mut Direct> {
+        match self {
+            Self::Http1(lent) => lent.direct(),
+            Self::Http2(_) => None,
+        }
     }
 
     fn was_used_before(&self) -> bool {
@@ -261,32 +274,44 @@ where
             };
             let was_used = lease.was_used_before();
             let upload = whole.body().watch();
-            let copy = match lease.is_http2() {
-                true => Some(Resend::with_body(whole)),
-                false if was_used && whole.method().is_safe() => Resend::of(whole),
-                false => None,
+            let copy = match &lease {
+                Lease::Http2(_) => Some(Resend::with_body(whole)),
+                Lease::Http1(lent) if was_used && whole.method().is_safe() && !lent.keeps(whole) => Resend::of(whole),
+                Lease::Http1(_) => None,
             };
-            let source = match self.exchange(lease, until, request).await {
+            let failed = match self.exchange(lease, until, request).await {
                 Ok(answer) => return Ok(answer),
-                Err(Failed::Host) => return Err(SendError::Host),
-                Err(Failed::Late(late)) => return Err(late.into()),
-                Err(Failed::Broken(source)) => source,
+                Err(failed) => failed,
             };
-            let is_tried_again = match copy {
-                // The connection had ended before; it is taken only once.
-                _ if request.is_some() => was_used,
-                Some(copy) if http2::is_unprocessed(&source) => {
-                    *request = copy.request();
-                    refusals += 1;
-                    refusals <= MOST_REFUSALS && request.is_some()
+            // The connection had ended before; it is taken only once.
+            let mut is_tried_again = was_used && request.is_some();
+            let mut died = None;
+            let source = match failed {
+                Failed::Host => return Err(SendError::Host),
+                Failed::Late(late) => return Err(late.into()),
+                Failed::Unsent(source) => source.into(),
+                Failed::Ended { source, request: seen } => {
+                    died = Some(*seen).filter(|seen| seen.method().is_safe());
+                    source.into()
                 }
-                Some(copy) if was_used && !was_repeated && copy.is_safe() && died_unanswered(&source) => {
-                    *request = copy.request();
-                    (was_repeated, newer_than) = (true, self.http2.newest());
-                    request.is_some()
+                Failed::Broken(source) => {
+                    match copy {
+                        _ if request.is_some() => {}
+                        Some(copy) if http2::is_unprocessed(&source) => {
+                            *request = copy.request();
+                            refusals += 1;
+                            is_tried_again = refusals <= MOST_REFUSALS && request.is_some();
+                        }
+                        Some(copy) if copy.is_safe() && died_unanswered(&source) => died = copy.request(),
+                        _ => {}
+                    }
+                    source.into()
                 }
-                _ => false,
             };
+            if died.is_some() && was_used && !was_repeated {
+                *request = died;
+                (was_repeated, newer_than, is_tried_again) = (true, self.http2.newest(), true);
+            }
             if !is_tried_again {
                 let of_body = upload.is_some_and(|upload| *upload.borrow() == Sending::Broken);
                 return Err(SendError::Broken { address: self.origin.to_string(), source, of_body });
@@ -307,10 +332,10 @@ where
         lease: Lease<B>,
         until: Option<Instant>,
         request: &mut Option<Request<RequestBody<B>>>,
-    ) -> Result<Response<PooledBody<B>>, Failed> {
+    ) -> Result<Response<PooledBody<B>>, Failed<B>> {
         match lease {
-            Lease::Http1(mut lent) => {
-                let answer = lent.exchange(until, request).await?;
+            Lease::Http1(lent) => {
+                let (answer, lent) = lent.exchange(until, request).await?;
                 Ok(match answer.status() {
                     StatusCode::SWITCHING_PROTOCOLS => {
                         lent.let_go();
@@ -331,11 +356,11 @@ where
         &self,
         stream: Box<http2::Stream<B>>,
         request: &mut Option<Request<RequestBody<B>>>,
-    ) -> Result<Response<PooledBody<B>>, Failed> {
+    ) -> Result<Response<PooledBody<B>>, Failed<B>> {
         let scheme = if self.origin.is_secure() { Scheme::HTTPS } else { Scheme::HTTP };
         let translated = request.take().and_then(|request| http2::translate(request, scheme));
         match stream.sender().try_send_request(translated.ok_or(Failed::Host)?).await {
-            Ok(answer) => Ok(answer.map(|body| PooledBody::new(body, Lease::Http2(stream)))),
+            Ok(answer) => Ok(answer.map(|body| PooledBody::new(Rest::Streamed(body), Lease::Http2(stream)))),
             Err(mut failed) => {
                 *request = failed.take_message().map(http2::translate_back);
                 Err(Failed::Broken(failed.into_error()))
@@ -389,14 +414,13 @@ where
         let stream = self.resolver.connect(self.connect_timeout).await?;
         stream.set_nodelay(true)?;
         self.sweeps.call_once(|| self.sweep());
-        let stream = LastWords::new(stream);
         let Some(tls) = self.origin.tls() else {
             return match protocol {
-                Protocol::Http2 => self.http2.begin(stream).await.map(Lease::http2),
-                Protocol::Http1 | Protocol::Auto => self.begin_http1(stream).await,
+                Protocol::Http2 => self.http2.begin(LastWords::new(stream)).await.map(Lease::http2),
+                Protocol::Http1 | Protocol::Auto => Ok(Lease::Http1(self.http1.begin(stream))),
             };
         };
-        let stream = tls.connect(stream, protocol).await?;
+        let stream = tls.connect(LastWords::new(stream), protocol).await?;
         let chosen = stream.get_ref().1.alpn_protocol();
         if chosen == Some(H2) {
             // From now on it is shared, whatever the server chose before.
@@ -408,7 +432,7 @@ where
             Protocol::Auto => self.chose_http1.store(true, Ordering::Relaxed),
             Protocol::Http1 => {}
         }
-        self.begin_http1(stream).await
+        self.http1.begin_driven(stream).await.map(Lease::Http1)
     }
 
     /// Closes connections that nobody has used for `idle_timeout`, for as long as there is this pool: while it is asked for connections
@@ -425,27 +449,24 @@ where
             }
         });
     }
-
-    async fn begin_http1<IO>(&self, stream: IO) -> io::Result<Lease<B>>
-    where
-        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        self.http1.begin(stream).await.map(Lease::Http1)
-    }
 }
 
 /// Why there is no head of an answer.
 #[derive(Debug)]
-pub(super) enum Failed {
+pub(super) enum Failed<B> {
     /// HTTP/2 cannot say where the request goes.
     Host,
     /// It is not there in time.
     Late(Late),
-    /// The connection ended.
+    /// The connection had ended before.
+    Unsent(io::Error),
+    /// The connection ended amid this request, before the head of an answer.
+    Ended { source: io::Error, request: Box<Request<RequestBody<B>>> },
+    /// The connection ended, says hyper.
     Broken(hyper::Error),
 }
 
-impl From<Late> for Failed {
+impl<B> From<Late> for Failed<B> {
     fn from(late: Late) -> Self {
         Self::Late(late)
     }

@@ -1,0 +1,244 @@
+//! Whatever a server says, it comes to the same whether hyper reads and writes all of it or only what is not of the simplest form.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Version;
+use http_body_util::{BodyExt, Empty};
+use jiff::Timestamp;
+use proptest::prelude::*;
+use proptest::sample::select;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+use tokio::task::yield_now;
+
+use super::super::body::{PooledBody, RequestBody};
+use super::super::http1::{Connections, Lent};
+use super::super::pool::{Failed, Lease, Options};
+use super::*;
+use crate::clock::ManualClock;
+
+type Nothing = Empty<Bytes>;
+
+/// What a server does with the first request: it says this in pieces, and leaves or stays.
+#[derive(Debug, Clone)]
+struct Script {
+    pieces: Vec<Vec<u8>>,
+    leaves: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Default, PartialEq)]
+struct Outcome {
+    answer: Option<Answer>,
+    /// The body of the answer to a second request, if the connection was used again for one.
+    second: Option<Vec<u8>>,
+    /// All that the server was sent.
+    sent: Vec<u8>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Answer {
+    status: StatusCode,
+    version: Version,
+    fields: Vec<(HeaderName, HeaderValue)>,
+    reason: Option<Vec<u8>>,
+    /// As far as it came.
+    body: Vec<u8>,
+    is_whole: bool,
+}
+
+fn request(method: &Method, more: usize) -> Request<RequestBody<Nothing>> {
+    let request = Request::builder().method(method).uri("/a/b?c=d").header("host", "backend");
+    let request = request.header("x-twice", "1").header("x-twice", "2").header("x-more", "x".repeat(more));
+    request.body(RequestBody::none()).unwrap()
+}
+
+async fn take_request(stream: &mut TcpStream, taken: &mut Vec<u8>) -> bool {
+    loop {
+        if stream.read_buf(taken).await.unwrap_or_default() == 0 {
+            return false;
+        }
+        if taken.ends_with(b"\r\n\r\n") {
+            return true;
+        }
+    }
+}
+
+/// Gives all that was sent.
+async fn serve(listener: &TcpListener, script: &Script) -> Vec<u8> {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut taken = Vec::new();
+    assert!(take_request(&mut stream, &mut taken).await);
+    for piece in &script.pieces {
+        // Who reads may have left.
+        let _ = stream.write_all(piece).await;
+        for _ in 0..3 {
+            yield_now().await;
+        }
+    }
+    while !script.leaves && take_request(&mut stream, &mut taken).await {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecond").await;
+    }
+    taken
+}
+
+async fn exchange(lent: Lent<Nothing>, request: Request<RequestBody<Nothing>>) -> Result<Answer, Failed<Nothing>> {
+    let (answer, lent) = lent.exchange(None, &mut Some(request)).await?;
+    let (head, rest) = answer.into_parts();
+    let mut answer = Answer {
+        status: head.status,
+        version: head.version,
+        fields: head.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        reason: head.extensions.get::<hyper::ext::ReasonPhrase>().map(|reason| reason.as_bytes().to_vec()),
+        body: Vec::new(),
+        is_whole: false,
+    };
+    let mut rest = PooledBody::new(rest, Lease::Http1(lent));
+    // As whoever sends it on does: nobody asks for more than there is.
+    while !rest.is_end_stream() {
+        match rest.frame().await {
+            Some(Ok(frame)) => answer.body.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data)),
+            Some(Err(_)) => return Ok(answer),
+            None => break,
+        }
+    }
+    answer.is_whole = true;
+    Ok(answer)
+}
+
+async fn outcome(script: &Script, first: Request<RequestBody<Nothing>>, is_direct: bool) -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let asks = async {
+        let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
+        let connections = Arc::new(Connections::<Nothing>::new(&Options::default(), clock.clone()));
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let lent = match is_direct {
+            true => connections.begin(stream),
+            false => connections.begin_driven(LastWords::new(stream)).await.unwrap(),
+        };
+        let mut outcome = Outcome { answer: exchange(lent, first).await.ok(), ..Outcome::default() };
+        clock.advance(Duration::from_secs(1));
+        for _ in 0..100 {
+            yield_now().await;
+            // Whether it is found to have ended, where its server leaves, is a matter of time.
+            if !script.leaves
+                && let Some(lent) = connections.take_idle()
+            {
+                outcome.second = exchange(lent, request(&Method::GET, 0)).await.ok().map(|answer| answer.body);
+                break;
+            }
+        }
+        outcome
+    };
+    let (mut outcome, sent) = tokio::join!(asks, serve(&listener, script));
+    outcome.sent = sent;
+    outcome
+}
+
+/// An answer, and whether it ends by what its head says: a server may stay after that.
+fn answers() -> impl Strategy<Value = (Method, Vec<u8>, bool)> {
+    let method = select(vec![Method::GET, Method::HEAD, Method::POST, Method::DELETE]);
+    let interim =
+        select(vec!["", "", "", "HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nlink: <a>\r\n\r\n"]);
+    let line = select(vec![
+        "HTTP/1.1 200 OK",
+        "HTTP/1.1 200 OK",
+        "HTTP/1.1 200 OK",
+        "HTTP/1.1 206 Partial Content",
+        "HTTP/1.1 200 Fine",
+        "HTTP/1.1 200 ",
+        "HTTP/1.1 200",
+        "HTTP/1.0 200 OK",
+        "HTTP/1.1 204 No Content",
+        "HTTP/1.1 304 Not Modified",
+        "HTTP/1.1 404 Not Found",
+        "HTTP/1.1 503 Service Unavailable",
+        "HTTP/1.1 999 ",
+        "HTTP/2 200",
+        "nonsense",
+    ]);
+    let framing = select(vec![
+        "content-length: 5",
+        "content-length: 5",
+        "Content-Length:5",
+        "content-length: 0",
+        "content-length: 7",
+        "content-length: 3",
+        "content-length: 005",
+        "content-length: +5",
+        "content-length: 5, 5",
+        "content-length: 5\r\ncontent-length: 5",
+        "content-length: 5\r\ncontent-length: 7",
+        "content-length: ",
+        "content-length: 99999999999999999999",
+        "content-length: 5\r\ntransfer-encoding: chunked",
+        "transfer-encoding: chunked",
+        "transfer-encoding: gzip",
+        "x-none: 1",
+    ]);
+    let fields = select(vec![
+        "server: it",
+        "X-Twice: 1\r\nx-twice:  2 \t",
+        "connection: keep-alive",
+        "Connection: Keep-Alive",
+        "connection: close",
+        "connection: keep-alive, close",
+        "connection: keep-alive\r\nconnection: close",
+        "upgrade: h2c\r\nconnection: upgrade",
+        "x-bytes: \u{e9}",
+        "x-empty:",
+        "no colon",
+        "x-fold: 1\r\n 2",
+        "bad name: 1",
+    ]);
+    let body = select(vec!["hello", "hello", "", "hello and more", "5\r\nhello\r\n0\r\n\r\n", "5\r\nhel"]);
+    (method, interim, line, framing, proptest::option::of(fields), any::<bool>(), body).prop_map(
+        |(method, interim, line, framing, fields, is_long, body)| {
+            let mut head = format!("{interim}{line}\r\n{framing}\r\n");
+            if let Some(field) = fields {
+                head += &format!("{field}\r\n");
+            }
+            if is_long {
+                head += &format!("x-long: {}\r\n", "y".repeat(9_000));
+            }
+            // What has no end by itself ends as its server leaves.
+            let has_none = method == Method::HEAD || line.contains(" 204 ") || line.contains(" 304 ");
+            let fits = match framing {
+                "content-length: 5" | "Content-Length:5" | "content-length: 005" => body == "hello",
+                "content-length: 0" => body.is_empty(),
+                "transfer-encoding: chunked" => body.ends_with("0\r\n\r\n"),
+                _ => false,
+            };
+            let is_sound = line.starts_with("HTTP/1.1 ");
+            let ends = is_sound && if has_none { body.is_empty() } else { fits };
+            (method, format!("{head}\r\n{body}").into_bytes(), ends)
+        },
+    )
+}
+
+fn split(whole: &[u8], places: Vec<prop::sample::Index>) -> Vec<Vec<u8>> {
+    let mut places: Vec<_> = places.iter().map(|place| place.index(whole.len() + 1)).collect();
+    places.extend([0, whole.len()]);
+    places.sort_unstable();
+    places.windows(2).map(|part| whole[part[0]..part[1]].to_vec()).collect()
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+proptest! {
+    #[test]
+    fn it_is_all_the_same_to_who_asks_and_to_the_server(
+        (method, answer, ends) in answers(),
+        places in prop::collection::vec(any::<prop::sample::Index>(), 0..4),
+        stays in any::<bool>(),
+        more in select(vec![0_usize, 0, 100, 20_000]),
+    ) {
+        let script = Script { pieces: split(&answer, places), leaves: !(ends && stays) };
+        let by = |is_direct| runtime().block_on(outcome(&script, request(&method, more), is_direct));
+        prop_assert_eq!(by(true), by(false));
+    }
+}
