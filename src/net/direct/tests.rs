@@ -242,3 +242,74 @@ proptest! {
         prop_assert_eq!(by(true), by(false));
     }
 }
+
+/// A connection, its other end, and the connections that it belongs to.
+async fn lent() -> (Arc<Connections<Nothing>>, Lent<Nothing>, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
+    let connections = Arc::new(Connections::<Nothing>::new(&Options::default(), clock));
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    // So that not all of a long head can be written at once.
+    socket2::SockRef::from(&stream).set_send_buffer_size(4096).unwrap();
+    let (server, _) = listener.accept().await.unwrap();
+    socket2::SockRef::from(&server).set_recv_buffer_size(4096).unwrap();
+    (connections.clone(), connections.begin(stream), server)
+}
+
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+
+#[tokio::test]
+async fn a_connection_by_which_more_came_than_there_should_is_not_used_again() {
+    for (more, is_used_again) in [(&b""[..], true), (b"H", false), (ANSWER, false)] {
+        let (connections, lent, mut server) = lent().await;
+        let answers = async {
+            take_request(&mut server, &mut Vec::new()).await;
+            server.write_all(&[ANSWER, more].concat()).await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(exchange(lent, request(&Method::GET, 0)), answers);
+        assert_eq!(answer.unwrap().body, b"hello");
+        assert_eq!(connections.take_idle().is_some(), is_used_again, "{} bytes more", more.len());
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_answers_before_it_has_all_of_a_head_is_not_asked_again() {
+    let (connections, lent, mut server) = lent().await;
+    let answers = async {
+        server.read_exact(&mut [0; 100]).await.unwrap();
+        server.write_all(ANSWER).await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(exchange(lent, request(&Method::GET, 32 << 20)), answers);
+    assert_eq!(answer.unwrap().body, b"hello");
+    assert!(connections.take_idle().is_none(), "it takes what follows for the rest");
+}
+
+#[tokio::test]
+async fn a_request_that_a_server_may_have_seen_is_given_back_as_that() {
+    let (_connections, lent, mut server) = lent().await;
+    let leaves = async {
+        take_request(&mut server, &mut Vec::new()).await;
+        drop(server);
+    };
+    let mut seen = Some(request(&Method::GET, 0));
+    let (answer, ()) = tokio::join!(lent.exchange(None, &mut seen), leaves);
+    assert!(seen.is_none(), "nobody is told that it was not sent");
+    assert!(matches!(answer, Err(Failed::Ended { request, .. }) if request.uri() == "/a/b?c=d"));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_left_midway_takes_its_connection_along() {
+    let (connections, lent, mut server) = lent().await;
+    let answers = async {
+        take_request(&mut server, &mut Vec::new()).await;
+        server.write_all(&ANSWER[..ANSWER.len() - 2]).await.unwrap();
+    };
+    let mut first = Some(request(&Method::GET, 0));
+    let (answer, ()) = tokio::join!(lent.exchange(None, &mut first), answers);
+    let (answer, lent) = answer.ok().unwrap();
+    let mut body = PooledBody::new(answer.into_body(), Lease::Http1(lent));
+    assert!(body.frame().await.unwrap().is_ok());
+    drop(body);
+    assert!(connections.take_idle().is_none());
+    assert_eq!(server.read(&mut [0]).await.unwrap_or_default(), 0, "its server hears of it");
+}
