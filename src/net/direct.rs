@@ -131,6 +131,7 @@ impl Direct {
         while let rest @ [_, ..] = &self.request[self.written..] {
             match Pin::new(&mut self.stream).poll_write(cx, rest) {
                 Poll::Pending => break,
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(count)) => self.written += count,
                 Poll::Ready(Err(error)) if is_end(&error) => break,
                 Poll::Ready(Err(error)) => return Err(error),
@@ -229,7 +230,8 @@ fn framing(head: &httparse::Response<'_, '_>, is_head: bool) -> Option<(StatusCo
         let is = |other: &HeaderName| name.eq_ignore_ascii_case(other.as_str());
         if is(&CONTENT_LENGTH) {
             length = Some(number(value).filter(|_| length.is_none())?);
-        } else if is(&TRANSFER_ENCODING)
+        } else if name.len() > LONGEST_NAME
+            || is(&TRANSFER_ENCODING)
             || is(&UPGRADE)
             || is(&CONNECTION) && !value.eq_ignore_ascii_case(b"keep-alive")
         {
@@ -239,6 +241,9 @@ fn framing(head: &httparse::Response<'_, '_>, is_head: bool) -> Option<(StatusCo
     let has_none = is_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     Some((status, if has_none { 0 } else { length? }))
 }
+
+/// Names that are longer are none for [`HeaderName`].
+const LONGEST_NAME: usize = u16::MAX as usize;
 
 /// A length in digits only, and not more of them than any body has.
 fn number(text: &[u8]) -> Option<u64> {

@@ -112,9 +112,9 @@ impl<B> Connections<B> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Closes those that were not used for too long.
+    /// Closes those that were not used for too long, and those that their servers have closed.
     pub(super) fn end_expired(&self) {
-        drop(self.without_expired(self.clock.coarse()));
+        self.without_expired(self.clock.coarse()).retain(|idle| !idle.connection.carrier.has_ended());
     }
 
     fn without_expired(&self, now: Duration) -> MutexGuard<'_, VecDeque<Idle<B>>> {
@@ -186,6 +186,14 @@ impl<B> Carrier<B> {
         match self {
             Self::Direct(_) => false,
             Self::Driven(Driven { sender, .. }) => !sender.is_ready() && !sender.is_closed(),
+        }
+    }
+
+    /// Whether it cannot be lent any more.
+    fn has_ended(&self) -> bool {
+        match self {
+            Self::Direct(direct) => !direct.is_quiet(),
+            Self::Driven(Driven { sender, .. }) => sender.is_closed(),
         }
     }
 

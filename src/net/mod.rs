@@ -1,8 +1,8 @@
 //! Outbound HTTP connections, by TLS or not, kept and used again.
 //!
 //! A [`Pool`] belongs to one endpoint. A connection of HTTP/1.1 is lent to one exchange at a time and comes back when the answer's body
-//! has been read to its end; one that was dropped midway is closed. One of HTTP/2 carries many exchanges. [`Documents`] fetches small
-//! things over such a pool.
+//! has been read to its end; one that was dropped midway is closed. The simplest exchanges, which most are, write and read it by themselves
+//! (`direct.rs`); all else is hyper's. One of HTTP/2 carries many exchanges. [`Documents`] fetches small things over such a pool.
 
 mod acknowledging;
 mod bell;
