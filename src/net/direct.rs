@@ -16,6 +16,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use httparse::{Header, ParserConfig, Status};
 use smallvec::SmallVec;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -73,12 +74,20 @@ impl Direct {
 
     /// Whether a request may be sent like this.
     pub(super) fn serves<B: Body>(request: &Request<B>) -> bool {
-        request.body().is_end_stream() && !request.headers().contains_key(UPGRADE)
+        let fields = request.headers();
+        // A body that is said to come and has ended is hyper's to set right.
+        request.body().is_end_stream() && !fields.contains_key(TRANSFER_ENCODING) && !fields.contains_key(UPGRADE)
     }
 
     /// Whether its server is there, and has said nothing that it was not asked for.
     pub(super) fn is_quiet(&self) -> bool {
         matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// The same, by what the system knows this moment, and not when it was heard last. For what is not sent twice.
+    pub(super) fn is_still_quiet(&self) -> bool {
+        let next = SockRef::from(&self.stream).peek(&mut [MaybeUninit::uninit()]);
+        matches!(next, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Whether any of the last request was written.
@@ -172,13 +181,9 @@ impl Direct {
         Poll::Ready(Ok(count))
     }
 
-    /// Whether it can be used again, now that an answer has been read to its end; if so it holds no large buffer until then.
+    /// Whether it can be used again, now that an answer has been read to its end. It holds no buffer until then.
     pub(super) fn rest(&mut self) -> bool {
-        let is_clean = self.read.is_empty() && !self.is_ahead();
-        if self.piece > SMALL {
-            self.read = BytesMut::new();
-        }
-        is_clean
+        std::mem::take(&mut self.read).is_empty() && !self.is_ahead()
     }
 
     /// For hyper; `has_begun` if it is to write the request that was written last.

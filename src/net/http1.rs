@@ -317,7 +317,7 @@ where
     ) -> Result<(Response<Rest>, Self), Failed<B>> {
         let Some(whole) = request.as_ref() else { unreachable!("there is no request to send") };
         let Connection { carrier, was_used, may_be_ahead, may_say_more, patience, .. } = &mut *self.connection;
-        *was_used = true;
+        let was_used_before = std::mem::replace(was_used, true);
         let expects_none = whole.method().is_safe() || *whole.method() == Method::DELETE;
         *may_be_ahead |= expects_none && !whole.body().is_end_stream();
         // Some servers take a HEAD for a GET.
@@ -326,6 +326,9 @@ where
         if let Carrier::Direct(direct) = carrier
             && Direct::serves(whole)
         {
+            if was_used_before && !whole.method().is_safe() && !direct.is_still_quiet() {
+                return Err(Failed::Unsent(io::ErrorKind::ConnectionReset.into()));
+            }
             direct.begin(whole);
             let head = in_time(patience, until, |cx| direct.poll_head(cx)).await;
             // One that answers so soon takes the rest of the request for another one.

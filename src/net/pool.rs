@@ -227,7 +227,7 @@ where
 
     /// Takes a request in origin form, with a Host field, out of `request`, sends it, and waits for the head of its answer.
     ///
-    /// A request without a body, of a method that is safe, is sent once more if a connection that was used before died before the head of
+    /// A request without a body, of a method that is safe, is sent once more if a connection that was used before died before anything of
     /// the answer was there (RFC 9110, section 9.2.2; RFC 9112, section 9.3.1). One that was not looked at is sent on another connection,
     /// whatever its method, if it is still whole: it never left, or the server says so and of its body not much was sent (RFC 9113,
     /// section 8.7).

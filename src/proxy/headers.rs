@@ -109,7 +109,8 @@ pub(super) fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> b
 /// about its connection only that it takes trailers is passed on: the gate does too, for it. Returns what
 /// [`strip_connection_fields`] has found.
 pub(super) fn frame<B: Body>(request: &mut Request<B>) -> Vec<HeaderName> {
-    let length = request.body().size_hint().exact();
+    // One that came without a length may have ended since: all of it was looked at, and there was nothing.
+    let length = if request.body().is_end_stream() { Some(0) } else { request.body().size_hint().exact() };
     // Servers expect a body of these, and those of HTTP/2 need not say that there is none (RFC 9110, section 8.6).
     let says_length = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
     let headers = request.headers_mut();
@@ -338,6 +339,33 @@ mod tests {
         assert!(!sent.contains_key("transfer-encoding"));
         let empty = framed(&[("content-length", "0")], Full::default());
         assert_eq!(empty.get("content-length").unwrap(), "0");
+    }
+
+    /// A body that came without a length, and of which nothing is left.
+    struct Ended;
+
+    impl Body for Ended {
+        type Data = bytes::Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, Self::Error>>> {
+            std::task::Poll::Ready(None)
+        }
+
+        fn is_end_stream(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_body_that_has_ended_is_not_said_to_come() {
+        let mut request = Request::post("/").body(Ended).unwrap();
+        frame(&mut request);
+        assert!(!request.headers().contains_key(TRANSFER_ENCODING), "a backend would wait for it");
+        assert_eq!(request.headers()[CONTENT_LENGTH], "0");
     }
 
     #[test]

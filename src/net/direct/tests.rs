@@ -48,9 +48,11 @@ struct Answer {
     is_whole: bool,
 }
 
+/// Some are said to have a body, and have none.
 fn request(method: &Method, more: usize) -> Request<RequestBody<Nothing>> {
     let request = Request::builder().method(method).uri("/a/b?c=d").header("host", "backend");
     let request = request.header("x-twice", "1").header("x-twice", "2").header("x-more", "x".repeat(more));
+    let request = if more == 1 { request.header("transfer-encoding", "chunked") } else { request };
     request.body(RequestBody::none()).unwrap()
 }
 
@@ -238,7 +240,7 @@ proptest! {
         (method, answer, ends) in answers(),
         places in prop::collection::vec(any::<prop::sample::Index>(), 0..4),
         stays in any::<bool>(),
-        more in select(vec![0_usize, 0, 100, 20_000]),
+        more in select(vec![0_usize, 0, 1, 100, 20_000]),
     ) {
         let script = Script { pieces: split(&answer, places), leaves: !(ends && stays) };
         let by = |is_direct| runtime().block_on(outcome(&script, request(&method, more), is_direct));
@@ -253,9 +255,9 @@ async fn lent() -> (Arc<Connections<Nothing>>, Lent<Nothing>, TcpStream) {
     let connections = Arc::new(Connections::<Nothing>::new(&Options::default(), clock));
     let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     // So that not all of a long head can be written at once.
-    socket2::SockRef::from(&stream).set_send_buffer_size(4096).unwrap();
+    SockRef::from(&stream).set_send_buffer_size(4096).unwrap();
     let (server, _) = listener.accept().await.unwrap();
-    socket2::SockRef::from(&server).set_recv_buffer_size(4096).unwrap();
+    SockRef::from(&server).set_recv_buffer_size(4096).unwrap();
     (connections.clone(), connections.begin(stream), server)
 }
 
@@ -285,6 +287,24 @@ async fn a_server_that_answers_before_it_has_all_of_a_head_is_not_asked_again() 
     let (answer, ()) = tokio::join!(exchange(lent, request(&Method::GET, 32 << 20)), answers);
     assert_eq!(answer.unwrap().body, b"hello");
     assert!(connections.take_idle().is_none(), "it takes what follows for the rest");
+}
+
+#[tokio::test]
+async fn what_is_not_sent_twice_is_not_sent_to_a_server_that_has_just_left() {
+    let (connections, lent, mut server) = lent().await;
+    let answers = async {
+        take_request(&mut server, &mut Vec::new()).await;
+        server.write_all(ANSWER).await.unwrap();
+        server
+    };
+    let (answer, server) = tokio::join!(exchange(lent, request(&Method::GET, 0)), answers);
+    assert!(answer.is_ok());
+    // Nobody has heard of it when it is taken.
+    drop(server);
+    let lent = connections.take_idle().unwrap();
+    let mut second = Some(request(&Method::POST, 0));
+    assert!(matches!(lent.exchange(None, &mut second).await, Err(Failed::Unsent(_))));
+    assert!(second.is_some(), "it can be sent on another connection");
 }
 
 #[tokio::test]
