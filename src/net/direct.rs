@@ -181,9 +181,9 @@ impl Direct {
         Poll::Ready(Ok(count))
     }
 
-    /// Whether it can be used again, now that an answer has been read to its end. It holds no buffer until then.
+    /// Whether no more came than an answer, now that it has been read to its end. No buffer is held until the next one.
     pub(super) fn rest(&mut self) -> bool {
-        std::mem::take(&mut self.read).is_empty() && !self.is_ahead()
+        std::mem::take(&mut self.read).is_empty()
     }
 
     /// For hyper; `has_begun` if it is to write the request that was written last.

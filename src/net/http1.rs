@@ -1,4 +1,4 @@
-//! HTTP/1.1: a connection is lent to one exchange at a time.
+//! HTTP/1.1: a connection is lent to one exchange at a time, which reads and writes it by itself ([`Direct`]) or has hyper do it.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
