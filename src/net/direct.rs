@@ -42,6 +42,8 @@ pub(super) struct Direct {
     has_ended: bool,
     /// Of the answer, what nobody was given yet.
     read: BytesMut,
+    /// Whether that is part of something large: its own length does not tell.
+    is_large: bool,
     /// How much is read at once.
     piece: usize,
     /// And at most.
@@ -67,6 +69,7 @@ impl Direct {
             is_head: false,
             has_ended: false,
             read: BytesMut::new(),
+            is_large: false,
             piece: SMALL,
             most,
         }
@@ -170,6 +173,7 @@ impl Direct {
 
     /// Reads up to so many bytes behind what was read.
     fn poll_read(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
+        self.is_large |= most > SMALL;
         self.read.reserve(most);
         let mut room = (&mut self.read).limit(most);
         let count = ready!(pin!(self.stream.read_buf(&mut room)).poll(cx))?;
@@ -181,9 +185,13 @@ impl Direct {
         Poll::Ready(Ok(count))
     }
 
-    /// Whether no more came than an answer, now that it has been read to its end. No buffer is held until the next one.
+    /// Whether no more came than an answer, now that it has been read to its end. No large buffer is held until the next one.
     pub(super) fn rest(&mut self) -> bool {
-        std::mem::take(&mut self.read).is_empty()
+        let is_clean = self.read.is_empty();
+        if std::mem::take(&mut self.is_large) {
+            self.read = BytesMut::new();
+        }
+        is_clean
     }
 
     /// For hyper; `has_begun` if it is to write the request that was written last.
