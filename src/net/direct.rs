@@ -171,12 +171,13 @@ impl Direct {
         Poll::Ready(Ok(Some(piece)))
     }
 
-    /// Reads up to so many bytes behind what was read.
+    /// Reads up to so many bytes behind what was read. Many may wait, and for long: who does has no large buffer.
     fn poll_read(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
-        self.is_large |= most > SMALL;
-        self.read.reserve(most);
-        let mut room = (&mut self.read).limit(most);
-        let count = ready!(pin!(self.stream.read_buf(&mut room)).poll(cx))?;
+        let Poll::Ready(count) = self.poll_fill(cx, most) else {
+            self.shed();
+            return Poll::Pending;
+        };
+        let count = count?;
         if count == self.piece {
             self.piece = (2 * count).min(self.most);
         } else if most == self.piece && count < most / 2 {
@@ -185,13 +186,25 @@ impl Direct {
         Poll::Ready(Ok(count))
     }
 
-    /// Whether no more came than an answer, now that it has been read to its end. No large buffer is held until the next one.
-    pub(super) fn rest(&mut self) -> bool {
-        let is_clean = self.read.is_empty();
-        if std::mem::take(&mut self.is_large) {
+    fn poll_fill(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
+        ready!(self.stream.poll_read_ready(cx))?;
+        self.is_large |= most > SMALL;
+        self.read.reserve(most);
+        let mut room = (&mut self.read).limit(most);
+        pin!(self.stream.read_buf(&mut room)).poll(cx)
+    }
+
+    /// Lets go of a large buffer that nothing is in.
+    fn shed(&mut self) {
+        if self.read.is_empty() && std::mem::take(&mut self.is_large) {
             self.read = BytesMut::new();
         }
-        is_clean
+    }
+
+    /// Whether no more came than an answer, now that it has been read to its end.
+    pub(super) fn rest(&mut self) -> bool {
+        self.shed();
+        self.read.is_empty()
     }
 
     /// For hyper; `has_begun` if it is to write the request that was written last.

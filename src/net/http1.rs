@@ -26,9 +26,12 @@ use super::patience::Patience;
 use super::pool::{Failed, Late, Options, longest_use};
 use crate::clock::Clock;
 
-/// How much of an answer is read ahead of its client, and how long its head may be, in bytes. 128 KiB and room for a head: else an image
-/// of 256 KiB took one more read, and one more write, for the few bytes that its head has pushed out.
-const BUFFER: usize = 132 << 10;
+/// How much of an answer is read ahead of its client, in bytes. 64 KiB and room for a head: else an image of 256 KiB took one more read,
+/// and one more write, for the few bytes that its head has pushed out.
+const PIECE: usize = 66 << 10;
+
+/// The same where hyper reads, which wakes its task for each piece; and how long a head may be.
+const BUFFER: usize = 2 * PIECE;
 
 /// For how long a connection is left alone by which more may come than there should.
 const SAYS_MORE: Duration = Duration::from_secs(1);
@@ -155,7 +158,7 @@ where
 {
     /// A new connection, lent at once.
     pub(super) fn begin(self: &Arc<Self>, stream: TcpStream) -> Lent<B> {
-        self.lend(Carrier::Direct(Direct::new(stream, BUFFER)))
+        self.lend(Carrier::Direct(Direct::new(stream, PIECE)))
     }
 
     /// The same for hyper, whatever is sent on it.

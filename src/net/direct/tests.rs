@@ -1,5 +1,6 @@
 //! Whatever a server says, it comes to the same whether hyper reads and writes all of it or only what is not of the simplest form.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -342,4 +343,39 @@ async fn an_answer_that_is_left_midway_takes_its_connection_along() {
     drop(body);
     assert!(connections.take_idle().is_none());
     assert_eq!(server.read(&mut [0]).await.unwrap_or_default(), 0, "its server hears of it");
+}
+
+#[tokio::test]
+async fn who_waits_holds_no_large_buffer() {
+    const LENGTH: usize = 300_000;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (mut server, _) = listener.accept().await.unwrap();
+    let (mut direct, mut sizes) = (Direct::new(stream, 66 << 10), Vec::new());
+    for has_paused in [false, true] {
+        direct.begin(&request(&Method::GET, 0));
+        assert!(poll_fn(|cx| Poll::Ready(direct.poll_head(cx))).await.is_pending());
+        assert!(direct.read.capacity() <= SMALL, "for a head, {has_paused}");
+        let answers = async {
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {LENGTH}\r\n\r\n");
+            server.write_all(head.as_bytes()).await.unwrap();
+            server.write_all(&vec![b'x'; LENGTH - 1]).await.unwrap();
+        };
+        let reads = async {
+            let Ok(Head::Simple(answer)) = poll_fn(|cx| direct.poll_head(cx)).await else { panic!("it is simple") };
+            let mut left = answer.into_body();
+            while left > 1 {
+                let piece = poll_fn(|cx| direct.poll_piece(cx, &mut left)).await.unwrap().unwrap();
+                sizes.push(piece.len());
+            }
+            left
+        };
+        let (mut left, ()) = tokio::join!(reads, answers);
+        assert!(poll_fn(|cx| Poll::Ready(direct.poll_piece(cx, &mut left))).await.is_pending());
+        assert!(direct.read.capacity() <= SMALL, "amid a body, {has_paused}");
+        server.write_all(b"x").await.unwrap();
+        poll_fn(|cx| direct.poll_piece(cx, &mut left)).await.unwrap().unwrap();
+        assert!(direct.rest());
+    }
+    assert!(sizes.iter().any(|size| *size > 4 * SMALL), "{sizes:?}");
 }
