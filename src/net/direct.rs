@@ -46,7 +46,7 @@ pub(super) struct Direct {
     is_large: bool,
     /// How much is read at once.
     piece: usize,
-    /// And at most.
+    /// And at most. A head that is longer is for hyper.
     most: usize,
 }
 
@@ -171,7 +171,7 @@ impl Direct {
         Poll::Ready(Ok(Some(piece)))
     }
 
-    /// Reads up to so many bytes behind what was read. Many may wait, and for long: who does has no large buffer.
+    /// Reads up to so many bytes behind what was read. Many may wait, and for long: unless something is in it, who does has no large buffer.
     fn poll_read(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
         let Poll::Ready(count) = self.poll_fill(cx, most) else {
             self.shed();
@@ -186,10 +186,12 @@ impl Direct {
         Poll::Ready(Ok(count))
     }
 
+    /// Makes room only for what is there: else each wait would take a buffer, and give it back.
     fn poll_fill(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
         ready!(self.stream.poll_read_ready(cx))?;
-        self.is_large |= most > SMALL;
         self.read.reserve(most);
+        // It may have grown by many small pieces as well.
+        self.is_large |= most > SMALL || self.read.capacity() > 2 * SMALL;
         let mut room = (&mut self.read).limit(most);
         pin!(self.stream.read_buf(&mut room)).poll(cx)
     }

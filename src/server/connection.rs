@@ -35,7 +35,7 @@ const GOOD_BYE: Duration = Duration::from_secs(5);
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const SEND_BUFFER: usize = 64 * 1024;
-/// The same for HTTP/1.1: how much is read ahead, and written behind, in bytes; 128 KiB and room for a head, as from backends.
+/// The same for HTTP/1.1: how much is read ahead, and written behind, in bytes: two pieces of an answer, with its head.
 const BUFFER: usize = 132 * 1024;
 /// How many streams a client may open and reset before the gate has seen them (CVE-2023-44487), and how many faulty ones it may send.
 const MAX_RESETS: usize = 20;

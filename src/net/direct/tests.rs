@@ -355,7 +355,7 @@ async fn who_waits_holds_no_large_buffer() {
     for has_paused in [false, true] {
         direct.begin(&request(&Method::GET, 0));
         assert!(poll_fn(|cx| Poll::Ready(direct.poll_head(cx))).await.is_pending());
-        assert!(direct.read.capacity() <= SMALL, "for a head, {has_paused}");
+        assert!(!direct.is_large && direct.read.capacity() <= SMALL, "for a head, {has_paused}");
         let answers = async {
             let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {LENGTH}\r\n\r\n");
             server.write_all(head.as_bytes()).await.unwrap();
@@ -372,10 +372,10 @@ async fn who_waits_holds_no_large_buffer() {
         };
         let (mut left, ()) = tokio::join!(reads, answers);
         assert!(poll_fn(|cx| Poll::Ready(direct.poll_piece(cx, &mut left))).await.is_pending());
-        assert!(direct.read.capacity() <= SMALL, "amid a body, {has_paused}");
+        assert!(!direct.is_large && direct.read.capacity() <= SMALL, "amid a body, {has_paused}");
         server.write_all(b"x").await.unwrap();
         poll_fn(|cx| direct.poll_piece(cx, &mut left)).await.unwrap().unwrap();
         assert!(direct.rest());
     }
-    assert!(sizes.iter().any(|size| *size > 4 * SMALL), "{sizes:?}");
+    assert!(sizes.iter().any(|size| *size > SMALL), "{sizes:?}");
 }
