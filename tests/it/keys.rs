@@ -337,6 +337,8 @@ fn many_who_bring_a_new_key_wait_for_one_fetch() {
         })
         .collect();
     eventually("the key set is asked for", || server.seen().len() == 2);
+    // Who came later, but had looked for the key before, would ask for one more.
+    eventually("all wait for it", || gate.metric("exportgate_requests_in_flight") == 20.0);
     release.send(()).unwrap();
     for download in downloads {
         assert_eq!(download.join().unwrap(), 200);
