@@ -249,15 +249,25 @@ proptest! {
     }
 }
 
+/// Both ends of a connection.
+async fn ends() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (ours, listener.accept().await.unwrap().0)
+}
+
+async fn direct() -> (Direct, TcpStream) {
+    let (ours, server) = ends().await;
+    (Direct::new(ours, 66 << 10), server)
+}
+
 /// A connection, its other end, and the connections that it belongs to.
 async fn lent() -> (Arc<Connections<Nothing>>, Lent<Nothing>, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
     let connections = Arc::new(Connections::<Nothing>::new(&Options::default(), clock));
-    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, server) = ends().await;
     // So that not all of a long head can be written at once.
     SockRef::from(&stream).set_send_buffer_size(4096).unwrap();
-    let (server, _) = listener.accept().await.unwrap();
     SockRef::from(&server).set_recv_buffer_size(4096).unwrap();
     (connections.clone(), connections.begin(stream), server)
 }
@@ -348,10 +358,7 @@ async fn an_answer_that_is_left_midway_takes_its_connection_along() {
 #[tokio::test]
 async fn who_waits_holds_no_large_buffer() {
     const LENGTH: usize = 300_000;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (mut server, _) = listener.accept().await.unwrap();
-    let (mut direct, mut sizes) = (Direct::new(stream, 66 << 10), Vec::new());
+    let ((mut direct, mut server), mut sizes) = (direct().await, Vec::new());
     for has_paused in [false, true] {
         direct.begin(&request(&Method::GET, 0));
         assert!(poll_fn(|cx| Poll::Ready(direct.poll_head(cx))).await.is_pending());
@@ -378,4 +385,22 @@ async fn who_waits_holds_no_large_buffer() {
         assert!(direct.rest());
     }
     assert!(sizes.iter().any(|size| *size > SMALL), "{sizes:?}");
+}
+
+#[tokio::test]
+async fn a_buffer_that_grew_by_small_pieces_is_no_small_one() {
+    let (mut direct, mut server) = direct().await;
+    direct.begin(&request(&Method::GET, 0));
+    server.write_all(b"HTTP/1.1 204 No Content\r\n").await.unwrap();
+    for number in 0..60 {
+        // Less than is read at once, and each by itself.
+        server.write_all(format!("x-{number}: {}\r\n", "x".repeat(1000)).as_bytes()).await.unwrap();
+        direct.stream.readable().await.unwrap();
+        assert!(poll_fn(|cx| Poll::Ready(direct.poll_head(cx))).await.is_pending());
+    }
+    server.write_all(b"\r\n").await.unwrap();
+    assert!(matches!(poll_fn(|cx| direct.poll_head(cx)).await, Ok(Head::Simple(_))));
+    assert_eq!(direct.piece, SMALL);
+    assert!(direct.rest());
+    assert!(direct.read.capacity() <= SMALL, "{}", direct.read.capacity());
 }
