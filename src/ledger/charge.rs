@@ -13,7 +13,7 @@ use super::Ledger;
 use super::admit::cover;
 use super::cover::CoverUse;
 use super::excess::Excess;
-use super::reservation::{Images, Meters, Reservation, Rest, last_word};
+use super::reservation::{FromSession, Images, Meters, Reservation, Rest, last_word};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId};
 use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, Representation};
@@ -294,19 +294,29 @@ impl Charge {
     /// nothing. Where a session covers it, so it is also once the screen has been left. To be told once it is [durable](Self::durable).
     pub fn resumable(&mut self, file: &Representation, what: impl FnOnce() -> Arc<str>) {
         let paid = self.under_way().find(|reservation| reservation.is_paid() && reservation.is_under_way()).cloned();
-        let session = self.covered_by.iter().position(CoverUse::is_by_session);
-        let (charge, session) = match (paid, session.map(|at| self.covered_by.remove(at))) {
+        let session = self.take_from_session();
+        let (charge, session) = match (paid, session) {
             (Some(paid), session) => (paid, session),
-            (None, Some(session)) => (self.own_or_nothing(&session.name.user), Some(session)),
+            (None, Some(session)) => (self.own_or_nothing(&session.taken.name.user), Some(session)),
             (None, None) => return,
         };
-        let is_held = |demand: &&Demand| session.as_ref().is_some_and(|by| by.meters.contains(&demand.meter));
+        let is_held = |demand: &&Demand| session.as_ref().is_some_and(|by| by.taken.meters.contains(&demand.meter));
         let held = self.covered.iter().filter(is_held).map(|demand| (demand.meter, demand.cost)).collect();
         let name = cover(CoverKind::Resume, &charge.user, &what());
         let rest = Rest { name, file: file.clone(), held, session: session.map(Box::new) };
         if let Err(known) = self.ledger.resumable(&charge, rest) {
-            self.covered_by.extend(known.session.map(|session| *session));
+            let Some(FromSession { taken, beyond }) = known.session.map(|session| *session) else { return };
+            self.covered_by.push(taken);
+            self.excess.extend(beyond);
         }
+    }
+
+    /// What it has taken from a session, for it to be shared.
+    fn take_from_session(&mut self) -> Option<FromSession> {
+        let session = self.covered_by.iter().position(CoverUse::is_by_session)?;
+        let taken = self.covered_by.remove(session);
+        let beyond = self.excess.extract_if(.., |excess| taken.meters.contains(&excess.meter())).collect();
+        Some(FromSession { taken, beyond })
     }
 
     /// A reservation of its own, be it of nothing, for others to share.

@@ -15,7 +15,7 @@ impl Ledger {
     /// A charge was delivered for the first time.
     pub(super) fn deliver(&self, charge: &Reservation, mut delivered: Delivered) {
         if let Some(session) = delivered.rest.as_mut().and_then(|rest| rest.session.take()) {
-            self.settle_cover(*session, Settlement::Delivered);
+            self.settle_from_session(*session, Settlement::Delivered);
         }
         let now = self.clock.coarse();
         let mut delivery =

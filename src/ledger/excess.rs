@@ -20,6 +20,12 @@ pub(super) struct Excess {
     group: u64,
 }
 
+impl Excess {
+    pub(super) const fn meter(&self) -> MeterId {
+        self.booked.meter
+    }
+}
+
 impl Charge {
     /// The backend brings so many images, on a meter that an earlier charge covers. What was reserved of them before, and what is now.
     pub(super) fn report_covered(&mut self, meter: MeterId, images: u32) -> (u32, u32) {
@@ -45,7 +51,7 @@ impl Charge {
                 files
             }
         };
-        let known = self.excess.iter().position(|excess| excess.booked.meter == meter);
+        let known = self.excess.iter().position(|excess| excess.meter() == meter);
         let before = known.map(|at| self.excess.swap_remove(at));
         if let Some(before) = &before {
             self.ledger.settle_excess(before, &self.covered_by, Settlement::Void);

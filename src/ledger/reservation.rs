@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 
 use super::counters::CounterKey;
 use super::cover::CoverUse;
+use super::excess::Excess;
 use super::intents::Intent;
 use crate::policy::{MeterId, Span, Subject};
 use crate::store::{CoverKind, CoverName, Representation};
@@ -99,8 +100,16 @@ pub(super) struct Rest {
     pub(super) file: Representation,
     /// What a session covers of it, and so was not booked for it.
     pub(super) held: Images,
-    /// What was taken from that session: whoever delivers the charge uses it.
-    pub(super) session: Option<Box<CoverUse>>,
+    /// What is between it and that session: whoever delivers the charge uses it.
+    pub(super) session: Option<Box<FromSession>>,
+}
+
+/// What a file has taken from a session.
+#[derive(Debug)]
+pub(super) struct FromSession {
+    pub(super) taken: CoverUse,
+    /// What the backend brings beyond it.
+    pub(super) beyond: SmallVec<[Excess; 1]>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

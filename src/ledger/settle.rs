@@ -6,7 +6,7 @@ use super::Ledger;
 use super::admit::cover;
 use super::charge::Settlement;
 use super::cover::{Cover, CoverUse};
-use super::reservation::{Booked, Delivery, More, Place, Released, Reservation, Rest, Undelivered, of};
+use super::reservation::{Booked, Delivery, FromSession, More, Place, Released, Reservation, Rest, Undelivered, of};
 use super::unflushed::Unflushed;
 use crate::policy::MeterId;
 use crate::seeded::{self, Bug};
@@ -91,8 +91,14 @@ impl Ledger {
             self.covers.drop_under_way(name, charge.serial);
         }
         if let Some(session) = rest.and_then(|rest| rest.session) {
-            self.settle_cover(*session, Settlement::Void);
+            self.settle_from_session(*session, Settlement::Void);
         }
+    }
+
+    /// What a file has taken from a session ends as the file does.
+    pub(super) fn settle_from_session(&self, FromSession { taken, beyond }: FromSession, settlement: Settlement) {
+        beyond.iter().for_each(|beyond| self.settle_excess(beyond, &[], settlement));
+        self.settle_cover(taken, settlement);
     }
 
     /// The request that booked a charge did not deliver it. Those who share it may: the first of them needs no file of its cover.

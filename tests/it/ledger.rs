@@ -617,6 +617,40 @@ async fn of_two_repeats_that_can_be_resumed_each_gives_a_session_back_what_it_ha
 }
 
 #[tokio::test]
+async fn what_is_beyond_a_session_is_counted_by_whoever_delivers_the_file_or_its_rest() {
+    let (file, what) = (Representation { validator: "e".into(), length: 10 }, Arc::<str>::from("download"));
+    let of_screen = |session| [Demand { session, ..demand(0, 9) }];
+    let (opening, within) = (of_screen(SessionUse::Opens), of_screen(SessionUse::Covered));
+    let user: Arc<str> = "u".into();
+    let download = |resume| ChargeRequest { resume, ..ChargeRequest::new(&user, PLAN, &user, &within) };
+    for whole_ends_first in [true, false] {
+        for [whole_ends, rest_ends] in [[true, true], [true, false], [false, true], [false, false]] {
+            let options = Options { session_files: 2, ..Options::default() };
+            let ledger = Ledger::in_memory(&policy(1), options, clock());
+            assert!(delivered(ledger.charge(ChargeRequest::new(&user, PLAN, &user, &opening)).await));
+            let Admission::Covered(CoverKind::Session, mut whole) = ledger.charge(download(None)).await else {
+                panic!()
+            };
+            whole.report(MeterId(0), 5);
+            assert_eq!(used(&ledger, "u"), [(1, 3)], "the session has two files");
+            whole.resumable(&file, || what.clone());
+            let rest = ledger.charge(download(Some((what.clone(), file.clone())))).await;
+            let Admission::Covered(CoverKind::Resume, rest) = rest else { panic!() };
+            let mut ends = [(whole, whole_ends), (rest, rest_ends)];
+            if !whole_ends_first {
+                ends.reverse();
+            }
+            for (charge, is_delivered) in ends {
+                charge.settle(if is_delivered { Settlement::Delivered } else { Settlement::Void });
+            }
+            let brought = if whole_ends || rest_ends { (4, 0) } else { (1, 0) };
+            let case = format!("the first first: {whole_ends_first}; delivered: {whole_ends}, {rest_ends}");
+            assert_eq!(used(&ledger, "u"), [brought], "{case}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_the_rest_of_a_download_is_charged_on_takes_nothing_from_what_was_paid_for_it() {
     let (ledger, _) = ledger(2);
     let (user, what): (Arc<str>, Arc<str>) = ("u".into(), "download".into());
