@@ -58,6 +58,8 @@ enum Operation {
     Charge(Ask),
     /// One of the requests under way ends.
     End(prop::sample::Index, End),
+    /// The backend of one of them says how many images it brings.
+    Report(prop::sample::Index, u32),
     /// The answer to one of the requests under way says that this file can be resumed.
     Resumable(prop::sample::Index, u8),
     Leave {
@@ -93,7 +95,7 @@ struct Ask {
 #[derive(Debug, Clone)]
 enum End {
     Deliver,
-    /// So many were delivered, says the backend.
+    /// So many were delivered, says the backend, unless it has said so before.
     Report(u32),
     Void,
     Drop,
@@ -105,6 +107,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
         12 => ask().prop_map(Operation::Charge),
         12 => (any::<prop::sample::Index>(), end()).prop_map(|(which, end)| Operation::End(which, end)),
+        3 => (any::<prop::sample::Index>(), 0_u32..=4).prop_map(|(which, images)| Operation::Report(which, images)),
         4 => (any::<prop::sample::Index>(), 0..2_u8).prop_map(|(which, file)| Operation::Resumable(which, file)),
         1 => (user(), design()).prop_map(|(user, design)| Operation::Leave { user, design }),
         1 => prop::array::uniform(0_u32..=4).prop_map(Operation::Limits),
@@ -247,6 +250,10 @@ struct Booking {
     used: Option<u32>,
     /// What is still reserved after that: others that share the charge may bring what was booked.
     kept: u32,
+    /// What is reserved beyond its cost, because a backend says so.
+    extra: u32,
+    /// What backends have said of it, in their order.
+    told: Vec<u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -265,6 +272,8 @@ struct ModelCharge {
     by_session: Vec<(u8, u32)>,
     /// How many files it has taken of which session.
     taken: Option<((Name, usize), usize)>,
+    /// What its backend brings beyond them.
+    beyond: Vec<Beyond>,
     state: State,
 }
 
@@ -287,10 +296,45 @@ struct Request {
     paid_by: Vec<(usize, u8)>,
     /// What delivered charges cover of it.
     held: Vec<Held>,
+    /// How many images its backend says it brings.
+    says: Option<u32>,
+    /// What of that is beyond what covers it.
+    beyond: Vec<Beyond>,
     degraded: Vec<u8>,
     /// When it was admitted.
     wall: i64,
     state: State,
+}
+
+impl Request {
+    /// Whether it may deliver a charge.
+    fn takes_part(&self, charge: usize) -> bool {
+        self.own == Some(charge) || self.shares.contains(&charge)
+    }
+
+    /// Whether what a charge has booked on a meter pays for it.
+    fn pays(&self, charge: usize, meter: u8) -> bool {
+        self.own == Some(charge) || self.paid_by.contains(&(charge, meter))
+    }
+
+    fn is_rest_of(&self, charge: usize) -> bool {
+        self.by.iter().any(|(name, of, _)| name.0 == CoverKind::Resume && *of == charge)
+    }
+
+    /// How many images its backend says it brings of what a charge has booked on a meter.
+    fn says_of(&self, charge: usize, meter: u8) -> Option<u32> {
+        self.says.filter(|_| self.pays(charge, meter))
+    }
+}
+
+/// What a backend brings beyond what a delivered charge covers.
+#[derive(Debug, Clone, Copy)]
+struct Beyond {
+    by: (Name, usize),
+    /// The charge of its booking.
+    charge: usize,
+    /// With those that are covered.
+    images: u32,
 }
 
 /// A demand that a delivered charge covers.
@@ -400,6 +444,16 @@ struct Admitted {
     counts: Vec<(u32, u32)>,
 }
 
+impl Booking {
+    fn under_way(charge: usize, meter: u8, subject: Subject, span: Span, cost: u32) -> Self {
+        Self { charge, meter, subject, span, cost, used: None, kept: 0, extra: 0, told: vec![] }
+    }
+
+    fn reserved(&self) -> u32 {
+        if self.used.is_none() { self.cost + self.extra } else { self.kept }
+    }
+}
+
 impl ModelCharge {
     fn of_nothing() -> Self {
         Self {
@@ -412,6 +466,7 @@ impl ModelCharge {
             file: None,
             by_session: vec![],
             taken: None,
+            beyond: vec![],
             state: State::UnderWay,
         }
     }
@@ -464,8 +519,7 @@ impl Model {
     fn count(&self, meter: u8, subject: &Subject, anchor: Option<Anchor>) -> (u32, u32) {
         let counting = self.counting(meter, subject, anchor);
         let used = counting.iter().filter_map(|booking| booking.used).sum();
-        let reserved = |booking: &&Booking| if booking.used.is_none() { booking.cost } else { booking.kept };
-        (used, counting.iter().map(reserved).sum())
+        (used, counting.iter().map(|booking| booking.reserved()).sum())
     }
 
     /// When the window ends; of a rolling one, when so much of what was delivered is forgotten that `cost` fits under `limit`.
@@ -548,7 +602,7 @@ impl Model {
         for demand in &booked {
             let Demand { meter: MeterId(meter), subject, anchor, cost, .. } = (*demand).clone();
             let span = self.window(meter, &subject, anchor);
-            self.bookings.push(Booking { charge, meter, subject, span, cost, used: None, kept: 0 });
+            self.bookings.push(Booking::under_way(charge, meter, subject, span, cost));
         }
         // Whoever is degraded has left the screen that was open, and opens none; unless it is the same opening once more.
         let retries = covers.iter().any(|(cover, ..)| cover.name.0 == CoverKind::Retry);
@@ -579,6 +633,7 @@ impl Model {
                 file: None,
                 by_session: vec![],
                 taken: None,
+                beyond: vec![],
                 state: State::UnderWay,
             });
             if let Some(key) = self.charges[charge].key {
@@ -605,7 +660,8 @@ impl Model {
         });
         let held = held.collect();
         let (own, wall) = (is_new.then_some(charge), self.wall);
-        let request = Request { own, by, shares, paid_by, held, degraded, wall, state: State::UnderWay };
+        let (says, beyond, state) = (None, vec![], State::UnderWay);
+        let request = Request { own, by, shares, paid_by, held, says, beyond, degraded, wall, state };
         let degraded = request.degraded.clone();
         self.requests.push(request);
         let counts = demands.iter().map(|demand| self.count(demand.meter.0, &demand.subject, demand.anchor)).collect();
@@ -713,41 +769,62 @@ impl Model {
 
     fn end(&mut self, request: usize, end: &End) {
         let delivered = !matches!(end, End::Void | End::Drop);
-        let excess = if let End::Report(images) = end { self.excess(request, *images) } else { Vec::new() };
+        if let End::Report(images) = end {
+            self.report(request, *images);
+        }
         self.requests[request].state = if delivered { State::Delivered } else { State::Void };
-        let Request { own, shares, paid_by, by, .. } = self.requests[request].clone();
-        let rests: Vec<usize> =
-            by.iter().filter(|(name, ..)| name.0 == CoverKind::Resume).map(|(_, of, _)| *of).collect();
-        let is_rest = |charge: usize| rests.contains(&charge);
+        let Request { own, shares, by, beyond, .. } = self.requests[request].clone();
         for charge in own.into_iter().chain(shares) {
-            let says = |meter| match end {
-                End::Report(images) if own == Some(charge) || paid_by.contains(&(charge, meter)) => Some(*images),
-                _ => None,
-            };
-            let takes_part = |other: &&Request| other.own == Some(charge) || other.shares.contains(&charge);
-            let under_way = self.requests.iter().filter(|other| other.state == State::UnderWay);
-            let others: Vec<&Request> = under_way.filter(takes_part).collect();
-            let is_rest_of =
-                |other: &Request| other.by.iter().any(|(name, of, _)| name.0 == CoverKind::Resume && *of == charge);
-            let (any, any_by_key) = (!others.is_empty(), others.iter().any(|other| !is_rest_of(other)));
+            let others =
+                self.requests.iter().filter(|other| other.state == State::UnderWay && other.takes_part(charge));
+            let any = others.count() > 0;
             match self.charges[charge].state {
-                State::UnderWay if delivered => self.stick(charge, says, any_by_key),
+                State::UnderWay if delivered => self.stick(charge, request),
                 State::UnderWay if !any => self.void(charge),
-                State::Delivered if delivered => self.add(charge, says, is_rest(charge), any_by_key),
+                State::Delivered if delivered => self.add(charge, request),
                 State::Delivered if !any => self.release(charge),
                 _ => {}
             }
         }
-        for (by, booking) in excess {
-            let counts = self.still_in_excess(by, booking);
-            self.bookings.extend(counts);
-        }
+        beyond.into_iter().for_each(|beyond| self.end_beyond(beyond, delivered));
         for (name, charge, _) in by {
             self.uses(name, charge, delivered);
         }
         if !delivered && let Some(ModelCharge { user, key: Some(key), .. }) = own.map(|own| &self.charges[own]) {
             self.marked.push((CoverKind::Retry, *user, *key));
         }
+    }
+
+    fn has_said(&self, request: usize) -> bool {
+        self.requests[request].says.is_some()
+    }
+
+    /// The backend of a request says how many images it brings: of the charges that it ends, and beyond what covers it.
+    fn report(&mut self, request: usize, images: u32) {
+        self.requests[request].says = Some(images);
+        let asked = self.requests[request].clone();
+        self.beyond(request, images);
+        self.bookings.extend(self.emptied.extract_if(.., |booking| asked.pays(booking.charge, booking.meter)));
+        for booking in self.bookings.iter_mut().filter(|booking| asked.pays(booking.charge, booking.meter)) {
+            booking.told.push(images);
+            match booking.used {
+                None => booking.extra = booking.extra.max(images.saturating_sub(booking.cost)),
+                Some(used) => booking.kept = booking.kept.max(images.saturating_sub(used)),
+            }
+        }
+        self.empty();
+    }
+
+    /// What requests under way may bring of a booking, beyond what is used: what was said of it, and what was booked, if one has said nothing.
+    fn may_come(&self, booking: &Booking, used: u32) -> u32 {
+        let under_way = self.requests.iter().filter(|other| other.state == State::UnderWay);
+        let others: Vec<&Request> = under_way.filter(|other| other.takes_part(booking.charge)).collect();
+        let is_silent = |other: &&Request| {
+            !other.is_rest_of(booking.charge) && (other.says.is_none() || !other.pays(booking.charge, booking.meter))
+        };
+        let said = booking.told.iter().copied().max().filter(|_| !others.is_empty());
+        let silent = others.iter().any(is_silent).then_some(booking.cost);
+        said.max(silent).unwrap_or(0).saturating_sub(used).min(booking.reserved())
     }
 
     /// What was taken of a cover has come to its end.
@@ -761,34 +838,31 @@ impl Model {
     }
 
     /// What the backend brings beyond what delivered charges cover: of a session it takes files, as far as there are any.
-    fn excess(&mut self, request: usize, images: u32) -> Vec<((Name, usize), Booking)> {
-        let Request { own, paid_by, mut held, .. } = self.requests[request].clone();
+    fn beyond(&mut self, request: usize, images: u32) {
+        let asked = self.requests[request].clone();
         // What is said of a charge that it ends is said of that one.
-        let of_charge =
-            |booking: &&Booking| own == Some(booking.charge) || paid_by.contains(&(booking.charge, booking.meter));
+        let of_charge = |booking: &&Booking| asked.pays(booking.charge, booking.meter);
         let told: Vec<u8> =
             self.bookings.iter().chain(&self.emptied).filter(of_charge).map(|booking| booking.meter).collect();
+        let mut held = asked.held.clone();
         held.retain(|held| !told.contains(&held.meter));
         // As the reports come.
         held.sort_by_key(|held| held.meter);
-        let booking = |model: &mut Self, Held { by, meter, subject, anchor, paid, .. }: Held| {
-            let (name, charge) = by;
-            let covers = match name.0 {
-                CoverKind::Session => model.take_files(request, by, images),
-                _ => model.cover(by).map_or(paid, |cover| cover.used(meter)),
-            };
-            let span = model.window(meter, &subject, anchor);
-            let used = images.checked_sub(covers).filter(|used| *used > 0)?;
-            Some((
-                (name, charge),
-                Booking { charge: usize::MAX, meter, subject, span, cost: used, used: Some(images), kept: 0 },
-            ))
-        };
         // In the windows of when it was admitted.
-        let now = std::mem::replace(&mut self.wall, self.requests[request].wall);
-        let excess = held.into_iter().filter_map(|held| booking(self, held)).collect();
+        let now = std::mem::replace(&mut self.wall, asked.wall);
+        for Held { by, meter, subject, anchor, paid, .. } in held {
+            let covers = match by.0.0 {
+                CoverKind::Session => self.take_files(request, by, images),
+                _ => self.cover(by).map_or(paid, |cover| cover.used(meter)),
+            };
+            let Some(cost) = images.checked_sub(covers).filter(|cost| *cost > 0) else { continue };
+            let span = self.window(meter, &subject, anchor);
+            let charge = self.charges.len();
+            self.charges.push(ModelCharge::of_nothing());
+            self.bookings.push(Booking::under_way(charge, meter, subject, span, cost));
+            self.requests[request].beyond.push(Beyond { by, charge, images });
+        }
         self.wall = now;
-        excess
     }
 
     fn take_files(&mut self, request: usize, by: (Name, usize), wanted: u32) -> u32 {
@@ -807,17 +881,20 @@ impl Model {
     }
 
     /// Of requests with one key all bring the same: what another has brought meanwhile is counted.
-    fn still_in_excess(&mut self, (name, charge): (Name, usize), mut booking: Booking) -> Option<Booking> {
-        let images = booking.used.unwrap();
+    fn end_beyond(&mut self, Beyond { by: (name, of), charge, images }: Beyond, delivered: bool) {
+        if !delivered {
+            return self.bookings.retain(|booking| booking.charge != charge);
+        }
+        let booking = self.bookings.iter_mut().find(|booking| booking.charge == charge).unwrap();
         let mut used = booking.cost;
-        let key = self.covers.iter_mut().find(|cover| (cover.name, cover.charge) == (name, charge));
+        let key = self.covers.iter_mut().find(|cover| (cover.name, cover.charge) == (name, of));
         if let Some(key) = key.filter(|_| name.0 == CoverKind::Retry) {
             let before = key.used(booking.meter);
             used = used.min(images.saturating_sub(before));
             key.note(booking.meter, images.max(before));
         }
         booking.used = Some(used);
-        Some(booking).filter(|_| used > 0)
+        self.empty();
     }
 
     /// From now on the rest of this file may be asked for.
@@ -851,6 +928,8 @@ impl Model {
             self.charges[charge].taken = taken.next().map(|(name, of, files)| ((name, of), files));
             drop(taken);
             request.held.retain(|held| held.by.0.0 != CoverKind::Session);
+            let beyond = request.beyond.extract_if(.., |beyond| beyond.by.0.0 == CoverKind::Session && user.is_some());
+            self.charges[charge].beyond = beyond.collect();
             let name = (CoverKind::Resume, self.charges[charge].user, number);
             let rest = self.open(name, charge, None);
             rest.file = Some(number);
@@ -864,16 +943,20 @@ impl Model {
         self.empty();
     }
 
-    fn stick(&mut self, charge: usize, says: impl Fn(u8) -> Option<u32>, others: bool) {
+    fn stick(&mut self, charge: usize, request: usize) {
         self.charges[charge].state = State::Delivered;
-        for booking in self.bookings.iter_mut().filter(|booking| booking.charge == charge) {
-            let used = says(booking.meter).unwrap_or(booking.cost);
-            booking.used = Some(used);
-            // Who has said nothing yet may bring what was booked.
-            booking.kept = if others { booking.cost.saturating_sub(used) } else { 0 };
+        let by = self.requests[request].clone();
+        for at in (0..self.bookings.len()).filter(|at| self.bookings[*at].charge == charge).collect::<Vec<_>>() {
+            let booking = &self.bookings[at];
+            // The rest of a file is as much as was said of the file.
+            let of_file = booking.told.last().copied().filter(|_| by.is_rest_of(charge));
+            let used = by.says_of(charge, booking.meter).or(of_file).unwrap_or(booking.cost);
+            let kept = self.may_come(booking, used);
+            (self.bookings[at].used, self.bookings[at].kept) = (Some(used), kept);
         }
-        let ModelCharge { user, opens, repeated, key, extends, file, by_session, taken, .. } =
+        let ModelCharge { user, opens, repeated, key, extends, file, by_session, taken, beyond, .. } =
             self.charges[charge].clone();
+        beyond.into_iter().for_each(|beyond| self.end_beyond(beyond, true));
         if let Some(((name, of), _)) = taken {
             self.uses(name, of, true);
         }
@@ -956,16 +1039,17 @@ impl Model {
     }
 
     /// Another request of a charge was delivered before: what this one brings more is used as well.
-    fn add(&mut self, charge: usize, says: impl Fn(u8) -> Option<u32>, is_rest: bool, others: bool) {
+    fn add(&mut self, charge: usize, request: usize) {
+        let by = self.requests[request].clone();
         self.bookings.extend(self.emptied.extract_if(.., |booking| booking.charge == charge));
         let mut more = Vec::new();
-        for booking in self.bookings.iter_mut().filter(|booking| booking.charge == charge) {
-            let silent = Some(booking.cost).filter(|_| !is_rest);
-            let before = booking.used;
-            booking.used = booking.used.max(says(booking.meter).or(silent));
-            more.extend(booking.used.filter(|_| booking.used > before).map(|used| (booking.meter, used)));
-            let may_come = if others { booking.cost.saturating_sub(booking.used.unwrap()) } else { 0 };
-            booking.kept = booking.kept.min(may_come);
+        for at in (0..self.bookings.len()).filter(|at| self.bookings[*at].charge == charge).collect::<Vec<_>>() {
+            let booking = &self.bookings[at];
+            let silent = Some(booking.cost).filter(|_| !by.is_rest_of(charge));
+            let used = booking.used.max(by.says_of(charge, booking.meter).or(silent));
+            more.extend(used.filter(|_| used > booking.used).map(|used| (booking.meter, used)));
+            let kept = self.may_come(booking, used.unwrap());
+            (self.bookings[at].used, self.bookings[at].kept) = (used, kept);
         }
         self.empty();
         let ModelCharge { user, key, extends, .. } = self.charges[charge];
@@ -982,6 +1066,8 @@ impl Model {
 
     fn void(&mut self, charge: usize) {
         self.charges[charge].state = State::Void;
+        let beyond = std::mem::take(&mut self.charges[charge].beyond);
+        beyond.into_iter().for_each(|beyond| self.end_beyond(beyond, false));
         if let Some(((name, of), _)) = self.charges[charge].taken {
             self.uses(name, of, false);
         }
@@ -1019,7 +1105,7 @@ impl Model {
         });
         self.kept_covers.extend(kept.collect::<Vec<_>>());
         let used = self.bookings.iter().filter(|booking| booking.used.is_some_and(|used| used > 0));
-        self.kept_bookings = used.map(|booking| Booking { kept: 0, ..booking.clone() }).collect();
+        self.kept_bookings = used.map(|booking| Booking { kept: 0, told: vec![], ..booking.clone() }).collect();
     }
 
     /// Counters that the store has, and covers.
@@ -1064,6 +1150,7 @@ impl Model {
     fn crash(&mut self) {
         self.requests.clear();
         self.charges.iter_mut().for_each(|charge| charge.taken = None);
+        self.emptied.clear();
         self.marked.clear();
         self.bookings.clone_from(&self.kept_bookings);
         self.covers.clear();
@@ -1173,6 +1260,12 @@ impl Real {
         Self::start(options, clock, disk).await
     }
 
+    /// One of the requests under way.
+    fn under_way(&self, which: &prop::sample::Index) -> Option<usize> {
+        let under_way: Vec<usize> = (0..self.charges.len()).filter(|at| self.charges[*at].is_some()).collect();
+        (!under_way.is_empty()).then(|| *which.get(&under_way))
+    }
+
     async fn charge(&mut self, ask: &Ask, demands: &[Demand]) -> Answer {
         let (user, session) = (who(ask.user).user, Arc::from(format!("design-{}", ask.design)));
         let version = ask.version.map(|version| Arc::from(format!("v{version}")));
@@ -1217,14 +1310,18 @@ impl Real {
         }
     }
 
+    fn report(&mut self, request: usize, images: u32) {
+        let charge = self.charges[request].as_mut().unwrap();
+        (0..METERS as u8).for_each(|meter| charge.report(MeterId(meter), images));
+    }
+
     fn end(&mut self, request: usize, end: &End) {
-        let mut charge = self.charges[request].take().unwrap();
+        if let End::Report(images) = end {
+            self.report(request, *images);
+        }
+        let charge = self.charges[request].take().unwrap();
         match end {
-            End::Deliver => charge.settle(Settlement::Delivered),
-            End::Report(delivered) => {
-                (0..METERS as u8).for_each(|meter| charge.report(MeterId(meter), *delivered));
-                charge.settle(Settlement::Delivered);
-            }
+            End::Deliver | End::Report(_) => charge.settle(Settlement::Delivered),
             End::Void => charge.settle(Settlement::Void),
             End::Drop => drop(charge),
         }
@@ -1253,17 +1350,21 @@ async fn compare(idle: Option<Duration>, operations: Vec<Operation>) -> Result<(
                 prop_assert_eq!(real.charge(ask, &demands).await, model.charge(ask), "{:?}", operation);
             }
             Operation::End(which, end) => {
-                let under_way: Vec<usize> = (0..real.charges.len()).filter(|at| real.charges[*at].is_some()).collect();
-                if !under_way.is_empty() {
-                    let request = *which.get(&under_way);
+                if let Some(request) = real.under_way(which) {
+                    let says_it_again = matches!(end, End::Report(_)) && model.has_said(request);
+                    let end = if says_it_again { &End::Deliver } else { end };
                     real.end(request, end);
                     model.end(request, end);
                 }
             }
+            Operation::Report(which, images) => {
+                if let Some(request) = real.under_way(which).filter(|request| !model.has_said(*request)) {
+                    real.report(request, *images);
+                    model.report(request, *images);
+                }
+            }
             Operation::Resumable(which, number) => {
-                let under_way: Vec<usize> = (0..real.charges.len()).filter(|at| real.charges[*at].is_some()).collect();
-                if !under_way.is_empty() {
-                    let request = *which.get(&under_way);
+                if let Some(request) = real.under_way(which) {
                     let what = || format!("file-{number}").into();
                     real.charges[request].as_mut().unwrap().resumable(&file(*number), what);
                     model.resumable(request, *number);
