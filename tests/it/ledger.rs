@@ -651,6 +651,32 @@ async fn what_is_beyond_a_session_is_counted_by_whoever_delivers_the_file_or_its
 }
 
 #[tokio::test]
+async fn of_two_repeats_that_can_be_resumed_each_counts_what_it_brings_beyond_a_session() {
+    let user: Arc<str> = "u".into();
+    let of_screen = |session| [Demand { session, ..demand(0, 9) }, demand(1, 9)];
+    let (opening, within) = (of_screen(SessionUse::Opens), of_screen(SessionUse::Covered));
+    let download = ChargeRequest { retry: Some("k".into()), ..ChargeRequest::new(&user, PLAN, &user, &within) };
+    let (delivers, voids) = (Settlement::Delivered, Settlement::Void);
+    // That of the first ends as what they share does.
+    for (second_ends, first_ends, counted) in
+        [(delivers, delivers, 5), (voids, delivers, 3), (delivers, voids, 5), (voids, voids, 1)]
+    {
+        let ledger = Ledger::in_memory(&policy(2), Options { session_files: 2, ..Options::default() }, clock());
+        assert!(delivered(ledger.charge(ChargeRequest::new(&user, PLAN, &user, &opening)).await));
+        let Admission::Charged(mut first) = ledger.charge(download.clone()).await else { panic!() };
+        let Admission::Covered(CoverKind::Retry, mut second) = ledger.charge(download.clone()).await else { panic!() };
+        for repeat in [&mut first, &mut second] {
+            repeat.report(MeterId(0), 3);
+            repeat.resumable(&Representation { validator: "e".into(), length: 10 }, || "download".into());
+        }
+        assert_eq!(used(&ledger, "u"), [(1, 4), (1, 1)], "of three images the session has one for each");
+        second.settle(second_ends);
+        first.settle(first_ends);
+        assert_eq!(used(&ledger, "u"), [(counted, 0), (1 + u32::from(counted > 1), 0)]);
+    }
+}
+
+#[tokio::test]
 async fn what_the_rest_of_a_download_is_charged_on_takes_nothing_from_what_was_paid_for_it() {
     let (ledger, _) = ledger(2);
     let (user, what): (Arc<str>, Arc<str>) = ("u".into(), "download".into());
