@@ -75,7 +75,8 @@ fn redirects(status: StatusCode) -> bool {
 /// On an export route everything is a file but what the backend marks as a message to a program or a person.
 fn is_file(status: StatusCode, headers: &HeaderMap) -> bool {
     // Of several media types nobody knows which one a client believes.
-    let is_marked = headers.contains_key(CONTENT_TYPE) && media_types(headers).all(is_message);
+    let mut types = media_types(headers).peekable();
+    let is_marked = types.peek().is_some() && types.all(is_message);
     may_hand_out(status) && (is_attachment(headers) || !is_marked)
 }
 

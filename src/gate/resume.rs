@@ -140,7 +140,10 @@ pub(super) fn file_of(head: &response::Parts, length: Option<u64>) -> Option<Rep
 
 /// The first byte and the whole length, of an answer with one part. One with several names them inside its body.
 fn content_range(head: &response::Parts) -> Option<(u64, u64)> {
-    let mut fields = head.headers.get_all(CONTENT_RANGE).iter().filter(|_| head.status == StatusCode::PARTIAL_CONTENT);
+    if head.status != StatusCode::PARTIAL_CONTENT {
+        return None;
+    }
+    let mut fields = head.headers.get_all(CONTENT_RANGE).iter();
     let (Some(only), None) = (fields.next(), fields.next()) else { return None };
     let (unit, range) = only.to_str().ok()?.trim().split_once(' ')?;
     let (range, length) = range.split_once('/').filter(|_| unit.eq_ignore_ascii_case("bytes"))?;
@@ -158,9 +161,9 @@ fn validator(headers: &HeaderMap) -> Option<Arc<str>> {
     };
     if headers.contains_key(ETAG) {
         let tag = only(ETAG)?.trim();
-        return tag.starts_with('"').then(|| format!("etag {tag}").into());
+        return tag.starts_with('"').then(|| ["etag ", tag].concat().into());
     }
-    only(LAST_MODIFIED).map(|time| format!("last-modified {}", time.trim()).into())
+    only(LAST_MODIFIED).map(|time| ["last-modified ", time.trim()].concat().into())
 }
 
 #[cfg(test)]

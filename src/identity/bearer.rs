@@ -66,15 +66,14 @@ impl Places {
             Some(name) => take_parameter(uri, name).ok_or(TokenError::Malformed)?,
             None => Vec::new(),
         };
-        let in_header = headers.contains_key(AUTHORIZATION);
-        match (sent.len(), in_header) {
-            (0, true) => authorization(headers).map(Cow::Borrowed),
-            // Some clients encode what need not be: `.` as `%2E`.
-            (1, false) => Ok(Cow::Owned(sent.iter().map(|value| decoded(value)).collect())),
-            (0, false) => match &self.cookie {
+        match (&sent[..], authorization(headers)) {
+            ([], Err(TokenError::Missing)) => match &self.cookie {
                 Some(name) => cookie(headers, name).map(Cow::Borrowed),
                 None => Err(TokenError::Missing),
             },
+            ([], in_header) => in_header.map(Cow::Borrowed),
+            // Some clients encode what need not be: `.` as `%2E`.
+            ([value], Err(TokenError::Missing)) => Ok(Cow::Owned(decoded(value).into_owned())),
             _ => Err(TokenError::Repeated),
         }
     }

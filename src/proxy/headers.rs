@@ -39,12 +39,12 @@ pub(super) const OVERRIDES: [&str; 13] = [
 
 const X_FORWARDED: &str = "x-forwarded-";
 
-/// Fields that are meant for one connection.
-const CONNECTION_FIELDS: [HeaderName; 7] =
+/// Fields that are meant for one connection. A `const` would be made anew for each field that is looked at.
+static CONNECTION_FIELDS: [HeaderName; 7] =
     [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE];
 
 /// Fields that are for the backend, whatever a client says.
-const KEPT: [HeaderName; 4] = [HOST, CONTENT_LENGTH, AUTHORIZATION, COOKIE];
+static KEPT: [HeaderName; 4] = [HOST, CONTENT_LENGTH, AUTHORIZATION, COOKIE];
 
 /// How many names of such fields are looked at: as many as a message may have fields. Who lists more wants to keep somebody busy.
 const MOST_NAMED: usize = 100;
