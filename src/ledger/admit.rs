@@ -145,6 +145,7 @@ impl Ledger {
             standings,
             reports: Images::new(),
             reported: 0,
+            file_of: None,
             settled: false,
         });
         if !refusing.is_empty() {

@@ -13,7 +13,7 @@ use super::Ledger;
 use super::admit::cover;
 use super::cover::CoverUse;
 use super::excess::Excess;
-use super::reservation::{FromSession, Images, Meters, Reservation, Rest, last_word};
+use super::reservation::{FromSession, Images, Meters, Reservation, Rest, Share, last_word};
 use crate::policy::{Demand, MeterId, OnExceed, PlanId};
 use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, Representation};
@@ -234,6 +234,8 @@ pub struct Charge {
     pub(super) reports: Images,
     /// The group that tells the store of images that only the backend's answer told; 0 if there are none.
     pub(super) reported: u64,
+    /// The charge whose rest is that of this file, by its serial.
+    pub(super) file_of: Option<u64>,
     pub(super) settled: bool,
 }
 
@@ -294,18 +296,20 @@ impl Charge {
     /// nothing. Where a session covers it, so it is also once the screen has been left. To be told once it is [durable](Self::durable).
     pub fn resumable(&mut self, file: &Representation, what: impl FnOnce() -> Arc<str>) {
         let paid = self.under_way().find(|reservation| reservation.is_paid() && reservation.is_under_way()).cloned();
-        let session = self.take_from_session();
-        let (charge, session) = match (paid, session) {
-            (Some(paid), session) => (paid, session),
-            (None, Some(session)) => (self.own_or_nothing(&session.taken.name.user), Some(session)),
+        let mut session = self.take_from_session();
+        let charge = match (paid, &session) {
+            (Some(paid), _) => paid,
+            (None, Some(session)) => self.own_or_nothing(&session.taken.name.user),
             (None, None) => return,
         };
         let is_held = |demand: &&Demand| session.as_ref().is_some_and(|by| by.taken.meters.contains(&demand.meter));
         let held = self.covered.iter().filter(is_held).map(|demand| (demand.meter, demand.cost)).collect();
         let name = cover(CoverKind::Resume, &charge.user, &what());
-        let rest = Rest { name, file: file.clone(), held, session: session.map(Box::new) };
-        if let Err(known) = self.ledger.resumable(&charge, rest) {
-            let Some(FromSession { taken, beyond }) = known.session.map(|session| *session) else { return };
+        let rest = Rest { name, file: file.clone(), held };
+        if self.ledger.resumable(&charge, rest, &mut session) {
+            self.file_of = Some(charge.serial);
+        }
+        if let Some(FromSession { taken, beyond }) = session {
             self.covered_by.push(taken);
             self.excess.extend(beyond);
         }
@@ -377,11 +381,15 @@ impl Charge {
         // A panic may come from where these are locked already.
         let keys = self.under_way().filter(|_| !std::thread::panicking()).filter_map(|charge| charge.retry.as_ref());
         let stripes: SmallVec<[usize; 1]> = keys.map(|key| self.ledger.stripe_of(key)).collect();
-        let Self { ledger, own, covered_by, reports, excess, .. } = self;
+        let Self { ledger, own, covered_by, reports, excess, file_of, .. } = self;
+        let share = |charge: &Reservation, kind| match Share::of(kind) {
+            Share::ByKey if *file_of == Some(charge.serial) => Share::File,
+            share => share,
+        };
         // Who comes with the same key meanwhile finds the charge under way, or all that has become of it.
         let _stripes = ledger.lock(stripes.into_iter());
         if let Some(own) = own.take() {
-            ledger.end(&own, CoverKind::Retry, settlement, reports);
+            ledger.end(&own, share(&own, CoverKind::Retry), settlement, reports);
             if settlement == Settlement::Void {
                 ledger.hand_over(&own);
             }
@@ -392,7 +400,7 @@ impl Charge {
         for by in covered_by.drain(..) {
             if let Some(shared) = &by.under_way {
                 let said = reports.iter().filter(|(meter, _)| by.meters.contains(meter)).copied();
-                ledger.end(shared, by.name.kind, settlement, &said.collect::<Images>());
+                ledger.end(shared, share(shared, by.name.kind), settlement, &said.collect::<Images>());
             }
             ledger.settle_cover(by, settlement);
         }

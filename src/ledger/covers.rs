@@ -12,7 +12,7 @@ use dashmap::DashMap;
 use smallvec::SmallVec;
 
 use super::cover::{Amount, Cover, CoverUse, Wanted};
-use super::reservation::{Images, Meters};
+use super::reservation::{Images, Meters, Share};
 use crate::policy::MeterId;
 use crate::seeded::{self, Bug};
 use crate::store::{CoverKind, CoverName};
@@ -208,7 +208,7 @@ impl Covers {
         let meters = held.iter().filter(is_paid).map(of).collect();
         let degraded = held.iter().filter(|asked| !is_paid(asked)).map(of).collect();
         // A charge that came to nothing covers nothing.
-        if cover.under_way.as_ref().is_some_and(|charge| !charge.join(name.kind)) {
+        if cover.under_way.as_ref().is_some_and(|charge| !charge.join(Share::of(name.kind))) {
             return None;
         }
         cover.files_left -= files;

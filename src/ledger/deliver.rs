@@ -4,7 +4,6 @@ use std::sync::MutexGuard;
 use std::time::Duration;
 
 use super::Ledger;
-use super::charge::Settlement;
 use super::cover::Cover;
 use super::reservation::{Delivered, Images, Reservation, of};
 use super::unflushed::Unflushed;
@@ -13,13 +12,9 @@ use crate::store::CoverName;
 
 impl Ledger {
     /// A charge was delivered for the first time.
-    pub(super) fn deliver(&self, charge: &Reservation, mut delivered: Delivered) {
-        if let Some(session) = delivered.rest.as_mut().and_then(|rest| rest.session.take()) {
-            self.settle_from_session(*session, Settlement::Delivered);
-        }
+    pub(super) fn deliver(&self, charge: &Reservation, delivered: &Delivered) {
         let now = self.clock.coarse();
-        let mut delivery =
-            FirstDelivery { ledger: self, charge, delivered: &delivered, now, unflushed: self.unflushed() };
+        let mut delivery = FirstDelivery { ledger: self, charge, delivered, now, unflushed: self.unflushed() };
         delivery.settle_counts();
         delivery.open_session();
         delivery.open_key();

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use smallvec::SmallVec;
 
+use super::charge::Settlement;
 use super::counters::CounterKey;
 use super::cover::CoverUse;
 use super::excess::Excess;
@@ -91,6 +92,8 @@ struct State {
     kept: Images,
     /// What may be asked for once more, if it breaks off.
     rest: Option<Rest>,
+    /// What is between that file and a session.
+    session: Option<Box<OfSession>>,
 }
 
 /// The rest of a download.
@@ -100,8 +103,6 @@ pub(super) struct Rest {
     pub(super) file: Representation,
     /// What a session covers of it, and so was not booked for it.
     pub(super) held: Images,
-    /// What is between it and that session: whoever delivers the charge uses it.
-    pub(super) session: Option<Box<FromSession>>,
 }
 
 /// What a file has taken from a session.
@@ -110,6 +111,34 @@ pub(super) struct FromSession {
     pub(super) taken: CoverUse,
     /// What the backend brings beyond it.
     pub(super) beyond: SmallVec<[Excess; 1]>,
+}
+
+/// The same, and how many requests under way may deliver that file: others who share the charge have taken what is theirs.
+#[derive(Debug)]
+struct OfSession {
+    file: FromSession,
+    carriers: u32,
+}
+
+/// What of a session ends with a request, and how.
+pub(super) type EndOfSession = Option<(FromSession, Settlement)>;
+
+/// How a request shares a charge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Share {
+    /// It has booked it, or comes with the same key.
+    ByKey,
+    /// So it is, and its file is the one whose rest may be asked for.
+    File,
+    /// It fetches the rest of that.
+    Rest,
+}
+
+impl Share {
+    /// That of a request which is covered by the charge.
+    pub(super) const fn of(kind: CoverKind) -> Self {
+        if matches!(kind, CoverKind::Resume) { Self::Rest } else { Self::ByKey }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,16 +157,16 @@ struct Requests {
 }
 
 impl Requests {
-    const fn and(self, kind: CoverKind) -> Self {
-        Self { all: self.all + 1, by_key: self.by_key + Self::by_key(kind) }
+    const fn and(self, share: Share) -> Self {
+        Self { all: self.all + 1, by_key: self.by_key + Self::by_key(share) }
     }
 
-    const fn without(self, kind: CoverKind) -> Self {
-        Self { all: self.all.saturating_sub(1), by_key: self.by_key.saturating_sub(Self::by_key(kind)) }
+    const fn without(self, share: Share) -> Self {
+        Self { all: self.all.saturating_sub(1), by_key: self.by_key.saturating_sub(Self::by_key(share)) }
     }
 
-    const fn by_key(kind: CoverKind) -> u32 {
-        if matches!(kind, CoverKind::Resume) { 0 } else { 1 }
+    const fn by_key(share: Share) -> u32 {
+        if matches!(share, Share::Rest) { 0 } else { 1 }
     }
 }
 
@@ -147,7 +176,7 @@ pub(super) type Released = Images;
 /// What becomes of what is reserved when a request ends without delivering.
 #[derive(Debug)]
 pub(super) enum Undelivered {
-    /// It was the last one, and none had delivered: all of it. And nobody may ask for the rest any more.
+    /// It was the last one, and none had delivered: all of it, and nobody may ask for the rest any more.
     Void(Released, Option<Rest>),
     /// It was the last one that could have brought more than was delivered.
     Kept(Released),
@@ -209,6 +238,7 @@ impl Reservation {
                 extra: Images::new(),
                 kept: Images::new(),
                 rest: None,
+                session: None,
             }),
         }
     }
@@ -244,11 +274,14 @@ impl Reservation {
     }
 
     /// Another request shares it; not if it came to nothing.
-    pub(super) fn join(&self, kind: CoverKind) -> bool {
+    pub(super) fn join(&self, share: Share) -> bool {
         let mut state = self.state();
         match &mut state.progress {
-            Progress::UnderWay(requests) | Progress::Delivered(requests) => *requests = requests.and(kind),
+            Progress::UnderWay(requests) | Progress::Delivered(requests) => *requests = requests.and(share),
             Progress::Void => return false,
+        }
+        if let Some(session) = state.session.as_mut().filter(|_| share == Share::Rest) {
+            session.carriers += 1;
         }
         true
     }
@@ -284,18 +317,15 @@ impl Reservation {
         Some((is_reserved, before, if is_alone { delivered } else { before.max(delivered) }))
     }
 
-    /// The download can be resumed.
-    ///
-    /// # Errors
-    ///
-    /// The same, if that is known, or if it has ended.
-    pub(super) fn resumable(&self, rest: Rest) -> Result<(), Rest> {
+    /// The download can be resumed, and what its file has taken from a session ends with that. Not if another can be already, or it has ended.
+    pub(super) fn resumable(&self, rest: Rest, session: &mut Option<FromSession>) -> bool {
         let mut state = self.state();
         if state.rest.is_some() || !matches!(state.progress, Progress::UnderWay(_)) {
-            return Err(rest);
+            return false;
         }
         state.rest = Some(rest);
-        Ok(())
+        state.session = session.take().map(|file| Box::new(OfSession { file, carriers: 1 }));
+        true
     }
 
     /// Whether its requests may still deliver it.
@@ -305,14 +335,14 @@ impl Reservation {
 
     /// One of its requests delivered what its backend says, and where it says nothing what was booked; the rest of a file is as much as was
     /// said of the file. Of requests that share a charge all deliver the same: what counts is who brings most.
-    pub(super) fn deliver(&self, kind: CoverKind, reports: &[(MeterId, u32)]) -> Delivery {
+    pub(super) fn deliver(&self, share: Share, reports: &[(MeterId, u32)]) -> (Delivery, EndOfSession) {
         let mut state = self.state();
-        state.has_ended(kind, reports);
-        let is_rest = kind == CoverKind::Resume;
+        state.has_ended(share, reports);
+        let is_rest = share == Share::Rest;
         let said = |booked: &Booked| last_word(reports, booked.meter);
-        match state.progress {
+        let delivery = match state.progress {
             Progress::UnderWay(requests) => {
-                let others = requests.without(kind);
+                let others = requests.without(share);
                 let of_file = |booked: &Booked| last_word(&state.told, booked.meter).filter(|_| is_rest);
                 let images = |booked: &Booked| said(booked).or_else(|| of_file(booked)).unwrap_or(booked.cost);
                 state.used = self.booked.iter().map(|booked| (booked.meter, images(booked))).collect();
@@ -331,7 +361,7 @@ impl Reservation {
                 Delivery::First(Delivered { released, by_key: requests.by_key, used, owed, rest })
             }
             Progress::Delivered(requests) => {
-                let others = requests.without(kind);
+                let others = requests.without(share);
                 state.progress = Progress::Delivered(others);
                 let more = self.booked.iter().filter_map(|booked| {
                     let images = said(booked).or_else(|| Some(booked.cost).filter(|_| !is_rest)).unwrap_or(0);
@@ -347,16 +377,17 @@ impl Reservation {
                 Delivery::Further(more.collect())
             }
             Progress::Void => Delivery::Further(SmallVec::new()),
-        }
+        };
+        (delivery, state.end_of_session(share, Settlement::Delivered))
     }
 
     /// One of its requests ended without delivering.
-    pub(super) fn give_up(&self, kind: CoverKind, reports: &[(MeterId, u32)]) -> Undelivered {
+    pub(super) fn give_up(&self, share: Share, reports: &[(MeterId, u32)]) -> (Undelivered, EndOfSession) {
         let mut state = self.state();
-        state.has_ended(kind, reports);
-        match state.progress {
+        state.has_ended(share, reports);
+        let undelivered = match state.progress {
             Progress::UnderWay(requests) => {
-                let others = requests.without(kind);
+                let others = requests.without(share);
                 state.progress = if others.all > 0 { Progress::UnderWay(others) } else { Progress::Void };
                 let reserved = |booked: &Booked| (booked.meter, booked.cost + of(&state.extra, booked.meter));
                 match others.all {
@@ -365,13 +396,14 @@ impl Reservation {
                 }
             }
             Progress::Delivered(requests) => {
-                let others = requests.without(kind);
+                let others = requests.without(share);
                 state.progress = Progress::Delivered(others);
                 let is_any = others.all == 0 && state.kept.iter().any(|(_, images)| *images > 0);
                 if is_any { Undelivered::Kept(std::mem::take(&mut state.kept)) } else { Undelivered::Nothing }
             }
             Progress::Void => Undelivered::Nothing,
-        }
+        };
+        (undelivered, state.end_of_session(share, Settlement::Void))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -381,12 +413,27 @@ impl Reservation {
 
 impl State {
     /// A request has ended: it says nothing more.
-    fn has_ended(&mut self, kind: CoverKind, reports: &[(MeterId, u32)]) {
-        if kind != CoverKind::Resume {
+    fn has_ended(&mut self, share: Share, reports: &[(MeterId, u32)]) {
+        if share != Share::Rest {
             for (_, tellers) in self.tellers.iter_mut().filter(|(meter, _)| last_word(reports, *meter).is_some()) {
                 *tellers = tellers.saturating_sub(1);
             }
         }
+    }
+
+    /// What the file has taken from a session is used once it, or its rest, is delivered, and not once another request of the charge is. It
+    /// is given back when nobody is left who may deliver it; while the charge is under way somebody may still come for the rest.
+    fn end_of_session(&mut self, share: Share, settlement: Settlement) -> EndOfSession {
+        let session = self.session.as_mut()?;
+        let is_carrier = share != Share::ByKey;
+        session.carriers = session.carriers.saturating_sub(u32::from(is_carrier));
+        let is_used = is_carrier && settlement == Settlement::Delivered;
+        let may_be_used = session.carriers > 0 || matches!(self.progress, Progress::UnderWay(_));
+        if !is_used && may_be_used {
+            return None;
+        }
+        let settlement = if is_used { Settlement::Delivered } else { Settlement::Void };
+        self.session.take().map(|session| (session.file, settlement))
     }
 
     /// How many images requests under way may bring beyond what is used: what they have said, and those that have said nothing what was booked.

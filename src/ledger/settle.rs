@@ -6,7 +6,9 @@ use super::Ledger;
 use super::admit::cover;
 use super::charge::Settlement;
 use super::cover::{Cover, CoverUse};
-use super::reservation::{Booked, Delivery, FromSession, More, Place, Released, Reservation, Rest, Undelivered, of};
+use super::reservation::{
+    Booked, Delivery, EndOfSession, FromSession, More, Place, Released, Reservation, Rest, Share, Undelivered, of,
+};
 use super::unflushed::Unflushed;
 use crate::policy::MeterId;
 use crate::seeded::{self, Bug};
@@ -15,24 +17,26 @@ use crate::store::CoverKind;
 impl Ledger {
     /// One of the requests that share a charge has ended: the one that booked it, or shares its key, or fetches the rest of it.
     /// What its backend said of images are its `reports`.
-    pub(super) fn end(
-        &self,
-        charge: &Reservation,
-        kind: CoverKind,
-        settlement: Settlement,
-        reports: &[(MeterId, u32)],
-    ) {
+    pub(super) fn end(&self, charge: &Reservation, share: Share, settlement: Settlement, reports: &[(MeterId, u32)]) {
         match settlement {
-            Settlement::Delivered => match charge.deliver(kind, reports) {
-                Delivery::First(delivered) => self.deliver(charge, delivered),
-                Delivery::Further(more) if more.is_empty() => {}
-                Delivery::Further(more) => self.deliver_more(charge, &more),
-            },
-            Settlement::Void => match charge.give_up(kind, reports) {
-                Undelivered::Void(released, rest) => self.void(charge, &released, rest),
-                Undelivered::Kept(released) => self.release(charge, &released),
-                Undelivered::Nothing => {}
-            },
+            Settlement::Delivered => {
+                let (delivery, session) = charge.deliver(share, reports);
+                self.end_of_session(session);
+                match delivery {
+                    Delivery::First(delivered) => self.deliver(charge, &delivered),
+                    Delivery::Further(more) if more.is_empty() => {}
+                    Delivery::Further(more) => self.deliver_more(charge, &more),
+                }
+            }
+            Settlement::Void => {
+                let (undelivered, session) = charge.give_up(share, reports);
+                self.end_of_session(session);
+                match undelivered {
+                    Undelivered::Void(released, rest) => self.void(charge, &released, rest.as_ref()),
+                    Undelivered::Kept(released) => self.release(charge, &released),
+                    Undelivered::Nothing => {}
+                }
+            }
         }
     }
 
@@ -68,7 +72,7 @@ impl Ledger {
     }
 
     /// A charge came to nothing: all who shared it have ended.
-    fn void(&self, charge: &Reservation, released: &Released, rest: Option<Rest>) {
+    fn void(&self, charge: &Reservation, released: &Released, rest: Option<&Rest>) {
         // If the store may know of the reservation, a group says all of this, or nothing: never that it is owed, and not counted.
         let mut unflushed = (charge.group > 0).then(|| self.unflushed());
         for booked in &charge.booked {
@@ -87,16 +91,14 @@ impl Ledger {
         if let Some(opening) = &charge.opens {
             self.covers.opened(&opening.session, charge.serial);
         }
-        for name in charge.retry.iter().chain(rest.as_ref().map(|rest| &rest.name)) {
+        for name in charge.retry.iter().chain(rest.map(|rest| &rest.name)) {
             self.covers.drop_under_way(name, charge.serial);
-        }
-        if let Some(session) = rest.and_then(|rest| rest.session) {
-            self.settle_from_session(*session, Settlement::Void);
         }
     }
 
     /// What a file has taken from a session ends as the file does.
-    pub(super) fn settle_from_session(&self, FromSession { taken, beyond }: FromSession, settlement: Settlement) {
+    fn end_of_session(&self, ended: EndOfSession) {
+        let Some((FromSession { taken, beyond }, settlement)) = ended else { return };
         beyond.iter().for_each(|beyond| self.settle_excess(beyond, &[], settlement));
         self.settle_cover(taken, settlement);
     }
@@ -109,15 +111,13 @@ impl Ledger {
         }
     }
 
-    /// The rest of a file that is about to be delivered may be asked for from now on.
-    ///
-    /// # Errors
-    ///
-    /// The same, if that is known.
-    pub(super) fn resumable(&self, charge: &Arc<Reservation>, rest: Rest) -> Result<(), Rest> {
+    /// The rest of a file that is about to be delivered may be asked for from now on. Not if that of another may be.
+    pub(super) fn resumable(&self, charge: &Arc<Reservation>, rest: Rest, session: &mut Option<FromSession>) -> bool {
         let name = rest.name.clone();
         let cover = Cover { under_way: Some(charge.clone()), ..Cover::of_rest(charge, &rest) };
-        charge.resumable(rest)?;
+        if !charge.resumable(rest, session) {
+            return false;
+        }
         // What a crash owes is owed once, and shared by nobody.
         if !charge.is_owed_only() {
             self.covers.begin(&name, cover);
@@ -125,7 +125,7 @@ impl Ledger {
         if !charge.is_under_way() {
             self.covers.drop_under_way(&name, charge.serial);
         }
-        Ok(())
+        true
     }
 
     pub(super) fn settle_count(&self, booked: &Booked, reserved: u32, delivered: u32) {

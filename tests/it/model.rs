@@ -270,7 +270,9 @@ struct ModelCharge {
     file: Option<u8>,
     /// What a session covers of that.
     by_session: Vec<(u8, u32)>,
-    /// How many files it has taken of which session.
+    /// The request whose file that is, until what that has taken of a session is used, or given back.
+    file_by: Option<usize>,
+    /// How many files that has taken of which session.
     taken: Option<((Name, usize), usize)>,
     /// What its backend brings beyond them.
     beyond: Vec<Beyond>,
@@ -465,6 +467,7 @@ impl ModelCharge {
             extends: None,
             file: None,
             by_session: vec![],
+            file_by: None,
             taken: None,
             beyond: vec![],
             state: State::UnderWay,
@@ -632,6 +635,7 @@ impl Model {
                 }),
                 file: None,
                 by_session: vec![],
+                file_by: None,
                 taken: None,
                 beyond: vec![],
                 state: State::UnderWay,
@@ -785,6 +789,7 @@ impl Model {
                 State::Delivered if !any => self.release(charge),
                 _ => {}
             }
+            self.end_session(charge, request, delivered);
         }
         beyond.into_iter().for_each(|beyond| self.end_beyond(beyond, delivered));
         for (name, charge, _) in by {
@@ -923,9 +928,10 @@ impl Model {
             self.charges[charge].file = Some(number);
             self.charges[charge].by_session.clone_from(&by_session);
             // Whoever delivers the charge uses what was taken of the session.
-            let request = &mut self.requests[request];
+            let (at, request) = (request, &mut self.requests[request]);
             let mut taken = request.by.extract_if(.., |(name, ..)| name.0 == CoverKind::Session && user.is_some());
             self.charges[charge].taken = taken.next().map(|(name, of, files)| ((name, of), files));
+            self.charges[charge].file_by = Some(at);
             drop(taken);
             request.held.retain(|held| held.by.0.0 != CoverKind::Session);
             let beyond = request.beyond.extract_if(.., |beyond| beyond.by.0.0 == CoverKind::Session && user.is_some());
@@ -934,6 +940,30 @@ impl Model {
             let rest = self.open(name, charge, None);
             rest.file = Some(number);
             rest.meters.extend(by_session);
+        }
+    }
+
+    /// A request has ended that takes part in a charge. What the file whose rest may be asked for has taken of a session is used once that, or
+    /// its rest, is delivered; and given back once neither can be any more.
+    fn end_session(&mut self, charge: usize, request: usize, delivered: bool) {
+        let of = &self.charges[charge];
+        let carries = |at: usize| of.file_by == Some(at) || self.requests[at].is_rest_of(charge);
+        let may_carry = |at: usize| {
+            let other = &self.requests[at];
+            other.state == State::UnderWay && other.takes_part(charge) && carries(at)
+        };
+        let is_used = delivered && carries(request);
+        let is_open = of.state == State::UnderWay || (0..self.requests.len()).any(may_carry);
+        if of.file_by.is_none() || !is_used && is_open {
+            return;
+        }
+        let of = &mut self.charges[charge];
+        of.file_by = None;
+        let taken = if is_used { of.taken } else { of.taken.take() };
+        let beyond = std::mem::take(&mut of.beyond);
+        beyond.into_iter().for_each(|beyond| self.end_beyond(beyond, is_used));
+        if let Some(((name, of), _)) = taken {
+            self.uses(name, of, is_used);
         }
     }
 
@@ -954,12 +984,7 @@ impl Model {
             let kept = self.may_come(booking, used);
             (self.bookings[at].used, self.bookings[at].kept) = (Some(used), kept);
         }
-        let ModelCharge { user, opens, repeated, key, extends, file, by_session, taken, beyond, .. } =
-            self.charges[charge].clone();
-        beyond.into_iter().for_each(|beyond| self.end_beyond(beyond, true));
-        if let Some(((name, of), _)) = taken {
-            self.uses(name, of, true);
-        }
+        let ModelCharge { user, opens, repeated, key, extends, file, by_session, .. } = self.charges[charge].clone();
         let booked = self.bookings.iter().filter(|booking| booking.charge == charge);
         let booked: Vec<_> = booked.map(|booking| (booking.meter, booking.cost, booking.used.unwrap())).collect();
         if let Some((design, version)) = opens {
@@ -1066,11 +1091,6 @@ impl Model {
 
     fn void(&mut self, charge: usize) {
         self.charges[charge].state = State::Void;
-        let beyond = std::mem::take(&mut self.charges[charge].beyond);
-        beyond.into_iter().for_each(|beyond| self.end_beyond(beyond, false));
-        if let Some(((name, of), _)) = self.charges[charge].taken {
-            self.uses(name, of, false);
-        }
         self.bookings.retain(|booking| booking.charge != charge);
         self.covers.retain(|cover| cover.name.0 == CoverKind::Session || cover.charge != charge);
     }
