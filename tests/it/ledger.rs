@@ -1,6 +1,6 @@
 //! The ledger itself: exact under concurrency, all or nothing, windows and covers by an injected clock.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -652,26 +652,48 @@ async fn what_is_beyond_a_session_is_counted_by_whoever_delivers_the_file_or_its
 
 #[tokio::test]
 async fn of_two_repeats_that_can_be_resumed_each_counts_what_it_brings_beyond_a_session() {
-    let user: Arc<str> = "u".into();
+    let (user, what): (Arc<str>, Arc<str>) = ("u".into(), "download".into());
+    let file = Representation { validator: "e".into(), length: 10 };
     let of_screen = |session| [Demand { session, ..demand(0, 9) }, demand(1, 9)];
     let (opening, within) = (of_screen(SessionUse::Opens), of_screen(SessionUse::Covered));
     let download = ChargeRequest { retry: Some("k".into()), ..ChargeRequest::new(&user, PLAN, &user, &within) };
+    let of_rest = ChargeRequest { retry: None, resume: Some((what.clone(), file.clone())), ..download.clone() };
     let (delivers, voids) = (Settlement::Delivered, Settlement::Void);
-    for (second_ends, first_ends, counted) in
-        [(delivers, delivers, 5), (voids, delivers, 3), (delivers, voids, 3), (voids, voids, 1)]
-    {
+    // In the order in which they end. The rest is that of the first one's file.
+    for (ends, counted) in [
+        (&[("second", delivers), ("first", delivers)][..], 5),
+        (&[("second", voids), ("first", delivers)], 3),
+        (&[("second", delivers), ("first", voids)], 3),
+        (&[("second", voids), ("first", voids)], 1),
+        (&[("second", delivers), ("first", voids), ("rest", delivers)], 5),
+        (&[("second", delivers), ("first", voids), ("rest", voids)], 3),
+        (&[("first", voids), ("second", voids), ("rest", delivers)], 3),
+        (&[("first", voids), ("second", voids), ("rest", voids)], 1),
+        (&[("first", voids), ("rest", delivers), ("second", delivers)], 5),
+        (&[("first", voids), ("rest", delivers), ("second", voids)], 3),
+        (&[("first", voids), ("rest", voids), ("second", delivers)], 3),
+    ] {
         let ledger = Ledger::in_memory(&policy(2), Options { session_files: 2, ..Options::default() }, clock());
         assert!(delivered(ledger.charge(ChargeRequest::new(&user, PLAN, &user, &opening)).await));
         let Admission::Charged(mut first) = ledger.charge(download.clone()).await else { panic!() };
         let Admission::Covered(CoverKind::Retry, mut second) = ledger.charge(download.clone()).await else { panic!() };
         for repeat in [&mut first, &mut second] {
             repeat.report(MeterId(0), 3);
-            repeat.resumable(&Representation { validator: "e".into(), length: 10 }, || "download".into());
+            repeat.resumable(&file, || what.clone());
         }
         assert_eq!(used(&ledger, "u"), [(1, 4), (1, 1)], "of three images the session has one for each");
-        second.settle(second_ends);
-        first.settle(first_ends);
-        assert_eq!(used(&ledger, "u"), [(counted, 0), (1 + u32::from(counted > 1), 0)]);
+        let mut under_way = HashMap::from([("first", first), ("second", second)]);
+        for (at, (who, ending)) in ends.iter().enumerate() {
+            // Once the first has ended, if that is so before any of them has delivered.
+            if ends.len() == 3 && at == usize::from(ends[0].0 == "first") {
+                let Admission::Covered(CoverKind::Resume, rest) = ledger.charge(of_rest.clone()).await else {
+                    panic!()
+                };
+                under_way.insert("rest", rest);
+            }
+            under_way.remove(who).unwrap().settle(*ending);
+        }
+        assert_eq!(used(&ledger, "u"), [(counted, 0), (1 + u32::from(counted > 1), 0)], "{ends:?}");
         let another = ledger.charge(ChargeRequest { retry: None, ..download.clone() }).await;
         let is_covered = another.standings()[0].count.reserved == 0;
         assert_eq!(is_covered, counted < 5, "a file that was not delivered is the session's again");
