@@ -33,6 +33,10 @@ const PIECE: usize = 66 << 10;
 /// The same where hyper reads, which wakes its task for each piece; and how long a head may be.
 const BUFFER: usize = 2 * PIECE;
 
+/// From when on a connection has rested for so long that its server may have had enough of it: some say so, and leave (RFC 9110, section
+/// 15.5.9). What it has said by then is no answer to what is asked next.
+const RESTED: Duration = Duration::from_millis(100);
+
 /// For how long a connection is left alone by which more may come than there should.
 const SAYS_MORE: Duration = Duration::from_secs(1);
 
@@ -142,8 +146,8 @@ impl<B> Connections<B> {
             if idle[index].connection.carrier.is_busy() {
                 continue;
             }
-            let mut connection = idle.remove(index)?.connection;
-            if connection.carrier.lend() {
+            let Idle { mut connection, since, .. } = idle.remove(index)?;
+            if connection.carrier.lend(now.saturating_sub(since) >= RESTED) {
                 return Some(Lent { connection, home: self.clone() });
             }
         }
@@ -200,10 +204,10 @@ impl<B> Carrier<B> {
         }
     }
 
-    /// Whether it can be lent, and is.
-    fn lend(&mut self) -> bool {
+    /// Whether it can be lent, and is. One that has rested is looked at once more.
+    fn lend(&mut self, has_rested: bool) -> bool {
         match self {
-            Self::Direct(direct) => direct.is_quiet(),
+            Self::Direct(direct) => direct.is_quiet() && (!has_rested || direct.is_still_quiet()),
             Self::Driven(Driven { sender, task, .. }) => {
                 task.is_lent = sender.is_ready();
                 task.is_lent
@@ -325,13 +329,18 @@ where
         *may_be_ahead |= expects_none && !whole.body().is_end_stream();
         // Some servers take a HEAD for a GET.
         *may_say_more = *whole.method() == Method::HEAD;
+        let is_sent_once = !whole.method().is_safe() || !whole.body().is_end_stream();
+        if let Carrier::Direct(direct) = carrier
+            && was_used_before
+            && is_sent_once
+            && !direct.is_still_quiet()
+        {
+            return Err(Failed::Unsent(io::ErrorKind::ConnectionReset.into()));
+        }
         let mut has_begun = false;
         if let Carrier::Direct(direct) = carrier
             && Direct::serves(whole)
         {
-            if was_used_before && !whole.method().is_safe() && !direct.is_still_quiet() {
-                return Err(Failed::Unsent(io::ErrorKind::ConnectionReset.into()));
-            }
             direct.begin(whole);
             let head = in_time(patience, until, |cx| direct.poll_head(cx)).await;
             // One that answers so soon takes the rest of the request for another one.
@@ -369,7 +378,8 @@ where
         match answer {
             Ok(answer) => Ok((answer.map(Rest::Streamed), self)),
             Err(mut failed) => {
-                *request = failed.take_message();
+                // What was begun before hyper had it has been seen, whatever hyper knows of that.
+                *request = failed.take_message().filter(|_| !has_begun);
                 Err(Failed::Broken(failed.into_error()))
             }
         }

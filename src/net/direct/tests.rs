@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Version;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Empty, Full};
 use jiff::Timestamp;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -17,7 +17,7 @@ use super::super::body::{PooledBody, RequestBody};
 use super::super::http1::{Connections, Lent};
 use super::super::pool::{Failed, Lease, Options};
 use super::*;
-use crate::clock::ManualClock;
+use crate::clock::{ManualClock, SystemClock};
 
 type Nothing = Empty<Bytes>;
 
@@ -323,6 +323,44 @@ async fn what_is_not_sent_twice_is_not_sent_to_a_server_that_has_just_left() {
     let mut second = Some(request(&Method::POST, 0));
     assert!(matches!(lent.exchange(None, &mut second).await, Err(Failed::Unsent(_))));
     assert!(second.is_some(), "it can be sent on another connection");
+}
+
+#[tokio::test]
+async fn nor_is_an_upload_whatever_its_method() {
+    for method in [Method::POST, Method::GET] {
+        let connections = Arc::new(Connections::<Full<Bytes>>::new(&Options::default(), Arc::new(SystemClock::new())));
+        let (stream, mut server) = ends().await;
+        let mut first = Some(Request::new(RequestBody::none()));
+        let answers = async {
+            take_request(&mut server, &mut Vec::new()).await;
+            server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(connections.begin(stream).exchange(None, &mut first), answers);
+        drop(server);
+        let (body, _) = RequestBody::of(Full::from("upload"));
+        let mut upload = Some(Request::builder().method(method).body(body).unwrap());
+        let (_, lent) = answer.ok().unwrap();
+        assert!(matches!(lent.exchange(None, &mut upload).await, Err(Failed::Unsent(_))));
+        assert!(upload.is_some(), "it can be sent on another connection");
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_says_while_its_connection_rests_answers_nothing() {
+    for (said, leaves) in [(true, false), (true, true), (false, true)] {
+        let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
+        let connections = Arc::new(Connections::<Nothing>::new(&Options::default(), clock.clone()));
+        let (stream, server) = ends().await;
+        connections.begin(stream).give_back();
+        if said {
+            server.try_write(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n").unwrap();
+        }
+        let server = Some(server).filter(|_| !leaves);
+        clock.advance(Duration::from_millis(100));
+        // Nobody has heard of it until then.
+        assert!(connections.take_idle().is_none(), "{said}, {leaves}");
+        drop(server);
+    }
 }
 
 #[tokio::test]
