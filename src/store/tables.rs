@@ -27,6 +27,9 @@ const SCHEMA_VERSION: i32 = 7;
 /// How long a lock of SQLite's is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How much of the file SQLite keeps in memory, in KiB. Rows are written in the order of their tables: a page is wanted once.
+const CACHE: i64 = 256;
+
 /// What SQLite's log is cut to when nobody needs it any more, in bytes.
 const LONGEST_LOG: i64 = 16 << 20;
 
@@ -289,6 +292,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     // Closing the last connection writes the log back into the file: not into one that turns out to be damaged.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.busy_timeout(PATIENCE)?;
+    // A negative number is one of KiB, not of pages.
+    connection.pragma_update(None, "cache_size", -CACHE)?;
     Ok(connection)
 }
 
