@@ -149,7 +149,11 @@ impl Ledger {
             settled: false,
         });
         if !refusing.is_empty() {
-            // Dropping the charge gives the covers back that it has taken, and may lock what is locked here.
+            // While nobody else can ask for it, or a bystander would miss it.
+            for by in &mut charge.covered_by {
+                self.covers.give_back(&by.name, by.serial, std::mem::take(&mut by.files));
+            }
+            // Dropping the charge ends what it shares, and may lock what is locked here.
             drop(stripes);
             return Admission::Refused(denial(refusing, time.as_second()));
         }

@@ -194,12 +194,21 @@ impl Covers {
             // However often it breaks off, it is one file.
             CoverKind::Resume => 0,
         };
-        let cover = of_user.best(name.kind, &name.what, |cover| {
+        let holds_for = |cover: &Cover| {
             let held = held_by(cover);
             let same_version = !matches!((&cover.version, wanted.version), (Some(known), Some(now)) if known != now);
             let is_open = cover.ends() > wanted.now && cover.files_left >= files(&held);
             if is_open && same_version && cover.file.as_ref() == wanted.file { held.len() } else { 0 }
-        })?;
+        };
+        let cover = loop {
+            let cover = of_user.best(name.kind, &name.what, holds_for)?;
+            let serial = cover.serial;
+            if cover.under_way.as_ref().is_none_or(|charge| charge.join(Share::of(name.kind))) {
+                break cover;
+            }
+            // A charge that came to nothing covers nothing, and is about to say so.
+            of_user.remove(name.kind, &name.what, |cover| cover.serial == serial);
+        };
         let held = held_by(cover);
         let files = files(&held);
         // What was paid for is not degraded, though more of it was.
@@ -207,10 +216,6 @@ impl Covers {
         let of = |asked: &Amount| asked.meter;
         let meters = held.iter().filter(is_paid).map(of).collect();
         let degraded = held.iter().filter(|asked| !is_paid(asked)).map(of).collect();
-        // A charge that came to nothing covers nothing.
-        if cover.under_way.as_ref().is_some_and(|charge| !charge.join(Share::of(name.kind))) {
-            return None;
-        }
         cover.files_left -= files;
         let (serial, under_way) = (cover.serial, cover.under_way.clone());
         let (paid, delivered) = match under_way {
@@ -529,6 +534,21 @@ mod tests {
         assert_eq!(of_anna(), ([0, 0, 1, 0], 1), "it has taken the place of both");
         assert_eq!(covers.expire(SECOND, 9), (vec![0], true));
         assert!(covers.by_user.is_empty() && covers.due().is_empty());
+    }
+
+    #[test]
+    fn what_came_to_nothing_is_not_in_the_way_of_what_was_paid_for() {
+        let (covers, file) = (Covers::default(), name(CoverKind::Resume, "anna", "f"));
+        let charge = Arc::new(Reservation::new(1, "anna".into()));
+        let amounts = [MeterId(0), MeterId(1)].map(|meter| Amount { meter, cost: 1, images: 1 });
+        let of = |amounts: &[Amount]| amounts.iter().map(|amount| (amount.meter, amount.cost)).collect::<Images>();
+        covers.open(&file, Cover { meters: of(&amounts[..1]), ..until(SECOND) });
+        covers.begin(&file, Cover { meters: of(&amounts), ..Cover::of(&charge) });
+        let wanted = Wanted { asked: &amounts, now: Duration::ZERO, version: None, file: None };
+        assert_eq!(covers.take(&file, wanted).unwrap().serial, 1, "it holds for more");
+        charge.give_up(Share::Rest, &[]);
+        charge.give_up(Share::ByKey, &[]);
+        assert_eq!(covers.take(&file, wanted).unwrap().serial, 0);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use export_gate::policy::{
     Anchored, Calendar, CalendarUnit, Demand, Limit, Meter, MeterId, OnExceed, Period, PlanId, Plans, Policy, Rolling,
     SessionUse, SubjectKind, Who, Whose, Window,
 };
+use export_gate::store::CoverKind;
 use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
 
@@ -237,4 +238,44 @@ fn retries_that_come_and_go_at_once_never_book_twice() {
         let used = if delivered.into_inner() > 0 { 2 } else { 0 };
         assert_eq!(counts(&ledger, &policy, &who), [(used, 0); 5], "round {round}");
     }
+}
+
+#[test]
+fn who_is_refused_takes_nothing_of_a_session_that_a_bystander_would_miss() {
+    let wednesday_noon = "2026-11-18T12:00:00Z".parse().unwrap();
+    let options = Options { session_files: 1, ..Options::default() };
+    let ledger = Ledger::in_memory(&policy(), options, Arc::new(ManualClock::at(wednesday_noon)));
+    let who = member(0, 0);
+    let demand = |meter: u8, limit, session| Demand {
+        meter: MeterId(meter),
+        subject: policy().meter(MeterId(meter)).unwrap().subject.subject(&who).unwrap(),
+        anchor: None,
+        cost: 1,
+        images: 1,
+        limit,
+        on_exceed: OnExceed::Deny,
+        shadow: false,
+        session,
+    };
+    let ask = |demands: &[Demand]| {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(ledger.charge(ChargeRequest::new(&who.user, PLAN, &who.user, demands)))
+    };
+    let Admission::Charged(opening) = ask(&[demand(0, 9, SessionUse::Opens)]) else { panic!() };
+    opening.settle(Settlement::Delivered);
+    let of_screen = [demand(0, 9, SessionUse::Covered), demand(3, 0, SessionUse::None)];
+    let has_ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !has_ended.load(Ordering::Relaxed) {
+                assert!(matches!(ask(&of_screen), Admission::Refused(_)));
+            }
+        });
+        for _ in 0..20 * ROUNDS {
+            let is_covered = matches!(ask(&of_screen[..1]), Admission::Covered(CoverKind::Session, _));
+            has_ended.store(!is_covered, Ordering::Relaxed);
+            assert!(is_covered, "the session has one file, and who is refused gets none");
+        }
+        has_ended.store(true, Ordering::Relaxed);
+    });
 }
