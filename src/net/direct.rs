@@ -211,7 +211,8 @@ impl Direct {
 
     /// For hyper; `has_begun` if it is to write the request that was written last.
     pub(super) fn hand_over(self, has_begun: bool) -> HandedOver {
-        HandedOver { stream: LastWords::new(self.stream), swallows: has_begun, read: self.read.freeze() }
+        let unwritten = if has_begun { self.request[self.written..].to_vec().into() } else { Bytes::new() };
+        HandedOver { stream: LastWords::new(self.stream), swallows: has_begun, unwritten, read: self.read.freeze() }
     }
 }
 
@@ -279,21 +280,34 @@ fn number(text: &[u8]) -> Option<u64> {
     (matches!(digits.len(), 1..=18) && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
 }
 
-/// A connection for hyper. What was read of it is read first; and if a request has been written that hyper is going to write, with no body
-/// behind it, that goes nowhere.
+/// A connection for hyper. What was read of it is read first; and if a request has been begun that hyper is going to write, with no body
+/// behind it, that goes nowhere: only what is missing of it is written.
 #[derive(Debug)]
 pub(super) struct HandedOver {
     stream: LastWords<TcpStream>,
     swallows: bool,
+    unwritten: Bytes,
     read: Bytes,
 }
 
 impl HandedOver {
-    /// Takes a head that has been written before: a buffer that takes all is given all of a head at once.
+    /// Takes a head that has been begun before: a buffer that takes all is given all of a head at once.
     fn swallow(&mut self, cx: &Context<'_>) {
         self.swallows = false;
         // Now there may be something to be read.
         cx.waker().wake_by_ref();
+    }
+
+    /// Writes what is missing of a head: some servers speak before they have heard all of it.
+    fn poll_complete(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unwritten.is_empty() {
+            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.unwritten))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unwritten.advance(count);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -319,6 +333,7 @@ impl AsyncWrite for HandedOver {
             self.swallow(cx);
             return Poll::Ready(Ok(bytes.len()));
         }
+        ready!(self.poll_complete(cx))?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -331,6 +346,7 @@ impl AsyncWrite for HandedOver {
             self.swallow(cx);
             return Poll::Ready(Ok(pieces.iter().map(|piece| piece.len()).sum()));
         }
+        ready!(self.poll_complete(cx))?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
     }
 
@@ -339,6 +355,7 @@ impl AsyncWrite for HandedOver {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_complete(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

@@ -308,6 +308,26 @@ async fn a_server_that_answers_before_it_has_all_of_a_head_is_not_asked_again() 
 }
 
 #[tokio::test]
+async fn a_server_that_says_something_before_it_has_all_of_a_head_gets_the_rest() {
+    const MORE: usize = 128 << 10;
+    let (_connections, lent, mut server) = lent().await;
+    let answers = async {
+        let mut taken = vec![0; 100];
+        server.read_exact(&mut taken).await.unwrap();
+        server.write_all(b"HTTP/1.1 103 Early Hints\r\n\r\n").await.unwrap();
+        assert!(take_request(&mut server, &mut taken).await);
+        server.write_all(ANSWER).await.unwrap();
+        taken
+    };
+    let exchange = async { tokio::join!(exchange(lent, request(&Method::GET, MORE)), answers) };
+    let (answer, taken) = tokio::time::timeout(Duration::from_secs(60), exchange).await.unwrap();
+    assert_eq!(answer.unwrap().body, b"hello");
+    let more = format!("\r\nx-more: {}\r\n\r\n", "x".repeat(MORE));
+    assert!(taken.starts_with(b"GET /a/b?c=d HTTP/1.1\r\n") && taken.ends_with(more.as_bytes()), "{}", taken.len());
+    assert!(taken.len() < MORE + 200, "once: {}", taken.len());
+}
+
+#[tokio::test]
 async fn what_is_not_sent_twice_is_not_sent_to_a_server_that_has_just_left() {
     let (connections, lent, mut server) = lent().await;
     let answers = async {
